@@ -1,0 +1,149 @@
+use burn::config::Config;
+use burn::module::{Module, Param};
+use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::activation::gelu;
+use burn::tensor::{Device, Tensor};
+use divot_nn::multi_head_attention;
+
+/// Sizes of a [`PerceiverResampler`].
+#[derive(Config, Debug)]
+pub struct PerceiverResamplerConfig {
+    /// Number of learned queries, and so of outgoing tokens.
+    pub queries: usize,
+    /// Width of the incoming tokens.
+    pub input_dim: usize,
+    /// Width of the latents.
+    pub width: usize,
+    /// Width of the outgoing tokens.
+    pub output_dim: usize,
+    /// Number of layers.
+    #[config(default = 6)]
+    pub depth: usize,
+    /// Number of attention heads.
+    #[config(default = 16)]
+    pub heads: usize,
+    /// Width of a head.
+    #[config(default = 64)]
+    pub head_dim: usize,
+    /// Width of the feed-forward layers over that of the latents.
+    #[config(default = 4)]
+    pub mlp_ratio: usize,
+}
+
+/// Perceiver Resampler: a fixed number of learned queries read any number of tokens.
+///
+/// No biases in attention or feed-forward layers.
+#[derive(Module, Debug)]
+pub struct PerceiverResampler {
+    /// The learned queries, `[1, queries, width]`.
+    pub latents: Param<Tensor<3>>,
+    /// Into the width of the latents.
+    pub proj_in: Linear,
+    /// The layers.
+    pub layers: Vec<PerceiverLayer>,
+    /// Out of the width of the latents.
+    pub proj_out: Linear,
+    /// Norm of the outgoing tokens.
+    pub norm_out: LayerNorm,
+}
+
+/// Cross-attention of the latents over inputs and latents, then a feed-forward layer.
+#[derive(Module, Debug)]
+pub struct PerceiverLayer {
+    /// Norm of the inputs.
+    pub norm_inputs: LayerNorm,
+    /// Norm of the latents.
+    pub norm_latents: LayerNorm,
+    /// Latents to queries.
+    pub to_q: Linear,
+    /// Inputs and latents to keys and values, side by side.
+    pub to_kv: Linear,
+    /// Heads to latents.
+    pub to_out: Linear,
+    /// Norm before the feed-forward layer.
+    pub norm_mlp: LayerNorm,
+    /// Into the hidden width.
+    pub fc1: Linear,
+    /// Back to the width of the latents.
+    pub fc2: Linear,
+    /// Number of heads.
+    pub heads: usize,
+}
+
+impl PerceiverResamplerConfig {
+    /// The released de-tokenizer's Perceiver: 64 tokens of 256 become a context of 125 tokens of
+    /// 1024 (77.0 M parameters).
+    pub fn divot_context() -> Self {
+        Self::new(125, 256, 1024, 1024)
+    }
+
+    /// Initialises the resampler.
+    pub fn init(&self, device: &Device) -> PerceiverResampler {
+        PerceiverResampler {
+            latents: Initializer::Normal {
+                mean: 0.0,
+                std: (self.width as f64).powf(-0.5),
+            }
+            .init([1, self.queries, self.width], device),
+            proj_in: LinearConfig::new(self.input_dim, self.width).init(device),
+            layers: (0..self.depth).map(|_| self.layer(device)).collect(),
+            proj_out: LinearConfig::new(self.width, self.output_dim).init(device),
+            norm_out: LayerNormConfig::new(self.output_dim).init(device),
+        }
+    }
+
+    fn layer(&self, device: &Device) -> PerceiverLayer {
+        let norm = LayerNormConfig::new(self.width);
+        let inner = self.heads * self.head_dim;
+        let hidden = self.width * self.mlp_ratio;
+        let linear =
+            |from: usize, to: usize| LinearConfig::new(from, to).with_bias(false).init(device);
+        PerceiverLayer {
+            norm_inputs: norm.init(device),
+            norm_latents: norm.init(device),
+            to_q: linear(self.width, inner),
+            to_kv: linear(self.width, 2 * inner),
+            to_out: linear(inner, self.width),
+            norm_mlp: norm.init(device),
+            fc1: linear(self.width, hidden),
+            fc2: linear(hidden, self.width),
+            heads: self.heads,
+        }
+    }
+}
+
+impl PerceiverResampler {
+    /// `[batch, tokens, input_dim]` → `[batch, queries, output_dim]`.
+    pub fn forward(&self, inputs: Tensor<3>) -> Tensor<3> {
+        let batch = inputs.dims()[0];
+        let latents = self.latents.val();
+        let [_, queries, width] = latents.dims();
+        let latents = latents.expand([batch, queries, width]);
+        let inputs = self.proj_in.forward(inputs);
+        let latents = self.layers.iter().fold(latents, |latents, layer| {
+            layer.forward(inputs.clone(), latents)
+        });
+        self.norm_out.forward(self.proj_out.forward(latents))
+    }
+}
+
+impl PerceiverLayer {
+    /// `inputs`: `[batch, tokens, width]`; `latents`: `[batch, queries, width]` → the same.
+    pub fn forward(&self, inputs: Tensor<3>, latents: Tensor<3>) -> Tensor<3> {
+        let latents = latents.clone() + self.attention(inputs, latents);
+        let hidden = gelu(self.fc1.forward(self.norm_mlp.forward(latents.clone())));
+        latents + self.fc2.forward(hidden)
+    }
+
+    fn attention(&self, inputs: Tensor<3>, latents: Tensor<3>) -> Tensor<3> {
+        let inputs = self.norm_inputs.forward(inputs);
+        let latents = self.norm_latents.forward(latents);
+        let q = self.to_q.forward(latents.clone());
+        let inner = q.dims()[2];
+        let kv = self.to_kv.forward(Tensor::cat(vec![inputs, latents], 1));
+        let k = kv.clone().narrow(2, 0, inner);
+        let v = kv.narrow(2, inner, inner);
+        self.to_out
+            .forward(multi_head_attention(q, k, v, self.heads, false))
+    }
+}

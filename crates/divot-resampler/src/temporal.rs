@@ -1,0 +1,75 @@
+use burn::config::Config;
+use burn::module::{Module, Param};
+use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Tensor};
+use divot_nn::{Activation, TransformerBlock, TransformerBlockConfig};
+
+/// Sizes of a [`TemporalTransformer`].
+#[derive(Config, Debug)]
+pub struct TemporalTransformerConfig {
+    /// Number of frames.
+    pub frames: usize,
+    /// Width of the incoming tokens.
+    pub input_dim: usize,
+    /// Width of the blocks; divisible by the heads.
+    pub width: usize,
+    /// Width of the outgoing tokens.
+    pub output_dim: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Number of attention heads.
+    #[config(default = 12)]
+    pub heads: usize,
+}
+
+/// Lets every patch position attend over its frames.
+///
+/// A learned position per frame, pre-norm blocks with QuickGELU, layer norms with epsilon 1e-6, no
+/// residual around the whole.
+#[derive(Module, Debug)]
+pub struct TemporalTransformer {
+    /// Into the width of the blocks.
+    pub proj_in: Linear,
+    /// `[frames, width]`.
+    pub positional_embedding: Param<Tensor<2>>,
+    /// The transformer.
+    pub blocks: Vec<TransformerBlock>,
+    /// Norm after the blocks.
+    pub norm: LayerNorm,
+    /// Out of the width of the blocks.
+    pub proj_out: Linear,
+}
+
+impl TemporalTransformerConfig {
+    /// Initialises the transformer.
+    pub fn init(&self, device: &Device) -> TemporalTransformer {
+        let block = TransformerBlockConfig::new(self.width, self.heads)
+            .with_epsilon(1e-6)
+            .with_activation(Activation::QuickGelu);
+        TemporalTransformer {
+            proj_in: LinearConfig::new(self.input_dim, self.width).init(device),
+            positional_embedding: Initializer::Normal {
+                mean: 0.0,
+                std: 0.01,
+            }
+            .init([self.frames, self.width], device),
+            blocks: (0..self.depth).map(|_| block.init(device)).collect(),
+            norm: LayerNormConfig::new(self.width)
+                .with_epsilon(1e-6)
+                .init(device),
+            proj_out: LinearConfig::new(self.width, self.output_dim).init(device),
+        }
+    }
+}
+
+impl TemporalTransformer {
+    /// `[positions, frames, input_dim]` → `[positions, frames, output_dim]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = self.proj_in.forward(x) + self.positional_embedding.val().unsqueeze::<3>();
+        let x = self
+            .blocks
+            .iter()
+            .fold(x, |x, block| block.forward(x, false));
+        self.proj_out.forward(self.norm.forward(x))
+    }
+}

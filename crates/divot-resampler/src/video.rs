@@ -1,0 +1,147 @@
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::{LayerNorm, LayerNormConfig};
+use burn::tensor::module::adaptive_avg_pool2d;
+use burn::tensor::{Device, Tensor};
+
+use crate::{
+    PerceiverResampler, PerceiverResamplerConfig, SpatialTemporalTransformer,
+    SpatialTemporalTransformerConfig, TemporalTransformer, TemporalTransformerConfig,
+};
+
+/// Sizes of a [`VideoResampler`].
+#[derive(Config, Debug)]
+pub struct VideoResamplerConfig {
+    /// Width of the ViT's tokens.
+    pub input_dim: usize,
+    /// Width of the tokens after the temporal transformer.
+    pub hidden_dim: usize,
+    /// Width inside the temporal transformer.
+    pub temporal_width: usize,
+    /// Number of frames.
+    #[config(default = 5)]
+    pub frames: usize,
+    /// Blocks of the temporal transformer.
+    #[config(default = 6)]
+    pub temporal_depth: usize,
+    /// Heads of the temporal transformer.
+    #[config(default = 12)]
+    pub temporal_heads: usize,
+    /// Height and width of the pooled grid.
+    #[config(default = 5)]
+    pub pool_size: usize,
+    /// Blocks of the spatial-temporal transformer.
+    #[config(default = 4)]
+    pub spatial_temporal_depth: usize,
+    /// Heads of the spatial-temporal transformer.
+    #[config(default = 8)]
+    pub spatial_temporal_heads: usize,
+    /// Layers of the Perceiver Resampler.
+    #[config(default = 6)]
+    pub resampler_depth: usize,
+    /// Number of video tokens.
+    #[config(default = 64)]
+    pub tokens: usize,
+    /// Width of a video token.
+    #[config(default = 256)]
+    pub token_dim: usize,
+}
+
+/// The Divot tokenizer after its ViT.
+#[derive(Module, Debug)]
+pub struct VideoResampler {
+    /// Fuses each position over time.
+    pub temporal: TemporalTransformer,
+    /// Norm of the pooled tokens, epsilon 1e-6.
+    pub norm: LayerNorm,
+    /// Fuses all pooled tokens.
+    pub spatial_temporal: SpatialTemporalTransformer,
+    /// Reduces them to the video tokens.
+    pub resampler: PerceiverResampler,
+    /// Height and width of the pooled grid.
+    pub pool_size: usize,
+}
+
+impl VideoResamplerConfig {
+    /// The released tokenizer: 64 tokens of width 256 (171.6 M parameters without the ViT).
+    pub fn divot() -> Self {
+        Self::new(1280, 1024, 768)
+    }
+
+    /// Initialises the network.
+    pub fn init(&self, device: &Device) -> VideoResampler {
+        VideoResampler {
+            temporal: TemporalTransformerConfig::new(
+                self.frames,
+                self.input_dim,
+                self.temporal_width,
+                self.hidden_dim,
+                self.temporal_depth,
+            )
+            .with_heads(self.temporal_heads)
+            .init(device),
+            norm: LayerNormConfig::new(self.hidden_dim)
+                .with_epsilon(1e-6)
+                .init(device),
+            spatial_temporal: SpatialTemporalTransformerConfig::new(
+                self.frames,
+                self.pool_size.pow(2),
+                self.hidden_dim,
+                self.spatial_temporal_depth,
+            )
+            .with_heads(self.spatial_temporal_heads)
+            .init(device),
+            resampler: PerceiverResamplerConfig::new(
+                self.tokens,
+                self.hidden_dim,
+                self.hidden_dim,
+                self.token_dim,
+            )
+            .with_depth(self.resampler_depth)
+            .init(device),
+            pool_size: self.pool_size,
+        }
+    }
+}
+
+impl VideoResampler {
+    /// Video tokens of clips.
+    ///
+    /// `patches`: `[batch, frames, patches, input_dim]`, the patches a square grid row by row.
+    /// Returns `[batch, tokens, token_dim]`.
+    ///
+    /// # Panics
+    /// If the number of patches is not a square.
+    pub fn forward(&self, patches: Tensor<4>) -> Tensor<3> {
+        let pooled = self.norm.forward(self.pool(self.temporal(patches)));
+        self.resampler
+            .forward(self.spatial_temporal.forward(pooled))
+    }
+
+    /// The temporal transformer over every position: `[batch, frames, patches, input_dim]` →
+    /// `[batch, patches, frames, hidden_dim]`.
+    pub fn temporal(&self, patches: Tensor<4>) -> Tensor<4> {
+        let [batch, frames, positions, width] = patches.dims();
+        let x = patches
+            .swap_dims(1, 2)
+            .reshape([batch * positions, frames, width]);
+        let x = self.temporal.forward(x);
+        let hidden = x.dims()[2];
+        x.reshape([batch, positions, frames, hidden])
+    }
+
+    /// Averages each frame's grid down to `pool_size` × `pool_size`: `[batch, patches, frames,
+    /// hidden_dim]` → `[batch, frames·pool_size², hidden_dim]`.
+    fn pool(&self, x: Tensor<4>) -> Tensor<3> {
+        let [batch, positions, frames, hidden] = x.dims();
+        let side = positions.isqrt();
+        assert_eq!(side * side, positions, "the patches form a square grid");
+        let grid = x
+            .permute([0, 2, 3, 1])
+            .reshape([batch * frames, hidden, side, side]);
+        adaptive_avg_pool2d(grid, [self.pool_size; 2])
+            .reshape([batch, frames, hidden, self.pool_size.pow(2)])
+            .swap_dims(2, 3)
+            .reshape([batch, frames * self.pool_size.pow(2), hidden])
+    }
+}

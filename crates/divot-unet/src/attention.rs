@@ -1,0 +1,311 @@
+use burn::config::Config;
+use burn::module::{Module, Param};
+use burn::nn::{
+    Dropout, DropoutConfig, GroupNorm, GroupNormConfig, Initializer, LayerNorm, LayerNormConfig,
+    Linear, LinearConfig,
+};
+use burn::tensor::{Device, Tensor};
+use divot_nn::{geglu, multi_head_attention};
+
+use crate::resblock::GROUPS;
+
+/// Context tokens that go through the first pair of keys and values; DynamiCrafter had its text
+/// there.
+pub(crate) const PRIMARY_CONTEXT: usize = 77;
+
+/// Sizes of a [`SpatialTransformer`] or a [`TemporalTransformer`].
+#[derive(Config, Debug)]
+pub struct TransformerConfig {
+    /// Channels of the feature map.
+    pub channels: usize,
+    /// Number of attention heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Number of blocks.
+    #[config(default = 1)]
+    pub depth: usize,
+    /// Share of activations dropped in training.
+    #[config(default = 0.0)]
+    pub dropout: f64,
+}
+
+/// Attention of queries over a context, or over the queries themselves.
+#[derive(Module, Debug)]
+pub struct ContextAttention {
+    /// Queries, without bias.
+    pub to_q: Linear,
+    /// Keys, without bias.
+    pub to_k: Linear,
+    /// Values, without bias.
+    pub to_v: Linear,
+    /// Heads back to the width.
+    pub to_out: Linear,
+    /// The second half of a split context.
+    pub split: Option<SplitContext>,
+    /// Dropout of the output.
+    pub dropout: Dropout,
+    /// Number of heads.
+    pub heads: usize,
+}
+
+/// Keys and values of the context tokens past the 77th, whose attention is added, scaled by
+/// tanh(alpha) + 1.
+#[derive(Module, Debug)]
+pub struct SplitContext {
+    /// Keys, without bias.
+    pub to_k: Linear,
+    /// Values, without bias.
+    pub to_v: Linear,
+    /// A learned number.
+    pub alpha: Param<Tensor<1>>,
+}
+
+impl ContextAttention {
+    /// Initialises attention of `width`-wide queries; `context` is the width of a split context,
+    /// `None` makes it self-attention.
+    pub fn new(
+        width: usize,
+        context: Option<usize>,
+        config: &TransformerConfig,
+        device: &Device,
+    ) -> Self {
+        let inner = config.heads * config.head_dim;
+        let linear = |from: usize| LinearConfig::new(from, inner).with_bias(false).init(device);
+        let source = context.unwrap_or(width);
+        Self {
+            to_q: linear(width),
+            to_k: linear(source),
+            to_v: linear(source),
+            to_out: LinearConfig::new(inner, width).init(device),
+            split: context.map(|context| SplitContext {
+                to_k: linear(context),
+                to_v: linear(context),
+                alpha: Initializer::Zeros.init([1], device),
+            }),
+            dropout: DropoutConfig::new(config.dropout).init(),
+            heads: config.heads,
+        }
+    }
+
+    /// `x`: `[n, queries, width]`; `context`: `[batch, tokens, context width]` where batch divides
+    /// n: consecutive rows of `x` share a context. Without one, `x` attends over itself.
+    pub fn forward(&self, x: Tensor<3>, context: Option<Tensor<3>>) -> Tensor<3> {
+        let q = self.to_q.forward(x.clone());
+        let attend = |context: Tensor<3>, to_k: &Linear, to_v: &Linear| {
+            let rows = q.dims()[0];
+            let k = repeat_rows(to_k.forward(context.clone()), rows);
+            let v = repeat_rows(to_v.forward(context), rows);
+            multi_head_attention(q.clone(), k, v, self.heads, false)
+        };
+        let out = match (&self.split, context) {
+            (Some(split), Some(context)) => {
+                let tokens = context.dims()[1];
+                let primary = tokens.min(PRIMARY_CONTEXT);
+                let out = attend(
+                    context.clone().narrow(1, 0, primary),
+                    &self.to_k,
+                    &self.to_v,
+                );
+                if tokens > primary {
+                    let rest = context.narrow(1, primary, tokens - primary);
+                    let scale = split.alpha.val().tanh() + 1.0;
+                    out + attend(rest, &split.to_k, &split.to_v) * scale.unsqueeze::<3>()
+                } else {
+                    out
+                }
+            }
+            (_, context) => attend(context.unwrap_or(x), &self.to_k, &self.to_v),
+        };
+        self.dropout.forward(self.to_out.forward(out))
+    }
+}
+
+/// Repeats every row of `[batch, tokens, width]` in place until there are `rows`.
+fn repeat_rows(x: Tensor<3>, rows: usize) -> Tensor<3> {
+    let [batch, tokens, width] = x.dims();
+    if batch == rows {
+        return x;
+    }
+    x.unsqueeze_dim::<4>(1)
+        .expand([batch, rows / batch, tokens, width])
+        .reshape([rows, tokens, width])
+}
+
+/// Gated-GELU feed-forward layer, four times as wide inside.
+#[derive(Module, Debug)]
+pub struct FeedForward {
+    /// To value and gate side by side.
+    pub fc1: Linear,
+    /// Back to the width.
+    pub fc2: Linear,
+    /// Dropout between them.
+    pub dropout: Dropout,
+}
+
+impl FeedForward {
+    /// Initialises the layer.
+    pub fn new(width: usize, dropout: f64, device: &Device) -> Self {
+        Self {
+            fc1: LinearConfig::new(width, 8 * width).init(device),
+            fc2: LinearConfig::new(4 * width, width).init(device),
+            dropout: DropoutConfig::new(dropout).init(),
+        }
+    }
+
+    /// `[n, tokens, width]` → the same.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.fc2
+            .forward(self.dropout.forward(geglu(self.fc1.forward(x))))
+    }
+}
+
+/// Self-attention, attention over the context (or once more over itself), feed-forward; pre-norm,
+/// each with a residual.
+#[derive(Module, Debug)]
+pub struct TransformerBlock {
+    /// Norm before the self-attention.
+    pub norm1: LayerNorm,
+    /// Self-attention.
+    pub attn1: ContextAttention,
+    /// Norm before the second attention.
+    pub norm2: LayerNorm,
+    /// Attention over the context, or a second self-attention.
+    pub attn2: ContextAttention,
+    /// Norm before the feed-forward layer.
+    pub norm3: LayerNorm,
+    /// Feed-forward layer.
+    pub ff: FeedForward,
+}
+
+impl TransformerBlock {
+    fn new(
+        width: usize,
+        context: Option<usize>,
+        config: &TransformerConfig,
+        device: &Device,
+    ) -> Self {
+        let norm = LayerNormConfig::new(width);
+        Self {
+            norm1: norm.init(device),
+            attn1: ContextAttention::new(width, None, config, device),
+            norm2: norm.init(device),
+            attn2: ContextAttention::new(width, context, config, device),
+            norm3: norm.init(device),
+            ff: FeedForward::new(width, config.dropout, device),
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>, context: Option<Tensor<3>>) -> Tensor<3> {
+        let x = x.clone() + self.attn1.forward(self.norm1.forward(x), None);
+        let x = x.clone() + self.attn2.forward(self.norm2.forward(x), context);
+        x.clone() + self.ff.forward(self.norm3.forward(x))
+    }
+}
+
+/// Attention within each frame, and of each position over the clip's context.
+#[derive(Module, Debug)]
+pub struct SpatialTransformer {
+    /// Group norm with epsilon 1e-6.
+    pub norm: GroupNorm,
+    /// Channels to the width of the heads.
+    pub proj_in: Linear,
+    /// The blocks.
+    pub blocks: Vec<TransformerBlock>,
+    /// Back to channels.
+    pub proj_out: Linear,
+}
+
+impl SpatialTransformer {
+    /// Initialises the transformer; `context_dim` is the width of the context.
+    pub fn new(config: &TransformerConfig, context_dim: usize, device: &Device) -> Self {
+        let inner = config.heads * config.head_dim;
+        Self {
+            norm: GroupNormConfig::new(GROUPS, config.channels)
+                .with_epsilon(1e-6)
+                .init(device),
+            proj_in: LinearConfig::new(config.channels, inner).init(device),
+            blocks: (0..config.depth)
+                .map(|_| TransformerBlock::new(inner, Some(context_dim), config, device))
+                .collect(),
+            proj_out: LinearConfig::new(inner, config.channels).init(device),
+        }
+    }
+
+    /// `x`: `[batch·frames, channels, height, width]` → the same; `context`: `[batch, tokens,
+    /// context_dim]`.
+    pub fn forward(&self, x: Tensor<4>, context: Tensor<3>) -> Tensor<4> {
+        let [n, channels, height, width] = x.dims();
+        let tokens = self
+            .norm
+            .forward(x.clone())
+            .reshape([n, channels, height * width])
+            .swap_dims(1, 2);
+        let tokens = self
+            .blocks
+            .iter()
+            .fold(self.proj_in.forward(tokens), |h, block| {
+                block.forward(h, Some(context.clone()))
+            });
+        let h = self.proj_out.forward(tokens).swap_dims(1, 2);
+        x + h.reshape([n, channels, height, width])
+    }
+}
+
+/// Attention of each position over its frames.
+#[derive(Module, Debug)]
+pub struct TemporalTransformer {
+    /// Group norm over frames, height and width, epsilon 1e-6.
+    pub norm: GroupNorm,
+    /// Channels to the width of the heads.
+    pub proj_in: Linear,
+    /// The blocks, both of whose attentions are self-attention.
+    pub blocks: Vec<TransformerBlock>,
+    /// Back to channels.
+    pub proj_out: Linear,
+}
+
+impl TemporalTransformer {
+    /// Initialises the transformer.
+    pub fn new(config: &TransformerConfig, device: &Device) -> Self {
+        let inner = config.heads * config.head_dim;
+        Self {
+            norm: GroupNormConfig::new(GROUPS, config.channels)
+                .with_epsilon(1e-6)
+                .init(device),
+            proj_in: LinearConfig::new(config.channels, inner).init(device),
+            blocks: (0..config.depth)
+                .map(|_| TransformerBlock::new(inner, None, config, device))
+                .collect(),
+            proj_out: LinearConfig::new(inner, config.channels).init(device),
+        }
+    }
+
+    /// `x`: `[batch·frames, channels, height, width]` → the same.
+    pub fn forward(&self, x: Tensor<4>, batch: usize) -> Tensor<4> {
+        let [n, channels, height, width] = x.dims();
+        let frames = n / batch;
+        let clip = x
+            .clone()
+            .reshape([batch, frames, channels, height * width])
+            .swap_dims(1, 2);
+        let tokens = self.norm.forward(clip).permute([0, 3, 2, 1]).reshape([
+            batch * height * width,
+            frames,
+            channels,
+        ]);
+        let tokens = self
+            .blocks
+            .iter()
+            .fold(self.proj_in.forward(tokens), |h, block| {
+                block.forward(h, None)
+            });
+        let h = self
+            .proj_out
+            .forward(tokens)
+            .reshape([batch, height * width, frames, channels])
+            .permute([0, 2, 3, 1])
+            .reshape([n, channels, height, width]);
+        x + h
+    }
+}

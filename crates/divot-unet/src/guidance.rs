@@ -1,0 +1,93 @@
+use burn::tensor::Tensor;
+
+use crate::Unet;
+
+/// Classifier-free guidance with rescale.
+///
+/// v = v_u + scale·(v_c − v_u), then mixed with the same rescaled to v_c's standard deviation over
+/// everything but the batch, in the shares 1 − rescale and rescale. All shapes `[batch, channels,
+/// frames, height, width]`.
+pub fn guide(
+    conditional: Tensor<5>,
+    unconditional: Tensor<5>,
+    guidance_scale: f64,
+    guidance_rescale: f64,
+) -> Tensor<5> {
+    let guided = unconditional.clone() + (conditional.clone() - unconditional) * guidance_scale;
+    if guidance_rescale == 0.0 {
+        return guided;
+    }
+    let factor = std_per_clip(conditional) / std_per_clip(guided.clone());
+    guided * (factor * guidance_rescale + (1.0 - guidance_rescale))
+}
+
+/// Standard deviation (unbiased) of each clip: `[batch, …]` → `[batch, 1, 1, 1, 1]`.
+fn std_per_clip(x: Tensor<5>) -> Tensor<5> {
+    let batch = x.dims()[0];
+    x.reshape([batch as i32, -1])
+        .var(1)
+        .sqrt()
+        .reshape([batch, 1, 1, 1, 1])
+}
+
+/// A UNet with its conditions for a batch of clips: what a sampler calls.
+#[derive(Debug)]
+pub struct Denoiser<'a> {
+    unet: &'a Unet,
+    context: Tensor<3>,
+    /// Context of the unconditional branch, with guidance scale and rescale.
+    guidance: Option<(Tensor<3>, f64, f64)>,
+    fs: f64,
+}
+
+impl<'a> Denoiser<'a> {
+    /// Without guidance; `context`: `[batch, tokens, context_dim]`, `fs`: frame stride.
+    pub fn new(unet: &'a Unet, context: Tensor<3>, fs: f64) -> Self {
+        Self {
+            unet,
+            context,
+            guidance: None,
+            fs,
+        }
+    }
+
+    /// With classifier-free guidance away from `unconditional`, `[1 or batch, tokens, context_dim]`.
+    ///
+    /// In the released system that is the context of an all-zero clip, not zeros.
+    pub fn with_guidance(
+        mut self,
+        unconditional: Tensor<3>,
+        guidance_scale: f64,
+        guidance_rescale: f64,
+    ) -> Self {
+        self.guidance = Some((unconditional, guidance_scale, guidance_rescale));
+        self
+    }
+
+    /// The network's prediction for `latents`, `[batch, channels, frames, height, width]`, at
+    /// `timestep`, guided where asked for. Both branches run as one batch.
+    pub fn predict(&self, latents: Tensor<5>, timestep: usize) -> Tensor<5> {
+        let batch = latents.dims()[0];
+        let device = latents.device();
+        let numbers = |value: f64, count: usize| Tensor::<1>::full([count], value, &device);
+        let Some((unconditional, scale, rescale)) = &self.guidance else {
+            return self.unet.forward(
+                latents,
+                numbers(timestep as f64, batch),
+                self.context.clone(),
+                Some(numbers(self.fs, batch)),
+            );
+        };
+        let [_, tokens, width] = self.context.dims();
+        let unconditional = unconditional.clone().expand([batch, tokens, width]);
+        let both = self.unet.forward(
+            Tensor::cat(vec![latents.clone(), latents], 0),
+            numbers(timestep as f64, 2 * batch),
+            Tensor::cat(vec![self.context.clone(), unconditional], 0),
+            Some(numbers(self.fs, 2 * batch)),
+        );
+        let conditional = both.clone().narrow(0, 0, batch);
+        let unconditional = both.narrow(0, batch, batch);
+        guide(conditional, unconditional, *scale, *rescale)
+    }
+}

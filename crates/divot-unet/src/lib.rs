@@ -1,0 +1,21 @@
+#![doc = include_str!("../README.md")]
+
+mod attention;
+mod ddim;
+mod embedding;
+mod guidance;
+mod resblock;
+mod schedule;
+mod unet;
+mod vae;
+
+pub use attention::{
+    ContextAttention, FeedForward, SpatialTransformer, TemporalTransformer, TransformerConfig,
+};
+pub use ddim::{Ddim, DdimConfig, DdimError, DdimStep, Spacing};
+pub use embedding::{TimestepMlp, timestep_embedding};
+pub use guidance::{Denoiser, guide};
+pub use resblock::{ResBlock, ResBlockConfig, TemporalConv};
+pub use schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};
+pub use unet::{Resample, Unet, UnetBlock, UnetConfig};
+pub use vae::{Gaussian, Vae, VaeConfig};

@@ -1,0 +1,158 @@
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig, Conv3d, Conv3dConfig};
+use burn::nn::{
+    Dropout, DropoutConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d,
+    PaddingConfig3d,
+};
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Tensor};
+
+/// Groups of every group norm.
+pub(crate) const GROUPS: usize = 32;
+
+pub(crate) fn conv3x3(channels: [usize; 2], device: &Device) -> Conv2d {
+    Conv2dConfig::new(channels, [3, 3])
+        .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+        .init(device)
+}
+
+/// Sizes of a [`ResBlock`].
+#[derive(Config, Debug)]
+pub struct ResBlockConfig {
+    /// Channels in.
+    pub channels_in: usize,
+    /// Channels out.
+    pub channels_out: usize,
+    /// Width of the time embedding.
+    pub embed_dim: usize,
+    /// Share of activations dropped in training, before the second convolution and in the
+    /// temporal convolutions.
+    #[config(default = 0.0)]
+    pub dropout: f64,
+    /// Whether a temporal convolution block follows.
+    #[config(default = true)]
+    pub temporal_conv: bool,
+}
+
+/// A spatial residual block, conditioned on the time embedding, and the temporal convolutions after
+/// it. Group norms of 32 groups with epsilon 1e-5.
+#[derive(Module, Debug)]
+pub struct ResBlock {
+    /// Norm before the first convolution.
+    pub norm1: GroupNorm,
+    /// First convolution.
+    pub conv1: Conv2d,
+    /// Time embedding to a shift per channel.
+    pub embed: Linear,
+    /// Norm before the second convolution.
+    pub norm2: GroupNorm,
+    /// Second convolution.
+    pub conv2: Conv2d,
+    /// 1x1 convolution of the residual, where the channels change.
+    pub skip: Option<Conv2d>,
+    /// The temporal convolutions.
+    pub temporal: Option<TemporalConv>,
+    /// Dropout before the second convolution.
+    pub dropout: Dropout,
+}
+
+impl ResBlockConfig {
+    /// Initialises the block.
+    pub fn init(&self, device: &Device) -> ResBlock {
+        let (from, to) = (self.channels_in, self.channels_out);
+        ResBlock {
+            norm1: GroupNormConfig::new(GROUPS, from).init(device),
+            conv1: conv3x3([from, to], device),
+            embed: LinearConfig::new(self.embed_dim, to).init(device),
+            norm2: GroupNormConfig::new(GROUPS, to).init(device),
+            conv2: conv3x3([to, to], device),
+            skip: (from != to).then(|| Conv2dConfig::new([from, to], [1, 1]).init(device)),
+            temporal: self
+                .temporal_conv
+                .then(|| TemporalConv::new(to, self.dropout, device)),
+            dropout: DropoutConfig::new(self.dropout).init(),
+        }
+    }
+}
+
+impl ResBlock {
+    /// `x`: `[batch·frames, channels_in, height, width]`; `embedding`: `[batch, embed_dim]`, one
+    /// for all frames of a clip. Returns `[batch·frames, channels_out, height, width]`.
+    pub fn forward(&self, x: Tensor<4>, embedding: Tensor<2>) -> Tensor<4> {
+        let batch = embedding.dims()[0];
+        let frames = x.dims()[0] / batch;
+        let shift = self.embed.forward(silu(embedding));
+        let channels = shift.dims()[1];
+        let shift = shift
+            .reshape([batch, 1, channels, 1, 1])
+            .expand([batch, frames, channels, 1, 1])
+            .reshape([batch * frames, channels, 1, 1]);
+
+        let h = self.conv1.forward(silu(self.norm1.forward(x.clone()))) + shift;
+        let h = self
+            .conv2
+            .forward(self.dropout.forward(silu(self.norm2.forward(h))));
+        let x = match &self.skip {
+            Some(skip) => skip.forward(x),
+            None => x,
+        };
+        let x = x + h;
+        match &self.temporal {
+            Some(temporal) => temporal.forward(x, batch),
+            None => x,
+        }
+    }
+}
+
+/// Four convolutions over time (kernel 3x1x1) around a residual.
+#[derive(Module, Debug)]
+pub struct TemporalConv {
+    /// Norm, SiLU (dropout from the second on) and convolution, four times.
+    pub layers: Vec<TemporalConvLayer>,
+    /// Dropout before every convolution but the first.
+    pub dropout: Dropout,
+}
+
+/// Group norm and the convolution over time after it.
+#[derive(Module, Debug)]
+pub struct TemporalConvLayer {
+    /// Norm over frames, height and width, epsilon 1e-5.
+    pub norm: GroupNorm,
+    /// Convolution over time.
+    pub conv: Conv3d,
+}
+
+impl TemporalConv {
+    /// Initialises the four convolutions.
+    pub fn new(channels: usize, dropout: f64, device: &Device) -> Self {
+        let layer = || TemporalConvLayer {
+            norm: GroupNormConfig::new(GROUPS, channels).init(device),
+            conv: Conv3dConfig::new([channels, channels], [3, 1, 1])
+                .with_padding(PaddingConfig3d::Explicit(1, 0, 0))
+                .init(device),
+        };
+        Self {
+            layers: (0..4).map(|_| layer()).collect(),
+            dropout: DropoutConfig::new(dropout).init(),
+        }
+    }
+
+    /// `[batch·frames, channels, height, width]` → the same.
+    pub fn forward(&self, x: Tensor<4>, batch: usize) -> Tensor<4> {
+        let [n, channels, height, width] = x.dims();
+        let clip = x
+            .clone()
+            .reshape([batch, n / batch, channels, height, width])
+            .swap_dims(1, 2);
+        let mut h = clip;
+        for (i, layer) in self.layers.iter().enumerate() {
+            h = silu(layer.norm.forward(h));
+            if i > 0 {
+                h = self.dropout.forward(h);
+            }
+            h = layer.conv.forward(h);
+        }
+        x + h.swap_dims(1, 2).reshape([n, channels, height, width])
+    }
+}

@@ -1,0 +1,316 @@
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
+use burn::tensor::activation::silu;
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
+use burn::tensor::{Device, Tensor};
+
+use crate::resblock::{GROUPS, conv3x3};
+use crate::{
+    ResBlock, ResBlockConfig, SpatialTransformer, TemporalTransformer, TimestepMlp,
+    TransformerConfig,
+};
+
+/// Heads of the temporal transformer after the first convolution.
+const INIT_ATTN_HEADS: usize = 8;
+
+/// Sizes of the video UNet.
+#[derive(Config, Debug)]
+pub struct UnetConfig {
+    /// Channels at the first level.
+    pub model_channels: usize,
+    /// Channels of each level over those of the first.
+    pub channel_mult: Vec<usize>,
+    /// Width of the context.
+    pub context_dim: usize,
+    /// Channels of the latents.
+    #[config(default = 4)]
+    pub in_channels: usize,
+    /// Channels of the prediction.
+    #[config(default = 4)]
+    pub out_channels: usize,
+    /// Residual blocks in each level on the way down; one more on the way up.
+    #[config(default = 2)]
+    pub num_res_blocks: usize,
+    /// Downsampling factors at which there is attention.
+    #[config(default = "vec![1, 2, 4]")]
+    pub attention_resolutions: Vec<usize>,
+    /// Width of an attention head.
+    #[config(default = 64)]
+    pub head_dim: usize,
+    /// Blocks in each transformer.
+    #[config(default = 1)]
+    pub transformer_depth: usize,
+    /// Share of activations dropped in training.
+    #[config(default = 0.1)]
+    pub dropout: f64,
+    /// Frame stride assumed where none is given.
+    #[config(default = 3.0)]
+    pub default_fs: f64,
+}
+
+/// The LVDM and DynamiCrafter video UNet with Divot's split context.
+#[derive(Module, Debug)]
+pub struct Unet {
+    /// Condition on the timestep.
+    pub time_embed: TimestepMlp,
+    /// Condition on the frame stride.
+    pub fs_embed: TimestepMlp,
+    /// First convolution.
+    pub conv_in: Conv2d,
+    /// Temporal transformer after the first convolution.
+    pub init_attn: TemporalTransformer,
+    /// The way down.
+    pub input_blocks: Vec<UnetBlock>,
+    /// First residual block of the middle, with its transformers.
+    pub middle: UnetBlock,
+    /// Last residual block of the middle.
+    pub middle_out: ResBlock,
+    /// The way up; each block also gets the output of its counterpart on the way down.
+    pub output_blocks: Vec<UnetBlock>,
+    /// Norm before the last convolution.
+    pub norm_out: GroupNorm,
+    /// Last convolution.
+    pub conv_out: Conv2d,
+    /// Frame stride assumed where none is given.
+    pub default_fs: f64,
+}
+
+/// One step of the UNet: whatever of residual block, spatial and temporal transformer and
+/// resampling there is at this place, in this order.
+#[derive(Module, Debug)]
+pub struct UnetBlock {
+    /// Residual block with temporal convolutions.
+    pub res: Option<ResBlock>,
+    /// Attention within a frame and over the context.
+    pub spatial: Option<SpatialTransformer>,
+    /// Attention over time.
+    pub temporal: Option<TemporalTransformer>,
+    /// Change of resolution.
+    pub resample: Option<Resample>,
+}
+
+/// A change of resolution by two.
+#[derive(Module, Debug)]
+pub struct Resample {
+    /// 3x3 convolution, strided on the way down.
+    pub conv: Conv2d,
+    /// Whether the map is first doubled (nearest neighbour).
+    pub up: bool,
+}
+
+impl UnetConfig {
+    /// The released de-tokenizer's UNet: 1438.8 M parameters.
+    pub fn divot() -> Self {
+        Self::new(320, vec![1, 2, 4, 4], 1024)
+    }
+
+    /// Factor between the latents' resolution and that of the last level: heights and widths must
+    /// be multiples of it.
+    pub fn downsampling(&self) -> usize {
+        1 << (self.channel_mult.len() - 1)
+    }
+
+    /// Initialises the network.
+    pub fn init(&self, device: &Device) -> Unet {
+        let embed_dim = 4 * self.model_channels;
+        let mut channels = self.model_channels;
+        let mut skips = vec![channels];
+        let mut input_blocks = Vec::new();
+        let mut factor = 1;
+        for (level, mult) in self.channel_mult.iter().enumerate() {
+            for _ in 0..self.num_res_blocks {
+                let out = mult * self.model_channels;
+                input_blocks.push(self.block(channels, out, factor, None, device));
+                channels = out;
+                skips.push(channels);
+            }
+            if level + 1 < self.channel_mult.len() {
+                input_blocks.push(UnetBlock {
+                    res: None,
+                    spatial: None,
+                    temporal: None,
+                    resample: Some(Resample::down(channels, device)),
+                });
+                skips.push(channels);
+                factor *= 2;
+            }
+        }
+
+        let middle = UnetBlock {
+            res: Some(self.res_block(channels, channels, device)),
+            spatial: Some(self.spatial(channels, device)),
+            temporal: Some(self.temporal(channels, device)),
+            resample: None,
+        };
+        let middle_out = self.res_block(channels, channels, device);
+
+        let mut output_blocks = Vec::new();
+        for (level, mult) in self.channel_mult.iter().enumerate().rev() {
+            for i in 0..=self.num_res_blocks {
+                let out = mult * self.model_channels;
+                let skip = skips.pop().unwrap_or_default();
+                let up = (level > 0 && i == self.num_res_blocks).then(|| Resample::up(out, device));
+                output_blocks.push(self.block(channels + skip, out, factor, up, device));
+                channels = out;
+            }
+            factor /= 2;
+        }
+
+        let init_attn = TransformerConfig::new(self.model_channels, INIT_ATTN_HEADS, self.head_dim)
+            .with_depth(self.transformer_depth)
+            .with_dropout(self.dropout);
+        Unet {
+            time_embed: TimestepMlp::new(self.model_channels, embed_dim, device),
+            fs_embed: TimestepMlp::new(self.model_channels, embed_dim, device),
+            conv_in: conv3x3([self.in_channels, self.model_channels], device),
+            init_attn: TemporalTransformer::new(&init_attn, device),
+            input_blocks,
+            middle,
+            middle_out,
+            output_blocks,
+            norm_out: GroupNormConfig::new(GROUPS, self.model_channels).init(device),
+            conv_out: conv3x3([self.model_channels, self.out_channels], device),
+            default_fs: self.default_fs,
+        }
+    }
+
+    fn block(
+        &self,
+        channels_in: usize,
+        channels_out: usize,
+        factor: usize,
+        resample: Option<Resample>,
+        device: &Device,
+    ) -> UnetBlock {
+        let attention = self.attention_resolutions.contains(&factor);
+        UnetBlock {
+            res: Some(self.res_block(channels_in, channels_out, device)),
+            spatial: attention.then(|| self.spatial(channels_out, device)),
+            temporal: attention.then(|| self.temporal(channels_out, device)),
+            resample,
+        }
+    }
+
+    fn res_block(&self, channels_in: usize, channels_out: usize, device: &Device) -> ResBlock {
+        ResBlockConfig::new(channels_in, channels_out, 4 * self.model_channels)
+            .with_dropout(self.dropout)
+            .init(device)
+    }
+
+    fn transformer(&self, channels: usize) -> TransformerConfig {
+        TransformerConfig::new(channels, channels / self.head_dim, self.head_dim)
+            .with_depth(self.transformer_depth)
+    }
+
+    fn spatial(&self, channels: usize, device: &Device) -> SpatialTransformer {
+        SpatialTransformer::new(&self.transformer(channels), self.context_dim, device)
+    }
+
+    fn temporal(&self, channels: usize, device: &Device) -> TemporalTransformer {
+        TemporalTransformer::new(&self.transformer(channels), device)
+    }
+}
+
+impl Unet {
+    /// Predicts v (or ε, as trained) of noisy latents.
+    ///
+    /// # Arguments
+    /// - `latents`: `[batch, in_channels, frames, height, width]`; height and width are multiples of
+    ///   [`UnetConfig::downsampling`].
+    /// - `timesteps`: `[batch]`, 0 to 999.
+    /// - `context`: `[batch, tokens, context_dim]`, the same for every frame of a clip.
+    /// - `fs`: `[batch]`, the frame stride; the config's default where absent.
+    ///
+    /// Returns `[batch, out_channels, frames, height, width]`.
+    pub fn forward(
+        &self,
+        latents: Tensor<5>,
+        timesteps: Tensor<1>,
+        context: Tensor<3>,
+        fs: Option<Tensor<1>>,
+    ) -> Tensor<5> {
+        let [batch, channels, frames, height, width] = latents.dims();
+        let fs = fs.unwrap_or_else(|| timesteps.zeros_like() + self.default_fs);
+        let embedding = self.time_embed.forward(timesteps) + self.fs_embed.forward(fs);
+
+        let x = latents
+            .swap_dims(1, 2)
+            .reshape([batch * frames, channels, height, width]);
+        let x = self.init_attn.forward(self.conv_in.forward(x), batch);
+
+        let mut skips = vec![x.clone()];
+        let mut x = x;
+        for block in &self.input_blocks {
+            x = block.forward(x, embedding.clone(), context.clone());
+            skips.push(x.clone());
+        }
+        x = self.middle.forward(x, embedding.clone(), context.clone());
+        x = self.middle_out.forward(x, embedding.clone());
+        for (block, skip) in self.output_blocks.iter().zip(skips.into_iter().rev()) {
+            x = block.forward(
+                Tensor::cat(vec![x, skip], 1),
+                embedding.clone(),
+                context.clone(),
+            );
+        }
+
+        let x = self.conv_out.forward(silu(self.norm_out.forward(x)));
+        let channels = x.dims()[1];
+        x.reshape([batch, frames, channels, height, width])
+            .swap_dims(1, 2)
+    }
+}
+
+impl UnetBlock {
+    fn forward(&self, mut x: Tensor<4>, embedding: Tensor<2>, context: Tensor<3>) -> Tensor<4> {
+        let batch = embedding.dims()[0];
+        if let Some(res) = &self.res {
+            x = res.forward(x, embedding);
+        }
+        if let Some(spatial) = &self.spatial {
+            x = spatial.forward(x, context);
+        }
+        if let Some(temporal) = &self.temporal {
+            x = temporal.forward(x, batch);
+        }
+        match &self.resample {
+            Some(resample) => resample.forward(x),
+            None => x,
+        }
+    }
+}
+
+impl Resample {
+    fn down(channels: usize, device: &Device) -> Self {
+        Self {
+            conv: Conv2dConfig::new([channels, channels], [3, 3])
+                .with_stride([2, 2])
+                .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+                .init(device),
+            up: false,
+        }
+    }
+
+    fn up(channels: usize, device: &Device) -> Self {
+        Self {
+            conv: conv3x3([channels, channels], device),
+            up: true,
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.conv.forward(if self.up { double_size(x) } else { x })
+    }
+}
+
+/// Doubles height and width, nearest neighbour.
+pub(crate) fn double_size(x: Tensor<4>) -> Tensor<4> {
+    let [_, _, height, width] = x.dims();
+    interpolate(
+        x,
+        InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * height, 2 * width]),
+    )
+}

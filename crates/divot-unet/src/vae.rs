@@ -1,0 +1,379 @@
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Tensor};
+use divot_nn::multi_head_attention;
+
+use crate::resblock::{GROUPS, conv3x3};
+use crate::unet::double_size;
+
+/// Sizes of the KL autoencoder.
+#[derive(Config, Debug)]
+pub struct VaeConfig {
+    /// Channels at the first level.
+    #[config(default = 128)]
+    pub channels: usize,
+    /// Channels of each level over those of the first.
+    #[config(default = "vec![1, 2, 4, 4]")]
+    pub channel_mult: Vec<usize>,
+    /// Residual blocks in each level of the encoder; one more in the decoder.
+    #[config(default = 2)]
+    pub num_res_blocks: usize,
+    /// Channels of the latents.
+    #[config(default = 4)]
+    pub latent_channels: usize,
+    /// Factor from the autoencoder's latents to those that are diffused.
+    #[config(default = 0.18215)]
+    pub scale_factor: f64,
+}
+
+/// Stable Diffusion's KL autoencoder: 83.7 M parameters with the default sizes.
+///
+/// Group norms with epsilon 1e-6, single-head attention in the middle; downsampling pads right and
+/// bottom only.
+#[derive(Module, Debug)]
+pub struct Vae {
+    /// Images to moments.
+    pub encoder: Encoder,
+    /// Latents to images.
+    pub decoder: Decoder,
+    /// 1x1 convolution of the moments.
+    pub quant_conv: Conv2d,
+    /// 1x1 convolution of the latents.
+    pub post_quant_conv: Conv2d,
+    /// Factor from the autoencoder's latents to those that are diffused.
+    pub scale_factor: f64,
+}
+
+/// The diagonal Gaussian that the encoder gives.
+#[derive(Debug, Clone)]
+pub struct Gaussian {
+    /// `[batch, latent_channels, height, width]`.
+    pub mean: Tensor<4>,
+    /// The same shape, clamped to [-30, 20].
+    pub logvar: Tensor<4>,
+}
+
+impl Gaussian {
+    /// A draw, from standard normal noise of the mean's shape.
+    pub fn sample(self, noise: Tensor<4>) -> Tensor<4> {
+        self.mean + (self.logvar * 0.5).exp() * noise
+    }
+}
+
+/// Images to moments.
+#[derive(Module, Debug)]
+pub struct Encoder {
+    /// First convolution.
+    pub conv_in: Conv2d,
+    /// The levels, finest first.
+    pub levels: Vec<Level>,
+    /// The middle.
+    pub middle: Middle,
+    /// Norm before the last convolution.
+    pub norm_out: GroupNorm,
+    /// Last convolution.
+    pub conv_out: Conv2d,
+}
+
+/// Latents to images.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// First convolution.
+    pub conv_in: Conv2d,
+    /// The middle.
+    pub middle: Middle,
+    /// The levels, coarsest first.
+    pub levels: Vec<Level>,
+    /// Norm before the last convolution.
+    pub norm_out: GroupNorm,
+    /// Last convolution.
+    pub conv_out: Conv2d,
+}
+
+/// The blocks of one resolution and the change to the next.
+#[derive(Module, Debug)]
+pub struct Level {
+    /// Residual blocks.
+    pub blocks: Vec<VaeResBlock>,
+    /// Convolution with the change of resolution, but at the last level.
+    pub resample: Option<Conv2d>,
+}
+
+/// Residual block, attention, residual block.
+#[derive(Module, Debug)]
+pub struct Middle {
+    /// First residual block.
+    pub block1: VaeResBlock,
+    /// Attention.
+    pub attn: VaeAttention,
+    /// Second residual block.
+    pub block2: VaeResBlock,
+}
+
+/// Two convolutions around a residual.
+#[derive(Module, Debug)]
+pub struct VaeResBlock {
+    /// Norm before the first convolution.
+    pub norm1: GroupNorm,
+    /// First convolution.
+    pub conv1: Conv2d,
+    /// Norm before the second convolution.
+    pub norm2: GroupNorm,
+    /// Second convolution.
+    pub conv2: Conv2d,
+    /// 1x1 convolution of the residual, where the channels change.
+    pub skip: Option<Conv2d>,
+}
+
+/// Single-head attention over all positions of an image, by 1x1 convolutions.
+#[derive(Module, Debug)]
+pub struct VaeAttention {
+    /// Norm before the projections.
+    pub norm: GroupNorm,
+    /// Queries.
+    pub q: Conv2d,
+    /// Keys.
+    pub k: Conv2d,
+    /// Values.
+    pub v: Conv2d,
+    /// Back to channels.
+    pub proj: Conv2d,
+}
+
+fn norm(channels: usize, device: &Device) -> GroupNorm {
+    GroupNormConfig::new(GROUPS, channels)
+        .with_epsilon(1e-6)
+        .init(device)
+}
+
+fn conv1x1(from: usize, to: usize, device: &Device) -> Conv2d {
+    Conv2dConfig::new([from, to], [1, 1]).init(device)
+}
+
+impl VaeConfig {
+    /// Factor between an image's resolution and that of its latents.
+    pub fn downsampling(&self) -> usize {
+        1 << (self.channel_mult.len() - 1)
+    }
+
+    /// Initialises the autoencoder.
+    pub fn init(&self, device: &Device) -> Vae {
+        let latent = self.latent_channels;
+        Vae {
+            encoder: self.encoder(device),
+            decoder: self.decoder(device),
+            quant_conv: conv1x1(2 * latent, 2 * latent, device),
+            post_quant_conv: conv1x1(latent, latent, device),
+            scale_factor: self.scale_factor,
+        }
+    }
+
+    fn encoder(&self, device: &Device) -> Encoder {
+        let last = self.channel_mult.len() - 1;
+        let mut channels = self.channels;
+        let mut levels = Vec::new();
+        for (level, mult) in self.channel_mult.iter().enumerate() {
+            let out = mult * self.channels;
+            let blocks = blocks(self.num_res_blocks, channels, out, device);
+            channels = out;
+            levels.push(Level {
+                blocks,
+                resample: (level < last).then(|| {
+                    Conv2dConfig::new([channels, channels], [3, 3])
+                        .with_stride([2, 2])
+                        .with_padding(PaddingConfig2d::Explicit(0, 0, 1, 1))
+                        .init(device)
+                }),
+            });
+        }
+        Encoder {
+            conv_in: conv3x3([3, self.channels], device),
+            levels,
+            middle: Middle::new(channels, device),
+            norm_out: norm(channels, device),
+            conv_out: conv3x3([channels, 2 * self.latent_channels], device),
+        }
+    }
+
+    fn decoder(&self, device: &Device) -> Decoder {
+        let mut channels = self.channel_mult.last().copied().unwrap_or(1) * self.channels;
+        let conv_in = conv3x3([self.latent_channels, channels], device);
+        let middle = Middle::new(channels, device);
+        let mut levels = Vec::new();
+        for (level, mult) in self.channel_mult.iter().enumerate().rev() {
+            let out = mult * self.channels;
+            let blocks = blocks(self.num_res_blocks + 1, channels, out, device);
+            channels = out;
+            levels.push(Level {
+                blocks,
+                resample: (level > 0).then(|| conv3x3([channels, channels], device)),
+            });
+        }
+        Decoder {
+            conv_in,
+            middle,
+            levels,
+            norm_out: norm(channels, device),
+            conv_out: conv3x3([channels, 3], device),
+        }
+    }
+}
+
+/// `count` residual blocks, the first of which changes the channels.
+fn blocks(count: usize, from: usize, to: usize, device: &Device) -> Vec<VaeResBlock> {
+    (0..count)
+        .map(|i| VaeResBlock::new(if i == 0 { from } else { to }, to, device))
+        .collect()
+}
+
+impl Vae {
+    /// The latents' distribution, without the scale factor.
+    ///
+    /// `images`: `[batch, 3, height, width]`, RGB in [-1, 1]; height and width are multiples of
+    /// [`VaeConfig::downsampling`]. Returns `[batch, latent_channels, height/d, width/d]`.
+    pub fn encode(&self, images: Tensor<4>) -> Gaussian {
+        let moments = self.quant_conv.forward(self.encoder.forward(images));
+        let channels = moments.dims()[1] / 2;
+        Gaussian {
+            mean: moments.clone().narrow(1, 0, channels),
+            logvar: moments.narrow(1, channels, channels).clamp(-30.0, 20.0),
+        }
+    }
+
+    /// Images of latents without the scale factor: `[batch, latent_channels, h, w]` → `[batch, 3,
+    /// h·d, w·d]`, RGB in about [-1, 1].
+    pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
+        self.decoder.forward(self.post_quant_conv.forward(latents))
+    }
+
+    /// Diffusion latents of a clip: the mean of each frame's distribution, or a draw with `noise`,
+    /// times the scale factor.
+    ///
+    /// `clip`: `[batch, 3, frames, height, width]`, RGB in [-1, 1] → `[batch, latent_channels,
+    /// frames, height/d, width/d]`; `noise` has the shape of the result.
+    pub fn encode_clip(&self, clip: Tensor<5>, noise: Option<Tensor<5>>) -> Tensor<5> {
+        let batch = clip.dims()[0];
+        let latents = self.encode(to_frames(clip));
+        let latents = match noise {
+            Some(noise) => latents.sample(to_frames(noise)),
+            None => latents.mean,
+        };
+        to_clip(latents * self.scale_factor, batch)
+    }
+
+    /// Frames of a clip's diffusion latents: `[batch, latent_channels, frames, h, w]` → `[batch, 3,
+    /// frames, h·d, w·d]`, RGB in about [-1, 1]. Decodes one frame at a time, which bounds the
+    /// memory by a frame's activations.
+    pub fn decode_clip(&self, latents: Tensor<5>) -> Tensor<5> {
+        let batch = latents.dims()[0];
+        let frames = to_frames(latents / self.scale_factor);
+        let images = frames
+            .split(1, 0)
+            .into_iter()
+            .map(|frame| self.decode(frame))
+            .collect();
+        to_clip(Tensor::cat(images, 0), batch)
+    }
+}
+
+/// `[batch, channels, frames, height, width]` → `[batch·frames, channels, height, width]`.
+fn to_frames(clip: Tensor<5>) -> Tensor<4> {
+    let [batch, channels, frames, height, width] = clip.dims();
+    clip.swap_dims(1, 2)
+        .reshape([batch * frames, channels, height, width])
+}
+
+/// `[batch·frames, channels, height, width]` → `[batch, channels, frames, height, width]`.
+fn to_clip(frames: Tensor<4>, batch: usize) -> Tensor<5> {
+    let [n, channels, height, width] = frames.dims();
+    frames
+        .reshape([batch, n / batch, channels, height, width])
+        .swap_dims(1, 2)
+}
+
+impl Encoder {
+    /// `[batch, 3, height, width]` → `[batch, 2·latent_channels, height/d, width/d]`.
+    pub fn forward(&self, images: Tensor<4>) -> Tensor<4> {
+        let mut x = self.conv_in.forward(images);
+        for level in &self.levels {
+            x = level.blocks.iter().fold(x, |x, block| block.forward(x));
+            if let Some(conv) = &level.resample {
+                x = conv.forward(x);
+            }
+        }
+        let x = self.middle.forward(x);
+        self.conv_out.forward(silu(self.norm_out.forward(x)))
+    }
+}
+
+impl Decoder {
+    /// `[batch, latent_channels, h, w]` → `[batch, 3, h·d, w·d]`.
+    pub fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
+        let mut x = self.middle.forward(self.conv_in.forward(latents));
+        for level in &self.levels {
+            x = level.blocks.iter().fold(x, |x, block| block.forward(x));
+            if let Some(conv) = &level.resample {
+                x = conv.forward(double_size(x));
+            }
+        }
+        self.conv_out.forward(silu(self.norm_out.forward(x)))
+    }
+}
+
+impl Middle {
+    fn new(channels: usize, device: &Device) -> Self {
+        Self {
+            block1: VaeResBlock::new(channels, channels, device),
+            attn: VaeAttention {
+                norm: norm(channels, device),
+                q: conv1x1(channels, channels, device),
+                k: conv1x1(channels, channels, device),
+                v: conv1x1(channels, channels, device),
+                proj: conv1x1(channels, channels, device),
+            },
+            block2: VaeResBlock::new(channels, channels, device),
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.block2
+            .forward(self.attn.forward(self.block1.forward(x)))
+    }
+}
+
+impl VaeResBlock {
+    fn new(from: usize, to: usize, device: &Device) -> Self {
+        Self {
+            norm1: norm(from, device),
+            conv1: conv3x3([from, to], device),
+            norm2: norm(to, device),
+            conv2: conv3x3([to, to], device),
+            skip: (from != to).then(|| conv1x1(from, to, device)),
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let h = self.conv1.forward(silu(self.norm1.forward(x.clone())));
+        let h = self.conv2.forward(silu(self.norm2.forward(h)));
+        match &self.skip {
+            Some(skip) => skip.forward(x) + h,
+            None => x + h,
+        }
+    }
+}
+
+impl VaeAttention {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [batch, channels, height, width] = x.dims();
+        let h = self.norm.forward(x.clone());
+        let [q, k, v] = [&self.q, &self.k, &self.v]
+            .map(|conv| conv.forward(h.clone()).flatten::<3>(2, 3).swap_dims(1, 2));
+        let h = multi_head_attention(q, k, v, 1, false)
+            .swap_dims(1, 2)
+            .reshape([batch, channels, height, width]);
+        x + self.proj.forward(h)
+    }
+}

@@ -1,0 +1,100 @@
+use burn::config::Config;
+use burn::module::{Module, Param};
+use burn::nn::{
+    Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig,
+};
+use burn::tensor::{Device, Int, Tensor};
+use divot_nn::{TransformerBlock, TransformerBlockConfig};
+
+/// Sizes of OpenCLIP's text tower.
+#[derive(Config, Debug)]
+pub struct TextTowerConfig {
+    /// Number of token positions.
+    pub context_length: usize,
+    /// Number of tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Width of the tokens.
+    pub width: usize,
+    /// Number of transformer blocks.
+    pub layers: usize,
+    /// Number of attention heads; divides the width.
+    pub heads: usize,
+    /// Width of the joint space of images and texts.
+    pub embed_dim: usize,
+}
+
+/// OpenCLIP's text transformer: causal attention, pooled at the end-of-text token.
+#[derive(Module, Debug)]
+pub struct TextTower {
+    /// `[vocab_size, width]`.
+    pub token_embedding: Embedding,
+    /// `[context_length, width]`.
+    pub positional_embedding: Param<Tensor<2>>,
+    /// The transformer.
+    pub blocks: Vec<TransformerBlock>,
+    /// Norm after the blocks.
+    pub ln_final: LayerNorm,
+    /// Pooled token to the joint space, without bias.
+    pub proj: Linear,
+    /// Logarithm of the factor on the similarities, a single number.
+    pub logit_scale: Param<Tensor<1>>,
+}
+
+impl TextTowerConfig {
+    /// The text tower of OpenCLIP's ViT-H/14.
+    pub fn vit_h_14() -> Self {
+        Self::new(77, 49_408, 1024, 24, 16, 1024)
+    }
+
+    /// Initialises the tower.
+    pub fn init(&self, device: &Device) -> TextTower {
+        let block = TransformerBlockConfig::new(self.width, self.heads);
+        TextTower {
+            token_embedding: EmbeddingConfig::new(self.vocab_size, self.width)
+                .with_initializer(Initializer::Normal {
+                    mean: 0.0,
+                    std: 0.02,
+                })
+                .init(device),
+            positional_embedding: Initializer::Normal {
+                mean: 0.0,
+                std: 0.01,
+            }
+            .init([self.context_length, self.width], device),
+            blocks: (0..self.layers).map(|_| block.init(device)).collect(),
+            ln_final: LayerNormConfig::new(self.width).init(device),
+            proj: LinearConfig::new(self.width, self.embed_dim)
+                .with_bias(false)
+                .init(device),
+            logit_scale: Initializer::Constant {
+                value: (1.0f64 / 0.07).ln(),
+            }
+            .init([1], device),
+        }
+    }
+}
+
+impl TextTower {
+    /// The texts' features in the joint space.
+    ///
+    /// `ids`: `[batch, context_length]`, as [`BpeTokenizer`](crate::BpeTokenizer) gives them: the
+    /// end-of-text token has the highest id, and the feature is read where it first stands.
+    /// Returns `[batch, embed_dim]`, not yet [normalised](crate::normalize).
+    pub fn text_features(&self, ids: Tensor<2, Int>) -> Tensor<2> {
+        let [batch, tokens] = ids.dims();
+        let position = self.positional_embedding.val().narrow(0, 0, tokens);
+        let x = self.token_embedding.forward(ids.clone()) + position.unsqueeze::<3>();
+        let x = self
+            .blocks
+            .iter()
+            .fold(x, |x, block| block.forward(x, true));
+        let x = self.ln_final.forward(x);
+
+        let width = x.dims()[2];
+        let end_of_text = ids.argmax(1).reshape([batch, 1, 1]);
+        let pooled = x
+            .gather(1, end_of_text.expand([batch, 1, width]))
+            .squeeze_dim::<2>(1);
+        self.proj.forward(pooled)
+    }
+}

@@ -1,0 +1,125 @@
+use burn::config::Config;
+use burn::module::{Module, Param};
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Tensor};
+use divot_nn::{TransformerBlock, TransformerBlockConfig};
+
+/// Sizes of OpenCLIP's vision tower.
+#[derive(Config, Debug)]
+pub struct VisionTowerConfig {
+    /// Height and width of the input image, in pixels.
+    pub image_size: usize,
+    /// Height and width of a patch, in pixels; divides the image.
+    pub patch_size: usize,
+    /// Width of the tokens.
+    pub width: usize,
+    /// Number of transformer blocks.
+    pub layers: usize,
+    /// Number of attention heads; divides the width.
+    pub heads: usize,
+    /// Width of the joint space of images and texts.
+    pub embed_dim: usize,
+    /// Width of the feed-forward layers over that of the tokens.
+    #[config(default = 4.0)]
+    pub mlp_ratio: f64,
+}
+
+/// OpenCLIP's vision transformer.
+///
+/// Exact GELU, layer norms with epsilon 1e-5, and one before the first block.
+#[derive(Module, Debug)]
+pub struct VisionTower {
+    /// Patches to tokens, without bias.
+    pub patch_embed: Conv2d,
+    /// The class token, `[width]`.
+    pub class_embedding: Param<Tensor<1>>,
+    /// `[1 + patches, width]`, the class token's first.
+    pub positional_embedding: Param<Tensor<2>>,
+    /// Norm before the blocks.
+    pub ln_pre: LayerNorm,
+    /// The transformer.
+    pub blocks: Vec<TransformerBlock>,
+    /// Norm of the class token after the blocks.
+    pub ln_post: LayerNorm,
+    /// Class token to the joint space, without bias.
+    pub proj: Linear,
+}
+
+impl VisionTowerConfig {
+    /// The released tokenizer's ViT-H/14: 632.1 M parameters.
+    pub fn vit_h_14() -> Self {
+        Self::new(224, 14, 1280, 32, 16, 1024)
+    }
+
+    /// Number of patches in one image.
+    pub fn patches(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Initialises the tower.
+    pub fn init(&self, device: &Device) -> VisionTower {
+        let embedding = Initializer::Normal {
+            mean: 0.0,
+            std: (self.width as f64).powf(-0.5),
+        };
+        let block =
+            TransformerBlockConfig::new(self.width, self.heads).with_mlp_ratio(self.mlp_ratio);
+        let norm = LayerNormConfig::new(self.width);
+        VisionTower {
+            patch_embed: Conv2dConfig::new([3, self.width], [self.patch_size; 2])
+                .with_stride([self.patch_size; 2])
+                .with_bias(false)
+                .init(device),
+            class_embedding: embedding.init([self.width], device),
+            positional_embedding: embedding.init([1 + self.patches(), self.width], device),
+            ln_pre: norm.init(device),
+            blocks: (0..self.layers).map(|_| block.init(device)).collect(),
+            ln_post: norm.init(device),
+            proj: LinearConfig::new(self.width, self.embed_dim)
+                .with_bias(false)
+                .init(device),
+        }
+    }
+}
+
+impl VisionTower {
+    /// Every token after the last block, neither normed nor projected.
+    ///
+    /// `images`: `[batch, 3, image_size, image_size]`, as [`preprocess`](crate::preprocess) leaves
+    /// them. Returns `[batch, 1 + patches, width]`, the class token first.
+    pub fn tokens(&self, images: Tensor<4>) -> Tensor<3> {
+        let batch = images.dims()[0];
+        let patches = self
+            .patch_embed
+            .forward(images)
+            .flatten::<3>(2, 3)
+            .swap_dims(1, 2);
+        let class = self.class_embedding.val();
+        let width = class.dims()[0];
+        let class = class.reshape([1, 1, width]).expand([batch, 1, width]);
+        let x =
+            Tensor::cat(vec![class, patches], 1) + self.positional_embedding.val().unsqueeze::<3>();
+        self.blocks
+            .iter()
+            .fold(self.ln_pre.forward(x), |x, block| block.forward(x, false))
+    }
+
+    /// The patch tokens after the last block: what the Divot tokenizer reads.
+    ///
+    /// `[batch, 3, image_size, image_size]` → `[batch, patches, width]`.
+    pub fn patch_tokens(&self, images: Tensor<4>) -> Tensor<3> {
+        let tokens = self.tokens(images);
+        let patches = tokens.dims()[1] - 1;
+        tokens.narrow(1, 1, patches)
+    }
+
+    /// The image's feature in the joint space: the class token, normed and projected.
+    ///
+    /// `[batch, 3, image_size, image_size]` → `[batch, embed_dim]`, not yet
+    /// [normalised](crate::normalize).
+    pub fn image_features(&self, images: Tensor<4>) -> Tensor<2> {
+        let class = self.tokens(images).narrow(1, 0, 1).squeeze_dim::<2>(1);
+        self.proj.forward(self.ln_post.forward(class))
+    }
+}

@@ -1,0 +1,1 @@
+//! Divot: a diffusion-powered video tokenizer, in Rust
