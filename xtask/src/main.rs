@@ -1,2 +1,39 @@
-//! Maintenance commands.
-fn main() {}
+//! What maintainers run by hand: `cargo xtask --help`.
+
+mod convert;
+mod parity;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Maintenance of Divot in Rust.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Turn the released PyTorch checkpoints into ours
+    ConvertWeights(convert::Arguments),
+    /// Compare every stage with the numbers of a parity fixture
+    Parity(parity::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::ConvertWeights(arguments) => convert::run(&arguments).map(|()| true),
+        Command::Parity(arguments) => parity::run(&arguments),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

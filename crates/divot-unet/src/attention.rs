@@ -1,8 +1,7 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{
-    Dropout, DropoutConfig, GroupNorm, GroupNormConfig, Initializer, LayerNorm, LayerNormConfig,
-    Linear, LinearConfig,
+    GroupNorm, GroupNormConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig,
 };
 use burn::tensor::{Device, Tensor};
 use divot_nn::{geglu, multi_head_attention};
@@ -25,9 +24,6 @@ pub struct TransformerConfig {
     /// Number of blocks.
     #[config(default = 1)]
     pub depth: usize,
-    /// Share of activations dropped in training.
-    #[config(default = 0.0)]
-    pub dropout: f64,
 }
 
 /// Attention of queries over a context, or over the queries themselves.
@@ -43,8 +39,6 @@ pub struct ContextAttention {
     pub to_out: Linear,
     /// The second half of a split context.
     pub split: Option<SplitContext>,
-    /// Dropout of the output.
-    pub dropout: Dropout,
     /// Number of heads.
     pub heads: usize,
 }
@@ -83,7 +77,6 @@ impl ContextAttention {
                 to_v: linear(context),
                 alpha: Initializer::Zeros.init([1], device),
             }),
-            dropout: DropoutConfig::new(config.dropout).init(),
             heads: config.heads,
         }
     }
@@ -117,7 +110,7 @@ impl ContextAttention {
             }
             (_, context) => attend(context.unwrap_or(x), &self.to_k, &self.to_v),
         };
-        self.dropout.forward(self.to_out.forward(out))
+        self.to_out.forward(out)
     }
 }
 
@@ -139,24 +132,20 @@ pub struct FeedForward {
     pub fc1: Linear,
     /// Back to the width.
     pub fc2: Linear,
-    /// Dropout between them.
-    pub dropout: Dropout,
 }
 
 impl FeedForward {
     /// Initialises the layer.
-    pub fn new(width: usize, dropout: f64, device: &Device) -> Self {
+    pub fn new(width: usize, device: &Device) -> Self {
         Self {
             fc1: LinearConfig::new(width, 8 * width).init(device),
             fc2: LinearConfig::new(4 * width, width).init(device),
-            dropout: DropoutConfig::new(dropout).init(),
         }
     }
 
     /// `[n, tokens, width]` → the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2
-            .forward(self.dropout.forward(geglu(self.fc1.forward(x))))
+        self.fc2.forward(geglu(self.fc1.forward(x)))
     }
 }
 
@@ -192,7 +181,7 @@ impl TransformerBlock {
             norm2: norm.init(device),
             attn2: ContextAttention::new(width, context, config, device),
             norm3: norm.init(device),
-            ff: FeedForward::new(width, config.dropout, device),
+            ff: FeedForward::new(width, device),
         }
     }
 

@@ -1,4 +1,4 @@
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::Unet;
 
@@ -66,28 +66,41 @@ impl<'a> Denoiser<'a> {
 
     /// The network's prediction for `latents`, `[batch, channels, frames, height, width]`, at
     /// `timestep`, guided where asked for. Both branches run as one batch.
+    ///
+    /// Whatever the weights' dtype, the prediction has the latents': a sampler keeps its precision.
     pub fn predict(&self, latents: Tensor<5>, timestep: usize) -> Tensor<5> {
         let batch = latents.dims()[0];
-        let device = latents.device();
-        let numbers = |value: f64, count: usize| Tensor::<1>::full([count], value, &device);
         let Some((unconditional, scale, rescale)) = &self.guidance else {
-            return self.unet.forward(
-                latents,
-                numbers(timestep as f64, batch),
-                self.context.clone(),
-                Some(numbers(self.fs, batch)),
-            );
+            return self.forward(latents, timestep, self.context.clone());
         };
         let [_, tokens, width] = self.context.dims();
         let unconditional = unconditional.clone().expand([batch, tokens, width]);
-        let both = self.unet.forward(
+        let both = self.forward(
             Tensor::cat(vec![latents.clone(), latents], 0),
-            numbers(timestep as f64, 2 * batch),
+            timestep,
             Tensor::cat(vec![self.context.clone(), unconditional], 0),
-            Some(numbers(self.fs, 2 * batch)),
         );
         let conditional = both.clone().narrow(0, 0, batch);
         let unconditional = both.narrow(0, batch, batch);
         guide(conditional, unconditional, *scale, *rescale)
+    }
+
+    fn forward(&self, latents: Tensor<5>, timestep: usize, context: Tensor<3>) -> Tensor<5> {
+        let batch = latents.dims()[0];
+        let dtype = latents.dtype();
+        let constant = |value: f64| {
+            let options = (&latents.device(), DType::F32);
+            Tensor::<1>::full([batch], value, options)
+        };
+        let (timesteps, fs) = (constant(timestep as f64), constant(self.fs));
+        let weights = self.unet.dtype();
+        self.unet
+            .forward(
+                latents.cast(weights),
+                timesteps,
+                context.cast(weights),
+                Some(fs),
+            )
+            .cast(dtype)
     }
 }

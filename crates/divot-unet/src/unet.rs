@@ -5,7 +5,7 @@ use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
 use burn::tensor::activation::silu;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::resblock::{GROUPS, conv3x3};
 use crate::{
@@ -43,7 +43,7 @@ pub struct UnetConfig {
     /// Blocks in each transformer.
     #[config(default = 1)]
     pub transformer_depth: usize,
-    /// Share of activations dropped in training.
+    /// Share of activations dropped in the residual blocks in training.
     #[config(default = 0.1)]
     pub dropout: f64,
     /// Frame stride assumed where none is given.
@@ -160,8 +160,7 @@ impl UnetConfig {
         }
 
         let init_attn = TransformerConfig::new(self.model_channels, INIT_ATTN_HEADS, self.head_dim)
-            .with_depth(self.transformer_depth)
-            .with_dropout(self.dropout);
+            .with_depth(self.transformer_depth);
         Unet {
             time_embed: TimestepMlp::new(self.model_channels, embed_dim, device),
             fs_embed: TimestepMlp::new(self.model_channels, embed_dim, device),
@@ -215,6 +214,11 @@ impl UnetConfig {
 }
 
 impl Unet {
+    /// The dtype of the weights.
+    pub fn dtype(&self) -> DType {
+        self.conv_in.weight.val().dtype()
+    }
+
     /// Predicts v (or ε, as trained) of noisy latents.
     ///
     /// # Arguments

@@ -1,1 +1,19 @@
-//! Divot: a diffusion-powered video tokenizer, in Rust
+#![doc = include_str!("../README.md")]
+
+pub mod checkpoint;
+pub mod convert;
+pub mod device;
+mod error;
+pub mod noise;
+mod reconstruct;
+mod tokenizer;
+pub mod weights;
+
+mod detokenizer;
+
+pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
+pub use error::{Error, Result};
+pub use reconstruct::{Clip, Reconstructor};
+pub use tokenizer::{Tokenizer, TokenizerConfig};
+
+pub use {divot_data as data, divot_resampler as resampler, divot_unet as unet, divot_vit as vit};

@@ -900,7 +900,7 @@ fn files_that_do_not_fit_the_module_say_so() {
     let many: Vec<_> = (0..5)
         .map(|_| LinearConfig::new(1, 1).init(&device))
         .collect();
-    put_safetensors(&path, &[weight.clone()]);
+    put_safetensors(&path, std::slice::from_ref(&weight));
     let missing = message(load_module(many, &path, None, &device), &path);
     assert_contains(
         &missing,

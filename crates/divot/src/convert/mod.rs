@@ -1,0 +1,417 @@
+//! Conversion of the released PyTorch checkpoints into ours, tensor by tensor.
+//!
+//! ```no_run
+//! use divot::convert::{Job, ReleasedConfig, convert};
+//!
+//! # fn main() -> Result<(), divot::Error> {
+//! let sizes = ReleasedConfig::divot();
+//! for job in Job::find("pretrained".as_ref())? {
+//!     let report = convert(&job, &sizes, "models/divot".as_ref(), burn::tensor::FloatDType::F16, |_| {})?;
+//!     println!("{report}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod names;
+mod released;
+
+pub use released::ReleasedConfig;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{DType, Device, FloatDType, TensorData};
+
+use crate::checkpoint::{CONFIG, Part, WEIGHTS};
+use crate::error::{Error, Result};
+use crate::weights::{
+    ParamSpec, Source, SourceTensor, TensorSpec, WeightsError, convert_tensor, module_layout,
+    write_safetensors,
+};
+use names::{Network, Released};
+
+/// Where the released files lie below the folder they were downloaded into.
+const CLIP_FILE: &str = "CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin";
+const TOKENIZER_FILE: &str = "Divot_tokenizer_detokenizer/Divot_tokenizer.bin";
+const DETOKENIZER_FILE: &str = "Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin";
+const ADAPTED_FILE: &str = "Divot_tokenizer_detokenizer/Divot_detokenizer_stage2.bin";
+
+/// One part to convert: the files it comes from and the folder it goes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Which networks.
+    pub target: Target,
+    /// Files or folders with the tensors, in order of precedence.
+    pub sources: Vec<PathBuf>,
+}
+
+/// What can be converted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Vision tower, transformers and Perceiver.
+    Tokenizer,
+    /// Perceiver, UNet and autoencoder.
+    Detokenizer,
+    /// The de-tokenizer adapted to features that the language model samples.
+    AdaptedDetokenizer,
+    /// CLIP's text tower.
+    Clip,
+    /// DynamiCrafter, cut down to the de-tokenizer that training starts from.
+    DynamiCrafter,
+}
+
+impl Target {
+    /// Every target.
+    pub const ALL: [Self; 5] = [
+        Self::Tokenizer,
+        Self::Detokenizer,
+        Self::AdaptedDetokenizer,
+        Self::Clip,
+        Self::DynamiCrafter,
+    ];
+
+    /// The folder's name in a checkpoint.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tokenizer => Part::Tokenizer.name(),
+            Self::Detokenizer => Part::Detokenizer.name(),
+            Self::AdaptedDetokenizer => "detokenizer-adapted",
+            Self::Clip => Part::Clip.name(),
+            Self::DynamiCrafter => "dynamicrafter",
+        }
+    }
+
+    /// The released files, relative to the folder they were downloaded into.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::Tokenizer => &[TOKENIZER_FILE, CLIP_FILE],
+            Self::Detokenizer => &[DETOKENIZER_FILE],
+            Self::AdaptedDetokenizer => &[ADAPTED_FILE],
+            Self::Clip => &[CLIP_FILE],
+            Self::DynamiCrafter => &["dynamicrafter_256_v1/model.ckpt"],
+        }
+    }
+}
+
+impl Job {
+    /// The parts whose released files are below `from`.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn find(from: &Path) -> Result<Vec<Self>> {
+        let jobs: Vec<Self> = Target::ALL
+            .into_iter()
+            .map(|target| Self::of(target, from))
+            .filter(|job| job.sources.iter().all(|source| source.exists()))
+            .collect();
+        if jobs.is_empty() {
+            return Err(Error::config(
+                from,
+                "holds no released checkpoint that is known",
+                format!(
+                    "it should hold {TOKENIZER_FILE} and the like, or name a part and its file"
+                ),
+            ));
+        }
+        Ok(jobs)
+    }
+
+    /// One part from the files below `from`, or from `from` itself if it is a file.
+    pub fn of(target: Target, from: &Path) -> Self {
+        let sources = if from.is_file() {
+            vec![from.to_path_buf()]
+        } else {
+            target.files().iter().map(|file| from.join(file)).collect()
+        };
+        Self { target, sources }
+    }
+}
+
+/// What a conversion did.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The part's name.
+    pub part: &'static str,
+    /// Where it was written.
+    pub folder: PathBuf,
+    /// Tensors converted.
+    pub converted: usize,
+    /// Numbers in them.
+    pub parameters: usize,
+    /// Tensors of the sources that the part has no use for.
+    pub ignored: Vec<String>,
+    /// Parameters that the source leaves out and that have a value that changes nothing.
+    pub defaulted: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} tensors, {:.1} M parameters → {}",
+            self.part,
+            self.converted,
+            self.parameters as f64 / 1e6,
+            self.folder.display()
+        )?;
+        let list = |f: &mut fmt::Formatter<'_>, what: &str, names: &[String]| {
+            if names.is_empty() {
+                return Ok(());
+            }
+            write!(f, "\n  {what} {}: ", names.len())?;
+            let shown = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+            let dots = if names.len() > 3 { ", …" } else { "" };
+            write!(f, "{shown}{dots}")
+        };
+        list(f, "ignored", &self.ignored)?;
+        list(f, "not in the source, left without effect", &self.defaulted)
+    }
+}
+
+/// Progress of a conversion: tensors done and in all.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// The part's name.
+    pub part: &'static str,
+    /// Tensors done.
+    pub done: usize,
+    /// Tensors in all.
+    pub total: usize,
+}
+
+/// A parameter of ours and where it comes from.
+struct Plan<'a> {
+    name: String,
+    spec: ParamSpec,
+    source: Option<&'a SourceTensor>,
+    /// Kept of the second axis, where the source has more (DynamiCrafter's input channels).
+    narrow: bool,
+}
+
+/// Converts one part into `to/<part>`, as elements of `dtype`.
+///
+/// One tensor is in memory at a time. The part's folder appears when it is complete; an older one is
+/// replaced then.
+///
+/// # Errors
+/// If a source cannot be read, lacks a tensor, or has one of another shape or with numbers that
+/// `dtype` cannot hold; if `to` cannot be written.
+pub fn convert(
+    job: &Job,
+    sizes: &ReleasedConfig,
+    to: &Path,
+    dtype: FloatDType,
+    mut progress: impl FnMut(Progress),
+) -> Result<Report> {
+    let part = job.target.name();
+    let sources = job
+        .sources
+        .iter()
+        .map(|path| Source::open(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let sizes = match job.target {
+        Target::DynamiCrafter => &sizes.for_dynamicrafter(&sources)?,
+        _ => sizes,
+    };
+    let (networks, config) = networks(job.target, sizes);
+    let plans = plan(&networks, &sources, job.target)?;
+
+    let used: BTreeSet<&str> = plans
+        .iter()
+        .filter_map(|plan| plan.source.map(|source| source.name.as_str()))
+        .collect();
+    let report = Report {
+        part,
+        folder: to.join(part),
+        converted: plans.len(),
+        parameters: plans
+            .iter()
+            .map(|plan| plan.spec.shape.iter().product::<usize>())
+            .sum(),
+        ignored: sources
+            .iter()
+            .flat_map(Source::tensors)
+            .filter(|tensor| !used.contains(tensor.name.as_str()))
+            .map(|tensor| tensor.name.clone())
+            .collect(),
+        defaulted: plans
+            .iter()
+            .filter(|plan| plan.source.is_none())
+            .map(|plan| plan.name.clone())
+            .collect(),
+    };
+
+    let staging = staging(to, part)?;
+    let entries: Vec<TensorSpec> = plans
+        .iter()
+        .map(|plan| TensorSpec {
+            name: plan.name.clone(),
+            shape: plan.spec.shape.clone(),
+            dtype: dtype.into(),
+        })
+        .collect();
+    let metadata = BTreeMap::from([("format".to_owned(), "divot".to_owned())]);
+    write_safetensors(&staging.path().join(WEIGHTS), &entries, &metadata, |i| {
+        let data = plans[i].read(dtype.into())?;
+        progress(Progress {
+            part,
+            done: i + 1,
+            total: plans.len(),
+        });
+        Ok(data)
+    })?;
+    let written = fs::write(staging.path().join(CONFIG), config)
+        .map_err(|error| not_written(&report.folder, &error))
+        .and_then(|()| put_in_place(staging, &report.folder));
+    written.map(|()| report)
+}
+
+impl Plan<'_> {
+    fn read(&self, dtype: DType) -> Result<TensorData, WeightsError> {
+        let Some(source) = self.source else {
+            let zeros = TensorData::new(
+                vec![0f32; self.spec.shape.iter().product()],
+                self.spec.shape.clone(),
+            );
+            return convert_tensor(zeros, &self.spec, dtype);
+        };
+        let mut data = source.read()?;
+        if self.narrow {
+            data = narrow_second_axis(data, self.spec.shape[1]);
+        }
+        convert_tensor(data, &self.spec, dtype).map_err(|error| error.in_file(&source.file))
+    }
+}
+
+/// Keeps the first `keep` entries of the second axis.
+fn narrow_second_axis(data: TensorData, keep: usize) -> TensorData {
+    let (bytes, shape, dtype) = data.into_parts();
+    let mut dims: Vec<usize> = shape.iter().copied().collect();
+    let inner: usize = dims[2..].iter().product::<usize>() * dtype.size();
+    let bytes: Vec<u8> = bytes
+        .chunks_exact(dims[1] * inner)
+        .flat_map(|row| &row[..keep * inner])
+        .copied()
+        .collect();
+    dims[1] = keep;
+    TensorData::from_bytes_vec(bytes, dims, dtype)
+}
+
+/// The networks of a part with their prefixes, and the part's sizes as JSON. No parameter is
+/// initialised: only their names and shapes are wanted.
+fn networks(target: Target, sizes: &ReleasedConfig) -> (Vec<(Network, Vec<ParamSpec>)>, String) {
+    fn layout<M: Module>(network: Network, module: &M) -> (Network, Vec<ParamSpec>) {
+        (network, module_layout(module))
+    }
+    fn json(config: &impl Config) -> String {
+        serde_json::to_string_pretty(config).unwrap_or_default()
+    }
+    let device = Device::default();
+    match target {
+        Target::Tokenizer => {
+            let module = sizes.tokenizer.init(&device);
+            let networks = vec![
+                layout(Network::Vision, &module.vision),
+                layout(Network::VideoResampler, &module.resampler),
+            ];
+            (networks, json(&sizes.tokenizer))
+        }
+        Target::Detokenizer | Target::AdaptedDetokenizer | Target::DynamiCrafter => {
+            let module = sizes.detokenizer.init(&device);
+            let networks = vec![
+                layout(Network::ContextResampler, &module.resampler),
+                layout(Network::Unet, &module.unet),
+                layout(Network::Vae, &module.vae),
+            ];
+            (networks, json(&sizes.detokenizer))
+        }
+        Target::Clip => {
+            let module = sizes.text.init(&device);
+            (vec![layout(Network::Text, &module)], json(&sizes.text))
+        }
+    }
+}
+
+/// Finds the source of every parameter and checks its shape before anything is read.
+fn plan<'a>(
+    networks: &[(Network, Vec<ParamSpec>)],
+    sources: &'a [Source],
+    target: Target,
+) -> Result<Vec<Plan<'a>>> {
+    let mut plans = Vec::new();
+    let mut missing = Vec::new();
+    for (network, layout) in networks {
+        let released = Released::new(*network, layout);
+        for spec in layout {
+            let wanted = released.name(&spec.path);
+            let source = sources
+                .iter()
+                .find_map(|source| names::find(source, &wanted));
+            // DynamiCrafter's smaller models have no alpha: zero gives their factor of one.
+            if source.is_none()
+                && !(target == Target::DynamiCrafter && spec.path.ends_with(".alpha"))
+            {
+                missing.push(wanted.clone());
+            }
+            let mut spec = spec.clone();
+            if released.is_plain_matrix(&spec.path) {
+                // Stored as [input, output] already, unlike a PyTorch linear layer.
+                spec.container = String::new();
+            }
+            let narrow = target == Target::DynamiCrafter
+                && *network == Network::Unet
+                && spec.path == "conv_in.weight"
+                && source.is_some_and(|source| source.shape.get(1) > spec.shape.get(1));
+            plans.push(Plan {
+                name: format!("{}{}", network.prefix(), spec.path),
+                spec,
+                source,
+                narrow,
+            });
+        }
+    }
+    if !missing.is_empty() {
+        missing.sort();
+        return Err(Error::Weights(WeightsError::Missing {
+            path: sources[0].path().to_path_buf(),
+            names: missing,
+        }));
+    }
+    Ok(plans)
+}
+
+/// A folder beside the target, so that the last step is a rename.
+fn staging(to: &Path, part: &str) -> Result<tempfile::TempDir> {
+    fs::create_dir_all(to).map_err(|error| not_written(to, &error))?;
+    tempfile::Builder::new()
+        .prefix(&format!(".{part}-"))
+        .tempdir_in(to)
+        .map_err(|error| not_written(to, &error))
+}
+
+fn put_in_place(staging: tempfile::TempDir, folder: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| not_written(folder, &error);
+    if folder.exists() {
+        // An older conversion steps aside first, so that an interruption leaves one of the two.
+        let old = tempfile::Builder::new()
+            .prefix(".old-")
+            .tempdir_in(folder.parent().unwrap_or(Path::new(".")))
+            .map_err(failed)?;
+        fs::rename(folder, old.path().join("old")).map_err(failed)?;
+        return fs::rename(staging.keep(), folder).map_err(failed);
+    }
+    fs::rename(staging.keep(), folder).map_err(failed)
+}
+
+fn not_written(path: &Path, error: &std::io::Error) -> Error {
+    Error::config(
+        path,
+        format!("cannot be written ({error})"),
+        "choose a folder with room that you may write to",
+    )
+}

@@ -1,0 +1,335 @@
+//! Sizes as the released system's arguments give them.
+
+use std::path::Path;
+
+use divot_resampler::{PerceiverResamplerConfig, VideoResamplerConfig};
+use divot_unet::{NoiseScheduleConfig, UnetConfig, VaeConfig};
+use divot_vit::{TextTowerConfig, VisionTowerConfig};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::weights::Source;
+use crate::{DetokenizerConfig, TokenizerConfig};
+
+/// Sizes of everything in a released checkpoint, whose files hold none themselves.
+#[derive(Debug, Clone)]
+pub struct ReleasedConfig {
+    /// The tokenizer with its vision tower.
+    pub tokenizer: TokenizerConfig,
+    /// The de-tokenizer.
+    pub detokenizer: DetokenizerConfig,
+    /// CLIP's text tower.
+    pub text: TextTowerConfig,
+}
+
+/// The arguments as the released system's configuration files name them.
+#[derive(Deserialize)]
+struct Arguments {
+    vit: Vit,
+    clip_embed: usize,
+    text: Text,
+    tok: Tok,
+    proj: Proj,
+    unet: Unet,
+    vae: Vae,
+    /// Frames, height, width.
+    latent: Option<[usize; 3]>,
+}
+
+#[derive(Deserialize)]
+struct Vit {
+    image_size: usize,
+    patch_size: usize,
+    width: usize,
+    layers: usize,
+    head_width: usize,
+    mlp_ratio: f64,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    context_length: usize,
+    vocab_size: usize,
+    width: usize,
+    heads: usize,
+    layers: usize,
+}
+
+#[derive(Deserialize)]
+struct Tok {
+    num_frames: usize,
+    input_dim: usize,
+    hidden_size: usize,
+    width: usize,
+    temporal_depth: usize,
+    pool_size: usize,
+    use_norm: bool,
+    transformer_depth: usize,
+    resampler_depth: usize,
+    down_num_tokens: usize,
+    resampler_dim: usize,
+}
+
+#[derive(Deserialize)]
+struct Proj {
+    dim: usize,
+    depth: usize,
+    dim_head: usize,
+    heads: usize,
+    num_queries: usize,
+    embedding_dim: usize,
+    output_dim: usize,
+}
+
+#[derive(Deserialize)]
+struct Unet {
+    in_channels: usize,
+    out_channels: usize,
+    model_channels: usize,
+    attention_resolutions: Vec<usize>,
+    num_res_blocks: usize,
+    channel_mult: Vec<usize>,
+    dropout: f64,
+    num_head_channels: usize,
+    transformer_depth: usize,
+    context_dim: usize,
+    use_linear: bool,
+    temporal_conv: bool,
+    temporal_attention: bool,
+    temporal_selfatt_only: bool,
+    use_relative_position: bool,
+    use_causal_attention: bool,
+    addition_attention: bool,
+    image_cross_attention: bool,
+    default_fs: f64,
+    fs_condition: bool,
+}
+
+#[derive(Deserialize)]
+struct Vae {
+    z_channels: usize,
+    ch: usize,
+    ch_mult: Vec<usize>,
+    num_res_blocks: usize,
+    attn_resolutions: Vec<usize>,
+}
+
+impl ReleasedConfig {
+    /// The released model.
+    pub fn divot() -> Self {
+        Self {
+            tokenizer: TokenizerConfig::divot(),
+            detokenizer: DetokenizerConfig::divot(),
+            text: TextTowerConfig::vit_h_14(),
+        }
+    }
+
+    /// Sizes from a JSON file with the released system's arguments: `vit`, `clip_embed`, `text`,
+    /// `tok`, `proj`, `unet`, `vae` and `latent`.
+    ///
+    /// # Errors
+    /// If the file cannot be read, lacks an argument, or asks for a variant of a network that was
+    /// never released.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::config(
+                path,
+                format!("cannot be read ({error})"),
+                "give a JSON file with the released system's arguments",
+            )
+        })?;
+        let arguments: Arguments = serde_json::from_str(&text).map_err(|error| {
+            Error::config(
+                path,
+                format!("does not give the model's sizes ({error})"),
+                "give a JSON file with the released system's arguments",
+            )
+        })?;
+        arguments.check().map_err(|problem| {
+            Error::config(path, problem, "only the released variants can be converted")
+        })?;
+        Ok(arguments.sizes())
+    }
+
+    /// The sizes of DynamiCrafter's own image projection, read off its tensors: it is not Divot's
+    /// Perceiver, and training starts from it all the same.
+    pub(super) fn for_dynamicrafter(&self, sources: &[Source]) -> Result<Self> {
+        let shape = |name: &str| {
+            sources
+                .iter()
+                .find_map(|source| super::names::find(source, name))
+                .map(|tensor| tensor.shape.clone())
+                .unwrap_or_default()
+        };
+        let head_dim = 64;
+        let (latents, proj_in, proj_out, to_q) = (
+            shape("image_proj_model.latents"),
+            shape("image_proj_model.proj_in.weight"),
+            shape("image_proj_model.proj_out.weight"),
+            shape("image_proj_model.layers.0.0.to_q.weight"),
+        );
+        let (&[1, queries, width], &[_, input], &[output, _], &[inner, _]) =
+            (&latents[..], &proj_in[..], &proj_out[..], &to_q[..])
+        else {
+            return Err(Error::config(
+                sources.first().map_or(Path::new(""), Source::path),
+                "has no DynamiCrafter image projection (`image_proj_model.latents` and others)",
+                "give DynamiCrafter's own checkpoint",
+            ));
+        };
+        let depth = (0..)
+            .take_while(|i| {
+                !shape(&format!("image_proj_model.layers.{i}.0.to_q.weight")).is_empty()
+            })
+            .count();
+        let mut sizes = self.clone();
+        sizes.detokenizer.resampler = PerceiverResamplerConfig::new(queries, input, width, output)
+            .with_depth(depth)
+            .with_heads(inner / head_dim)
+            .with_head_dim(head_dim);
+        Ok(sizes)
+    }
+}
+
+impl Arguments {
+    /// Arguments that change a network's form rather than its size have their released values.
+    fn check(&self) -> Result<(), String> {
+        let unet = &self.unet;
+        let fixed = [
+            ("tok.use_norm", self.tok.use_norm, true),
+            ("unet.use_linear", unet.use_linear, true),
+            ("unet.temporal_conv", unet.temporal_conv, true),
+            ("unet.temporal_attention", unet.temporal_attention, true),
+            (
+                "unet.temporal_selfatt_only",
+                unet.temporal_selfatt_only,
+                true,
+            ),
+            (
+                "unet.use_relative_position",
+                unet.use_relative_position,
+                false,
+            ),
+            (
+                "unet.use_causal_attention",
+                unet.use_causal_attention,
+                false,
+            ),
+            ("unet.addition_attention", unet.addition_attention, true),
+            (
+                "unet.image_cross_attention",
+                unet.image_cross_attention,
+                true,
+            ),
+            ("unet.fs_condition", unet.fs_condition, true),
+        ];
+        if let Some((name, found, released)) =
+            fixed.iter().find(|(_, found, released)| found != released)
+        {
+            return Err(format!("says {name} = {found}, released is {released}"));
+        }
+        if !self.vae.attn_resolutions.is_empty() {
+            return Err("asks for attention outside the middle of the autoencoder".to_owned());
+        }
+        let divides = |name: &str, part: usize, whole: usize| {
+            if part == 0 || !whole.is_multiple_of(part) {
+                return Err(format!(
+                    "says {name} = {part}, which does not divide {whole}"
+                ));
+            }
+            Ok(())
+        };
+        divides("vit.head_width", self.vit.head_width, self.vit.width)?;
+        divides("vit.patch_size", self.vit.patch_size, self.vit.image_size)?;
+        divides("text.heads", self.text.heads, self.text.width)?;
+        divides("the 12 heads of tok.width", 12, self.tok.width)?;
+        divides("the 8 heads of tok.hidden_size", 8, self.tok.hidden_size)?;
+        divides(
+            "the 32 groups of unet.model_channels",
+            32,
+            unet.model_channels,
+        )?;
+        divides("the 32 groups of vae.ch", 32, self.vae.ch)?;
+        for mult in &unet.channel_mult {
+            divides(
+                "unet.num_head_channels",
+                unet.num_head_channels,
+                mult * unet.model_channels,
+            )?;
+        }
+        if unet.channel_mult.is_empty() || self.vae.ch_mult.is_empty() {
+            return Err("gives the UNet or the autoencoder no level".to_owned());
+        }
+        Ok(())
+    }
+
+    fn sizes(self) -> ReleasedConfig {
+        let Self {
+            vit,
+            clip_embed,
+            text,
+            tok,
+            proj,
+            unet,
+            vae,
+            latent,
+        } = self;
+        let vision = VisionTowerConfig::new(
+            vit.image_size,
+            vit.patch_size,
+            vit.width,
+            vit.layers,
+            vit.width / vit.head_width,
+            clip_embed,
+        )
+        .with_mlp_ratio(vit.mlp_ratio);
+        let resampler = VideoResamplerConfig::new(tok.input_dim, tok.hidden_size, tok.width)
+            .with_frames(tok.num_frames)
+            .with_temporal_depth(tok.temporal_depth)
+            .with_pool_size(tok.pool_size)
+            .with_spatial_temporal_depth(tok.transformer_depth)
+            .with_resampler_depth(tok.resampler_depth)
+            .with_tokens(tok.down_num_tokens)
+            .with_token_dim(tok.resampler_dim);
+        let context = PerceiverResamplerConfig::new(
+            proj.num_queries,
+            proj.embedding_dim,
+            proj.dim,
+            proj.output_dim,
+        )
+        .with_depth(proj.depth)
+        .with_heads(proj.heads)
+        .with_head_dim(proj.dim_head);
+        let unet = UnetConfig::new(unet.model_channels, unet.channel_mult, unet.context_dim)
+            .with_in_channels(unet.in_channels)
+            .with_out_channels(unet.out_channels)
+            .with_num_res_blocks(unet.num_res_blocks)
+            .with_attention_resolutions(unet.attention_resolutions)
+            .with_head_dim(unet.num_head_channels)
+            .with_transformer_depth(unet.transformer_depth)
+            .with_dropout(unet.dropout)
+            .with_default_fs(unet.default_fs);
+        let vae = VaeConfig::new()
+            .with_channels(vae.ch)
+            .with_channel_mult(vae.ch_mult)
+            .with_num_res_blocks(vae.num_res_blocks)
+            .with_latent_channels(vae.z_channels);
+        let mut detokenizer =
+            DetokenizerConfig::new(context, unet, vae, NoiseScheduleConfig::new());
+        if let Some([_, height, width]) = latent {
+            detokenizer.latent_size = [height, width];
+        }
+        ReleasedConfig {
+            tokenizer: TokenizerConfig::new(vision, resampler),
+            detokenizer,
+            text: TextTowerConfig::new(
+                text.context_length,
+                text.vocab_size,
+                text.width,
+                text.layers,
+                text.heads,
+                clip_embed,
+            ),
+        }
+    }
+}

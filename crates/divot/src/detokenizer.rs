@@ -1,0 +1,176 @@
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use divot_resampler::{PerceiverResampler, PerceiverResamplerConfig};
+use divot_unet::{
+    DdimConfig, DdimStep, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing, Unet, UnetConfig,
+    Vae, VaeConfig,
+};
+
+use crate::checkpoint::{self, Part};
+use crate::error::Result;
+use crate::noise::Noise;
+
+/// Sizes of the Divot de-tokenizer.
+#[derive(Config, Debug)]
+pub struct DetokenizerConfig {
+    /// Perceiver that turns video tokens into the UNet's context.
+    pub resampler: PerceiverResamplerConfig,
+    /// The video UNet.
+    pub unet: UnetConfig,
+    /// The autoencoder.
+    pub vae: VaeConfig,
+    /// The noise schedule.
+    pub schedule: NoiseScheduleConfig,
+    /// Height and width of the latents.
+    #[config(default = "[32, 32]")]
+    pub latent_size: [usize; 2],
+}
+
+/// How tokens are turned into video; the defaults are the released ones.
+#[derive(Config, Debug)]
+pub struct SamplingConfig {
+    /// DDIM steps.
+    #[config(default = 50)]
+    pub steps: usize,
+    /// Which timesteps DDIM visits.
+    #[config(default = "Spacing::Uniform")]
+    pub spacing: Spacing,
+    /// Share of fresh noise in each step, 0 to 1.
+    #[config(default = 1.0)]
+    pub eta: f64,
+    /// Strength of classifier-free guidance; 1 is none and takes half the time.
+    #[config(default = 7.5)]
+    pub guidance_scale: f64,
+    /// Share of the guided prediction that is rescaled to the conditional one's deviation.
+    #[config(default = 0.7)]
+    pub guidance_rescale: f64,
+    /// Frame stride condition.
+    #[config(default = 3.0)]
+    pub fs: f64,
+    /// Frames to make.
+    #[config(default = 16)]
+    pub frames: usize,
+}
+
+/// The Divot de-tokenizer: video tokens in, a clip out (paper, section 3.1.2).
+#[derive(Module, Debug)]
+pub struct Detokenizer {
+    /// Perceiver that turns video tokens into the UNet's context.
+    pub resampler: PerceiverResampler,
+    /// The video UNet.
+    pub unet: Unet,
+    /// The autoencoder.
+    pub vae: Vae,
+}
+
+impl DetokenizerConfig {
+    /// The released de-tokenizer: 1599.5 M parameters.
+    pub fn divot() -> Self {
+        Self::new(
+            PerceiverResamplerConfig::divot_context(),
+            UnetConfig::divot(),
+            VaeConfig::new(),
+            NoiseScheduleConfig::new(),
+        )
+    }
+
+    /// Height and width of decoded frames, in pixels.
+    pub fn frame_size(&self) -> [usize; 2] {
+        self.latent_size.map(|side| side * self.vae.downsampling())
+    }
+
+    /// Initialises the de-tokenizer with random weights.
+    pub fn init(&self, device: &Device) -> Detokenizer {
+        Detokenizer {
+            resampler: self.resampler.init(device),
+            unet: self.unet.init(device),
+            vae: self.vae.init(device),
+        }
+    }
+}
+
+impl Detokenizer {
+    /// Loads `folder/detokenizer`, in `dtype` or else as stored.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged, or does not fit the configuration beside it.
+    pub fn load(
+        folder: &Path,
+        dtype: Option<FloatDType>,
+        device: &Device,
+    ) -> Result<(Self, DetokenizerConfig)> {
+        let part = Part::Detokenizer.folder(folder);
+        let config: DetokenizerConfig = checkpoint::load_config(&part)?;
+        let module = checkpoint::load(&part, config.init(device), dtype, device)?;
+        Ok((module, config))
+    }
+
+    /// The UNet's context of video tokens: `[batch, 64, 256]` → `[batch, 125, 1024]`.
+    pub fn context(&self, tokens: Tensor<3>) -> Tensor<3> {
+        let dtype = self.resampler.latents.val().dtype();
+        self.resampler.forward(tokens.cast(dtype))
+    }
+
+    /// Samples latents from video tokens.
+    ///
+    /// # Arguments
+    /// - `tokens`: `[batch, 64, 256]`.
+    /// - `unconditional`: `[1, 64, 256]`, the tokens of an all-zero clip.
+    /// - `latent_size`: height and width of the latents.
+    /// - `on_step`: told about each step; may stop the sampling.
+    ///
+    /// Returns `[batch, 4, frames, height, width]`, or `None` if stopped.
+    ///
+    /// # Errors
+    /// If the number of steps or eta is out of range.
+    #[allow(clippy::too_many_arguments)]
+    pub fn sample(
+        &self,
+        tokens: Tensor<3>,
+        unconditional: Tensor<3>,
+        schedule: &NoiseSchedule,
+        sampling: &SamplingConfig,
+        latent_size: [usize; 2],
+        noise: &mut Noise,
+        on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
+    ) -> Result<Option<Tensor<5>>> {
+        let ddim = DdimConfig::new(sampling.steps)
+            .with_spacing(sampling.spacing)
+            .with_eta(sampling.eta)
+            .init(schedule)?;
+        let device = tokens.device();
+        let [height, width] = latent_size;
+        let channels = self.unet.conv_in.weight.dims()[1];
+        let shape = [tokens.dims()[0], channels, sampling.frames, height, width];
+
+        let mut denoiser = Denoiser::new(&self.unet, self.context(tokens), sampling.fs);
+        if sampling.guidance_scale != 1.0 {
+            denoiser = denoiser.with_guidance(
+                self.context(unconditional),
+                sampling.guidance_scale,
+                sampling.guidance_rescale,
+            );
+        }
+        let start = noise.normal(shape, &device);
+        Ok(ddim.sample(
+            start,
+            |latents, timestep| denoiser.predict(latents, timestep),
+            |_| noise.normal(shape, &device),
+            on_step,
+        ))
+    }
+
+    /// Frames of latents: `[batch, 4, frames, height, width]` → `[batch, 3, frames, height, width]`
+    /// in pixels, RGB clamped to [-1, 1], in f32.
+    pub fn decode(&self, latents: Tensor<5>) -> Tensor<5> {
+        let dtype = self.vae.post_quant_conv.weight.val().dtype();
+        self.vae
+            .decode_clip(latents.cast(dtype))
+            .cast(DType::F32)
+            .clamp(-1.0, 1.0)
+    }
+}

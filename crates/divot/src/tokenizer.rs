@@ -1,0 +1,102 @@
+use std::path::Path;
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use divot_resampler::{VideoResampler, VideoResamplerConfig};
+use divot_vit::{VisionTower, VisionTowerConfig, preprocess};
+
+use crate::checkpoint::{self, Part};
+use crate::error::Result;
+
+/// Sizes of the Divot tokenizer.
+#[derive(Config, Debug)]
+pub struct TokenizerConfig {
+    /// The vision tower.
+    pub vision: VisionTowerConfig,
+    /// What follows it.
+    pub resampler: VideoResamplerConfig,
+    /// Height and width that video frames are cut to, in pixels.
+    #[config(default = 256)]
+    pub frame_size: usize,
+}
+
+/// The Divot tokenizer: five frames of a two-second clip in, 64 continuous tokens out (paper,
+/// section 3.1.3).
+#[derive(Module, Debug)]
+pub struct Tokenizer {
+    /// OpenCLIP's ViT-H/14, frozen in every stage of training.
+    pub vision: VisionTower,
+    /// Temporal transformer, pooling, spatial-temporal transformer and Perceiver Resampler.
+    pub resampler: VideoResampler,
+    /// Height and width of the images the vision tower wants, in pixels.
+    pub image_size: usize,
+}
+
+impl TokenizerConfig {
+    /// The released tokenizer: 803.7 M parameters.
+    pub fn divot() -> Self {
+        Self::new(VisionTowerConfig::vit_h_14(), VideoResamplerConfig::divot())
+    }
+
+    /// Initialises the tokenizer with random weights.
+    pub fn init(&self, device: &Device) -> Tokenizer {
+        Tokenizer {
+            vision: self.vision.init(device),
+            resampler: self.resampler.init(device),
+            image_size: self.vision.image_size,
+        }
+    }
+}
+
+impl Tokenizer {
+    /// Loads `folder/tokenizer`, in `dtype` or else as stored.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged, or does not fit the configuration beside it.
+    pub fn load(
+        folder: &Path,
+        dtype: Option<FloatDType>,
+        device: &Device,
+    ) -> Result<(Self, TokenizerConfig)> {
+        let part = Part::Tokenizer.folder(folder);
+        let config: TokenizerConfig = checkpoint::load_config(&part)?;
+        let module = checkpoint::load(&part, config.init(device), dtype, device)?;
+        Ok((module, config))
+    }
+
+    /// Video tokens of clips.
+    ///
+    /// `frames`: `[batch, 5, 3, height, width]`, RGB in [-1, 1], frames 0, 4, 8, 12 and 15 of a
+    /// clip of 16 at 8 fps. Returns `[batch, 64, 256]`, in f32.
+    pub fn tokenize(&self, frames: Tensor<5>) -> Tensor<3> {
+        self.resampler
+            .forward(self.patch_tokens(frames))
+            .cast(DType::F32)
+    }
+
+    /// The frozen half: patch tokens of every frame, `[batch, 5, 3, height, width]` → `[batch, 5,
+    /// patches, width]`.
+    pub fn patch_tokens(&self, frames: Tensor<5>) -> Tensor<4> {
+        let [batch, count, channels, height, width] = frames.dims();
+        let frames = frames.reshape([batch * count, channels, height, width]);
+        let images = preprocess(frames, self.image_size);
+        let patches = self.vision.patch_tokens(images.cast(self.dtype()));
+        let [_, positions, features] = patches.dims();
+        patches.reshape([batch, count, positions, features])
+    }
+
+    /// Tokens of an all-zero (mid-grey) clip, `[1, 64, 256]`: the condition of the unconditional
+    /// branch of guidance.
+    pub fn unconditional(&self, frames: usize, frame_size: usize) -> Tensor<3> {
+        let device = self.vision.class_embedding.device();
+        self.tokenize(Tensor::zeros(
+            [1, frames, 3, frame_size, frame_size],
+            &device,
+        ))
+    }
+
+    fn dtype(&self) -> DType {
+        self.vision.class_embedding.val().dtype()
+    }
+}

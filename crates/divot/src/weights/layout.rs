@@ -1,0 +1,380 @@
+//! What a module wants its parameters to look like, and how a released tensor becomes that.
+
+use super::WeightsError;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Bytes, DType, Tensor, TensorData, bf16, f16};
+use half::slice::HalfFloatSliceExt;
+
+/// One float parameter of a module.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamSpec {
+    /// Field names and indices from the module's root, joined by dots: `blocks.0.attn.qkv.weight`.
+    /// `Vec`, array and tuple fields add the element's index, `Option` adds nothing, and the variants
+    /// of an enum are left out.
+    pub path: String,
+    /// What directly holds the parameter: `Struct:Linear`, `Struct:Embedding`, `Vec`, ...
+    pub container: String,
+    /// Extents, outermost first, in Burn's order.
+    pub shape: Vec<usize>,
+}
+
+impl ParamSpec {
+    /// Whether this is the weight of a `Linear`, which Burn keeps as `[input, output]` and PyTorch
+    /// as `[output, input]`.
+    pub fn is_linear_weight(&self) -> bool {
+        self.container == "Struct:Linear" && self.shape.len() == 2
+    }
+}
+
+/// Lists the float parameters of a module in the order of its fields.
+///
+/// Parameters that were not initialised yet stay so: the list of a network with billions of
+/// parameters costs nothing. Integer and boolean parameters are not listed; they are no weights.
+/// `Linear`s are expected in Burn's default layout, `LinearLayout::Row`.
+pub fn module_layout<M: Module>(module: &M) -> Vec<ParamSpec> {
+    let mut layout = Layout::default();
+    module.visit(&mut layout);
+    layout.params
+}
+
+#[derive(Default)]
+struct Layout {
+    place: Place,
+    params: Vec<ParamSpec>,
+}
+
+impl ModuleVisitor for Layout {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.place.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.place.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.params.push(ParamSpec {
+            path: self.place.path(),
+            container: self.place.container(),
+            shape: param.lazy_shape().as_slice().to_vec(),
+        });
+    }
+}
+
+/// Where in a module a visitor or mapper is: (name, container) from the root on.
+#[derive(Default)]
+pub(super) struct Place(Vec<(String, String)>);
+
+impl Place {
+    pub fn enter(&mut self, name: &str, container: &str) {
+        self.0.push((name.to_string(), container.to_string()));
+    }
+
+    pub fn exit(&mut self) {
+        self.0.pop();
+    }
+
+    pub fn path(&self) -> String {
+        let names = self
+            .0
+            .iter()
+            .filter(|(_, container)| !container.starts_with("Enum:"))
+            .map(|(name, _)| name.as_str());
+        names.collect::<Vec<_>>().join(".")
+    }
+
+    fn container(&self) -> String {
+        self.0.last().map_or_else(String::new, |(_, c)| c.clone())
+    }
+}
+
+/// Turns a tensor of a PyTorch checkpoint into the parameter `spec` with elements of type `dtype`
+/// (f32, f16 or bf16).
+///
+/// The weight of a `Linear` is transposed from `[output, input]` to `[input, output]`. Axes of length
+/// one may be missing or additional: a 1x1 convolution stored as `[output, input, 1, 1]` is a `Linear`
+/// too.
+///
+/// # Errors
+///
+/// Another shape, a type that is not floating point, NaN or an infinity in the data, or a value that
+/// `dtype` cannot hold.
+pub fn convert_tensor(
+    data: TensorData,
+    spec: &ParamSpec,
+    dtype: DType,
+) -> Result<TensorData, WeightsError> {
+    let (bytes, shape, from) = data.into_parts();
+    let found = shape.as_slice();
+
+    let mut expected = spec.shape.clone();
+    if spec.is_linear_weight() {
+        expected.reverse();
+    }
+    let long_axes =
+        |shape: &[usize]| -> Vec<usize> { shape.iter().copied().filter(|&len| len != 1).collect() };
+    if found != expected && long_axes(found) != long_axes(&expected) {
+        return Err(wrong_shape(&spec.path, &expected, found));
+    }
+
+    let bytes = if spec.is_linear_weight() {
+        let [rows, columns] = [expected[0], expected[1]];
+        Bytes::from_bytes_vec(transpose(&bytes, rows, columns, from.size()))
+    } else {
+        bytes
+    };
+    let bytes = cast(bytes, from, dtype).map_err(|problem| problem.into_error(&spec.path))?;
+    Ok(TensorData::from_bytes(bytes, spec.shape.clone(), dtype))
+}
+
+pub(super) fn wrong_shape(tensor: &str, expected: &[usize], found: &[usize]) -> WeightsError {
+    WeightsError::tensor(
+        tensor,
+        format!("has shape {found:?} where {expected:?} is expected"),
+        "the weights are for another configuration: use the configuration they were made with",
+    )
+}
+
+/// The transpose of a `rows` x `columns` matrix whose elements take `size` bytes.
+fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> {
+    fn typed<const SIZE: usize>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+        // Tiles go through a buffer in the first-level cache. Walking down the matrix itself would
+        // be slow: with rows of a power of two, a column's elements share a few cache lines.
+        const TILE: usize = 32;
+        let mut tile = [[[0; SIZE]; TILE]; TILE];
+        let (from, _) = bytes.as_chunks::<SIZE>();
+        let mut out = vec![0; bytes.len()];
+        let (to, _) = out.as_chunks_mut::<SIZE>();
+        for top in (0..rows).step_by(TILE) {
+            let height = TILE.min(rows - top);
+            for left in (0..columns).step_by(TILE) {
+                let width = TILE.min(columns - left);
+                for (y, line) in tile[..height].iter_mut().enumerate() {
+                    let start = (top + y) * columns + left;
+                    line[..width].copy_from_slice(&from[start..start + width]);
+                }
+                for x in 0..width {
+                    let start = (left + x) * rows + top;
+                    for (to, line) in to[start..start + height].iter_mut().zip(&tile) {
+                        *to = line[x];
+                    }
+                }
+            }
+        }
+        out
+    }
+    match size {
+        1 => typed::<1>(bytes, rows, columns),
+        2 => typed::<2>(bytes, rows, columns),
+        4 => typed::<4>(bytes, rows, columns),
+        _ => typed::<8>(bytes, rows, columns),
+    }
+}
+
+/// Why elements could not be cast; an index is that of the first offender.
+#[derive(Debug, PartialEq)]
+pub(super) enum CastProblem {
+    NotFloat(DType),
+    NotFinite { index: usize, value: f64 },
+    TooLarge { index: usize, value: f64, to: DType },
+    Unsupported(DType),
+}
+
+impl CastProblem {
+    pub fn into_error(self, tensor: &str) -> WeightsError {
+        let (problem, remedy) = match self {
+            Self::NotFloat(from) => (
+                format!(
+                    "has elements of type {} where floats are expected",
+                    from.name()
+                ),
+                "the file is not a checkpoint of this model: get the right one",
+            ),
+            Self::NotFinite { index, value } => (
+                format!("holds {value} (element {index})"),
+                "the checkpoint is broken: get it again or use an earlier one",
+            ),
+            Self::TooLarge { index, value, to } => (
+                format!(
+                    "holds {value} (element {index}), which {} cannot",
+                    to.name()
+                ),
+                "use bf16 or f32 instead",
+            ),
+            Self::Unsupported(to) => (
+                format!("cannot be converted to {}", to.name()),
+                "use f32, f16 or bf16",
+            ),
+        };
+        WeightsError::tensor(tensor, problem, remedy)
+    }
+}
+
+/// Elements cast at a time: their f32 form stays in the first-level cache.
+const BLOCK: usize = 4096;
+
+/// Casts float elements, making sure that every one is finite before and after. Elements that have
+/// the type already are only looked at.
+pub(super) fn cast(bytes: Bytes, from: DType, to: DType) -> Result<Bytes, CastProblem> {
+    if from == to {
+        check_finite(&bytes, from)?;
+        return Ok(bytes);
+    }
+    cast_slice(&bytes, from, to)
+}
+
+/// [`cast`] from borrowed bytes.
+pub(super) fn cast_slice(bytes: &[u8], from: DType, to: DType) -> Result<Bytes, CastProblem> {
+    if from == to {
+        check_finite(bytes, from)?;
+        return Ok(Bytes::from_bytes_vec(bytes.to_vec()));
+    }
+    if !from.is_float() {
+        return Err(CastProblem::NotFloat(from));
+    }
+    let elements = bytes.len() / from.size();
+    match to {
+        DType::F32 => {
+            let mut out: Vec<f32> = Vec::with_capacity(elements);
+            blocks(bytes, from, to, |block| out.extend_from_slice(block))?;
+            Ok(Bytes::from_elems(out))
+        }
+        DType::F16 => {
+            let mut out: Vec<f16> = vec![f16::ZERO; elements];
+            let mut rest = &mut out[..];
+            blocks(bytes, from, to, |block| {
+                let (head, tail) = std::mem::take(&mut rest).split_at_mut(block.len());
+                head.convert_from_f32_slice(block);
+                rest = tail;
+            })?;
+            Ok(Bytes::from_elems(out))
+        }
+        DType::BF16 => {
+            let mut out: Vec<bf16> = vec![bf16::ZERO; elements];
+            let mut rest = &mut out[..];
+            blocks(bytes, from, to, |block| {
+                let (head, tail) = std::mem::take(&mut rest).split_at_mut(block.len());
+                head.convert_from_f32_slice(block);
+                rest = tail;
+            })?;
+            Ok(Bytes::from_elems(out))
+        }
+        _ => Err(CastProblem::Unsupported(to)),
+    }
+}
+
+/// Hands the elements to `each` as f32, block by block, once a block's elements are known to be
+/// finite and within the range of `to`.
+fn blocks(
+    bytes: &[u8],
+    from: DType,
+    to: DType,
+    mut each: impl FnMut(&[f32]),
+) -> Result<(), CastProblem> {
+    // The largest magnitude that does not round to infinity: half a step above the largest number.
+    let limit = match to {
+        DType::F16 => 65520f32.next_down(),
+        DType::BF16 => f32::from_bits(0x7f7f_7fff),
+        _ => f32::MAX,
+    };
+    let mut block = [0f32; BLOCK];
+    for (number, raw) in bytes.chunks(BLOCK * from.size()).enumerate() {
+        let block = &mut block[..raw.len() / from.size()];
+        decode(raw, from, block);
+        // NaN compares false, so it is caught here too.
+        if !all(block, |x| x.abs() <= limit) {
+            check_finite_block(raw, from, number * BLOCK)?;
+            let at = block.iter().position(|x| x.abs() > limit).unwrap_or(0);
+            return Err(CastProblem::TooLarge {
+                index: number * BLOCK + at,
+                value: element(raw, from, at),
+                to,
+            });
+        }
+        each(block);
+    }
+    Ok(())
+}
+
+/// `Iterator::all` without the early exit, which would keep the compiler from using vectors.
+fn all(block: &[f32], test: impl Fn(f32) -> bool) -> bool {
+    block.iter().fold(true, |good, &x| good & test(x))
+}
+
+fn decode(raw: &[u8], from: DType, block: &mut [f32]) {
+    let mut half = [0u16; BLOCK];
+    let half = &mut half[..block.len()];
+    match from {
+        DType::F64 => {
+            for (x, raw) in block.iter_mut().zip(raw.as_chunks().0) {
+                *x = f64::from_le_bytes(*raw) as f32;
+            }
+        }
+        DType::F16 | DType::BF16 => {
+            use half::slice::HalfBitsSliceExt;
+            for (x, raw) in half.iter_mut().zip(raw.as_chunks().0) {
+                *x = u16::from_le_bytes(*raw);
+            }
+            if from == DType::F16 {
+                half.reinterpret_cast::<f16>().convert_to_f32_slice(block);
+            } else {
+                half.reinterpret_cast::<bf16>().convert_to_f32_slice(block);
+            }
+        }
+        _ => {
+            for (x, raw) in block.iter_mut().zip(raw.as_chunks().0) {
+                *x = f32::from_le_bytes(*raw);
+            }
+        }
+    }
+}
+
+fn check_finite(bytes: &[u8], dtype: DType) -> Result<(), CastProblem> {
+    if !dtype.is_float() {
+        return Err(CastProblem::NotFloat(dtype));
+    }
+    for (number, raw) in bytes.chunks(BLOCK * dtype.size()).enumerate() {
+        check_finite_block(raw, dtype, number * BLOCK)?;
+    }
+    Ok(())
+}
+
+/// A float is not finite exactly when its exponent's bits are all set.
+fn check_finite_block(raw: &[u8], dtype: DType, first: usize) -> Result<(), CastProblem> {
+    let finite = match dtype {
+        DType::F64 => fold(raw, |x| {
+            u64::from_le_bytes(x) & 0x7ff0 << 48 != 0x7ff0 << 48
+        }),
+        DType::F16 => fold(raw, |x| u16::from_le_bytes(x) & 0x7c00 != 0x7c00),
+        DType::BF16 => fold(raw, |x| u16::from_le_bytes(x) & 0x7f80 != 0x7f80),
+        _ => fold(raw, |x| {
+            u32::from_le_bytes(x) & 0x7f80 << 16 != 0x7f80 << 16
+        }),
+    };
+    if finite {
+        return Ok(());
+    }
+    let values = (0..raw.len() / dtype.size()).map(|at| element(raw, dtype, at));
+    for (at, value) in values.enumerate() {
+        if !value.is_finite() {
+            let index = first + at;
+            return Err(CastProblem::NotFinite { index, value });
+        }
+    }
+    Ok(())
+}
+
+fn fold<const N: usize>(raw: &[u8], test: impl Fn([u8; N]) -> bool) -> bool {
+    let (elements, _) = raw.as_chunks();
+    elements.iter().fold(true, |good, &x| good & test(x))
+}
+
+fn element(raw: &[u8], dtype: DType, at: usize) -> f64 {
+    let raw = &raw[at * dtype.size()..];
+    match dtype {
+        DType::F64 => f64::from_le_bytes(std::array::from_fn(|i| raw[i])),
+        DType::F16 => f16::from_le_bytes([raw[0], raw[1]]).to_f64(),
+        DType::BF16 => bf16::from_le_bytes([raw[0], raw[1]]).to_f64(),
+        _ => f32::from_le_bytes(std::array::from_fn(|i| raw[i])).into(),
+    }
+}

@@ -1,0 +1,397 @@
+//! Our own checkpoints: `model.safetensors` with one network, or several under prefixes.
+
+use super::layout::{Place, cast_slice, wrong_shape};
+use super::safetensors::{Entry, SafetensorsFile};
+use super::{SafetensorsWriter, TensorSpec, WeightsError, module_layout};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
+use memmap2::{Mmap, MmapOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+/// An open `model.safetensors`, from which modules are filled.
+///
+/// ```no_run
+/// # use burn::module::Module;
+/// # use divot::weights::{Weights, WeightsError};
+/// # fn load<U: Module, V: Module>(unet: U, vae: V, device: &burn::tensor::Device) -> Result<(), WeightsError> {
+/// let mut weights = Weights::open("detokenizer/model.safetensors".as_ref())?;
+/// let unet = weights.load("unet.", unet, device, None)?;
+/// let vae = weights.load("vae.", vae, device, None)?;
+/// weights.finish()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Weights {
+    file: SafetensorsFile,
+    used: BTreeSet<String>,
+}
+
+impl Weights {
+    /// Opens a safetensors file and checks its header against its length. No tensor is read.
+    ///
+    /// # Errors
+    ///
+    /// A file that is missing, unreadable, truncated or not in the safetensors format.
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        Ok(Self {
+            file: SafetensorsFile::open(path)?,
+            used: BTreeSet::new(),
+        })
+    }
+
+    /// The file's own notes: what its writer put there, by key.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.file.metadata
+    }
+
+    /// The names of the file's tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.file.tensors.keys().map(String::as_str)
+    }
+
+    /// Fills every float parameter of `module` from the tensor called `prefix` + its path (see
+    /// [`ParamSpec::path`](super::ParamSpec::path)), on `device`, as elements of `dtype` or else of
+    /// the file's own type.
+    ///
+    /// Parameters that were not initialised yet never are: the file's values take their place.
+    /// Each keeps its id, whether it requires a gradient, and whether it is part of an autodiff
+    /// graph, which is the module's to say and not `device`'s. Several modules may read the same
+    /// tensors. Names, shapes and types are checked before the first tensor is read.
+    ///
+    /// Besides the module, one tensor is in memory at a time.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is missing, has another shape, is not floating point, holds NaN, an infinity or
+    /// a value outside the range of `dtype`; a device that cannot compute in `dtype`.
+    pub fn load<M: Module>(
+        &mut self,
+        prefix: &str,
+        module: M,
+        device: &Device,
+        dtype: Option<FloatDType>,
+    ) -> Result<M, WeightsError> {
+        self.check(prefix, &module, device, dtype)?;
+        // Moving is free for parameters that were not initialised, unless a clone shares them.
+        let module = if module.devices().iter().all(|found| found == device) {
+            module
+        } else {
+            module.to_device(device)
+        };
+        let mut loader = Loader {
+            weights: self,
+            prefix,
+            dtype,
+            place: Place::default(),
+            unsynced: 0,
+            error: None,
+        };
+        let module = module.map(&mut loader);
+        match loader.error {
+            None => Ok(module),
+            Some(err) => Err(err),
+        }
+    }
+
+    /// Makes sure that every tensor of the file went into a module.
+    ///
+    /// # Errors
+    ///
+    /// Tensors that nothing asked for.
+    pub fn finish(self) -> Result<(), WeightsError> {
+        let names: Vec<_> = self
+            .file
+            .tensors
+            .into_keys()
+            .filter(|name| !self.used.contains(name))
+            .collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let path = self.file.path;
+        Err(WeightsError::Unexpected { path, names })
+    }
+
+    /// Everything that can be known to be wrong before a tensor is read.
+    fn check<M: Module>(
+        &self,
+        prefix: &str,
+        module: &M,
+        device: &Device,
+        dtype: Option<FloatDType>,
+    ) -> Result<(), WeightsError> {
+        let mut missing = Vec::new();
+        let mut dtypes: Vec<DType> = dtype.map(DType::from).into_iter().collect();
+        for spec in module_layout(module) {
+            let name = format!("{prefix}{}", spec.path);
+            let Some(entry) = self.file.tensors.get(&name) else {
+                missing.push(name);
+                continue;
+            };
+            if entry.shape != spec.shape {
+                return Err(wrong_shape(&name, &spec.shape, &entry.shape).in_file(&self.file.path));
+            }
+            if dtype.is_none() && !dtypes.contains(&entry.dtype) {
+                dtypes.push(entry.dtype);
+            }
+        }
+        if !missing.is_empty() {
+            missing.sort();
+            let path = self.file.path.clone();
+            return Err(WeightsError::Missing {
+                path,
+                names: missing,
+            });
+        }
+        if let Some(dtype) = dtypes
+            .into_iter()
+            .find(|&dtype| dtype.is_float() && !device.supports_dtype(dtype))
+        {
+            let problem = format!("{device:?} cannot compute in {}", dtype.name());
+            let remedy = "load it as f32 or choose another device";
+            return Err(WeightsError::file(&self.file.path, problem, remedy));
+        }
+        Ok(())
+    }
+
+    /// Reads and casts one tensor.
+    fn read(&self, name: &str, dtype: Option<FloatDType>) -> Result<TensorData, WeightsError> {
+        // `check` has seen every name.
+        let entry = self.file.tensors.get(name).cloned();
+        let entry = entry.ok_or_else(|| WeightsError::Missing {
+            path: self.file.path.clone(),
+            names: vec![name.to_string()],
+        })?;
+        let dtype = dtype.map_or(entry.dtype, DType::from);
+        let cast = |bytes: &[u8]| {
+            cast_slice(bytes, entry.dtype, dtype)
+                .map_err(|problem| problem.into_error(name).in_file(&self.file.path))
+        };
+        let bytes: Bytes = if entry.len == 0 {
+            cast(&[])?
+        } else {
+            let map = map(&self.file, &entry)
+                .map_err(|err| WeightsError::reading(&self.file.path, err))?;
+            cast(&map)?
+        };
+        Ok(TensorData::from_bytes(bytes, entry.shape, dtype))
+    }
+}
+
+/// Maps one tensor's bytes.
+///
+/// One tensor and not the file, because the pages of a map count as resident memory until it is
+/// dropped: with the whole file mapped, loading would take twice the model's size.
+#[allow(unsafe_code)]
+fn map(file: &SafetensorsFile, entry: &Entry) -> io::Result<Mmap> {
+    let handle = file.file.lock().unwrap_or_else(PoisonError::into_inner);
+    // The header was checked against the file's length when it was opened. A file that has shrunk
+    // since would end the process when its pages are touched, an error is better.
+    if handle.metadata()?.len() < entry.offset + entry.len as u64 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // SAFETY: the map is read-only and private to the caller, which drops it once the bytes are
+    // copied. Should another process write to the file meanwhile, the bytes copied are undefined as
+    // values but any bytes are valid elements. Our own writers replace files and never change them.
+    unsafe {
+        MmapOptions::new()
+            .offset(entry.offset)
+            .len(entry.len)
+            .map(&*handle)
+    }
+}
+
+/// Host memory that may wait for its upload to a device, in bytes.
+const MAX_UNSYNCED: usize = 256 << 20;
+
+struct Loader<'a> {
+    weights: &'a mut Weights,
+    prefix: &'a str,
+    dtype: Option<FloatDType>,
+    place: Place,
+    unsynced: usize,
+    /// The first error; nothing is read after it.
+    error: Option<WeightsError>,
+}
+
+impl ModuleMapper for Loader<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.place.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.place.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.error.is_some() {
+            return param;
+        }
+        let name = format!("{}{}", self.prefix, self.place.path());
+        let data = match self.weights.read(&name, self.dtype) {
+            Ok(data) => data,
+            Err(err) => {
+                self.error = Some(err);
+                return param;
+            }
+        };
+        self.weights.used.insert(name);
+
+        // The parameter's own device, which also says whether it is part of an autodiff graph.
+        let device = param.lazy_device();
+        let dtype = data.dtype();
+        // Devices take data in their own time. Without a stop now and then all of the model would
+        // wait in host memory.
+        self.unsynced += data.as_bytes().len();
+        if self.unsynced > MAX_UNSYNCED {
+            self.unsynced = 0;
+            if let Err(err) = device.sync() {
+                let problem = format!("the device failed while it was loaded ({err:?})");
+                let path = &self.weights.file.path;
+                let remedy = "free some of the device's memory or choose another device";
+                self.error = Some(WeightsError::file(path, problem, remedy));
+                return param;
+            }
+        }
+        let tensor = device
+            .memory_persistent_allocations(data, |data| Tensor::from_data(data, (&device, dtype)));
+        let id = param.id;
+        param.transform_for_load(tensor, id)
+    }
+}
+
+/// Fills `module` from a file that holds nothing else: [`Weights::open`], [`Weights::load`] without
+/// a prefix, [`Weights::finish`].
+///
+/// # Errors
+///
+/// Those of the three.
+pub fn load_module<M: Module>(
+    module: M,
+    file: &Path,
+    dtype: Option<FloatDType>,
+    device: &Device,
+) -> Result<M, WeightsError> {
+    let mut weights = Weights::open(file)?;
+    let module = weights.load("", module, device, dtype)?;
+    weights.finish()?;
+    Ok(module)
+}
+
+/// Writes modules to a `model.safetensors` that [`Weights`] reads.
+///
+/// A parameter that was not initialised yet is initialised for as long as it is written, so a random
+/// model of any size can be saved. That is why modules are taken by value: keeping a clone keeps
+/// those parameters.
+pub struct Saver<'a> {
+    path: PathBuf,
+    dtype: FloatDType,
+    metadata: BTreeMap<String, String>,
+    specs: Vec<TensorSpec>,
+    modules: Vec<WriteModule<'a>>,
+}
+
+/// Writes one module's parameters.
+type WriteModule<'a> = Box<dyn FnOnce(&mut Writing) + 'a>;
+
+impl<'a> Saver<'a> {
+    /// Prepares a file at `path` whose tensors have elements of `dtype` (f32, f16 or bf16). Nothing
+    /// is written before [`finish`](Self::finish).
+    pub fn new(path: impl Into<PathBuf>, dtype: FloatDType) -> Self {
+        Self {
+            path: path.into(),
+            dtype,
+            metadata: BTreeMap::new(),
+            specs: Vec::new(),
+            modules: Vec::new(),
+        }
+    }
+
+    /// Adds a note to the file, which [`Weights::metadata`] gives back.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds the float parameters of `module` under `prefix` + their paths.
+    pub fn add<M: Module + 'a>(mut self, prefix: &str, module: M) -> Self {
+        let dtype = self.dtype.into();
+        let specs = module_layout(&module).into_iter().map(|spec| TensorSpec {
+            name: format!("{prefix}{}", spec.path),
+            shape: spec.shape,
+            dtype,
+        });
+        self.specs.extend(specs);
+        self.modules.push(Box::new(move |writing| {
+            module.map(writing);
+        }));
+        self
+    }
+
+    /// Writes the file, one tensor at a time, and puts it in place once it is complete.
+    ///
+    /// # Errors
+    ///
+    /// Two parameters of one name, NaN or an infinity in a parameter, a value that `dtype` cannot
+    /// hold, a folder that cannot be written to, a full disk. Nothing is left behind then.
+    pub fn finish(self) -> Result<(), WeightsError> {
+        let mut writing = Writing {
+            writer: SafetensorsWriter::create(&self.path, &self.specs, &self.metadata)?,
+            names: self.specs.into_iter().map(|spec| spec.name).collect(),
+            next: 0,
+            dtype: self.dtype.into(),
+            error: None,
+        };
+        for module in self.modules {
+            module(&mut writing);
+        }
+        match writing.error {
+            None => writing.writer.finish(),
+            Some(err) => Err(err.in_file(&self.path)),
+        }
+    }
+}
+
+/// Writes parameters in the order of their specs, which is the order of any visit.
+struct Writing {
+    writer: SafetensorsWriter,
+    names: Vec<String>,
+    next: usize,
+    dtype: DType,
+    error: Option<WeightsError>,
+}
+
+impl Writing {
+    fn write(&mut self, data: TensorData) -> Result<(), WeightsError> {
+        let name = &self.names[self.next];
+        self.next += 1;
+        let (bytes, shape, from) = data.into_parts();
+        let bytes = super::layout::cast(bytes, from, self.dtype)
+            .map_err(|problem| problem.into_error(name))?;
+        self.writer
+            .write(&TensorData::from_bytes(bytes, shape, self.dtype))
+    }
+}
+
+impl ModuleMapper for Writing {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.error.is_none() {
+            let data = param.transform_for_save().into_value().into_data();
+            self.error = self.write(data).err();
+        }
+        // A stand-in that holds no memory. The module it becomes a part of is dropped at once.
+        let shape = param.lazy_shape();
+        let size = shape.clone();
+        Param::uninitialized(
+            param.id,
+            move |device, _| Tensor::zeros(size, device),
+            param.lazy_device(),
+            false,
+            shape,
+        )
+    }
+}

@@ -1,0 +1,206 @@
+//! Weights on disk: reading released checkpoints, converting them, and our own checkpoint files.
+//!
+//! | part | what it does |
+//! | --- | --- |
+//! | [`Source`] | reads PyTorch and safetensors checkpoints, one tensor at a time |
+//! | [`module_layout`], [`convert_tensor`] | say what a module wants, and turn a released tensor into it |
+//! | [`write_safetensors`], [`SafetensorsWriter`] | write a safetensors file, one tensor at a time |
+//! | [`Weights`], [`load_module`] | fill modules from a `model.safetensors` |
+//! | [`Saver`] | writes modules to a `model.safetensors` |
+//!
+//! Nothing here ever holds more than one tensor besides the module being filled, so a checkpoint
+//! may be larger than memory. Every failure is a [`WeightsError`], whose message is one line that
+//! names the file, the tensor, what is wrong with it and what to do about it.
+
+mod layout;
+mod load;
+mod pickle;
+mod safetensors;
+mod source;
+
+pub use layout::{ParamSpec, convert_tensor, module_layout};
+pub use load::{Saver, Weights, load_module};
+pub use safetensors::{SafetensorsWriter, TensorSpec, write_safetensors};
+pub use source::{Source, SourceTensor};
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+// Checkpoints are little-endian and Burn's `TensorData` is native-endian: bytes are passed from one
+// to the other as they are.
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "weights are read on little-endian machines only"
+);
+
+/// Why a checkpoint could not be read, converted, loaded or written.
+///
+/// Displayed as one line: the file, the tensor where there is one, the problem, the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// The operating system refused to read or write a file.
+    #[error("{}: cannot {action}: {source}; {remedy}", one_line(.path.display()))]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done, to follow "cannot".
+        action: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// A file is not what it should be: damaged, truncated, of another format, or incomplete.
+    #[error("{}: {problem}; {remedy}", one_line(.path.display()))]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A pickle names a function that no checkpoint needs. It was not called.
+    #[error(
+        "{}: refused: would run code ({callable}) when unpickled, nothing was run; do not open this file with PyTorch, and get the checkpoint from its publisher",
+        one_line(.path.display())
+    )]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// The function, as `module.name`.
+        callable: String,
+    },
+    /// One tensor is not what it should be: wrong shape or type, NaN, out of range, damaged.
+    #[error("{}tensor `{}` {problem}; {remedy}", file_prefix(.path), one_line(.tensor))]
+    Tensor {
+        /// The file, where it is known.
+        path: Option<PathBuf>,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong with it, to follow the tensor's name.
+        problem: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// Tensors that the module needs are not in the file.
+    #[error(
+        "{}: {} missing: {}; the file was written for another configuration or an older version: convert the weights again",
+        one_line(.path.display()), count(names), some_names(names)
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// All of them, sorted.
+        names: Vec<String>,
+    },
+    /// The file holds tensors that no module asked for.
+    #[error(
+        "{}: {} that the model does not have: {}; the file was written for another configuration or a newer version: convert the weights again",
+        one_line(.path.display()), count(names), some_names(names)
+    )]
+    Unexpected {
+        /// The file.
+        path: PathBuf,
+        /// All of them, sorted.
+        names: Vec<String>,
+    },
+}
+
+impl WeightsError {
+    /// The same error, naming `path` as the tensor's file where none was named yet.
+    pub fn in_file(mut self, file: &Path) -> Self {
+        if let Self::Tensor { path, .. } = &mut self {
+            path.get_or_insert_with(|| file.to_path_buf());
+        }
+        self
+    }
+
+    fn file(path: &Path, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::File {
+            path: path.to_path_buf(),
+            problem: one_line(problem.into()),
+            remedy: remedy.into(),
+        }
+    }
+
+    fn tensor(tensor: &str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Tensor {
+            path: None,
+            tensor: tensor.to_string(),
+            problem: one_line(problem.into()),
+            remedy: remedy.into(),
+        }
+    }
+
+    fn reading(path: &Path, source: io::Error) -> Self {
+        let (action, remedy) = match source.kind() {
+            io::ErrorKind::NotFound => ("find it", "check the path or download the file"),
+            io::ErrorKind::PermissionDenied => ("read it", "make it readable"),
+            _ => ("read it", "check the disk, or download the file again"),
+        };
+        Self::Io {
+            path: path.to_path_buf(),
+            action,
+            remedy,
+            source,
+        }
+    }
+
+    fn writing(path: &Path, source: io::Error) -> Self {
+        let remedy = match source.kind() {
+            io::ErrorKind::NotFound => "create the folder first",
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "make the folder writable or choose another"
+            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free some space or choose another disk"
+            }
+            _ => "check the disk or choose another folder",
+        };
+        Self::Io {
+            path: path.to_path_buf(),
+            action: "write it",
+            remedy,
+            source,
+        }
+    }
+}
+
+const DAMAGED: &str = "the file is damaged or incomplete: download it again";
+
+/// `text` on one line: names and messages come from files, which may hold anything.
+fn one_line(text: impl ToString) -> String {
+    text.to_string()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+fn file_prefix(path: &Option<PathBuf>) -> String {
+    path.as_deref().map_or_else(String::new, |path| {
+        format!("{}: ", one_line(path.display()))
+    })
+}
+
+fn count(names: &[String]) -> String {
+    match names.len() {
+        1 => "1 tensor".to_string(),
+        n => format!("{n} tensors"),
+    }
+}
+
+/// The first three names and how many more there are.
+fn some_names(names: &[String]) -> String {
+    let shown: Vec<_> = names
+        .iter()
+        .take(3)
+        .map(|name| format!("`{}`", one_line(name)))
+        .collect();
+    let more = match names.len().saturating_sub(3) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    shown.join(", ") + &more
+}

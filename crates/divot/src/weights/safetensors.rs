@@ -1,0 +1,400 @@
+//! The safetensors format: a JSON header, then every tensor's bytes.
+
+use super::{DAMAGED, WeightsError};
+use ::safetensors::tensor::{Dtype, Metadata};
+use burn::tensor::{BoolStore, DType, TensorData};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use tempfile::NamedTempFile;
+
+/// The largest header the format allows, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Whether a file whose first bytes are `start` is in the safetensors format: the header's length
+/// as a little-endian `u64`, then the brace that opens it.
+pub(super) fn is_safetensors(start: &[u8]) -> bool {
+    start.get(8) == Some(&b'{')
+        && start
+            .first_chunk()
+            .is_some_and(|len| u64::from_le_bytes(*len) <= MAX_HEADER)
+}
+
+/// A safetensors file that was opened and whose header was checked against the file's length.
+#[derive(Debug)]
+pub(super) struct SafetensorsFile {
+    pub path: PathBuf,
+    /// Behind a lock because reading moves the cursor.
+    pub file: Mutex<File>,
+    pub metadata: BTreeMap<String, String>,
+    pub tensors: BTreeMap<String, Entry>,
+}
+
+/// One tensor of a [`SafetensorsFile`].
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    /// Where its bytes start in the file.
+    pub offset: u64,
+    /// How many bytes there are.
+    pub len: usize,
+}
+
+impl SafetensorsFile {
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        let reading = |err| WeightsError::reading(path, err);
+        let damaged = |problem: String| WeightsError::file(path, problem, DAMAGED);
+
+        let mut file = File::open(path).map_err(reading)?;
+        let info = file.metadata().map_err(reading)?;
+        if info.is_dir() {
+            let problem = "is a folder, not a file";
+            return Err(WeightsError::file(path, problem, "name a file in it"));
+        }
+        let file_len = info.len();
+
+        let mut start = [0; 9];
+        if file_len < start.len() as u64 {
+            return Err(damaged(format!(
+                "truncated: {file_len} bytes are too few for a safetensors file"
+            )));
+        }
+        file.read_exact(&mut start).map_err(reading)?;
+        if !is_safetensors(&start) {
+            return Err(damaged("not a safetensors file".to_string()));
+        }
+        let header_len = u64::from_le_bytes(std::array::from_fn(|i| start[i]));
+        if header_len + 8 > file_len {
+            return Err(damaged(format!(
+                "truncated: the header takes {header_len} bytes, the whole file has {file_len}"
+            )));
+        }
+        let mut header = vec![0; header_len as usize];
+        header[0] = start[8];
+        file.read_exact(&mut header[1..]).map_err(reading)?;
+
+        let header: Metadata = serde_json::from_slice(&header)
+            .map_err(|err| damaged(format!("the safetensors header is invalid: {err}")))?;
+        let expected = (8 + header_len).saturating_add(header.data_len() as u64);
+        if file_len < expected {
+            return Err(damaged(format!(
+                "truncated: {file_len} bytes of {expected} are there"
+            )));
+        }
+        if file_len > expected {
+            return Err(damaged(format!(
+                "{} bytes too long: {expected} bytes were expected",
+                file_len - expected
+            )));
+        }
+
+        let tensors = header
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let dtype = dtype_from_safetensors(info.dtype).ok_or_else(|| {
+                    WeightsError::tensor(
+                        &name,
+                        format!("has the unsupported element type {}", info.dtype),
+                        "convert it to f32, f16 or bf16",
+                    )
+                    .in_file(path)
+                })?;
+                let (start, end) = info.data_offsets;
+                let entry = Entry {
+                    dtype,
+                    shape: info.shape.clone(),
+                    offset: 8 + header_len + start as u64,
+                    len: end - start,
+                };
+                Ok((name, entry))
+            })
+            .collect::<Result<_, WeightsError>>()?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: Mutex::new(file),
+            metadata: metadata.into_iter().collect(),
+            tensors,
+        })
+    }
+
+    /// Reads one tensor's bytes. Not through a memory map: its pages would count as resident until
+    /// the file is closed, and whoever streams through a file bigger than memory minds.
+    pub fn read(&self, entry: &Entry) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; entry.len];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(entry.offset))?;
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+fn dtype_from_safetensors(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I64 => DType::I64,
+        Dtype::I32 => DType::I32,
+        Dtype::I16 => DType::I16,
+        Dtype::I8 => DType::I8,
+        Dtype::U64 => DType::U64,
+        Dtype::U32 => DType::U32,
+        Dtype::U16 => DType::U16,
+        Dtype::U8 => DType::U8,
+        Dtype::BOOL => DType::Bool(BoolStore::Native),
+        _ => return None,
+    })
+}
+
+fn dtype_name(dtype: DType) -> Option<&'static str> {
+    Some(match dtype {
+        DType::F64 => "F64",
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::BF16 => "BF16",
+        DType::I64 => "I64",
+        DType::I32 => "I32",
+        DType::I16 => "I16",
+        DType::I8 => "I8",
+        DType::U64 => "U64",
+        DType::U32 => "U32",
+        DType::U16 => "U16",
+        DType::U8 => "U8",
+        DType::Bool(BoolStore::Native) => "BOOL",
+        _ => return None,
+    })
+}
+
+/// What a safetensors file says about a tensor before its bytes are written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorSpec {
+    /// Unique in its file.
+    pub name: String,
+    /// Extents, outermost first; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// Element type.
+    pub dtype: DType,
+}
+
+impl TensorSpec {
+    /// The bytes it takes, or `None` where that overflows or the type has no safetensors name.
+    fn byte_len(&self) -> Option<usize> {
+        dtype_name(self.dtype)?;
+        let elements = self
+            .shape
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        elements.checked_mul(self.dtype.size())
+    }
+}
+
+/// Writes a safetensors file one tensor at a time, in the order that was announced.
+///
+/// The file is written under a temporary name in the same folder, and takes its own name only in
+/// [`finish`](Self::finish), after everything has reached the disk. Dropping the writer before that
+/// removes what was written and leaves an older file of that name as it was.
+#[derive(Debug)]
+pub struct SafetensorsWriter {
+    path: PathBuf,
+    file: BufWriter<NamedTempFile>,
+    specs: Vec<TensorSpec>,
+    written: usize,
+}
+
+impl SafetensorsWriter {
+    /// Writes the header of a file at `path` that will hold `specs`, in their order, and `metadata`.
+    ///
+    /// # Errors
+    ///
+    /// Two specs with one name, an element type that safetensors has no name for, or a folder that
+    /// cannot be written to.
+    pub fn create(
+        path: &Path,
+        specs: &[TensorSpec],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self, WeightsError> {
+        let header = header(specs, metadata).map_err(|err| err.in_file(path))?;
+        if header.len() as u64 > MAX_HEADER {
+            let problem = format!(
+                "a header of {} bytes is above the format's limit",
+                header.len()
+            );
+            return Err(WeightsError::file(
+                path,
+                problem,
+                "write several smaller files",
+            ));
+        }
+        let writing = |err| WeightsError::writing(path, err);
+
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".weights-").suffix(".partial");
+        // A temporary file is private by default. This one becomes the user's file, so it gets the
+        // permissions that any new file gets.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(folder_of(path)).map_err(writing)?;
+
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        file.write_all(&(header.len() as u64).to_le_bytes())
+            .and_then(|()| file.write_all(&header))
+            .map_err(writing)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            specs: specs.to_vec(),
+            written: 0,
+        })
+    }
+
+    /// Writes the next tensor.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is not as announced, one more than announced, or a full disk.
+    pub fn write(&mut self, data: &TensorData) -> Result<(), WeightsError> {
+        let Some(spec) = self.specs.get(self.written) else {
+            let problem = format!("more than the {} tensors announced", self.specs.len());
+            return Err(WeightsError::file(&self.path, problem, BUG));
+        };
+        let bytes = data.as_bytes();
+        if *data.shape().as_slice() != spec.shape[..]
+            || data.dtype() != spec.dtype
+            || Some(bytes.len()) != spec.byte_len()
+        {
+            let problem = format!(
+                "is {} {:?} in {} bytes where {} {:?} was announced",
+                data.dtype().name(),
+                data.shape().as_slice(),
+                bytes.len(),
+                spec.dtype.name(),
+                spec.shape
+            );
+            return Err(WeightsError::tensor(&spec.name, problem, BUG).in_file(&self.path));
+        }
+        self.file
+            .write_all(bytes)
+            .map_err(|err| WeightsError::writing(&self.path, err))?;
+        self.written += 1;
+        Ok(())
+    }
+
+    /// Flushes everything to the disk and gives the file its name.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that was announced and not written, a full disk, or a name that cannot be taken.
+    pub fn finish(self) -> Result<(), WeightsError> {
+        let Self {
+            path,
+            file,
+            specs,
+            written,
+        } = self;
+        if let Some(spec) = specs.get(written) {
+            let problem = "was announced and not written";
+            return Err(WeightsError::tensor(&spec.name, problem, BUG).in_file(&path));
+        }
+        let writing = |err| WeightsError::writing(&path, err);
+        let file = file.into_inner().map_err(|err| writing(err.into_error()))?;
+        file.as_file().sync_all().map_err(writing)?;
+        file.persist(&path).map_err(|err| writing(err.error))?;
+        // The new name is on the disk only once the folder is.
+        #[cfg(unix)]
+        File::open(folder_of(&path))
+            .and_then(|folder| folder.sync_all())
+            .map_err(writing)?;
+        Ok(())
+    }
+}
+
+/// Writes the tensors `specs` to a safetensors file at `path`, in their order, asking `tensor` for
+/// the `i`-th one's data when its turn comes.
+///
+/// The header is padded to a multiple of eight bytes, as the format wants. See
+/// [`SafetensorsWriter`] for what is left behind when something fails: nothing.
+///
+/// # Errors
+///
+/// Those of `tensor`, of a tensor that is not as its spec says, and of the disk.
+pub fn write_safetensors(
+    path: &Path,
+    specs: &[TensorSpec],
+    metadata: &BTreeMap<String, String>,
+    mut tensor: impl FnMut(usize) -> Result<TensorData, WeightsError>,
+) -> Result<(), WeightsError> {
+    let mut writer = SafetensorsWriter::create(path, specs, metadata)?;
+    for i in 0..specs.len() {
+        writer.write(&tensor(i)?)?;
+    }
+    writer.finish()
+}
+
+const BUG: &str = "this is a bug, please report it";
+
+/// The header as bytes. Written by hand because the order of the tensors is the file's order and the
+/// same weights must give the same bytes, where the crate's own serializer goes through a hash map.
+fn header(
+    specs: &[TensorSpec],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, WeightsError> {
+    let json = |text: &str| serde_json::Value::from(text).to_string();
+    let mut fields = Vec::with_capacity(specs.len() + 1);
+    if !metadata.is_empty() {
+        let pairs: Vec<_> = metadata
+            .iter()
+            .map(|(key, value)| format!("{}:{}", json(key), json(value)))
+            .collect();
+        fields.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
+    }
+    let mut names = BTreeSet::from(["__metadata__"]);
+    let mut offset = 0usize;
+    for spec in specs {
+        if !names.insert(&spec.name) {
+            let problem = "is named twice";
+            return Err(WeightsError::tensor(
+                &spec.name,
+                problem,
+                "give every tensor its own name",
+            ));
+        }
+        let (Some(dtype), Some(end)) = (
+            dtype_name(spec.dtype),
+            spec.byte_len().and_then(|len| len.checked_add(offset)),
+        ) else {
+            let problem = format!(
+                "of type {} and shape {:?} does not fit the safetensors format",
+                spec.dtype.name(),
+                spec.shape
+            );
+            return Err(WeightsError::tensor(
+                &spec.name,
+                problem,
+                "convert it to f32, f16 or bf16",
+            ));
+        };
+        fields.push(format!(
+            "{}:{{\"dtype\":\"{dtype}\",\"shape\":{:?},\"data_offsets\":[{offset},{end}]}}",
+            json(&spec.name),
+            spec.shape
+        ));
+        offset = end;
+    }
+    let mut header = format!("{{{}}}", fields.join(",")).into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}

@@ -1,0 +1,515 @@
+//! Released checkpoints, read one tensor at a time.
+
+use super::safetensors::{Entry, SafetensorsFile, is_safetensors};
+use super::{DAMAGED, WeightsError, count, one_line, pickle, some_names};
+use burn::tensor::{BoolStore, Bytes, DType, TensorData};
+use pytorch_reader::{PickleValue, PytorchError, PytorchReader};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Entries of a training checkpoint that may hold the weights, the likeliest first.
+const WRAPPERS: [&str; 10] = [
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "network",
+    "net",
+    "weights",
+    "params",
+    "model_ema",
+    "ema",
+];
+
+/// Prefixes that a wrapper around the network leaves on every name: Lightning, DeepSpeed,
+/// `DistributedDataParallel`, `torch.compile`.
+const PREFIXES: [&str; 5] = [
+    "module.",
+    "_forward_module.",
+    "_orig_mod.",
+    "state_dict.",
+    "model.",
+];
+
+/// Files that lie beside weights, have an extension of theirs, and are none.
+const NOT_WEIGHTS: [&str; 6] = [
+    "training_args",
+    "optimizer",
+    "scheduler",
+    "rng_state",
+    "scaler",
+    "random_states",
+];
+
+/// A released checkpoint: one file or several shards, PyTorch or safetensors.
+///
+/// Opening reads names, shapes and element types only. A PyTorch pickle is parsed and never run.
+///
+/// Names are the state dict's own. The entry of a training checkpoint that holds the state dict
+/// (`state_dict`, `model`, `module` and the like) is found and its key left out, and so are the
+/// prefixes `module.`, `_forward_module.`, `_orig_mod.` and `model.` where **every** tensor has them.
+///
+/// ```no_run
+/// # use divot::weights::Source;
+/// let source = Source::open("pretrained/Divot_tokenizer.bin".as_ref())?;
+/// for tensor in source.tensors() {
+///     println!("{} {:?} {:?}", tensor.name, tensor.shape, tensor.dtype);
+/// }
+/// # Ok::<(), divot::weights::WeightsError>(())
+/// ```
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    tensors: Vec<SourceTensor>,
+    prefix: String,
+}
+
+/// One tensor of a [`Source`], not read yet.
+#[derive(Debug, Clone)]
+pub struct SourceTensor {
+    /// Its name in the state dict.
+    pub name: String,
+    /// Extents, outermost first, in PyTorch's order.
+    pub shape: Vec<usize>,
+    /// Element type as stored.
+    pub dtype: DType,
+    /// The file that holds it.
+    pub file: PathBuf,
+    data: TensorSource,
+}
+
+#[derive(Debug, Clone)]
+enum TensorSource {
+    Pytorch(pytorch_reader::Tensor),
+    Safetensors(Arc<SafetensorsFile>, Entry),
+}
+
+impl SourceTensor {
+    /// Reads this tensor and nothing else. Nothing is kept: reading again reads the file again.
+    ///
+    /// # Errors
+    ///
+    /// A file that is shorter than it declared, whose checksum is wrong, or that cannot be read.
+    pub fn read(&self) -> Result<TensorData, WeightsError> {
+        let bytes = match &self.data {
+            TensorSource::Pytorch(tensor) => tensor.read(),
+            TensorSource::Safetensors(file, entry) => file.read(entry),
+        }
+        .map_err(|err| match err.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                let problem = format!("cannot be read ({err})");
+                WeightsError::tensor(&self.name, problem, DAMAGED).in_file(&self.file)
+            }
+            _ => WeightsError::reading(&self.file, err),
+        })?;
+        let bytes = Bytes::from_bytes_vec(bytes);
+        Ok(TensorData::from_bytes(
+            bytes,
+            self.shape.clone(),
+            self.dtype,
+        ))
+    }
+}
+
+impl Source {
+    /// Opens a checkpoint.
+    ///
+    /// `path` is a PyTorch or safetensors file (told apart by content, whatever the extension), the
+    /// `*.index.json` of a sharded checkpoint, or a folder that holds such an index, the shards of
+    /// one checkpoint, or a single such file.
+    ///
+    /// # Errors
+    ///
+    /// A missing or unreadable file; a file that is neither format, truncated, or made to run code;
+    /// a folder with no checkpoint or with several; a shard that the index names and that is not
+    /// there; a tensor in two shards.
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        let info = fs::metadata(path).map_err(|err| WeightsError::reading(path, err))?;
+        let tensors = if info.is_dir() {
+            open_folder(path)?
+        } else if path.extension().is_some_and(|ext| ext == "json") {
+            open_index(path)?
+        } else {
+            open_file(path)?
+        };
+        if tensors.is_empty() {
+            let remedy = "point at the file with the weights";
+            return Err(WeightsError::file(path, "holds no tensors", remedy));
+        }
+        let (tensors, prefix) = strip_prefixes(tensors);
+        Ok(Self {
+            path: path.to_path_buf(),
+            tensors: tensors.into_values().collect(),
+            prefix,
+        })
+    }
+
+    /// What was opened: a file or a folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensors, sorted by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &SourceTensor> {
+        self.tensors.iter()
+    }
+
+    /// The tensor called `name`, if there is one.
+    pub fn get(&self, name: &str) -> Option<&SourceTensor> {
+        self.tensors
+            .binary_search_by(|tensor| tensor.name.as_str().cmp(name))
+            .ok()
+            .map(|i| &self.tensors[i])
+    }
+
+    /// What was taken off the front of every name, such as `module.`; empty when nothing was.
+    pub fn stripped_prefix(&self) -> &str {
+        &self.prefix
+    }
+}
+
+type Tensors = BTreeMap<String, SourceTensor>;
+
+/// Takes the [`PREFIXES`] off that every tensor shares, until none is left.
+fn strip_prefixes(mut tensors: Tensors) -> (Tensors, String) {
+    let mut stripped = String::new();
+    // A tensor called just "model." would be left without a name.
+    while let Some(prefix) = PREFIXES.into_iter().find(|prefix| {
+        tensors
+            .keys()
+            .all(|name| name.starts_with(prefix) && name.len() > prefix.len())
+    }) {
+        stripped += prefix;
+        tensors = tensors
+            .into_values()
+            .map(|mut tensor| {
+                tensor.name.drain(..prefix.len());
+                (tensor.name.clone(), tensor)
+            })
+            .collect();
+    }
+    (tensors, stripped)
+}
+
+fn open_folder(path: &Path) -> Result<Tensors, WeightsError> {
+    let reading = |err| WeightsError::reading(path, err);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(reading)? {
+        // What is not UTF-8 is not one of the names looked for.
+        if let Ok(name) = entry.map_err(reading)?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+
+    let indices = names.iter().map(String::as_str);
+    let indices = prefer_safetensors(indices.filter(|n| n.ends_with(".index.json")).collect());
+    match indices[..] {
+        [] => {}
+        [index] => return open_index(&path.join(index)),
+        _ => return Err(ambiguous(path, &indices)),
+    }
+
+    let files = names.iter().map(String::as_str).filter(|name| {
+        let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
+        matches!(extension, "safetensors" | "bin" | "pt" | "pth" | "ckpt")
+            && !NOT_WEIGHTS.iter().any(|other| stem.starts_with(other))
+    });
+    let files = prefer_safetensors(files.collect());
+    match files[..] {
+        [] => {
+            let problem = "holds no .safetensors, .bin, .pt, .pth or .ckpt file";
+            let remedy = "point at the folder or the file with the weights";
+            Err(WeightsError::file(path, problem, remedy))
+        }
+        [file] if Shard::parse(file).is_none() => open_file(&path.join(file)),
+        _ => open_shards(path, &files),
+    }
+}
+
+/// Publishers often offer the same weights in both formats: safetensors is taken then.
+fn prefer_safetensors(mut names: Vec<&str>) -> Vec<&str> {
+    if names.iter().any(|name| name.contains(".safetensors")) {
+        names.retain(|name| name.contains(".safetensors"));
+    }
+    names
+}
+
+fn ambiguous(path: &Path, names: &[&str]) -> WeightsError {
+    let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    let problem = format!("holds several checkpoints: {}", some_names(&names));
+    WeightsError::file(path, problem, "name one of them instead of the folder")
+}
+
+/// `model-00002-of-00004.safetensors`: number 2 of 4.
+struct Shard<'a> {
+    stem: &'a str,
+    number: usize,
+    total: usize,
+    digits: usize,
+    extension: &'a str,
+}
+
+impl<'a> Shard<'a> {
+    fn parse(name: &'a str) -> Option<Self> {
+        let (rest, extension) = name.rsplit_once('.')?;
+        let (rest, total) = rest.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        Some(Self {
+            stem,
+            digits: number.len(),
+            number: number.parse().ok()?,
+            total: total.parse().ok()?,
+            extension,
+        })
+    }
+
+    fn belongs_with(&self, other: &Self) -> bool {
+        (self.stem, self.total, self.extension) == (other.stem, other.total, other.extension)
+    }
+}
+
+/// Opens the files of one folder as the shards of one checkpoint, which needs them all.
+fn open_shards(folder: &Path, files: &[&str]) -> Result<Tensors, WeightsError> {
+    let shards: Option<Vec<_>> = files.iter().map(|name| Shard::parse(name)).collect();
+    match shards.as_deref() {
+        Some([first, rest @ ..]) => {
+            if rest.iter().any(|shard| !shard.belongs_with(first)) {
+                return Err(ambiguous(folder, files));
+            }
+            let there: BTreeSet<_> = rest.iter().chain([first]).map(|s| s.number).collect();
+            // Numbers start at 1; the total comes from a file's name, so it is not counted up to.
+            if let Some(missing) = (1..=there.len() + 1)
+                .find(|number| !there.contains(number))
+                .filter(|&number| number <= first.total)
+            {
+                let name = format!(
+                    "{}-{missing:0digits$}-of-{:0digits$}.{}",
+                    first.stem,
+                    first.total,
+                    first.extension,
+                    digits = first.digits.min(16)
+                );
+                return Err(missing_shard(&folder.join(name), folder));
+            }
+        }
+        // `pytorch_model-0.bin`, `pytorch_model-1.bin`: the same name but for a number.
+        _ => {
+            let stem = |name: &str| {
+                let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+                stem.rsplit_once('-')
+                    .filter(|(_, number)| number.parse::<usize>().is_ok())
+                    .map(|(stem, _)| stem.to_string())
+            };
+            if stem(files[0]).is_none() || files.iter().any(|name| stem(name) != stem(files[0])) {
+                return Err(ambiguous(folder, files));
+            }
+        }
+    }
+    let paths: Vec<_> = files.iter().map(|name| folder.join(name)).collect();
+    merge(&paths)
+}
+
+fn missing_shard(shard: &Path, named_by: &Path) -> WeightsError {
+    let problem = format!("this shard of {} is missing", one_line(named_by.display()));
+    WeightsError::file(shard, problem, "download it into the same folder")
+}
+
+/// Opens every file and puts their tensors together.
+fn merge(paths: &[PathBuf]) -> Result<Tensors, WeightsError> {
+    let mut all = Tensors::new();
+    for path in paths {
+        for (name, tensor) in open_file(path)? {
+            if let Some(first) = all.get(&name) {
+                let problem = format!("is also in {}", one_line(first.file.display()));
+                let remedy = "keep the shards of one checkpoint only in a folder";
+                return Err(WeightsError::tensor(&name, problem, remedy).in_file(path));
+            }
+            all.insert(name, tensor);
+        }
+    }
+    Ok(all)
+}
+
+/// The part of a `*.index.json` that matters here.
+#[derive(serde::Deserialize)]
+struct Index {
+    /// Tensor to file name.
+    weight_map: BTreeMap<String, String>,
+}
+
+fn open_index(path: &Path) -> Result<Tensors, WeightsError> {
+    let text = fs::read(path).map_err(|err| WeightsError::reading(path, err))?;
+    let index: Index = serde_json::from_slice(&text).map_err(|err| {
+        let problem = format!("not the index of a sharded checkpoint ({err})");
+        WeightsError::file(
+            path,
+            problem,
+            "point at the checkpoint or download it again",
+        )
+    })?;
+
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let shards: BTreeSet<_> = index.weight_map.values().collect();
+    let mut paths = Vec::with_capacity(shards.len());
+    for shard in shards {
+        // An index is as untrusted as any download: it may name files beside it, none elsewhere.
+        if Path::new(shard).file_name() != Some(shard.as_ref()) {
+            let problem = format!("names the shard `{shard}`, which is not a file beside it");
+            return Err(WeightsError::file(path, problem, DAMAGED));
+        }
+        let shard = folder.join(shard);
+        if !shard.exists() {
+            return Err(missing_shard(&shard, path));
+        }
+        paths.push(shard);
+    }
+
+    let tensors = merge(&paths)?;
+    let absent: Vec<_> = index
+        .weight_map
+        .into_iter()
+        .filter(|(name, shard)| {
+            tensors
+                .get(name)
+                .is_none_or(|tensor| tensor.file != folder.join(shard))
+        })
+        .map(|(name, _)| name)
+        .collect();
+    if !absent.is_empty() {
+        let problem = format!(
+            "lists {} that its shards do not hold: {}",
+            count(&absent),
+            some_names(&absent)
+        );
+        return Err(WeightsError::file(path, problem, DAMAGED));
+    }
+    Ok(tensors)
+}
+
+fn open_file(path: &Path) -> Result<Tensors, WeightsError> {
+    let mut start = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(64).read_to_end(&mut start))
+        .map_err(|err| WeightsError::reading(path, err))?;
+
+    if start.is_empty() {
+        return Err(WeightsError::file(path, "empty", DAMAGED));
+    }
+    if start.starts_with(b"version https://git-lfs") {
+        let problem = "a Git LFS pointer, not the file it stands for";
+        return Err(WeightsError::file(path, problem, "run `git lfs pull`"));
+    }
+    if start.trim_ascii_start().starts_with(b"<") {
+        let problem = "a web page, not a checkpoint";
+        return Err(WeightsError::file(
+            path,
+            problem,
+            "download the file itself",
+        ));
+    }
+    let named_safetensors = path.extension().is_some_and(|ext| ext == "safetensors");
+    if is_safetensors(&start) || (named_safetensors && !start.starts_with(b"PK")) {
+        open_safetensors(path)
+    } else {
+        open_pytorch(path)
+    }
+}
+
+fn open_safetensors(path: &Path) -> Result<Tensors, WeightsError> {
+    let file = Arc::new(SafetensorsFile::open(path)?);
+    let tensor = |(name, entry): (&String, &Entry)| {
+        let tensor = SourceTensor {
+            name: name.clone(),
+            shape: entry.shape.clone(),
+            dtype: entry.dtype,
+            file: path.to_path_buf(),
+            data: TensorSource::Safetensors(file.clone(), entry.clone()),
+        };
+        (name.clone(), tensor)
+    };
+    Ok(file.tensors.iter().map(tensor).collect())
+}
+
+fn open_pytorch(path: &Path) -> Result<Tensors, WeightsError> {
+    pickle::refuse_code(path)?;
+
+    // The reader flattens dictionaries, and `model.weight` may then be a tensor of that name or one
+    // called `weight` inside `model`. Only the tree itself tells, so it is looked at first.
+    let invalid = |err| pytorch_error(path, err);
+    let reader = match PytorchReader::read_pickle_data(path, None).map_err(invalid)? {
+        PickleValue::Dict(entries) => {
+            let wrapper = WRAPPERS.into_iter().find(|key| {
+                matches!(entries.get(*key), Some(value @ PickleValue::Dict(_)) if holds_tensors(value))
+            });
+            match wrapper {
+                Some(key) => PytorchReader::with_top_level_key(path, key),
+                None => PytorchReader::new(path),
+            }
+            .map_err(invalid)?
+        }
+        other => {
+            let found = match other {
+                PickleValue::Unsupported(name) => format!("a Python object ({name})"),
+                PickleValue::List(_) => "a list".to_string(),
+                _ => "a single value".to_string(),
+            };
+            let problem = format!("holds {found} instead of a state dict");
+            let remedy = "save the model's state_dict() in PyTorch and use that";
+            return Err(WeightsError::file(path, problem, remedy));
+        }
+    };
+
+    let tensor = |(name, tensor): (String, pytorch_reader::Tensor)| {
+        let source = SourceTensor {
+            name: name.clone(),
+            shape: tensor.shape().to_vec(),
+            dtype: dtype_from_pytorch(tensor.dtype()),
+            file: path.to_path_buf(),
+            data: TensorSource::Pytorch(tensor),
+        };
+        (name, source)
+    };
+    Ok(reader.into_tensors().into_iter().map(tensor).collect())
+}
+
+fn holds_tensors(value: &PickleValue) -> bool {
+    match value {
+        PickleValue::Dict(entries) => entries.values().any(holds_tensors),
+        PickleValue::Unsupported(name) => name == "torch.Tensor",
+        _ => false,
+    }
+}
+
+fn pytorch_error(path: &Path, err: PytorchError) -> WeightsError {
+    match err {
+        PytorchError::Io(err) if err.raw_os_error().is_some() => WeightsError::reading(path, err),
+        err => {
+            let problem = format!("not a PyTorch checkpoint that can be read ({err})");
+            let remedy = "download it again, or save the model's state_dict() alone in PyTorch";
+            WeightsError::file(path, problem, remedy)
+        }
+    }
+}
+
+fn dtype_from_pytorch(dtype: pytorch_reader::DType) -> DType {
+    use pytorch_reader::DType as Torch;
+    match dtype {
+        Torch::F64 => DType::F64,
+        Torch::F32 => DType::F32,
+        Torch::F16 => DType::F16,
+        Torch::BF16 => DType::BF16,
+        Torch::I64 => DType::I64,
+        Torch::I32 => DType::I32,
+        Torch::I16 => DType::I16,
+        Torch::I8 => DType::I8,
+        Torch::U64 => DType::U64,
+        Torch::U32 => DType::U32,
+        Torch::U16 => DType::U16,
+        Torch::U8 => DType::U8,
+        Torch::Bool => DType::Bool(BoolStore::Native),
+    }
+}

@@ -1,0 +1,598 @@
+//! `cargo xtask parity`: ours against a parity fixture's numbers.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, FloatDType, Gradients, Int, Tensor, TensorData};
+use clap::Args;
+use divot::checkpoint::{self, Part};
+use divot::convert::{Job, ReleasedConfig, convert};
+use divot::weights::Source;
+use divot::{Detokenizer, DetokenizerConfig, Tokenizer, TokenizerConfig};
+use divot_data::sampling::{comprehend_indices, reconstruct_indices, tokenizer_indices};
+use divot_data::{Frame, Transform};
+use divot_unet::{DdimConfig, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing};
+use divot_vit::{TextTowerConfig, normalize, preprocess};
+use serde_json::Value;
+
+/// Arguments of `parity`.
+#[derive(Args)]
+#[command(after_help = "Example: cargo xtask parity fixtures/mini --only unet --device wgpu")]
+pub struct Arguments {
+    /// Folder of the fixture
+    #[arg(value_name = "DIR")]
+    fixture: PathBuf,
+    /// Check only the tensors whose names start with this
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Device to compute on: auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+/// Runs the sections that were asked for; false if any tensor fails.
+pub fn run(arguments: &Arguments) -> Result<bool> {
+    let device = divot::device::select(&arguments.device)?;
+    let parity = Parity::open(&arguments.fixture, arguments.only.clone(), device)?;
+    type Section = (&'static str, fn(&Parity) -> Result<()>);
+    let sections: [Section; 9] = [
+        ("preprocess", Parity::preprocess),
+        ("clip", Parity::clip),
+        ("tokenizer", Parity::tokenizer),
+        ("detokenizer", Parity::detokenizer),
+        ("unet", Parity::unet),
+        ("vae", Parity::vae),
+        ("schedule", Parity::schedule),
+        ("ddim", Parity::ddim),
+        ("train", Parity::train),
+    ];
+    for (name, section) in sections {
+        if parity.wants_section(name) {
+            section(&parity).with_context(|| format!("section {name}"))?;
+        }
+    }
+    if parity.wants_section("frames") {
+        parity.frames()?;
+    }
+    let names: Vec<&str> = sections.iter().map(|(name, _)| *name).collect();
+    Ok(parity.finish(&names))
+}
+
+/// A relative error that float32 stays below on any device that computes in float32.
+const LIMIT: f64 = 1e-4;
+/// The same where a device may reorder or fuse what it likes.
+const DEVICE_LIMIT: f64 = 1e-3;
+/// For images: resizing bytes may round a few pixels one level apart.
+const IMAGE_LIMIT: f64 = 4e-3;
+/// For the sampling loop, which amplifies.
+const LOOP_LIMIT: f64 = 1e-3;
+
+struct Parity {
+    dir: PathBuf,
+    io: Source,
+    arguments: Value,
+    device: Device,
+    /// On the CPU the tighter limit holds.
+    limit: f64,
+    only: Option<String>,
+    /// The converted checkpoint, removed at the end.
+    models: tempfile::TempDir,
+    tally: RefCell<Tally>,
+}
+
+#[derive(Default)]
+struct Tally {
+    seen: BTreeSet<String>,
+    passed: usize,
+    failed: usize,
+}
+
+impl Parity {
+    fn open(dir: &Path, only: Option<String>, device: Device) -> Result<Self> {
+        ensure!(
+            dir.join("io.safetensors").is_file(),
+            "{}: is not a parity fixture (no io.safetensors); name the folder of one",
+            dir.display()
+        );
+        let io = Source::open(&dir.join("io.safetensors"))?;
+        let text = std::fs::read_to_string(dir.join("config.json"))
+            .with_context(|| format!("{}: config.json cannot be read", dir.display()))?;
+        let sizes = ReleasedConfig::read(&dir.join("config.json"))?;
+        let models = tempfile::tempdir().context("a temporary folder cannot be made")?;
+        for job in Job::find(&dir.join("pretrained"))? {
+            convert(&job, &sizes, models.path(), FloatDType::F32, |_| {})?;
+        }
+        let limit = if format!("{device:?}").contains("Flex") {
+            LIMIT
+        } else {
+            DEVICE_LIMIT
+        };
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            io,
+            arguments: serde_json::from_str(&text)?,
+            device,
+            limit,
+            only,
+            models,
+            tally: RefCell::default(),
+        })
+    }
+
+    fn wants_section(&self, section: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| {
+            section.starts_with(only.as_str()) || only.split('/').next() == Some(section)
+        })
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only
+            .as_ref()
+            .is_none_or(|only| name.starts_with(only.as_str()))
+    }
+
+    fn number(&self, group: &str, name: &str) -> Result<f64> {
+        self.arguments[group][name]
+            .as_f64()
+            .with_context(|| format!("config.json: {group}.{name} is not a number"))
+    }
+
+    fn data(&self, name: &str) -> Result<TensorData> {
+        self.tally.borrow_mut().seen.insert(name.to_owned());
+        let tensor = self
+            .io
+            .get(name)
+            .with_context(|| format!("io.safetensors: `{name}` is missing"))?;
+        Ok(tensor.read()?)
+    }
+
+    fn tensor<const D: usize>(&self, name: &str) -> Result<Tensor<D>> {
+        self.tensor_on(name, &self.device)
+    }
+
+    fn tensor_on<const D: usize>(&self, name: &str, device: &Device) -> Result<Tensor<D>> {
+        let data = self.data(name)?;
+        let rank = data.shape().num_dims();
+        ensure!(
+            rank == D,
+            "io.safetensors: `{name}` has {rank} axes, not {D}"
+        );
+        Ok(Tensor::from_data(data, device))
+    }
+
+    fn integers(&self, name: &str) -> Result<Vec<i64>> {
+        Ok(self.data(name)?.iter::<i64>().collect())
+    }
+
+    /// Integers as the floats that the networks embed.
+    fn floats_of_integers(&self, name: &str) -> Result<Tensor<1>> {
+        let values: Vec<f32> = self.integers(name)?.iter().map(|&i| i as f32).collect();
+        Ok(Tensor::from_floats(values.as_slice(), &self.device))
+    }
+
+    /// Prints one line and counts it.
+    fn report(&self, name: &str, shape: &[usize], error: f64, limit: f64) {
+        // A NaN fails.
+        let pass = error <= limit;
+        println!(
+            "{name:42} {:24} {error:>9.2e} {limit:>9.0e}  {}",
+            format!("{shape:?}"),
+            if pass { "pass" } else { "FAIL" }
+        );
+        let mut tally = self.tally.borrow_mut();
+        tally.passed += usize::from(pass);
+        tally.failed += usize::from(!pass);
+    }
+
+    /// Compares with the fixture's tensor of that name: ‖ours − theirs‖ / ‖theirs‖.
+    fn compare<const D: usize>(&self, name: &str, ours: Tensor<D>, limit: f64) -> Result<()> {
+        self.compare_data(name, ours.into_data(), limit)
+    }
+
+    fn compare_data(&self, name: &str, ours: TensorData, limit: f64) -> Result<()> {
+        let theirs = self.data(name)?;
+        if !self.wants(name) {
+            return Ok(());
+        }
+        let shape: Vec<usize> = theirs.shape().iter().copied().collect();
+        let found: Vec<usize> = ours.shape().iter().copied().collect();
+        ensure!(
+            found == shape || (shape.is_empty() && found == [1]),
+            "`{name}` has shape {found:?} here and {shape:?} in the fixture"
+        );
+        let (mut difference, mut norm) = (0.0, 0.0);
+        for (ours, theirs) in ours.iter::<f64>().zip(theirs.iter::<f64>()) {
+            difference += (ours - theirs).powi(2);
+            norm += theirs * theirs;
+        }
+        let error = if norm > 0.0 {
+            (difference / norm).sqrt()
+        } else {
+            difference.sqrt()
+        };
+        self.report(name, &shape, error, limit);
+        Ok(())
+    }
+
+    /// Compares numbers of our own with a tensor of the same count.
+    fn compare_values(&self, name: &str, ours: Vec<f64>, limit: f64) -> Result<()> {
+        let shape: Vec<usize> = self.data(name)?.shape().iter().copied().collect();
+        ensure!(
+            shape.iter().product::<usize>() == ours.len(),
+            "`{name}` has {} numbers here and shape {shape:?} in the fixture",
+            ours.len()
+        );
+        self.compare_data(name, TensorData::new(ours, shape), limit)
+    }
+
+    /// The five frames as the tokenizer gets them, `[1, frames, 3, height, width]`.
+    fn clip_frames(&self, device: &Device) -> Result<Tensor<5>> {
+        Ok(self
+            .tensor_on::<4>("preprocess/dc_256", device)?
+            .unsqueeze_dim(0))
+    }
+
+    fn load_tokenizer(&self, device: &Device) -> Result<(Tokenizer, TokenizerConfig)> {
+        Ok(Tokenizer::load(self.models.path(), None, device)?)
+    }
+
+    fn load_detokenizer(&self) -> Result<(Detokenizer, DetokenizerConfig)> {
+        Ok(Detokenizer::load(self.models.path(), None, &self.device)?)
+    }
+
+    fn preprocess(&self) -> Result<()> {
+        let pixels = self.data("preprocess/frames_u8")?;
+        let [count, height, width, _] = pixels.shape().dims();
+        let bytes: Vec<u8> = pixels.iter::<u8>().collect();
+        let frames = bytes
+            .chunks_exact(height * width * 3)
+            .map(|frame| Frame::new(width, height, frame.to_vec()))
+            .collect::<Result<Vec<_>, _>>()?;
+        ensure!(frames.len() == count, "preprocess/frames_u8 is cut short");
+
+        let size = self.data("preprocess/dc_256")?.shape()[2];
+        let keep_aspect = Transform {
+            size,
+            keep_aspect: true,
+        };
+        let (values, shape) = keep_aspect.clip(&frames)?;
+        self.compare_data(
+            "preprocess/dc_256",
+            TensorData::new(values, shape),
+            IMAGE_LIMIT,
+        )?;
+        let fixed = Transform {
+            size,
+            keep_aspect: false,
+        };
+        let (values, shape) = fixed.clip(&frames[..1])?;
+        self.compare_data(
+            "preprocess/dc_256_fixed",
+            TensorData::new(values, shape),
+            IMAGE_LIMIT,
+        )?;
+
+        let first = self.tensor::<4>("preprocess/dc_256")?.narrow(0, 0, 1);
+        let image_size = self.number("vit", "image_size")? as usize;
+        self.compare(
+            "preprocess/clip_224",
+            preprocess(first, image_size),
+            self.limit,
+        )
+    }
+
+    fn clip(&self) -> Result<()> {
+        let folder = Part::Clip.folder(self.models.path());
+        let config: TextTowerConfig = checkpoint::load_config(&folder)?;
+        let text = checkpoint::load(&folder, config.init(&self.device), None, &self.device)?;
+        let data = self.data("clip/text_ids")?;
+        let ids = Tensor::<2, Int>::from_data(data, &self.device);
+        self.compare(
+            "clip/text_features",
+            normalize(text.text_features(ids)),
+            self.limit,
+        )?;
+
+        let (tokenizer, config) = self.load_tokenizer(&self.device)?;
+        let images = preprocess(self.tensor("preprocess/dc_256")?, config.vision.image_size);
+        self.compare(
+            "clip/image_features",
+            normalize(tokenizer.vision.image_features(images)),
+            self.limit,
+        )
+    }
+
+    fn tokenizer(&self) -> Result<()> {
+        let (tokenizer, config) = self.load_tokenizer(&self.device)?;
+        let frames = self.clip_frames(&self.device)?;
+        let images = preprocess(frames.clone().squeeze_dim::<4>(0), config.vision.image_size);
+        self.compare(
+            "tokenizer/vit_tokens",
+            tokenizer.vision.tokens(images),
+            self.limit,
+        )?;
+        let patches = tokenizer.patch_tokens(frames.clone());
+        let temporal = tokenizer.resampler.temporal(patches).squeeze_dim::<3>(0);
+        self.compare("tokenizer/temporal", temporal, self.limit)?;
+        let [_, count, _, side, _] = frames.dims();
+        self.compare("tokenizer/tokens", tokenizer.tokenize(frames), self.limit)?;
+        self.compare(
+            "tokenizer/tokens_zeros",
+            tokenizer.unconditional(count, side),
+            self.limit,
+        )
+    }
+
+    fn detokenizer(&self) -> Result<()> {
+        let (detokenizer, _) = self.load_detokenizer()?;
+        for (tokens, context) in [
+            ("tokenizer/tokens", "detokenizer/context"),
+            ("tokenizer/tokens_zeros", "detokenizer/uncond_context"),
+        ] {
+            let ours = detokenizer.context(self.tensor(tokens)?);
+            self.compare(context, ours, self.limit)?;
+        }
+        Ok(())
+    }
+
+    fn unet(&self) -> Result<()> {
+        let (detokenizer, _) = self.load_detokenizer()?;
+        let x = self.tensor::<5>("unet/x")?;
+        let timesteps = self.floats_of_integers("unet/timesteps")?;
+        let context = self.tensor::<3>("unet/context")?;
+        for (name, fs) in [
+            ("unet/out", Some(self.floats_of_integers("unet/fs")?)),
+            ("unet/out_default_fs", None),
+        ] {
+            let out = detokenizer
+                .unet
+                .forward(x.clone(), timesteps.clone(), context.clone(), fs);
+            self.compare(name, out, self.limit)?;
+        }
+        Ok(())
+    }
+
+    fn vae(&self) -> Result<()> {
+        let (detokenizer, _) = self.load_detokenizer()?;
+        let moments = detokenizer.vae.encode(self.tensor("vae/image")?);
+        self.compare("vae/mean", moments.mean, self.limit)?;
+        self.compare("vae/logvar", moments.logvar, self.limit)?;
+        let decoded = detokenizer.vae.decode(self.tensor("vae/z")?);
+        self.compare("vae/decoded", decoded, self.limit)
+    }
+
+    fn schedule(&self) -> Result<()> {
+        let schedule = NoiseSchedule::new(&NoiseScheduleConfig::new());
+        self.compare_values("schedule/betas", schedule.betas.clone(), LIMIT)?;
+        self.compare_values(
+            "schedule/alphas_cumprod",
+            schedule.alphas_cumprod.clone(),
+            LIMIT,
+        )?;
+        let tables: Vec<String> = self
+            .io
+            .tensors()
+            .filter_map(|tensor| {
+                let table = tensor.name.strip_prefix("schedule/")?;
+                Some(table.strip_suffix("/timesteps")?.to_owned())
+            })
+            .collect();
+        for table in tables {
+            let (spacing, steps) = table.rsplit_once('_').context("a table without steps")?;
+            let spacing = match spacing {
+                "uniform" => Spacing::Uniform,
+                _ => Spacing::UniformTrailing,
+            };
+            let ddim = DdimConfig::new(steps.parse()?)
+                .with_spacing(spacing)
+                .init(&schedule)?;
+            let floats = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect();
+            let timesteps = ddim.timesteps.iter().map(|&t| t as f64).collect();
+            for (name, ours, limit) in [
+                ("timesteps", timesteps, 0.0),
+                ("alphas", floats(&ddim.alphas), LIMIT),
+                ("alphas_prev", floats(&ddim.alphas_prev), LIMIT),
+                ("sigmas", floats(&ddim.sigmas), LIMIT),
+            ] {
+                self.compare_values(&format!("schedule/{table}/{name}"), ours, limit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ddim(&self) -> Result<()> {
+        let (detokenizer, config) = self.load_detokenizer()?;
+        let denoiser = Denoiser::new(
+            &detokenizer.unet,
+            self.tensor("detokenizer/context")?,
+            self.number("guidance", "fs")?,
+        )
+        .with_guidance(
+            self.tensor("detokenizer/uncond_context")?,
+            self.number("guidance", "scale")?,
+            self.number("guidance", "rescale")?,
+        );
+        let steps = self.arguments["ddim"]
+            .as_u64()
+            .context("config.json: ddim")?;
+        let schedule = NoiseSchedule::new(&config.schedule);
+        let ddim = DdimConfig::new(steps as usize)
+            .with_eta(self.number("guidance", "eta")?)
+            .init(&schedule)?;
+        let noises = self.tensor::<6>("ddim/noises")?;
+        let mut estimates = Vec::new();
+        let samples = ddim
+            .sample(
+                self.tensor("ddim/x_T")?,
+                |latents, timestep| denoiser.predict(latents, timestep),
+                |step| noises.clone().narrow(0, step, 1).squeeze_dim::<5>(0),
+                |step| {
+                    estimates.push(step.pred_x0);
+                    ControlFlow::Continue(())
+                },
+            )
+            .context("the sampling stopped early")?;
+        let limit = LOOP_LIMIT;
+        self.compare("ddim/pred_x0", Tensor::stack::<6>(estimates, 0), limit)?;
+        self.compare("ddim/samples", samples.clone(), limit)?;
+        self.compare("ddim/decoded", detokenizer.vae.decode_clip(samples), limit)
+    }
+
+    /// The joint objective of the paper's first stage, and its gradients.
+    fn train(&self) -> Result<()> {
+        let device = self.device.clone().autodiff();
+        let tokenizer_folder = Part::Tokenizer.folder(self.models.path());
+        let config: TokenizerConfig = checkpoint::load_config(&tokenizer_folder)?;
+        let mut tokenizer =
+            checkpoint::load(&tokenizer_folder, config.init(&device), None, &device)?;
+        tokenizer.vision = tokenizer.vision.no_grad();
+
+        let folder = Part::Detokenizer.folder(self.models.path());
+        let mut config: DetokenizerConfig = checkpoint::load_config(&folder)?;
+        // The fixture was computed in evaluation mode.
+        config.unet.dropout = 0.0;
+        let detokenizer = checkpoint::load(&folder, config.init(&device), None, &device)?;
+
+        let z0 = self.tensor_on::<5>("train/z0", &device)?;
+        let noise = self.tensor_on::<5>("train/eps", &device)?;
+        let timesteps: Vec<usize> = self
+            .integers("train/t")?
+            .iter()
+            .map(|&t| t as usize)
+            .collect();
+        let batch = timesteps.len();
+        let schedule = NoiseSchedule::new(&config.schedule);
+        let target = schedule.target(z0.clone(), noise.clone(), &timesteps);
+        self.compare("train/v", target.clone(), self.limit)?;
+
+        let frames = self.clip_frames(&device)?;
+        let [_, count, channels, height, width] = frames.dims();
+        let frames = frames.expand([batch, count, channels, height, width]);
+        let context = detokenizer.context(tokenizer.tokenize(frames));
+        let floats: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
+        let fs = Tensor::<1>::full([batch], self.number("guidance", "fs")?, &device);
+        let prediction = detokenizer.unet.forward(
+            schedule.add_noise(z0, noise, &timesteps),
+            Tensor::from_floats(floats.as_slice(), &device),
+            context,
+            Some(fs),
+        );
+        let loss = (prediction - target).square().mean();
+        self.compare("train/loss", loss.clone(), self.limit)?;
+
+        let gradients = loss.backward();
+        for (name, norm) in [
+            (
+                "train/grad_norm_unet",
+                gradient_norm(&detokenizer.unet, &gradients),
+            ),
+            (
+                "train/grad_norm_proj",
+                gradient_norm(&detokenizer.resampler, &gradients),
+            ),
+            (
+                "train/grad_norm_tokenizer",
+                gradient_norm(&tokenizer.resampler, &gradients),
+            ),
+        ] {
+            self.compare_values(name, vec![norm], self.limit)?;
+        }
+        ensure!(
+            gradient_norm(&tokenizer.vision, &gradients) == 0.0,
+            "the frozen vision tower has gradients"
+        );
+        let latents = tokenizer.resampler.resampler.latents.val();
+        let gradient = latents
+            .grad(&gradients)
+            .context("the learned queries have no gradient")?;
+        self.compare("train/grad_resampler_latents", gradient, self.limit)
+    }
+
+    /// Which frames are read of videos of any length and rate.
+    fn frames(&self) -> Result<()> {
+        let path = self.dir.join("frames.json");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{}: cannot be read", path.display()))?;
+        let cases: Vec<Value> = serde_json::from_str(&text)?;
+        for case in cases {
+            let (frames, fps) = (
+                case["frames"].as_u64().context("frames.json: frames")? as usize,
+                case["fps"].as_f64().context("frames.json: fps")?,
+            );
+            let reconstruct = tokenizer_indices(&reconstruct_indices(frames, fps)?);
+            let comprehend: Vec<_> =
+                comprehend_indices(frames, fps, divot_data::sampling::MAX_CLIPS)?
+                    .iter()
+                    .map(tokenizer_indices)
+                    .collect();
+            for (name, ours, theirs) in [
+                (
+                    "reconstruct",
+                    serde_json::json!(reconstruct),
+                    &case["reconstruct"],
+                ),
+                (
+                    "comprehend",
+                    serde_json::json!(comprehend),
+                    &case["comprehend"],
+                ),
+            ] {
+                let wrong = f64::from(u8::from(ours != *theirs));
+                self.report(&format!("frames/{frames}@{fps}/{name}"), &[], wrong, 0.0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what was not compared; false if anything failed.
+    fn finish(&self, sections: &[&str]) -> bool {
+        let tally = self.tally.borrow();
+        let mut not_covered = BTreeSet::new();
+        let mut unused = Vec::new();
+        for tensor in self.io.tensors() {
+            let section = tensor.name.split('/').next().unwrap_or_default();
+            if !sections.contains(&section) {
+                not_covered.insert(section);
+            } else if !tally.seen.contains(&tensor.name) && self.only.is_none() {
+                unused.push(&tensor.name);
+            }
+        }
+        for name in &unused {
+            println!("{name:42} neither compared nor used                     FAIL");
+        }
+        for section in not_covered {
+            println!("{section}/*: not covered");
+        }
+        let failed = tally.failed + unused.len();
+        println!(
+            "{} passed, {failed} failed, on {:?}",
+            tally.passed, self.device
+        );
+        failed == 0 && tally.passed > 0
+    }
+}
+
+/// Norm of all gradients of a module.
+fn gradient_norm<M: Module>(module: &M, gradients: &Gradients) -> f64 {
+    struct Squares<'a> {
+        gradients: &'a Gradients,
+        sum: f64,
+    }
+    impl ModuleVisitor for Squares<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = param.val().grad(self.gradients) {
+                self.sum += gradient.square().sum().into_scalar::<f64>();
+            }
+        }
+    }
+    let mut squares = Squares {
+        gradients,
+        sum: 0.0,
+    };
+    module.visit(&mut squares);
+    squares.sum.sqrt()
+}
