@@ -154,9 +154,9 @@ const UNET: &[(&str, &str)] = &[
     (r"^conv_in\.", "input_blocks.0.0."),
     (r"^middle\.", "middle_block."),
     (r"^middle_out\.", "middle_block.3."),
-    (r"block(s\.\d+)?\.res\.", "block$1.0."),
-    (r"block(s\.\d+)?\.spatial\.", "block$1.1."),
-    (r"block(s\.\d+)?\.temporal\.", "block$1.2."),
+    (r"block(s\.[^.]+)?\.res\.", "block$1.0."),
+    (r"block(s\.[^.]+)?\.spatial\.", "block$1.1."),
+    (r"block(s\.[^.]+)?\.temporal\.", "block$1.2."),
     (r"^", "diffusion_model."),
 ];
 

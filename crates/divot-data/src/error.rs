@@ -1,0 +1,125 @@
+//! One error type for the whole crate.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A result with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with a file or an argument.
+///
+/// Every message is a single line which names the file, what was wrong with it and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is nothing at the path.
+    #[error("{}: no such file or folder; check the path", path.display())]
+    NotFound {
+        /// The path as it was given.
+        path: PathBuf,
+    },
+    /// The operating system refused to open or read the file.
+    #[error("{}: cannot be read ({source}); check the file and its permissions", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A folder was given in which no image was found.
+    #[error("{}: a folder without images; put PNG, JPEG, BMP, WebP or GIF files into it", path.display())]
+    NoImages {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The content is of no known video or image format.
+    #[error("{}: neither a video nor an image ({what}); give an MP4, MOV, GIF, WebP, PNG, JPEG or BMP file, or a folder of images", path.display())]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+        /// What its content looks like.
+        what: String,
+    },
+    /// Decoding needs an external program, which is missing.
+    #[error("{}: codec {codec} needs the `ffmpeg` program (with its `ffprobe`), which is not on the PATH; install it (e.g. `apt install ffmpeg`) or convert the video to H.264 (8-bit 4:2:0) in MP4", path.display())]
+    NeedsFfmpeg {
+        /// The file.
+        path: PathBuf,
+        /// Name of the codec (or of the container, where the codec cannot be told).
+        codec: String,
+    },
+    /// The external program failed.
+    #[error("{}: `{program}` failed on codec {codec} ({message}); check that the file plays, or convert it to H.264 (8-bit 4:2:0) in MP4", path.display())]
+    Ffmpeg {
+        /// The file.
+        path: PathBuf,
+        /// Name of the codec or container.
+        codec: String,
+        /// The program that failed.
+        program: String,
+        /// The last line that it printed.
+        message: String,
+    },
+    /// The file breaks off or contradicts itself.
+    #[error("{}: {what}; the file is damaged or cut short: copy or download it again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// The file is sound but holds no frame.
+    #[error("{}: holds no video frames; give a file with a video track", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A frame was asked for that the video does not have.
+    #[error("{}: frame {index} was asked for, but there are {frames} (0 to {}); ask for fewer", path.display(), frames - 1)]
+    OutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// The index asked for.
+        index: usize,
+        /// Number of frames in the video.
+        frames: usize,
+    },
+    /// The file could not be written. Nothing was left behind.
+    #[error("{}: cannot be written ({source}); check the folder, its permissions and the free space", path.display())]
+    Write {
+        /// The target.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// An argument makes no sense; the text says which and what would.
+    #[error("{0}")]
+    Argument(String),
+}
+
+impl Error {
+    pub(crate) fn read(path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        if source.kind() == io::ErrorKind::NotFound {
+            Self::NotFound { path }
+        } else {
+            Self::Read { path, source }
+        }
+    }
+
+    pub(crate) fn write(path: &Path, source: io::Error) -> Self {
+        Self::Write {
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
+    pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> Self {
+        // Messages of decoders may span lines; ours are one line each.
+        let what = what.into().lines().collect::<Vec<_>>().join(" ");
+        Self::Damaged {
+            path: path.to_path_buf(),
+            what,
+        }
+    }
+}

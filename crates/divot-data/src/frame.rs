@@ -1,0 +1,118 @@
+//! A picture.
+
+use crate::{Error, Result};
+
+/// One picture: 8-bit RGB, row by row, `rgb.len() == width * height * 3`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Width in pixels, at least 1.
+    pub width: usize,
+    /// Height in pixels, at least 1.
+    pub height: usize,
+    /// Red, green and blue of every pixel, `[height, width, 3]`.
+    pub rgb: Vec<u8>,
+}
+
+impl Frame {
+    /// A frame from its pixels, `[height, width, 3]`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when a side is 0 or the number of bytes is not `width * height * 3`.
+    pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Result<Self> {
+        let bytes = width.checked_mul(height).and_then(|n| n.checked_mul(3));
+        if width == 0 || height == 0 || bytes != Some(rgb.len()) {
+            return Err(Error::Argument(format!(
+                "a frame of {width}x{height} cannot be made of {} bytes; give width x height x 3 bytes, none of them 0",
+                rgb.len()
+            )));
+        }
+        Ok(Self { width, height, rgb })
+    }
+
+    /// A frame of one colour.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when a side is 0 or over 65535.
+    pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Result<Self> {
+        if width.max(height) > 65535 {
+            return Err(Error::Argument(format!(
+                "a frame of {width}x{height} is too large; give sides of at most 65535"
+            )));
+        }
+        Self::new(width, height, colour.repeat(width * height))
+    }
+
+    /// Red, green and blue at column `x` of row `y`.
+    ///
+    /// # Panics
+    /// When the pixel is outside the frame.
+    pub fn pixel(&self, x: usize, y: usize) -> [u8; 3] {
+        let at = (y * self.width + x) * 3;
+        [self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]]
+    }
+
+    /// Mean red, green and blue, each in 0..=255.
+    pub fn mean_rgb(&self) -> [f64; 3] {
+        let mut sum = [0u64; 3];
+        for pixel in self.rgb.chunks_exact(3) {
+            for (sum, &value) in sum.iter_mut().zip(pixel) {
+                *sum += u64::from(value);
+            }
+        }
+        sum.map(|sum| sum as f64 / (self.width * self.height) as f64)
+    }
+
+    /// The frame turned clockwise by a number of quarter turns.
+    #[must_use]
+    pub fn rotated(&self, quarter_turns: u8) -> Self {
+        let (w, h) = (self.width, self.height);
+        let turns = quarter_turns % 4;
+        let (width, height) = if turns % 2 == 1 { (h, w) } else { (w, h) };
+        let mut rgb = Vec::with_capacity(self.rgb.len());
+        for y in 0..height {
+            for x in 0..width {
+                let (from_x, from_y) = match turns {
+                    0 => (x, y),
+                    1 => (y, h - 1 - x),
+                    2 => (w - 1 - x, h - 1 - y),
+                    _ => (w - 1 - y, x),
+                };
+                rgb.extend(self.pixel(from_x, from_y));
+            }
+        }
+        Self { width, height, rgb }
+    }
+}
+
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Frame({}x{})", self.width, self.height)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_checked() {
+        assert!(Frame::new(2, 2, vec![0; 12]).is_ok());
+        assert!(Frame::new(2, 2, vec![0; 11]).is_err());
+        assert!(Frame::new(0, 2, vec![]).is_err());
+        assert!(Frame::filled(usize::MAX, 2, [0; 3]).is_err());
+    }
+
+    #[test]
+    fn quarter_turns_are_clockwise() {
+        // A B
+        // C D
+        // E F
+        let frame = Frame::new(2, 3, (0..18).map(|i| i / 3).collect()).unwrap();
+        let letters = |f: &Frame| f.rgb.iter().step_by(3).copied().collect::<Vec<_>>();
+        assert_eq!(letters(&frame.rotated(1)), [4, 2, 0, 5, 3, 1]);
+        assert_eq!(letters(&frame.rotated(2)), [5, 4, 3, 2, 1, 0]);
+        assert_eq!(letters(&frame.rotated(3)), [1, 3, 5, 0, 2, 4]);
+        assert_eq!(frame.rotated(1).rotated(3), frame);
+        assert_eq!(frame.rotated(1).width, 3);
+    }
+}

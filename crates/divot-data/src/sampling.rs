@@ -1,0 +1,235 @@
+//! Which frames of a video make a clip.
+//!
+//! A clip is two seconds: 16 frames at 8 frames a second, of which the tokenizer sees five
+//! ([`TOKENIZER_FRAMES`]). All positions are computed in `f64` and truncated to frame indices, as
+//! the released system does it with `numpy.linspace(.., endpoint=False)`.
+
+use crate::{Error, Result};
+
+/// Frames in a clip.
+pub const CLIP_FRAMES: usize = 16;
+
+/// Frame rate of a clip, in frames per second.
+pub const CLIP_FPS: f64 = 8.0;
+
+/// Clips taken of a video for comprehension, at most.
+pub const MAX_CLIPS: usize = 20;
+
+/// Which of a clip's 16 frames the tokenizer sees.
+pub const TOKENIZER_FRAMES: [usize; 5] = [0, 4, 8, 12, 15];
+
+/// The 16 frames of one clip, as indices into the video, never decreasing.
+pub type ClipIndices = [usize; CLIP_FRAMES];
+
+/// The tokenizer's five of a clip's 16 frames.
+pub fn tokenizer_indices(clip: &ClipIndices) -> [usize; 5] {
+    TOKENIZER_FRAMES.map(|i| clip[i])
+}
+
+/// The clip that a reconstruction starts from: the first two seconds. A shorter video is spread
+/// over the 16 frames.
+///
+/// `frames` is the length of the video, `fps` its frame rate.
+///
+/// # Errors
+/// [`Error::Argument`] for a video without frames, or when `fps` is not a positive number.
+pub fn reconstruct_indices(frames: usize, fps: f64) -> Result<ClipIndices> {
+    reconstruct_indices_from(frames, fps, 0.0)
+}
+
+/// [`reconstruct_indices`], starting `start` seconds into the video.
+///
+/// # Errors
+/// Those of [`reconstruct_indices`], and [`Error::Argument`] when `start` is negative or not before
+/// the end of the video.
+pub fn reconstruct_indices_from(frames: usize, fps: f64, start: f64) -> Result<ClipIndices> {
+    let interval = check(frames, fps)?;
+    let length = frames as f64;
+    let first = start * fps;
+    if !(0.0..length).contains(&first) {
+        return Err(Error::Argument(format!(
+            "a clip cannot start at {start} s of a video of {:.2} s; give a start within it",
+            length / fps
+        )));
+    }
+    Ok(spread(first, first + span(interval), frames))
+}
+
+/// The clips for comprehension: consecutive ones of two seconds, the last squeezed into what is
+/// left of the video; or, of a video too long for that, `max_clips` clips whose starts are spread
+/// evenly. The reference system has [`MAX_CLIPS`].
+///
+/// # Errors
+/// [`Error::Argument`] for a video without frames, when `fps` is not a positive number, or when
+/// `max_clips` is 0.
+pub fn comprehend_indices(frames: usize, fps: f64, max_clips: usize) -> Result<Vec<ClipIndices>> {
+    clips(frames, fps, max_clips, || 0.0)
+}
+
+/// [`comprehend_indices`] for training: each clip starts at random inside its slot. A video too
+/// short for `max_clips` clips is cut into consecutive ones from a start drawn within the first
+/// 1/8 second. `uniform` draws from `[0, 1)` and is called once per start.
+///
+/// With `max_clips` 1 this is one clip from anywhere in the video.
+///
+/// # Errors
+/// Those of [`comprehend_indices`].
+pub fn train_indices(
+    frames: usize,
+    fps: f64,
+    max_clips: usize,
+    uniform: impl FnMut() -> f64,
+) -> Result<Vec<ClipIndices>> {
+    clips(frames, fps, max_clips, uniform)
+}
+
+/// Both of the above: `uniform` says where in its room a start lies.
+fn clips(
+    frames: usize,
+    fps: f64,
+    max_clips: usize,
+    mut uniform: impl FnMut() -> f64,
+) -> Result<Vec<ClipIndices>> {
+    let interval = check(frames, fps)?;
+    if max_clips == 0 {
+        return Err(Error::Argument(
+            "0 clips were asked for; ask for at least 1".into(),
+        ));
+    }
+
+    let length = frames as f64;
+    let available = floor_div(length, interval);
+    if available >= (max_clips * CLIP_FRAMES) as f64 {
+        let slot = (frames / max_clips) as f64;
+        // A slot may lose up to a frame to the integer division and be too short for a clip.
+        let squeezed = floor_div(slot, interval) < CLIP_FRAMES as f64;
+        let span = if squeezed { slot } else { span(interval) };
+        return Ok((0..max_clips)
+            .map(|i| {
+                let start = i as f64 * slot + uniform() * (slot - span);
+                spread(start, start + span, frames)
+            })
+            .collect());
+    }
+
+    let mut clips = Vec::new();
+    // The video is never so short that a start inside the first interval would leave no clip.
+    let mut start = uniform() * interval.min(length);
+    while start < length && clips.len() < max_clips {
+        clips.push(spread(start, (start + span(interval)).min(length), frames));
+        start += span(interval);
+    }
+    Ok(clips)
+}
+
+/// Checks the video and returns the distance between a clip's frames, in frames of the video.
+fn check(frames: usize, fps: f64) -> Result<f64> {
+    if frames == 0 {
+        return Err(Error::Argument(
+            "a video without frames has no clips; give one with at least one frame".into(),
+        ));
+    }
+    if !(fps.is_finite() && fps > 0.0) {
+        return Err(Error::Argument(format!(
+            "{fps} is no frame rate; give a positive number of frames per second"
+        )));
+    }
+    Ok(fps / CLIP_FPS)
+}
+
+fn span(interval: f64) -> f64 {
+    CLIP_FRAMES as f64 * interval
+}
+
+/// 16 positions from `start` up to, not including, `end` (or the end of the video), truncated.
+fn spread(start: f64, end: f64, frames: usize) -> ClipIndices {
+    let step = (end.min(frames as f64) - start) / CLIP_FRAMES as f64;
+    std::array::from_fn(|i| ((i as f64 * step + start) as usize).min(frames - 1))
+}
+
+/// Python's `//` on floats: the remainder is exact, so a quotient just below an integer is not
+/// rounded up to it.
+fn floor_div(a: f64, b: f64) -> f64 {
+    ((a - a % b) / b).round()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        frames: usize,
+        fps: f64,
+        reconstruct: [usize; 5],
+        comprehend: Vec<[usize; 5]>,
+    }
+
+    #[test]
+    fn every_case_of_the_reference_system() {
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../tests/data/frames.json")).unwrap();
+        assert!(!cases.is_empty());
+        for Case {
+            frames,
+            fps,
+            reconstruct,
+            comprehend,
+        } in cases
+        {
+            let ours = reconstruct_indices(frames, fps).unwrap();
+            assert_eq!(tokenizer_indices(&ours), reconstruct, "{frames} at {fps}");
+            let ours = comprehend_indices(frames, fps, MAX_CLIPS).unwrap();
+            let ours: Vec<_> = ours.iter().map(tokenizer_indices).collect();
+            assert_eq!(ours, comprehend, "{frames} at {fps}");
+        }
+    }
+
+    #[test]
+    fn a_single_frame_is_repeated() {
+        assert_eq!(reconstruct_indices(1, 25.0).unwrap(), [0; 16]);
+        assert_eq!(comprehend_indices(1, 25.0, 20).unwrap(), vec![[0; 16]]);
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        for fps in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(reconstruct_indices(10, fps).is_err());
+        }
+        assert!(reconstruct_indices(0, 8.0).is_err());
+        assert!(comprehend_indices(0, 8.0, 20).is_err());
+        assert!(comprehend_indices(10, 8.0, 0).is_err());
+        assert!(reconstruct_indices_from(10, 8.0, -0.1).is_err());
+        assert!(reconstruct_indices_from(10, 8.0, 1.25).is_err());
+    }
+
+    #[test]
+    fn a_start_shifts_the_clip() {
+        let clip = reconstruct_indices_from(100, 8.0, 2.0).unwrap();
+        assert_eq!(clip, std::array::from_fn(|i| 16 + i));
+        // What is left is spread over the clip.
+        let clip = reconstruct_indices_from(24, 8.0, 2.0).unwrap();
+        assert_eq!((clip[0], clip[15]), (16, 23));
+    }
+
+    #[test]
+    fn slots_that_do_not_divide_evenly_start_at_whole_frames() {
+        // 1807 / 20 = 90.35: the slots are 90 frames.
+        let clips = comprehend_indices(1807, 30.0, 20).unwrap();
+        assert_eq!(clips.len(), 20);
+        assert_eq!(clips[19][0], 19 * 90);
+    }
+
+    #[test]
+    fn training_stays_inside_the_slots() {
+        for u in [0.0, 0.5, 0.999_999] {
+            let clips = train_indices(1800, 30.0, 20, || u).unwrap();
+            for (i, clip) in clips.iter().enumerate() {
+                assert!(clip[0] >= i * 90 && clip[15] < (i + 1) * 90);
+            }
+            let clips = train_indices(3, 30.0, 1, || u).unwrap();
+            assert_eq!(clips.len(), 1);
+            assert!(clips[0][15] < 3);
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Writing videos and pictures.
+//!
+//! Every writer fills a temporary file beside the target and renames it at the end, so a target is
+//! either whole or as it was before.
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use image::codecs::gif::{GifEncoder, Repeat};
+use image::{Delay, ExtendedColorType, ImageError, ImageFormat, RgbaImage};
+use rusty_h264::{Encoder, EncoderConfig, Preset, YuvFrame};
+
+use crate::mux::{self, TrackBoxes};
+use crate::yuv;
+use crate::{Error, Frame, Result};
+
+/// Quantiser of the H.264 writer: visually lossless.
+const QUANTISER: u8 = 10;
+
+/// Frames from one at which decoding can begin to the next.
+const KEYFRAME_INTERVAL: u32 = 48;
+
+/// Writes an MP4 with H.264 that is visually lossless and plays everywhere: High profile, 4:2:0,
+/// BT.601 in the narrow range and labelled so, index in front.
+///
+/// `fps` is the frame rate in frames per second, over 0 and at most 1000. Video of this kind has
+/// even sides: an odd last row or column is left out, a side of 1 is doubled.
+///
+/// # Errors
+/// [`Error::Argument`] for no frames, frames of different sizes or over 16384 pixels a side, or a
+/// bad frame rate; [`Error::Write`] when the target cannot be written.
+pub fn write_mp4(path: impl AsRef<Path>, frames: &[Frame], fps: f64) -> Result<()> {
+    let (tick, timescale) = time_base(fps)?;
+    write_mp4_timed(path.as_ref(), frames, timescale, &vec![tick; frames.len()])
+}
+
+/// [`write_mp4`] with a duration per frame, in ticks.
+pub(crate) fn write_mp4_timed(
+    path: &Path,
+    frames: &[Frame],
+    timescale: u32,
+    durations: &[u32],
+) -> Result<()> {
+    let stream = encode(frames, timescale, durations)?;
+    let head = mux::head(&TrackBoxes {
+        width: stream.width as u16,
+        height: stream.height as u16,
+        timescale,
+        durations,
+        syncs: &stream.syncs,
+        sizes: &stream
+            .samples
+            .iter()
+            .map(|s| s.len() as u32)
+            .collect::<Vec<_>>(),
+        sps: &stream.sps,
+        pps: &stream.pps,
+    })
+    .ok_or_else(|| {
+        Error::Argument(format!(
+            "{}: the video is over 4 GiB; write it in parts",
+            path.display()
+        ))
+    })?;
+    atomically(path, |file| {
+        file.write_all(&head)?;
+        stream
+            .samples
+            .iter()
+            .try_for_each(|sample| file.write_all(sample))
+    })
+}
+
+/// `(tick, timescale)`: a frame is shown for `tick / timescale` seconds.
+fn time_base(fps: f64) -> Result<(u32, u32)> {
+    if !(fps > 0.0 && fps <= 1000.0) {
+        return Err(Error::Argument(format!(
+            "{fps} is no frame rate for a video; give a number over 0 and at most 1000"
+        )));
+    }
+    // Exact for whole rates and to a thousandth for others; slow ones need finer ticks.
+    Ok(if fps >= 1.0 {
+        (1000, (fps * 1000.0).round() as u32)
+    } else {
+        ((1000.0 / fps).round().min(1e9) as u32, 1000)
+    })
+}
+
+/// An encoded video: one sample per frame, in the order of showing.
+struct Stream {
+    width: usize,
+    height: usize,
+    sps: Vec<u8>,
+    pps: Vec<u8>,
+    samples: Vec<Vec<u8>>,
+    syncs: Vec<bool>,
+}
+
+fn encode(frames: &[Frame], timescale: u32, durations: &[u32]) -> Result<Stream> {
+    let (width, height) = common_size(frames)?;
+    if width.max(height) > 16384 {
+        return Err(Error::Argument(format!(
+            "frames of {width}x{height} are too large for H.264; resize them to at most 16384 a side"
+        )));
+    }
+    let even = |side: usize| (side & !1).max(2);
+    let (width, height) = (even(width), even(height));
+    let tick = durations.first().copied().unwrap_or(1).max(1);
+    let mut config = EncoderConfig::new(width, height);
+    config.preset = Preset::Balanced;
+    config.qp = QUANTISER;
+    config.gop_size = KEYFRAME_INTERVAL;
+    config.framerate = timescale as f32 / tick as f32;
+    // One frame in, one sample out: nothing that looks ahead.
+    config.mbtree = false;
+    config.scenecut = 0;
+    config.bframes = 0;
+    let references = config.num_ref_frames;
+    let unfit = |e: &dyn std::fmt::Display| {
+        Error::Argument(format!(
+            "frames of {width}x{height} cannot be encoded ({e}); resize them"
+        ))
+    };
+    let mut encoder = Encoder::new(config).map_err(|e| unfit(&e))?;
+
+    let mut stream = Stream {
+        width,
+        height,
+        sps: Vec::new(),
+        pps: Vec::new(),
+        samples: Vec::with_capacity(frames.len()),
+        syncs: Vec::with_capacity(frames.len()),
+    };
+    for frame in frames {
+        let (width, height, [y, u, v]) = yuv::from_rgb(frame);
+        let picture = YuvFrame {
+            width,
+            height,
+            y,
+            u,
+            v,
+        };
+        let unit = encoder.try_encode(&picture).map_err(|e| unfit(&e))?;
+        let mut sample = Vec::with_capacity(unit.len());
+        let mut sync = false;
+        for nal in mux::nal_units(&unit) {
+            match nal[0] & 31 {
+                7 => stream.sps = mux::with_usability_info(nal, references, tick, timescale),
+                8 => stream.pps = nal.to_vec(),
+                kind => {
+                    sync |= kind == 5;
+                    sample.extend((nal.len() as u32).to_be_bytes());
+                    sample.extend(nal);
+                }
+            }
+        }
+        stream.samples.push(sample);
+        stream.syncs.push(sync);
+    }
+    Ok(stream)
+}
+
+/// Writes an animated GIF that repeats for ever. Colours are reduced to 256 per frame.
+///
+/// `fps` is the frame rate in frames per second, over 0 and at most 50. GIF counts hundredths of a
+/// second, so frames may differ by one of those, and the average is kept.
+///
+/// # Errors
+/// [`Error::Argument`] for no frames, frames of different sizes or over 65535 pixels a side, or a
+/// bad frame rate; [`Error::Write`] when the target cannot be written.
+pub fn write_gif(path: impl AsRef<Path>, frames: &[Frame], fps: f64) -> Result<()> {
+    let (width, height) = common_size(frames)?;
+    // Players show a frame of under two hundredths for ten.
+    if !(fps > 0.0 && fps <= 50.0) || width.max(height) > 65535 {
+        return Err(Error::Argument(format!(
+            "{width}x{height} at {fps} frames per second cannot be a GIF; give a rate over 0 and at most 50, and at most 65535 pixels a side"
+        )));
+    }
+    atomically(path.as_ref(), |file| {
+        let mut encoder = GifEncoder::new_with_speed(file, 10);
+        encoder.set_repeat(Repeat::Infinite).map_err(io_error)?;
+        let hundredths = |frame: usize| (frame as f64 * 100.0 / fps).round();
+        for (i, frame) in frames.iter().enumerate() {
+            let rgba = frame
+                .rgb
+                .chunks_exact(3)
+                .flat_map(|p| [p[0], p[1], p[2], 255])
+                .collect();
+            let image = RgbaImage::from_raw(width as u32, height as u32, rgba)
+                .ok_or_else(|| io::Error::other("a frame has the wrong size"))?;
+            let delay = (hundredths(i + 1) - hundredths(i)).min(65535.0) as u32;
+            let delay = Delay::from_numer_denom_ms(delay * 10, 1);
+            encoder
+                .encode_frame(image::Frame::from_parts(image, 0, 0, delay))
+                .map_err(io_error)?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes a PNG.
+///
+/// # Errors
+/// [`Error::Write`] when the target cannot be written.
+pub fn write_png(path: impl AsRef<Path>, frame: &Frame) -> Result<()> {
+    atomically(path.as_ref(), |file| {
+        let mut bytes = io::Cursor::new(Vec::new());
+        image::write_buffer_with_format(
+            &mut bytes,
+            &frame.rgb,
+            frame.width as u32,
+            frame.height as u32,
+            ExtendedColorType::Rgb8,
+            ImageFormat::Png,
+        )
+        .map_err(io_error)?;
+        file.write_all(bytes.get_ref())
+    })
+}
+
+/// Rows of frames on white with thin gaps between them, e.g. a clip over its reconstruction.
+///
+/// Every frame gets a cell of the size of the largest and stands in its top left corner; rows may
+/// differ in length. `gap` is in pixels.
+///
+/// # Errors
+/// [`Error::Argument`] when there is no frame at all or the sheet would be huge.
+pub fn contact_sheet(rows: &[&[Frame]], gap: usize) -> Result<Frame> {
+    let frames = || rows.iter().copied().flatten();
+    let cell_width = frames().map(|f| f.width).max().unwrap_or(0);
+    let cell_height = frames().map(|f| f.height).max().unwrap_or(0);
+    let columns = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    if columns == 0 {
+        return Err(Error::Argument(
+            "a contact sheet of no frames; give at least one".into(),
+        ));
+    }
+    let side = |cells: usize, cell: usize| cells.saturating_mul(cell.saturating_add(gap)) - gap;
+    let (width, height) = (side(columns, cell_width), side(rows.len(), cell_height));
+    if width.saturating_mul(height) > 1 << 28 {
+        return Err(Error::Argument(format!(
+            "a contact sheet of {width}x{height} pixels is too large; give fewer or smaller frames"
+        )));
+    }
+    let mut sheet = Frame::filled(width, height, [255; 3])?;
+    for (row, frames) in rows.iter().enumerate() {
+        for (column, frame) in frames.iter().enumerate() {
+            let (left, top) = (column * (cell_width + gap), row * (cell_height + gap));
+            for (y, line) in frame.rgb.chunks_exact(frame.width * 3).enumerate() {
+                let at = ((top + y) * width + left) * 3;
+                sheet.rgb[at..at + line.len()].copy_from_slice(line);
+            }
+        }
+    }
+    Ok(sheet)
+}
+
+/// Finds out whether a file can be written at the path, without touching what is there, so that a
+/// program can say so before an hour's work and not after it.
+///
+/// # Errors
+/// [`Error::Write`] with what would go wrong.
+pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    temporary(path)
+        .map(|_| ())
+        .map_err(|e| Error::write(path, e))
+}
+
+/// Writes through a temporary file, which is removed if anything goes wrong.
+fn atomically(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&mut fs::File>) -> io::Result<()>,
+) -> Result<()> {
+    let run = || {
+        let (mut file, target) = temporary(path)?;
+        let mut buffer = BufWriter::new(file.as_file_mut());
+        write(&mut buffer)?;
+        buffer.flush()?;
+        drop(buffer);
+        file.persist(target).map_err(|e| e.error)?;
+        Ok(())
+    };
+    run().map_err(|e| Error::write(path, e))
+}
+
+/// A temporary file beside the target, and the target with symbolic links followed.
+fn temporary(path: &Path) -> io::Result<(tempfile::NamedTempFile, PathBuf)> {
+    let target = match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => return Err(io::Error::other("it is a folder")),
+        // Renaming would replace a device or a pipe instead of writing into it.
+        Ok(meta) if !meta.is_file() => return Err(io::Error::other("it is not a regular file")),
+        Ok(_) => fs::canonicalize(path)?,
+        Err(_) => path.to_path_buf(),
+    };
+    if target.file_name().is_none() {
+        return Err(io::Error::other("it names no file"));
+    }
+    let folder = match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        return Err(io::Error::other(format!(
+            "there is no folder {}",
+            folder.display()
+        )));
+    }
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".divot-").suffix(".tmp");
+    // Temporary files are private by default; the result is an ordinary file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder
+        .tempfile_in(folder)
+        // Its own message names the temporary file, which is nothing to the user.
+        .map_err(|e| io::Error::from(e.kind()))?;
+    Ok((file, target))
+}
+
+fn io_error(error: ImageError) -> io::Error {
+    match error {
+        ImageError::IoError(e) => e,
+        e => io::Error::other(e.to_string().lines().collect::<Vec<_>>().join(" ")),
+    }
+}
+
+/// Width and height that all frames share.
+pub(crate) fn common_size(frames: &[Frame]) -> Result<(usize, usize)> {
+    let first = frames
+        .first()
+        .ok_or_else(|| Error::Argument("a clip of no frames; give at least one".into()))?;
+    let size = (first.width, first.height);
+    if let Some(i) = frames.iter().position(|f| (f.width, f.height) != size) {
+        return Err(Error::Argument(format!(
+            "frame {i} is {}x{} in a clip of {}x{}; resize the frames to one size",
+            frames[i].width, frames[i].height, size.0, size.1
+        )));
+    }
+    Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Video;
+
+    fn frames(count: usize) -> Vec<Frame> {
+        (0..count)
+            .map(|i| Frame::filled(32, 32, [20 * i as u8, 100, 50]).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_variable_rate_is_averaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("variable.mp4");
+        // Ten frames in 4 seconds.
+        let durations = [100, 100, 700, 50, 50, 1000, 500, 500, 500, 500];
+        write_mp4_timed(&path, &frames(10), 1000, &durations).unwrap();
+        let video = Video::open(&path).unwrap();
+        assert_eq!((video.info().frames, video.info().fps), (10, 2.5));
+        let reds: Vec<_> = video
+            .frames(&[0, 3, 9])
+            .unwrap()
+            .iter()
+            .map(|f| f.mean_rgb()[0].round())
+            .collect();
+        assert!(reds[0] < 5.0 && (reds[1] - 60.0).abs() < 5.0 && (reds[2] - 180.0).abs() < 5.0);
+    }
+
+    #[test]
+    fn an_index_without_samples_is_an_empty_video() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("empty.mp4");
+        let stream = encode(&frames(1), 8000, &[1000]).unwrap();
+        let head = mux::head(&TrackBoxes {
+            width: 32,
+            height: 32,
+            timescale: 8000,
+            durations: &[],
+            syncs: &[],
+            sizes: &[],
+            sps: &stream.sps,
+            pps: &stream.pps,
+        });
+        fs::write(&path, head.unwrap()).unwrap();
+        let error = Video::open(&path).unwrap_err();
+        assert!(matches!(error, Error::Empty { .. }), "{error}");
+    }
+}
