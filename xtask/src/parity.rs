@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Gradients, Int, Tensor, TensorData};
 use clap::Args;
-use divot::checkpoint::{self, Part};
+use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, ReleasedConfig, convert};
 use divot::weights::Source;
 use divot::{Detokenizer, DetokenizerConfig, Tokenizer, TokenizerConfig};
@@ -236,12 +236,16 @@ impl Parity {
             .unsqueeze_dim(0))
     }
 
-    fn load_tokenizer(&self, device: &Device) -> Result<(Tokenizer, TokenizerConfig)> {
-        Ok(Tokenizer::load(self.models.path(), None, device)?)
+    fn checkpoint(&self) -> Checkpoint<'_> {
+        Checkpoint::new(self.models.path(), &self.device)
+    }
+
+    fn load_tokenizer(&self) -> Result<(Tokenizer, TokenizerConfig)> {
+        Ok(Tokenizer::load(&mut self.checkpoint())?)
     }
 
     fn load_detokenizer(&self) -> Result<(Detokenizer, DetokenizerConfig)> {
-        Ok(Detokenizer::load(self.models.path(), None, &self.device)?)
+        Ok(Detokenizer::load(&mut self.checkpoint())?)
     }
 
     fn preprocess(&self) -> Result<()> {
@@ -286,9 +290,9 @@ impl Parity {
     }
 
     fn clip(&self) -> Result<()> {
-        let folder = Part::Clip.folder(self.models.path());
-        let config: TextTowerConfig = checkpoint::load_config(&folder)?;
-        let text = checkpoint::load(&folder, config.init(&self.device), None, &self.device)?;
+        let mut checkpoint = self.checkpoint();
+        let config: TextTowerConfig = checkpoint.config(Part::Clip)?;
+        let text = checkpoint.load(Part::Clip, config.init(&self.device))?;
         let data = self.data("clip/text_ids")?;
         let ids = Tensor::<2, Int>::from_data(data, &self.device);
         self.compare(
@@ -297,7 +301,7 @@ impl Parity {
             self.limit,
         )?;
 
-        let (tokenizer, config) = self.load_tokenizer(&self.device)?;
+        let (tokenizer, config) = self.load_tokenizer()?;
         let images = preprocess(self.tensor("preprocess/dc_256")?, config.vision.image_size);
         self.compare(
             "clip/image_features",
@@ -307,7 +311,7 @@ impl Parity {
     }
 
     fn tokenizer(&self) -> Result<()> {
-        let (tokenizer, config) = self.load_tokenizer(&self.device)?;
+        let (tokenizer, config) = self.load_tokenizer()?;
         let frames = self.clip_frames(&self.device)?;
         let images = preprocess(frames.clone().squeeze_dim::<4>(0), config.vision.image_size);
         self.compare(
@@ -445,17 +449,13 @@ impl Parity {
     /// The joint objective of the paper's first stage, and its gradients.
     fn train(&self) -> Result<()> {
         let device = self.device.clone().autodiff();
-        let tokenizer_folder = Part::Tokenizer.folder(self.models.path());
-        let config: TokenizerConfig = checkpoint::load_config(&tokenizer_folder)?;
-        let mut tokenizer =
-            checkpoint::load(&tokenizer_folder, config.init(&device), None, &device)?;
+        let mut checkpoint = Checkpoint::new(self.models.path(), &device);
+        let (mut tokenizer, _) = Tokenizer::load(&mut checkpoint)?;
         tokenizer.vision = tokenizer.vision.no_grad();
-
-        let folder = Part::Detokenizer.folder(self.models.path());
-        let mut config: DetokenizerConfig = checkpoint::load_config(&folder)?;
+        let mut config: DetokenizerConfig = checkpoint.config(Part::Detokenizer)?;
         // The fixture was computed in evaluation mode.
         config.unet.dropout = 0.0;
-        let detokenizer = checkpoint::load(&folder, config.init(&device), None, &device)?;
+        let detokenizer = checkpoint.load(Part::Detokenizer, config.init(&device))?;
 
         let z0 = self.tensor_on::<5>("train/z0", &device)?;
         let noise = self.tensor_on::<5>("train/eps", &device)?;

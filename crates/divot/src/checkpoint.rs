@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType};
 
 use crate::error::{Error, Result};
-use crate::weights::load_module;
+use crate::weights::Weights;
 
 /// A part of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,37 +44,98 @@ pub const WEIGHTS: &str = "model.safetensors";
 /// Name of the sizes in a part's folder.
 pub const CONFIG: &str = "config.json";
 
-/// Reads a part's sizes.
-///
-/// # Errors
-/// If the file is missing or is not such a configuration.
-pub fn load_config<C: Config>(folder: &Path) -> Result<C> {
-    let path = folder.join(CONFIG);
-    let text = std::fs::read(&path).map_err(|error| {
-        Error::config(
-            &path,
-            format!("cannot be read ({error})"),
-            "point --model at a folder that `convert-weights` wrote",
-        )
-    })?;
-    C::load_binary(&text).map_err(|error| {
-        Error::config(
-            &path,
-            format!("is not the configuration of this part ({error})"),
-            "convert the weights again",
-        )
-    })
+/// How far the loading of a part is, in bytes of its file.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// The part.
+    pub part: Part,
+    /// Bytes read.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
 }
 
-/// Fills a module with a part's weights, in `dtype` or else as stored.
-///
-/// # Errors
-/// If the file is missing or damaged, or a tensor is missing, unknown, misshapen or not a number.
-pub fn load<M: Module>(
-    folder: &Path,
-    module: M,
+/// A checkpoint's folder and how to load from it.
+pub struct Checkpoint<'a> {
+    folder: PathBuf,
+    device: Device,
     dtype: Option<FloatDType>,
-    device: &Device,
-) -> Result<M> {
-    Ok(load_module(module, &folder.join(WEIGHTS), dtype, device)?)
+    progress: Box<dyn FnMut(Progress) + 'a>,
+}
+
+impl<'a> Checkpoint<'a> {
+    /// Parts below `folder`, to be loaded onto `device`: in f32 on the CPU, which is fastest there,
+    /// and as stored elsewhere.
+    pub fn new(folder: impl Into<PathBuf>, device: &Device) -> Self {
+        Self {
+            folder: folder.into(),
+            dtype: is_cpu(device).then_some(FloatDType::F32),
+            device: device.clone(),
+            progress: Box::new(|_| {}),
+        }
+    }
+
+    /// Casts the weights to `dtype` while they are loaded.
+    pub fn with_dtype(mut self, dtype: FloatDType) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
+
+    /// Calls `progress` after each tensor.
+    pub fn with_progress(mut self, progress: impl FnMut(Progress) + 'a) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// The device that weights are loaded onto.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Reads a part's sizes.
+    ///
+    /// # Errors
+    /// If the file is missing or is not such a configuration.
+    pub fn config<C: Config>(&self, part: Part) -> Result<C> {
+        let path = part.folder(&self.folder).join(CONFIG);
+        let text = std::fs::read(&path).map_err(|error| {
+            Error::config(
+                &path,
+                format!("cannot be read ({error})"),
+                "point --model at a folder that `convert-weights` wrote",
+            )
+        })?;
+        C::load_binary(&text).map_err(|error| {
+            Error::config(
+                &path,
+                format!("is not the configuration of this part ({error})"),
+                "convert the weights again",
+            )
+        })
+    }
+
+    /// Fills a module with a part's weights.
+    ///
+    /// # Errors
+    /// If the file is missing or damaged, or a tensor is missing, unknown, misshapen or not a
+    /// number.
+    pub fn load<M: Module>(&mut self, part: Part, module: M) -> Result<M> {
+        let path = part.folder(&self.folder).join(WEIGHTS);
+        let mut weights = Weights::open(&path)?;
+        let module = weights.load_with("", module, &self.device, self.dtype, |done, total| {
+            (self.progress)(Progress { part, done, total });
+        })?;
+        weights.finish()?;
+        Ok(module)
+    }
+}
+
+fn is_cpu(device: &Device) -> bool {
+    #[cfg(feature = "cpu")]
+    return device.clone().without_autodiff() == Device::flex();
+    #[cfg(not(feature = "cpu"))]
+    return {
+        let _ = device;
+        false
+    };
 }

@@ -1,16 +1,15 @@
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use divot_resampler::{PerceiverResampler, PerceiverResamplerConfig};
 use divot_unet::{
-    DdimConfig, DdimStep, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing, Unet, UnetConfig,
-    Vae, VaeConfig,
+    Ddim, DdimConfig, DdimStep, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing, Unet,
+    UnetConfig, Vae, VaeConfig,
 };
 
-use crate::checkpoint::{self, Part};
+use crate::checkpoint::{Checkpoint, Part};
 use crate::error::Result;
 use crate::noise::Noise;
 
@@ -67,6 +66,24 @@ pub struct Detokenizer {
     pub vae: Vae,
 }
 
+impl SamplingConfig {
+    /// Finds out whether the released noise schedule can be sampled so, before any weights are read.
+    ///
+    /// # Errors
+    /// If the number of steps or eta is out of range.
+    pub fn check(&self) -> Result<()> {
+        self.ddim(&NoiseSchedule::new(&NoiseScheduleConfig::new()))?;
+        Ok(())
+    }
+
+    fn ddim(&self, schedule: &NoiseSchedule) -> Result<Ddim> {
+        Ok(DdimConfig::new(self.steps)
+            .with_spacing(self.spacing)
+            .with_eta(self.eta)
+            .init(schedule)?)
+    }
+}
+
 impl DetokenizerConfig {
     /// The released de-tokenizer: 1599.5 M parameters.
     pub fn divot() -> Self {
@@ -94,19 +111,14 @@ impl DetokenizerConfig {
 }
 
 impl Detokenizer {
-    /// Loads `folder/detokenizer`, in `dtype` or else as stored.
+    /// Loads the part of that name.
     ///
     /// # Errors
     /// If a file is missing, damaged, or does not fit the configuration beside it.
-    pub fn load(
-        folder: &Path,
-        dtype: Option<FloatDType>,
-        device: &Device,
-    ) -> Result<(Self, DetokenizerConfig)> {
-        let part = Part::Detokenizer.folder(folder);
-        let config: DetokenizerConfig = checkpoint::load_config(&part)?;
-        let module = checkpoint::load(&part, config.init(device), dtype, device)?;
-        Ok((module, config))
+    pub fn load(checkpoint: &mut Checkpoint<'_>) -> Result<(Self, DetokenizerConfig)> {
+        let config: DetokenizerConfig = checkpoint.config(Part::Detokenizer)?;
+        let module = config.init(checkpoint.device());
+        Ok((checkpoint.load(Part::Detokenizer, module)?, config))
     }
 
     /// The UNet's context of video tokens: `[batch, 64, 256]` → `[batch, 125, 1024]`.
@@ -138,10 +150,7 @@ impl Detokenizer {
         noise: &mut Noise,
         on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
     ) -> Result<Option<Tensor<5>>> {
-        let ddim = DdimConfig::new(sampling.steps)
-            .with_spacing(sampling.spacing)
-            .with_eta(sampling.eta)
-            .init(schedule)?;
+        let ddim = sampling.ddim(schedule)?;
         let device = tokens.device();
         let [height, width] = latent_size;
         let channels = self.unet.conv_in.weight.dims()[1];

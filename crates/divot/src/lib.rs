@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod convert;
 pub mod device;
 mod error;
+mod memory;
 pub mod noise;
 mod reconstruct;
 mod tokenizer;
@@ -13,6 +14,7 @@ mod detokenizer;
 
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
 pub use error::{Error, Result};
+pub use memory::peak_memory;
 pub use reconstruct::{Clip, Reconstructor};
 pub use tokenizer::{Tokenizer, TokenizerConfig};
 

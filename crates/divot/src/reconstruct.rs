@@ -1,11 +1,11 @@
 use std::ops::ControlFlow;
-use std::path::Path;
 
-use burn::tensor::{Device, FloatDType, Shape, Tensor, TensorData};
+use burn::tensor::{Device, Shape, Tensor, TensorData};
 use divot_data::sampling::{TOKENIZER_FRAMES, reconstruct_indices_from};
 use divot_data::{Frame, Transform, Video, chw_to_clip};
 use divot_unet::{DdimStep, NoiseSchedule};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::noise::Noise;
 use crate::{Detokenizer, DetokenizerConfig, SamplingConfig, Tokenizer, TokenizerConfig};
@@ -20,7 +20,6 @@ pub struct Reconstructor {
     tokenizer_config: TokenizerConfig,
     detokenizer_config: DetokenizerConfig,
     schedule: NoiseSchedule,
-    device: Device,
 }
 
 /// Sixteen frames of a video at 8 fps, cut to the model's square.
@@ -45,20 +44,19 @@ impl Clip {
 }
 
 impl Reconstructor {
-    /// Loads both halves of a checkpoint, in `dtype` or else as stored.
+    /// Loads both halves of a checkpoint.
     ///
     /// # Errors
     /// If a file is missing, damaged, or does not fit the configuration beside it.
-    pub fn load(folder: &Path, dtype: Option<FloatDType>, device: &Device) -> Result<Self> {
-        let (tokenizer, tokenizer_config) = Tokenizer::load(folder, dtype, device)?;
-        let (detokenizer, detokenizer_config) = Detokenizer::load(folder, dtype, device)?;
+    pub fn load(checkpoint: &mut Checkpoint<'_>) -> Result<Self> {
+        let (tokenizer, tokenizer_config) = Tokenizer::load(checkpoint)?;
+        let (detokenizer, detokenizer_config) = Detokenizer::load(checkpoint)?;
         Ok(Self {
             tokenizer,
             detokenizer,
             schedule: NoiseSchedule::new(&detokenizer_config.schedule),
             tokenizer_config,
             detokenizer_config,
-            device: device.clone(),
         })
     }
 
@@ -119,10 +117,5 @@ impl Reconstructor {
         let shape = video.dims();
         let values: Vec<f32> = video.into_data().iter::<f32>().collect();
         Ok(Some(chw_to_clip(&values, shape)?))
-    }
-
-    /// The device the networks are on.
-    pub fn device(&self) -> &Device {
-        &self.device
     }
 }

@@ -1,12 +1,10 @@
-use std::path::Path;
-
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use divot_resampler::{VideoResampler, VideoResamplerConfig};
 use divot_vit::{VisionTower, VisionTowerConfig, preprocess};
 
-use crate::checkpoint::{self, Part};
+use crate::checkpoint::{Checkpoint, Part};
 use crate::error::Result;
 
 /// Sizes of the Divot tokenizer.
@@ -50,19 +48,14 @@ impl TokenizerConfig {
 }
 
 impl Tokenizer {
-    /// Loads `folder/tokenizer`, in `dtype` or else as stored.
+    /// Loads the part of that name.
     ///
     /// # Errors
     /// If a file is missing, damaged, or does not fit the configuration beside it.
-    pub fn load(
-        folder: &Path,
-        dtype: Option<FloatDType>,
-        device: &Device,
-    ) -> Result<(Self, TokenizerConfig)> {
-        let part = Part::Tokenizer.folder(folder);
-        let config: TokenizerConfig = checkpoint::load_config(&part)?;
-        let module = checkpoint::load(&part, config.init(device), dtype, device)?;
-        Ok((module, config))
+    pub fn load(checkpoint: &mut Checkpoint<'_>) -> Result<(Self, TokenizerConfig)> {
+        let config: TokenizerConfig = checkpoint.config(Part::Tokenizer)?;
+        let module = config.init(checkpoint.device());
+        Ok((checkpoint.load(Part::Tokenizer, module)?, config))
     }
 
     /// Video tokens of clips.

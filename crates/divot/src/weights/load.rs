@@ -75,6 +75,23 @@ impl Weights {
         device: &Device,
         dtype: Option<FloatDType>,
     ) -> Result<M, WeightsError> {
+        self.load_with(prefix, module, device, dtype, |_, _| {})
+    }
+
+    /// [`load`](Self::load), calling `progress` after each tensor with the bytes read so far and
+    /// those of the whole file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Self::load).
+    pub fn load_with<M: Module>(
+        &mut self,
+        prefix: &str,
+        module: M,
+        device: &Device,
+        dtype: Option<FloatDType>,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<M, WeightsError> {
         self.check(prefix, &module, device, dtype)?;
         // Moving is free for parameters that were not initialised, unless a clone shares them.
         let module = if module.devices().iter().all(|found| found == device) {
@@ -89,6 +106,7 @@ impl Weights {
             place: Place::default(),
             unsynced: 0,
             error: None,
+            progress,
         };
         let module = module.map(&mut loader);
         match loader.error {
@@ -114,6 +132,18 @@ impl Weights {
         }
         let path = self.file.path;
         Err(WeightsError::Unexpected { path, names })
+    }
+
+    /// Bytes of the tensors that were used, and of all.
+    fn bytes(&self) -> (u64, u64) {
+        self.file
+            .tensors
+            .iter()
+            .fold((0, 0), |(done, total), (name, entry)| {
+                let bytes = entry.len as u64;
+                let used = if self.used.contains(name) { bytes } else { 0 };
+                (done + used, total + bytes)
+            })
     }
 
     /// Everything that can be known to be wrong before a tensor is read.
@@ -208,7 +238,7 @@ fn map(file: &SafetensorsFile, entry: &Entry) -> io::Result<Mmap> {
 /// Host memory that may wait for its upload to a device, in bytes.
 const MAX_UNSYNCED: usize = 256 << 20;
 
-struct Loader<'a> {
+struct Loader<'a, P> {
     weights: &'a mut Weights,
     prefix: &'a str,
     dtype: Option<FloatDType>,
@@ -216,9 +246,10 @@ struct Loader<'a> {
     unsynced: usize,
     /// The first error; nothing is read after it.
     error: Option<WeightsError>,
+    progress: P,
 }
 
-impl ModuleMapper for Loader<'_> {
+impl<P: FnMut(u64, u64)> ModuleMapper for Loader<'_, P> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.place.enter(name, container);
     }
@@ -240,6 +271,8 @@ impl ModuleMapper for Loader<'_> {
             }
         };
         self.weights.used.insert(name);
+        let (done, total) = self.weights.bytes();
+        (self.progress)(done, total);
 
         // The parameter's own device, which also says whether it is part of an autodiff graph.
         let device = param.lazy_device();
