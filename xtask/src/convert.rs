@@ -1,6 +1,8 @@
 //! `cargo xtask convert-weights`
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
@@ -66,6 +68,8 @@ impl PartName {
     }
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 /// Converts what was asked for and prints a report.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let sizes = match &arguments.config {
@@ -89,6 +93,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             .map(|part| Job::of(part.target(), &arguments.from))
             .collect(),
     };
+    // A conversion that is stopped at a tensor removes what it wrote so far.
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed))?;
     for job in jobs {
         let bar = ProgressBar::new(0).with_style(
             ProgressStyle::with_template("{msg:20} {wide_bar} {pos}/{len} tensors, {eta} left")
@@ -98,6 +104,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let report = convert(&job, &sizes, &arguments.to, dtype, |progress: Progress| {
             bar.set_length(progress.total as u64);
             bar.set_position(progress.done as u64);
+            match INTERRUPTED.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         });
         bar.finish_and_clear();
         println!("{}", report?);

@@ -104,7 +104,9 @@ impl Parity {
         let sizes = ReleasedConfig::read(&dir.join("config.json"))?;
         let models = tempfile::tempdir().context("a temporary folder cannot be made")?;
         for job in Job::find(&dir.join("pretrained"))? {
-            convert(&job, &sizes, models.path(), FloatDType::F32, |_| {})?;
+            convert(&job, &sizes, models.path(), FloatDType::F32, |_| {
+                ControlFlow::Continue(())
+            })?;
         }
         let limit = if format!("{device:?}").contains("Flex") {
             LIMIT

@@ -1,12 +1,16 @@
 //! Conversion of the released PyTorch checkpoints into ours, tensor by tensor.
 //!
 //! ```no_run
+//! use std::ops::ControlFlow;
+//!
+//! use burn::tensor::FloatDType;
 //! use divot::convert::{Job, ReleasedConfig, convert};
 //!
 //! # fn main() -> Result<(), divot::Error> {
 //! let sizes = ReleasedConfig::divot();
 //! for job in Job::find("pretrained".as_ref())? {
-//!     let report = convert(&job, &sizes, "models/divot".as_ref(), burn::tensor::FloatDType::F16, |_| {})?;
+//!     let to = "models/divot".as_ref();
+//!     let report = convert(&job, &sizes, to, FloatDType::F16, |_| ControlFlow::Continue(()))?;
 //!     println!("{report}");
 //! }
 //! # Ok(())
@@ -21,6 +25,7 @@ pub use released::ReleasedConfig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::config::Config;
@@ -196,17 +201,18 @@ struct Plan<'a> {
 /// Converts one part into `to/<part>`, as elements of `dtype`.
 ///
 /// One tensor is in memory at a time. The part's folder appears when it is complete; an older one is
-/// replaced then.
+/// replaced then. `progress` is told about each tensor and may stop the conversion, which leaves
+/// nothing behind.
 ///
 /// # Errors
 /// If a source cannot be read, lacks a tensor, or has one of another shape or with numbers that
-/// `dtype` cannot hold; if `to` cannot be written.
+/// `dtype` cannot hold; if `to` cannot be written; if `progress` stops it.
 pub fn convert(
     job: &Job,
     sizes: &ReleasedConfig,
     to: &Path,
     dtype: FloatDType,
-    mut progress: impl FnMut(Progress),
+    mut progress: impl FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Report> {
     let part = job.target.name();
     let sources = job
@@ -258,12 +264,15 @@ pub fn convert(
     let metadata = BTreeMap::from([("format".to_owned(), "divot".to_owned())]);
     write_safetensors(&staging.path().join(WEIGHTS), &entries, &metadata, |i| {
         let data = plans[i].read(dtype.into())?;
-        progress(Progress {
+        let step = Progress {
             part,
             done: i + 1,
             total: plans.len(),
-        });
-        Ok(data)
+        };
+        match progress(step) {
+            ControlFlow::Continue(()) => Ok(data),
+            ControlFlow::Break(()) => Err(WeightsError::Stopped),
+        }
     })?;
     let written = fs::write(staging.path().join(CONFIG), config)
         .map_err(|error| not_written(&report.folder, &error))

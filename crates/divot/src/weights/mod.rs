@@ -84,6 +84,9 @@ pub enum WeightsError {
         /// What to do about it.
         remedy: String,
     },
+    /// A caller stopped the work.
+    #[error("stopped; nothing was written")]
+    Stopped,
     /// Tensors that the module needs are not in the file.
     #[error(
         "{}: {} missing: {}; the file was written for another configuration or an older version: convert the weights again",
