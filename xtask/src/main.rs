@@ -1,5 +1,6 @@
 //! What maintainers run by hand: `cargo xtask --help`.
 
+mod bench;
 mod convert;
 mod parity;
 
@@ -19,6 +20,8 @@ struct Cli {
 enum Command {
     /// Turn the released PyTorch checkpoints into ours
     ConvertWeights(convert::Arguments),
+    /// Time the networks at full size, with random weights
+    Bench(bench::Arguments),
     /// Compare every stage with the numbers of a parity fixture
     Parity(parity::Arguments),
 }
@@ -26,6 +29,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::ConvertWeights(arguments) => convert::run(&arguments).map(|()| true),
+        Command::Bench(arguments) => bench::run(&arguments).map(|()| true),
         Command::Parity(arguments) => parity::run(&arguments),
     };
     match result {

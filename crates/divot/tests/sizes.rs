@@ -21,7 +21,11 @@ fn parameter_counts() {
     let detokenizer = DetokenizerConfig::divot().init(&device);
     for (network, ours, released) in [
         ("vision tower", millions(&tokenizer.vision), 632.1),
-        ("rest of the tokenizer", millions(&tokenizer.resampler), 171.6),
+        (
+            "rest of the tokenizer",
+            millions(&tokenizer.resampler),
+            171.6,
+        ),
         ("Perceiver", millions(&detokenizer.resampler), 77.0),
         ("UNet", millions(&detokenizer.unet), 1438.8),
         ("VAE", millions(&detokenizer.vae), 83.7),

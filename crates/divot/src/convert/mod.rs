@@ -357,27 +357,31 @@ fn plan<'a>(
     for (network, layout) in networks {
         let released = Released::new(*network, layout);
         for spec in layout {
-            let wanted = released.name(&spec.path);
+            let ours = spec.path.as_str();
+            let wanted = released.name(ours);
             let source = sources
                 .iter()
                 .find_map(|source| names::find(source, &wanted));
             // DynamiCrafter's smaller models have no alpha: zero gives their factor of one.
-            if source.is_none()
-                && !(target == Target::DynamiCrafter && spec.path.ends_with(".alpha"))
-            {
+            if source.is_none() && !(target == Target::DynamiCrafter && ours.ends_with(".alpha")) {
                 missing.push(wanted.clone());
             }
-            let mut spec = spec.clone();
-            if released.is_plain_matrix(&spec.path) {
+            let name = format!("{}{}", network.prefix(), spec.path);
+            // What goes wrong is said of the tensor as the source calls it.
+            let mut spec = ParamSpec {
+                path: source.map_or(wanted, |source| source.name.clone()),
+                ..spec.clone()
+            };
+            if released.is_plain_matrix(ours) {
                 // Stored as [input, output] already, unlike a PyTorch linear layer.
                 spec.container = String::new();
             }
             let narrow = target == Target::DynamiCrafter
                 && *network == Network::Unet
-                && spec.path == "conv_in.weight"
+                && ours == "conv_in.weight"
                 && source.is_some_and(|source| source.shape.get(1) > spec.shape.get(1));
             plans.push(Plan {
-                name: format!("{}{}", network.prefix(), spec.path),
+                name,
                 spec,
                 source,
                 narrow,

@@ -1,0 +1,179 @@
+//! Conversion of checkpoints in the released layout.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Device, FloatDType, TensorData};
+use divot::checkpoint::{Checkpoint, Part};
+use divot::convert::{Job, ReleasedConfig, Target, convert};
+use divot::weights::{Source, TensorSpec, write_safetensors};
+use divot::{Detokenizer, Tokenizer};
+
+/// The parity fixture, where there is one.
+fn fixture() -> Option<PathBuf> {
+    let folder = std::env::var_os("DIVOT_FIXTURE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/reference/mini"),
+        PathBuf::from,
+    );
+    if !folder.join("io.safetensors").is_file() {
+        eprintln!("skipped: no parity fixture; name its folder in DIVOT_FIXTURE");
+        return None;
+    }
+    Some(folder)
+}
+
+fn go(_: divot::convert::Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[test]
+fn every_part_of_the_fixture_converts_and_loads() {
+    let Some(fixture) = fixture() else { return };
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+        let to = tempfile::tempdir().unwrap();
+        let jobs = Job::find(&fixture.join("pretrained")).unwrap();
+        assert_eq!(jobs.len(), 3);
+        for job in &jobs {
+            let report = convert(job, &sizes, to.path(), dtype, go).unwrap();
+            assert!(report.converted > 0 && report.defaulted.is_empty());
+            // Converting again replaces what is there.
+            convert(job, &sizes, to.path(), dtype, go).unwrap();
+        }
+        let mut checkpoint = Checkpoint::new(to.path(), &Device::default());
+        let (tokenizer, _) = Tokenizer::load(&mut checkpoint).unwrap();
+        let (detokenizer, _) = Detokenizer::load(&mut checkpoint).unwrap();
+        assert!(tokenizer.num_params() > 0 && detokenizer.num_params() > 0);
+        let left: Vec<_> = fs::read_dir(to.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with('.'))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn a_stopped_conversion_leaves_nothing_behind() {
+    let Some(fixture) = fixture() else { return };
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let job = Job::of(Target::Tokenizer, &fixture.join("pretrained"));
+    let stop = |progress: divot::convert::Progress| match progress.done {
+        5 => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    let error = convert(&job, &sizes, to.path(), FloatDType::F32, stop).unwrap_err();
+    assert_eq!(error.to_string(), "stopped; nothing was written");
+    assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_wrong_sizes_are_named() {
+    let Some(fixture) = fixture() else { return };
+    let to = tempfile::tempdir().unwrap();
+    for job in Job::find(&fixture.join("pretrained")).unwrap() {
+        let error = convert(
+            &job,
+            &ReleasedConfig::divot(),
+            to.path(),
+            FloatDType::F16,
+            go,
+        );
+        let message = error.unwrap_err().to_string();
+        assert_eq!(message.lines().count(), 1, "{message}");
+        assert!(message.contains(".bin"), "{message}");
+    }
+    assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn nothing_to_convert() {
+    let empty = tempfile::tempdir().unwrap();
+    let error = Job::find(empty.path()).unwrap_err().to_string();
+    assert!(error.contains("Divot_tokenizer.bin"), "{error}");
+    let job = Job::of(Target::Detokenizer, empty.path());
+    let error = convert(
+        &job,
+        &ReleasedConfig::divot(),
+        empty.path(),
+        FloatDType::F16,
+        go,
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("Divot_detokenizer_stage1.bin"), "{error}");
+}
+
+/// DynamiCrafter's checkpoint, imitated with the fixture's tensors: names below `model.` in a
+/// `state_dict`'s manner, eight input channels, no alpha, an image projection of its own.
+#[test]
+fn dynamicrafter_becomes_a_start_with_four_channels() {
+    let Some(fixture) = fixture() else { return };
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    let released = Source::open(
+        &fixture.join("pretrained/Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin"),
+    )
+    .unwrap();
+    let mut specs = Vec::new();
+    let mut values = Vec::new();
+    for tensor in released.tensors() {
+        let renamed = match tensor.name.strip_prefix("diffusion_model.") {
+            Some(rest) => format!("model.diffusion_model.{rest}"),
+            None => tensor.name.clone(),
+        };
+        if renamed.ends_with(".alpha") {
+            continue;
+        }
+        let mut shape = tensor.shape.clone();
+        let mut data: Vec<f32> = tensor.read().unwrap().iter::<f32>().collect();
+        if renamed == "model.diffusion_model.input_blocks.0.0.weight" {
+            // Four channels of the condition after the four of the noise.
+            let inner = shape[2] * shape[3];
+            data = data
+                .chunks_exact(shape[1] * inner)
+                .flat_map(|row| row.iter().copied().chain(vec![7.0; 4 * inner]))
+                .collect();
+            shape[1] += 4;
+        }
+        specs.push(TensorSpec {
+            name: renamed,
+            shape: shape.clone(),
+            dtype: burn::tensor::DType::F32,
+        });
+        values.push(TensorData::new(data, shape));
+    }
+    let to = tempfile::tempdir().unwrap();
+    let file = to.path().join("model.ckpt");
+    write_safetensors(
+        &file,
+        &specs,
+        &Default::default(),
+        |i| Ok(values[i].clone()),
+    )
+    .unwrap();
+
+    let job = Job::of(Target::DynamiCrafter, &file);
+    let report = convert(&job, &sizes, to.path(), FloatDType::F32, go).unwrap();
+    assert!(!report.defaulted.is_empty());
+    assert!(report.defaulted.iter().all(|name| name.ends_with(".alpha")));
+
+    // It is a de-tokenizer of four channels, whose weights are the fixture's.
+    let models = to.path().join("models");
+    fs::create_dir(&models).unwrap();
+    fs::rename(&report.folder, Part::Detokenizer.folder(&models)).unwrap();
+    let mut checkpoint = Checkpoint::new(&models, &Device::default());
+    let (detokenizer, config) = Detokenizer::load(&mut checkpoint).unwrap();
+    assert_eq!(config.unet.in_channels, 4);
+    let ours = detokenizer.unet.conv_in.weight.val().into_data();
+    let theirs = released
+        .get("diffusion_model.input_blocks.0.0.weight")
+        .unwrap()
+        .read()
+        .unwrap();
+    assert_eq!(
+        ours.iter::<f32>().collect::<Vec<_>>(),
+        theirs.iter::<f32>().collect::<Vec<_>>()
+    );
+}
