@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 /// Mean of CLIP's training images, per RGB channel, of values in [0, 1].
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviation of CLIP's training images, per RGB channel.
-pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// Makes frames into images for the vision tower, on the tensor's own device.
 ///
