@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use clap::{Parser, ValueEnum};
 use divot::checkpoint::Checkpoint;
@@ -34,7 +34,7 @@ struct Arguments {
     /// Where to write the reconstruction; the contact sheet goes beside it as .png
     #[arg(long, value_name = "FILE", default_value = "out.mp4")]
     output: PathBuf,
-    /// DDIM steps, 1 to 1000
+    /// DDIM steps, 1 to 1000; a number that does not divide 1000 gives a few more
     #[arg(long, default_value_t = 50)]
     steps: usize,
     /// Strength of classifier-free guidance; 1 is none and takes half the time
@@ -43,7 +43,7 @@ struct Arguments {
     /// Share of fresh noise in each step, 0 to 1
     #[arg(long, default_value_t = 1.0)]
     eta: f64,
-    /// Seed of the noise: the same seed gives the same clip on every device
+    /// Seed of the noise, which is the same on every device
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
@@ -65,12 +65,24 @@ enum Dtype {
     Bf16,
 }
 
+/// Ctrl-C was pressed before anything was written.
+#[derive(Debug)]
+struct Stopped;
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stopped")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) if INTERRUPTED.load(Ordering::Relaxed) => {
+        Err(error) if error.is::<Stopped>() => {
             eprintln!("stopped; nothing was written");
             ExitCode::from(130)
         }
@@ -112,7 +124,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         .with_steps(arguments.steps)
         .with_guidance_scale(arguments.guidance)
         .with_eta(arguments.eta);
-    sampling.check()?;
+    let steps = sampling.check()?;
+    if steps != arguments.steps {
+        eprintln!(
+            "{steps} steps: {} do not divide the schedule evenly",
+            arguments.steps
+        );
+    }
     let device = device::select(&arguments.device)?;
 
     let started = Instant::now();
@@ -135,11 +153,18 @@ fn run(arguments: &Arguments) -> Result<()> {
                 Err(_) => ControlFlow::Break(()),
             }
         })?
-        .context("stopped")?;
+        .ok_or(Stopped)?;
     bar.finish_and_clear();
+    check_interrupted()?;
     let sampled = started.elapsed();
 
-    let originals = same_size(&clip.frames, &frames[0])?;
+    let originals = same_size(clip.frames(), &frames[0])?;
+    let psnr = mean(&originals, &frames, metrics::psnr)?;
+    // Frames below 11 pixels have none.
+    let ssim = match mean(&originals, &frames, metrics::ssim) {
+        Ok(ssim) => format!("{ssim:.4}"),
+        Err(_) => "not defined".to_owned(),
+    };
     write_mp4(&arguments.output, &frames, divot::data::sampling::CLIP_FPS)?;
     write_png(&sheet_path, &sheet(&originals, &frames)?)?;
 
@@ -153,9 +178,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         sheet_path.display()
     );
     println!(
-        "PSNR {:.2} dB, SSIM {:.4} against the input's {} frames",
-        mean(&originals, &frames, metrics::psnr)?,
-        mean(&originals, &frames, metrics::ssim)?,
+        "PSNR {psnr:.2} dB, SSIM {ssim} against the input's {} frames",
         frames.len()
     );
     let memory = match peak_memory() {
@@ -166,9 +189,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         None => String::new(),
     };
     println!(
-        "weights {:.1} s, reconstruction {:.1} s on {device:?}{memory}",
+        "weights {:.1} s, reconstruction {:.1} s on {}{memory}",
         loaded.as_secs_f64(),
-        sampled.as_secs_f64()
+        sampled.as_secs_f64(),
+        device::name(&device)
     );
     Ok(())
 }
@@ -206,7 +230,7 @@ fn progress_bar(message: &'static str, position: &str) -> ProgressBar {
 
 fn check_interrupted() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
-        bail!("stopped");
+        return Err(Stopped.into());
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ fn every_part_of_the_fixture_converts_and_loads() {
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
     for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
         let to = tempfile::tempdir().unwrap();
-        let jobs = Job::find(&fixture.join("pretrained")).unwrap();
+        let jobs = Job::find(&fixture.join("pretrained")).unwrap().jobs;
         assert_eq!(jobs.len(), 3);
         for job in &jobs {
             let report = convert(job, &sizes, to.path(), dtype, go).unwrap();
@@ -60,13 +60,13 @@ fn a_stopped_conversion_leaves_nothing_behind() {
     let Some(fixture) = fixture() else { return };
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
     let to = tempfile::tempdir().unwrap();
-    let job = Job::of(Target::Tokenizer, &fixture.join("pretrained"));
+    let job = Job::of(Target::Tokenizer, &[fixture.join("pretrained")]);
     let stop = |progress: divot::convert::Progress| match progress.done {
         5 => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };
     let error = convert(&job, &sizes, to.path(), FloatDType::F32, stop).unwrap_err();
-    assert_eq!(error.to_string(), "stopped; nothing was written");
+    assert_eq!(error.to_string(), "stopped");
     assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
 }
 
@@ -74,7 +74,7 @@ fn a_stopped_conversion_leaves_nothing_behind() {
 fn the_wrong_sizes_are_named() {
     let Some(fixture) = fixture() else { return };
     let to = tempfile::tempdir().unwrap();
-    for job in Job::find(&fixture.join("pretrained")).unwrap() {
+    for job in Job::find(&fixture.join("pretrained")).unwrap().jobs {
         let error = convert(
             &job,
             &ReleasedConfig::divot(),
@@ -94,7 +94,7 @@ fn nothing_to_convert() {
     let empty = tempfile::tempdir().unwrap();
     let error = Job::find(empty.path()).unwrap_err().to_string();
     assert!(error.contains("Divot_tokenizer.bin"), "{error}");
-    let job = Job::of(Target::Detokenizer, empty.path());
+    let job = Job::of(Target::Detokenizer, &[empty.path()]);
     let error = convert(
         &job,
         &ReleasedConfig::divot(),
@@ -154,7 +154,7 @@ fn dynamicrafter_becomes_a_start_with_four_channels() {
     )
     .unwrap();
 
-    let job = Job::of(Target::DynamiCrafter, &file);
+    let job = Job::of(Target::DynamiCrafter, &[&file]);
     let report = convert(&job, &sizes, to.path(), FloatDType::F32, go).unwrap();
     assert!(!report.defaulted.is_empty());
     assert!(report.defaulted.iter().all(|name| name.ends_with(".alpha")));

@@ -232,14 +232,14 @@ fn inputs_that_are_no_videos() {
     fs::write(bench.path("cut.mp4"), &clip[..clip.len() / 3]).unwrap();
     fs::write(bench.path("nothing.mp4"), "").unwrap();
     for (input, says) in [
-        ("missing.mp4", "missing.mp4"),
-        ("text.mp4", "text.mp4"),
-        ("empty", "empty"),
-        ("cut.mp4", "cut.mp4"),
-        ("nothing.mp4", "nothing.mp4"),
+        ("missing.mp4", "no such file"),
+        ("text.mp4", "neither a video nor an image"),
+        ("empty", "a folder without images"),
+        ("cut.mp4", "cut short"),
+        ("nothing.mp4", "an empty file"),
     ] {
         let line = bench.refused(&with(&["--input", input]));
-        assert!(line.contains(says) && line.contains(';'), "{line}");
+        assert!(line.contains(input) && line.contains(says), "{line}");
     }
     let line = bench.refused(&with(&["--input", "clip.mp4", "--start", "99"]));
     assert!(line.contains("99"), "{line}");
@@ -252,6 +252,10 @@ fn options_out_of_range() {
         (&["--steps", "0"][..], "use 1 to 1000"),
         (&["--steps", "2000"], "use 1 to 1000"),
         (&["--eta", "2"], "0 to 1"),
+        (&["--eta", "nan"], "0 to 1"),
+        (&["--guidance", "nan"], "finite"),
+        (&["--guidance", "inf"], "finite"),
+        (&["--start", "nan"], "start"),
         (&["--device", "abacus"], "abacus"),
         (&["--output", "out.png"], "out.png"),
     ] {
@@ -351,6 +355,71 @@ fn damaged_checkpoints() {
 }
 
 #[test]
+fn configurations_that_describe_no_network() {
+    let bench = Bench::new();
+    for (part, from, to, says) in [
+        (
+            Part::Tokenizer,
+            "\"temporal_heads\": 12",
+            "\"temporal_heads\": 7",
+            "temporal_heads (7)",
+        ),
+        (
+            Part::Tokenizer,
+            "\"patch_size\": 14",
+            "\"patch_size\": 0",
+            "patch_size",
+        ),
+        (
+            Part::Tokenizer,
+            "\"layers\": 1",
+            "\"layers\": 999999999",
+            "layers",
+        ),
+        (Part::Tokenizer, "\"frames\": 5", "\"frames\": 4", "frames"),
+        (
+            Part::Detokenizer,
+            "\"head_dim\": 16",
+            "\"head_dim\": 0",
+            "head_dim",
+        ),
+        (
+            Part::Detokenizer,
+            "\"model_channels\": 32",
+            "\"model_channels\": 33",
+            "32 groups",
+        ),
+        (
+            Part::Detokenizer,
+            "\"scale_factor\": 0.18215",
+            "\"scale_factor\": 0",
+            "scale_factor",
+        ),
+        (
+            Part::Detokenizer,
+            "\"context_dim\": 32",
+            "\"context_dim\": 48",
+            "context_dim",
+        ),
+        (Part::Detokenizer, "{", "[", "is not the configuration"),
+    ] {
+        let path = part.folder(&bench.model()).join("config.json");
+        let whole = fs::read_to_string(&path).unwrap();
+        // As this writes them, whatever the configuration's own layout is.
+        let json: serde_json::Value = serde_json::from_str(&whole).unwrap();
+        let spelled = serde_json::to_string_pretty(&json).unwrap();
+        assert!(spelled.contains(from), "{from}: {spelled}");
+        fs::write(&path, spelled.replacen(from, to, 1)).unwrap();
+        let line = bench.refused(&with(&["--input", "clip.mp4"]));
+        assert!(
+            line.contains("config.json") && line.contains(says),
+            "{line}"
+        );
+        fs::write(&path, whole).unwrap();
+    }
+}
+
+#[test]
 fn outputs_that_cannot_be_written() {
     let bench = Bench::new();
     fs::create_dir(bench.path("folder.mp4")).unwrap();
@@ -380,7 +449,7 @@ fn a_full_disk_leaves_nothing_behind() {
         return;
     };
     let stderr = String::from_utf8(output.stderr).unwrap();
-    if stderr.contains("unshare") || stderr.contains("mount") {
+    if stderr.contains("unshare:") || stderr.contains("mount:") {
         eprintln!("skipped: no disk of our own can be mounted here");
         return;
     }
@@ -398,7 +467,9 @@ fn ctrl_c_leaves_nothing_behind() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
+    // Far more than it takes to start, and far less than a thousand steps take.
     std::thread::sleep(Duration::from_millis(1500));
+    assert!(child.try_wait().unwrap().is_none(), "it is done already");
     let interrupted = Command::new("kill")
         .args(["-INT", &child.id().to_string()])
         .status();
@@ -413,6 +484,9 @@ fn ctrl_c_leaves_nothing_behind() {
     };
     let stderr = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
     assert_eq!(status.code(), Some(130), "{stderr}");
-    assert_eq!(stderr.trim_end(), "stopped; nothing was written");
+    assert!(
+        stderr.ends_with("stopped; nothing was written\n"),
+        "{stderr}"
+    );
     bench.assert_nothing_written();
 }

@@ -46,7 +46,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     let device = divot::device::select(&arguments.device)?;
     println!(
-        "{device:?}, float32, median (minimum to maximum) of {}",
+        "{}, float32, median (minimum to maximum) of {}",
+        divot::device::name(&device),
         arguments.repeat
     );
     for work in Work::value_variants() {

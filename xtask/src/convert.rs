@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
 use divot::convert::{Job, Progress, ReleasedConfig, Target, convert};
@@ -16,16 +16,21 @@ use indicatif::{ProgressBar, ProgressStyle};
 Examples:
   cargo xtask convert-weights --from pretrained --to models/divot --dtype f16
   cargo xtask convert-weights --from model.ckpt --to models/start --part dynamicrafter
+  cargo xtask convert-weights --from Divot_tokenizer.bin --from open_clip_pytorch_model.bin \
+      --to models/divot --part tokenizer
 
 PRETRAINED holds the download as it was published:
   CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin
   Divot_tokenizer_detokenizer/Divot_tokenizer.bin
   Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin
-  Divot_tokenizer_detokenizer/Divot_detokenizer_stage2.bin  (optional)")]
+  Divot_tokenizer_detokenizer/Divot_detokenizer_stage2.bin  (optional: adapted to the language model)
+  dynamicrafter_256_v1/model.ckpt                           (optional: where training starts)
+Each may be .bin, .safetensors, .pt, .pth or .ckpt, or a folder of shards.")]
 pub struct Arguments {
-    /// Folder that the released files were downloaded into, or one file with --part
-    #[arg(long, value_name = "PRETRAINED")]
-    from: PathBuf,
+    /// Folder that the released files were downloaded into; with --part also files or sharded
+    /// folders, one --from for each
+    #[arg(long, value_name = "PRETRAINED", required = true)]
+    from: Vec<PathBuf>,
     /// Folder to write; each part becomes a folder in it
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
@@ -70,6 +75,11 @@ impl PartName {
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// Whether Ctrl-C was pressed.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Converts what was asked for and prints a report.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let sizes = match &arguments.config {
@@ -81,20 +91,27 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Dtype::F16 => FloatDType::F16,
         Dtype::Bf16 => FloatDType::BF16,
     };
-    let jobs = match &arguments.part[..] {
-        [] => Job::find(&arguments.from)?,
-        [part] => vec![Job::of(part.target(), &arguments.from)],
-        _ if arguments.from.is_file() => bail!(
-            "{}: one file is one part; give --part once",
-            arguments.from.display()
-        ),
-        parts => parts
+    let jobs = match (&arguments.part[..], &arguments.from[..]) {
+        ([], [from]) => {
+            let found = Job::find(from)?;
+            for (target, file) in &found.lacking {
+                eprintln!("no {}: {} is missing", target.name(), file.display());
+            }
+            found.jobs
+        }
+        ([], _) => bail!("several --from need a --part"),
+        (parts, from) => parts
             .iter()
-            .map(|part| Job::of(part.target(), &arguments.from))
+            .map(|part| Job::of(part.target(), from))
             .collect(),
     };
-    // A conversion that is stopped at a tensor removes what it wrote so far.
-    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed))?;
+    // The first Ctrl-C stops at the next tensor and removes what was written of the part; a second
+    // one stops at once.
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })?;
     for job in jobs {
         let bar = ProgressBar::new(0).with_style(
             ProgressStyle::with_template("{msg:20} {wide_bar} {pos}/{len} tensors, {eta} left")
@@ -110,7 +127,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             }
         });
         bar.finish_and_clear();
-        println!("{}", report?);
+        let report = report.with_context(|| format!("{} is not converted", job.target.name()))?;
+        println!("{report}");
     }
     Ok(())
 }

@@ -103,12 +103,12 @@ impl Parity {
             .with_context(|| format!("{}: config.json cannot be read", dir.display()))?;
         let sizes = ReleasedConfig::read(&dir.join("config.json"))?;
         let models = tempfile::tempdir().context("a temporary folder cannot be made")?;
-        for job in Job::find(&dir.join("pretrained"))? {
+        for job in Job::find(&dir.join("pretrained"))?.jobs {
             convert(&job, &sizes, models.path(), FloatDType::F32, |_| {
                 ControlFlow::Continue(())
             })?;
         }
-        let limit = if format!("{device:?}").contains("Flex") {
+        let limit = if divot::device::is_cpu(&device) {
             LIMIT
         } else {
             DEVICE_LIMIT
@@ -571,9 +571,15 @@ impl Parity {
         }
         let failed = tally.failed + unused.len();
         println!(
-            "{} passed, {failed} failed, on {:?}",
-            tally.passed, self.device
+            "{} passed, {failed} failed, on {}",
+            tally.passed,
+            divot::device::name(&self.device)
         );
+        if tally.passed == 0
+            && let Some(only) = &self.only
+        {
+            println!("nothing that is covered has a name that starts with `{only}`");
+        }
         failed == 0 && tally.passed > 0
     }
 }

@@ -29,6 +29,9 @@ pub(crate) struct Summary {
     pub height: usize,
 }
 
+/// Pixels of the largest picture that is read.
+const MAX_PIXELS: u64 = 1 << 28;
+
 /// The format of an image file by its first bytes, if it is one that we read.
 pub(crate) fn format(head: &[u8]) -> Option<ImageFormat> {
     image::guess_format(head)
@@ -52,9 +55,18 @@ impl Animation {
     fn frames(self, path: &Path) -> Result<Frames<'static>> {
         let file = open(path)?;
         let fail = |e| failed(path, &e);
+        // A few bytes may claim any size: look before anything of that size is allocated.
         Ok(match self {
-            Self::Gif => GifDecoder::new(file).map_err(fail)?.into_frames(),
-            Self::WebP => WebPDecoder::new(file).map_err(fail)?.into_frames(),
+            Self::Gif => {
+                let decoder = GifDecoder::new(file).map_err(fail)?;
+                check_size(path, decoder.dimensions())?;
+                decoder.into_frames()
+            }
+            Self::WebP => {
+                let decoder = WebPDecoder::new(file).map_err(fail)?;
+                check_size(path, decoder.dimensions())?;
+                decoder.into_frames()
+            }
         })
     }
 
@@ -113,6 +125,17 @@ impl Animation {
     }
 }
 
+/// Refuses pictures larger than any camera's.
+fn check_size(path: &Path, (width, height): (u32, u32)) -> Result<()> {
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(Error::damaged(
+            path,
+            format!("it claims {width}x{height} pixels, more than {MAX_PIXELS}"),
+        ));
+    }
+    Ok(())
+}
+
 /// Reads a still image, upright as its EXIF data has it. What is transparent becomes white.
 ///
 /// # Errors
@@ -123,6 +146,7 @@ pub fn read_image(path: impl AsRef<Path>) -> Result<Frame> {
         .with_guessed_format()
         .map_err(|e| Error::read(path, e))?;
     let mut decoder = reader.into_decoder().map_err(|e| failed(path, &e))?;
+    check_size(path, decoder.dimensions())?;
     let orientation = decoder.orientation();
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| failed(path, &e))?;
     // Broken EXIF data is no reason to refuse a sound picture.

@@ -3,7 +3,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 /// Scaled dot-product attention over `heads` equal slices of the width.
 ///
@@ -12,7 +12,8 @@ use burn::tensor::{Device, Tensor};
 /// - `key`, `value`: `[batch, keys, width]`
 /// - output: `[batch, queries, width]`
 ///
-/// With `causal`, query i sees keys 0 to i only.
+/// With `causal`, query i sees keys 0 to i only. Scores and softmax are in float32 whatever the
+/// tensors are: in float16 the scores of wide heads overflow.
 ///
 /// # Panics
 /// If `heads` does not divide the width.
@@ -33,7 +34,10 @@ pub fn multi_head_attention(
         is_causal: causal,
         ..Default::default()
     };
-    attention(split(query), split(key), split(value), None, None, options)
+    let dtype = query.dtype();
+    let [query, key, value] = [query, key, value].map(|x| split(x.cast(DType::F32)));
+    attention(query, key, value, None, None, options)
+        .cast(dtype)
         .swap_dims(1, 2)
         .reshape([batch, queries, width])
 }

@@ -3,7 +3,7 @@ use burn::module::{Module, Param};
 use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::gelu;
 use burn::tensor::{Device, Tensor};
-use divot_nn::multi_head_attention;
+use divot_nn::{CheckSizes, SizeError, check_depths, check_widths, multi_head_attention};
 
 /// Sizes of a [`PerceiverResampler`].
 #[derive(Config, Debug)]
@@ -109,6 +109,21 @@ impl PerceiverResamplerConfig {
             fc2: linear(hidden, self.width),
             heads: self.heads,
         }
+    }
+}
+
+impl CheckSizes for PerceiverResamplerConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        check_widths(&[
+            ("queries", self.queries),
+            ("input_dim", self.input_dim),
+            ("width", self.width),
+            ("output_dim", self.output_dim),
+            ("heads", self.heads),
+            ("head_dim", self.head_dim),
+            ("mlp_ratio", self.mlp_ratio),
+        ])?;
+        check_depths(&[("depth", self.depth)])
     }
 }
 

@@ -4,6 +4,8 @@ use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::module::adaptive_avg_pool2d;
 use burn::tensor::{Device, Tensor};
 
+use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
+
 use crate::{
     PerceiverResampler, PerceiverResamplerConfig, SpatialTemporalTransformer,
     SpatialTemporalTransformerConfig, TemporalTransformer, TemporalTransformerConfig,
@@ -101,6 +103,33 @@ impl VideoResamplerConfig {
             .init(device),
             pool_size: self.pool_size,
         }
+    }
+}
+
+impl CheckSizes for VideoResamplerConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        check_widths(&[
+            ("input_dim", self.input_dim),
+            ("hidden_dim", self.hidden_dim),
+            ("temporal_width", self.temporal_width),
+            ("frames", self.frames),
+            ("pool_size", self.pool_size),
+            ("tokens", self.tokens),
+            ("token_dim", self.token_dim),
+        ])?;
+        check_depths(&[
+            ("temporal_depth", self.temporal_depth),
+            ("spatial_temporal_depth", self.spatial_temporal_depth),
+            ("resampler_depth", self.resampler_depth),
+        ])?;
+        check_divides(
+            ("temporal_heads", self.temporal_heads),
+            ("temporal_width", self.temporal_width),
+        )?;
+        check_divides(
+            ("spatial_temporal_heads", self.spatial_temporal_heads),
+            ("hidden_dim", self.hidden_dim),
+        )
     }
 }
 

@@ -1,5 +1,6 @@
 use burn::config::Config;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
+use divot_nn::{CheckSizes, SizeError, check_widths};
 
 /// What the network predicts.
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
@@ -43,6 +44,20 @@ pub struct NoiseSchedule {
     pub prediction: Prediction,
 }
 
+impl CheckSizes for NoiseScheduleConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        check_widths(&[("timesteps", self.timesteps)])?;
+        let inside = |beta: f64| beta > 0.0 && beta < 1.0;
+        if !(inside(self.beta_start) && inside(self.beta_end)) {
+            return Err(SizeError::new(format!(
+                "betas go from {} to {}, not between 0 and 1",
+                self.beta_start, self.beta_end
+            )));
+        }
+        Ok(())
+    }
+}
+
 impl NoiseSchedule {
     /// Computes the tables.
     pub fn new(config: &NoiseScheduleConfig) -> Self {
@@ -65,7 +80,7 @@ impl NoiseSchedule {
     ///
     /// `z0`, `noise`: `[batch, channels, frames, height, width]`; one timestep per clip.
     pub fn add_noise(&self, z0: Tensor<5>, noise: Tensor<5>, timesteps: &[usize]) -> Tensor<5> {
-        let (signal, sigma) = self.coefficients(timesteps, &z0.device());
+        let (signal, sigma) = self.coefficients(timesteps, &z0);
         z0 * signal + noise * sigma
     }
 
@@ -81,24 +96,21 @@ impl NoiseSchedule {
 
     /// v = sqrt(ᾱ)·ε − sqrt(1 − ᾱ)·z₀; shapes as in [`add_noise`](Self::add_noise).
     pub fn velocity(&self, z0: Tensor<5>, noise: Tensor<5>, timesteps: &[usize]) -> Tensor<5> {
-        let (signal, sigma) = self.coefficients(timesteps, &z0.device());
+        let (signal, sigma) = self.coefficients(timesteps, &z0);
         noise * signal - z0 * sigma
     }
 
-    /// sqrt(ᾱ) and sqrt(1 − ᾱ) of each clip's timestep, `[batch, 1, 1, 1, 1]`.
-    fn coefficients(&self, timesteps: &[usize], device: &Device) -> (Tensor<5>, Tensor<5>) {
+    /// sqrt(ᾱ) and sqrt(1 − ᾱ) of each clip's timestep, `[batch, 1, 1, 1, 1]`, of the dtype and on
+    /// the device of `like`.
+    fn coefficients(&self, timesteps: &[usize], like: &Tensor<5>) -> (Tensor<5>, Tensor<5>) {
         let column = |f: fn(f64) -> f64| {
             let values: Vec<f32> = timesteps
                 .iter()
                 .map(|&t| f(self.alphas_cumprod[t]) as f32)
                 .collect();
-            Tensor::<1>::from_floats(values.as_slice(), device).reshape([
-                timesteps.len(),
-                1,
-                1,
-                1,
-                1,
-            ])
+            Tensor::<1>::from_floats(values.as_slice(), &like.device())
+                .reshape([timesteps.len(), 1, 1, 1, 1])
+                .cast(like.dtype())
         };
         (column(f64::sqrt), column(|alpha| (1.0 - alpha).sqrt()))
     }
@@ -138,6 +150,8 @@ fn rescale_to_zero_terminal_snr(betas: &[f64]) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     #[test]
@@ -163,7 +177,7 @@ mod tests {
         let (z0, noise, t) = (random(), random(), [400, 999]);
         let zt = schedule.add_noise(z0.clone(), noise.clone(), &t);
         let v = schedule.velocity(z0.clone(), noise, &t);
-        let (signal, sigma) = schedule.coefficients(&t, &device);
+        let (signal, sigma) = schedule.coefficients(&t, &z0);
         let back = zt * signal - v * sigma;
         assert!((back - z0).abs().max().into_scalar::<f32>() < 1e-5);
     }

@@ -7,6 +7,8 @@ use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Device, Tensor};
 
+use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
+
 use crate::resblock::{GROUPS, conv3x3};
 use crate::{
     ResBlock, ResBlockConfig, SpatialTransformer, TemporalTransformer, TimestepMlp,
@@ -210,6 +212,42 @@ impl UnetConfig {
 
     fn temporal(&self, channels: usize, device: &Device) -> TemporalTransformer {
         TemporalTransformer::new(&self.transformer(channels), device)
+    }
+}
+
+impl CheckSizes for UnetConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        if !(1..=16).contains(&self.channel_mult.len()) {
+            return Err(SizeError::new("channel_mult does not give 1 to 16 levels"));
+        }
+        check_widths(&[
+            ("model_channels", self.model_channels),
+            ("context_dim", self.context_dim),
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("head_dim", self.head_dim),
+        ])?;
+        check_depths(&[
+            ("num_res_blocks", self.num_res_blocks),
+            ("transformer_depth", self.transformer_depth),
+        ])?;
+        check_divides(
+            ("32 groups", GROUPS),
+            ("model_channels", self.model_channels),
+        )?;
+        for mult in &self.channel_mult {
+            check_widths(&[("channel_mult", *mult)])?;
+            let channels = ("a level's channels", mult * self.model_channels);
+            check_widths(&[channels])?;
+            check_divides(("head_dim", self.head_dim), channels)?;
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(SizeError::new(format!(
+                "dropout is {}, not from 0 to below 1",
+                self.dropout
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,9 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
-use divot_nn::multi_head_attention;
+use divot_nn::{
+    CheckSizes, SizeError, check_depths, check_divides, check_widths, multi_head_attention,
+};
 
 use crate::resblock::{GROUPS, conv3x3};
 use crate::unet::double_size;
@@ -59,6 +61,7 @@ pub struct Gaussian {
 impl Gaussian {
     /// A draw, from standard normal noise of the mean's shape.
     pub fn sample(self, noise: Tensor<4>) -> Tensor<4> {
+        let noise = noise.cast(self.mean.dtype());
         self.mean + (self.logvar * 0.5).exp() * noise
     }
 }
@@ -222,6 +225,33 @@ impl VaeConfig {
     }
 }
 
+impl CheckSizes for VaeConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        if !(1..=16).contains(&self.channel_mult.len()) {
+            return Err(SizeError::new("channel_mult does not give 1 to 16 levels"));
+        }
+        check_widths(&[
+            ("channels", self.channels),
+            ("latent_channels", self.latent_channels),
+        ])?;
+        check_depths(&[("num_res_blocks", self.num_res_blocks)])?;
+        check_divides(("32 groups", GROUPS), ("channels", self.channels))?;
+        for mult in &self.channel_mult {
+            check_widths(&[
+                ("channel_mult", *mult),
+                ("a level's channels", mult * self.channels),
+            ])?;
+        }
+        if !(self.scale_factor.is_finite() && self.scale_factor > 0.0) {
+            return Err(SizeError::new(format!(
+                "scale_factor is {}, not above 0",
+                self.scale_factor
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// `count` residual blocks, the first of which changes the channels.
 fn blocks(count: usize, from: usize, to: usize, device: &Device) -> Vec<VaeResBlock> {
     (0..count)
@@ -256,12 +286,19 @@ impl Vae {
     /// frames, height/d, width/d]`; `noise` has the shape of the result.
     pub fn encode_clip(&self, clip: Tensor<5>, noise: Option<Tensor<5>>) -> Tensor<5> {
         let batch = clip.dims()[0];
-        let latents = self.encode(to_frames(clip));
+        // One frame at a time, which bounds the memory by a frame's activations.
+        let moments = to_frames(clip)
+            .split(1, 0)
+            .into_iter()
+            .map(|frame| self.encode(frame));
         let latents = match noise {
-            Some(noise) => latents.sample(to_frames(noise)),
-            None => latents.mean,
+            Some(noise) => moments
+                .zip(to_frames(noise).split(1, 0))
+                .map(|(moments, noise)| moments.sample(noise))
+                .collect(),
+            None => moments.map(|moments| moments.mean).collect(),
         };
-        to_clip(latents * self.scale_factor, batch)
+        to_clip(Tensor::cat(latents, 0) * self.scale_factor, batch)
     }
 
     /// Frames of a clip's diffusion latents: `[batch, latent_channels, frames, h, w]` → `[batch, 3,

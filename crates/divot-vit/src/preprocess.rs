@@ -13,15 +13,18 @@ pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 /// aliasing; then bicubic to `size` × `size` with corners aligned; then to [0, 1]; then CLIP's mean
 /// and standard deviation. Returns `[batch, 3, size, size]`. Differentiable.
 pub fn preprocess(frames: Tensor<4>, size: usize) -> Tensor<4> {
-    let device = frames.device();
+    let (device, dtype) = (frames.device(), frames.dtype());
     let images = interpolate(
         antialias(frames, size),
         InterpolateOptions::new(InterpolateMode::Bicubic)
             .with_align_corners(true)
             .with_output_size([size, size]),
     );
-    let per_channel =
-        |values: [f32; 3]| Tensor::<1>::from_floats(values, &device).reshape([1, 3, 1, 1]);
+    let per_channel = |values: [f32; 3]| {
+        Tensor::<1>::from_floats(values, &device)
+            .reshape([1, 3, 1, 1])
+            .cast(dtype)
+    };
     ((images + 1.0) / 2.0 - per_channel(CLIP_MEAN)) / per_channel(CLIP_STD)
 }
 

@@ -4,7 +4,10 @@ use burn::nn::{
     Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig,
 };
 use burn::tensor::{Device, Int, Tensor};
-use divot_nn::{TransformerBlock, TransformerBlockConfig};
+use divot_nn::{
+    CheckSizes, SizeError, TransformerBlock, TransformerBlockConfig, check_depths, check_divides,
+    check_widths,
+};
 
 /// Sizes of OpenCLIP's text tower.
 #[derive(Config, Debug)]
@@ -71,6 +74,19 @@ impl TextTowerConfig {
             }
             .init([1], device),
         }
+    }
+}
+
+impl CheckSizes for TextTowerConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        check_widths(&[
+            ("context_length", self.context_length),
+            ("vocab_size", self.vocab_size),
+            ("width", self.width),
+            ("embed_dim", self.embed_dim),
+        ])?;
+        check_depths(&[("layers", self.layers)])?;
+        check_divides(("heads", self.heads), ("width", self.width))
     }
 }
 

@@ -3,7 +3,10 @@ use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use divot_nn::{TransformerBlock, TransformerBlockConfig};
+use divot_nn::{
+    CheckSizes, SizeError, TransformerBlock, TransformerBlockConfig, check_depths, check_divides,
+    check_widths,
+};
 
 /// Sizes of OpenCLIP's vision tower.
 #[derive(Config, Debug)]
@@ -80,6 +83,27 @@ impl VisionTowerConfig {
                 .with_bias(false)
                 .init(device),
         }
+    }
+}
+
+impl CheckSizes for VisionTowerConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        check_widths(&[
+            ("image_size", self.image_size),
+            ("patch_size", self.patch_size),
+            ("width", self.width),
+            ("embed_dim", self.embed_dim),
+        ])?;
+        check_depths(&[("layers", self.layers)])?;
+        check_divides(
+            ("patch_size", self.patch_size),
+            ("image_size", self.image_size),
+        )?;
+        check_divides(("heads", self.heads), ("width", self.width))?;
+        check_widths(&[(
+            "width x mlp_ratio",
+            (self.width as f64 * self.mlp_ratio) as usize,
+        )])
     }
 }
 

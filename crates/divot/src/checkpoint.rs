@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType};
+use divot_nn::CheckSizes;
 
+use crate::device;
 use crate::error::{Error, Result};
 use crate::weights::Weights;
 
@@ -69,7 +71,7 @@ impl<'a> Checkpoint<'a> {
     pub fn new(folder: impl Into<PathBuf>, device: &Device) -> Self {
         Self {
             folder: folder.into(),
-            dtype: is_cpu(device).then_some(FloatDType::F32),
+            dtype: device::is_cpu(device).then_some(FloatDType::F32),
             device: device.clone(),
             progress: Box::new(|_| {}),
         }
@@ -96,7 +98,7 @@ impl<'a> Checkpoint<'a> {
     ///
     /// # Errors
     /// If the file is missing or is not such a configuration.
-    pub fn config<C: Config>(&self, part: Part) -> Result<C> {
+    pub fn config<C: Config + CheckSizes>(&self, part: Part) -> Result<C> {
         let path = part.folder(&self.folder).join(CONFIG);
         let text = std::fs::read(&path).map_err(|error| {
             Error::config(
@@ -105,13 +107,13 @@ impl<'a> Checkpoint<'a> {
                 "point --model at a folder that `convert-weights` wrote",
             )
         })?;
-        C::load_binary(&text).map_err(|error| {
-            Error::config(
-                &path,
-                format!("is not the configuration of this part ({error})"),
-                "convert the weights again",
-            )
-        })
+        let refused = |problem: String| Error::config(&path, problem, "convert the weights again");
+        let config = C::load_binary(&text)
+            .map_err(|error| refused(format!("is not the configuration of this part ({error})")))?;
+        config
+            .check_sizes()
+            .map_err(|error| refused(format!("describes no network that can be ({error})")))?;
+        Ok(config)
     }
 
     /// Fills a module with a part's weights.
@@ -128,14 +130,4 @@ impl<'a> Checkpoint<'a> {
         weights.finish()?;
         Ok(module)
     }
-}
-
-fn is_cpu(device: &Device) -> bool {
-    #[cfg(feature = "cpu")]
-    return device.clone().without_autodiff() == Device::flex();
-    #[cfg(not(feature = "cpu"))]
-    return {
-        let _ = device;
-        false
-    };
 }

@@ -3,6 +3,7 @@ use std::ops::ControlFlow;
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
+use divot_nn::{CheckSizes, SizeError, check_divides, check_same, check_widths};
 use divot_resampler::{PerceiverResampler, PerceiverResamplerConfig};
 use divot_unet::{
     Ddim, DdimConfig, DdimStep, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing, Unet,
@@ -10,7 +11,7 @@ use divot_unet::{
 };
 
 use crate::checkpoint::{Checkpoint, Part};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::noise::Noise;
 
 /// Sizes of the Divot de-tokenizer.
@@ -64,16 +65,46 @@ pub struct Detokenizer {
     pub unet: Unet,
     /// The autoencoder.
     pub vae: Vae,
+    /// The noise schedule.
+    #[module(skip)]
+    pub schedule: NoiseSchedule,
+    /// Height and width of the latents.
+    pub latent_size: [usize; 2],
 }
 
 impl SamplingConfig {
     /// Finds out whether the released noise schedule can be sampled so, before any weights are read.
+    /// Returns the number of steps that will be taken.
     ///
     /// # Errors
-    /// If the number of steps or eta is out of range.
-    pub fn check(&self) -> Result<()> {
-        self.ddim(&NoiseSchedule::new(&NoiseScheduleConfig::new()))?;
-        Ok(())
+    /// If an option is out of range.
+    pub fn check(&self) -> Result<usize> {
+        let finite = |option, value: f64| match value.is_finite() {
+            true => Ok(()),
+            false => Err(Error::Option {
+                option,
+                value,
+                remedy: "a finite number",
+            }),
+        };
+        finite("the guidance scale", self.guidance_scale)?;
+        finite("the frame stride", self.fs)?;
+        if !(0.0..=1.0).contains(&self.guidance_rescale) {
+            return Err(Error::Option {
+                option: "the guidance rescale",
+                value: self.guidance_rescale,
+                remedy: "a number from 0 to 1",
+            });
+        }
+        if self.frames == 0 {
+            return Err(Error::Option {
+                option: "the number of frames",
+                value: 0.0,
+                remedy: "at least 1",
+            });
+        }
+        let ddim = self.ddim(&NoiseSchedule::new(&NoiseScheduleConfig::new()))?;
+        Ok(ddim.timesteps.len())
     }
 
     fn ddim(&self, schedule: &NoiseSchedule) -> Result<Ddim> {
@@ -106,7 +137,41 @@ impl DetokenizerConfig {
             resampler: self.resampler.init(device),
             unet: self.unet.init(device),
             vae: self.vae.init(device),
+            schedule: NoiseSchedule::new(&self.schedule),
+            latent_size: self.latent_size,
         }
+    }
+}
+
+impl CheckSizes for DetokenizerConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        self.resampler.check_sizes()?;
+        self.unet.check_sizes()?;
+        self.vae.check_sizes()?;
+        self.schedule.check_sizes()?;
+        check_same(
+            ("the resampler's output_dim", self.resampler.output_dim),
+            ("the UNet's context_dim", self.unet.context_dim),
+        )?;
+        check_same(
+            (
+                "the autoencoder's latent_channels",
+                self.vae.latent_channels,
+            ),
+            ("the UNet's in_channels", self.unet.in_channels),
+        )?;
+        check_same(
+            ("the UNet's in_channels", self.unet.in_channels),
+            ("its out_channels", self.unet.out_channels),
+        )?;
+        for side in self.latent_size {
+            check_widths(&[("latent_size", side)])?;
+            check_divides(
+                ("the UNet's downsampling", self.unet.downsampling()),
+                ("latent_size", side),
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -131,33 +196,31 @@ impl Detokenizer {
     ///
     /// # Arguments
     /// - `tokens`: `[batch, 64, 256]`.
-    /// - `unconditional`: `[1, 64, 256]`, the tokens of an all-zero clip.
-    /// - `latent_size`: height and width of the latents.
+    /// - `unconditional`: `[1, 64, 256]`, the tokens of an all-zero clip; without them there is no
+    ///   guidance.
     /// - `on_step`: told about each step; may stop the sampling.
     ///
     /// Returns `[batch, 4, frames, height, width]`, or `None` if stopped.
     ///
     /// # Errors
-    /// If the number of steps or eta is out of range.
-    #[allow(clippy::too_many_arguments)]
+    /// If an option is out of range.
     pub fn sample(
         &self,
         tokens: Tensor<3>,
-        unconditional: Tensor<3>,
-        schedule: &NoiseSchedule,
+        unconditional: Option<Tensor<3>>,
         sampling: &SamplingConfig,
-        latent_size: [usize; 2],
         noise: &mut Noise,
         on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
     ) -> Result<Option<Tensor<5>>> {
-        let ddim = sampling.ddim(schedule)?;
+        sampling.check()?;
+        let ddim = sampling.ddim(&self.schedule)?;
         let device = tokens.device();
-        let [height, width] = latent_size;
+        let [height, width] = self.latent_size;
         let channels = self.unet.conv_in.weight.dims()[1];
         let shape = [tokens.dims()[0], channels, sampling.frames, height, width];
 
         let mut denoiser = Denoiser::new(&self.unet, self.context(tokens), sampling.fs);
-        if sampling.guidance_scale != 1.0 {
+        if let Some(unconditional) = unconditional {
             denoiser = denoiser.with_guidance(
                 self.context(unconditional),
                 sampling.guidance_scale,

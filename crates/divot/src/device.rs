@@ -149,6 +149,30 @@ fn auto() -> Result<Device, DeviceError> {
     }
 }
 
+/// Whether a device is the CPU backend.
+pub fn is_cpu(device: &Device) -> bool {
+    #[cfg(feature = "cpu")]
+    let is_cpu = device.clone().without_autodiff() == Device::flex();
+    #[cfg(not(feature = "cpu"))]
+    let is_cpu = {
+        let _ = device;
+        false
+    };
+    is_cpu
+}
+
+/// What to call a device: `cpu`, or its kind and the name that its driver gives.
+pub fn name(device: &Device) -> String {
+    if is_cpu(device) {
+        return "cpu".to_owned();
+    }
+    #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "cuda"))]
+    if let Some(identity) = device.identity() {
+        return identity.name;
+    }
+    format!("{device:?}")
+}
+
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn is_software(device: &Device) -> bool {
     device.identity().is_some_and(|identity| {

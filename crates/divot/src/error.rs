@@ -23,6 +23,24 @@ pub enum Error {
     /// The sampler cannot run so.
     #[error(transparent)]
     Sampling(#[from] divot_unet::DdimError),
+    /// A sampling option makes no sense.
+    #[error("{option} is {value}; use {remedy}")]
+    Option {
+        /// Its name.
+        option: &'static str,
+        /// What was given.
+        value: f64,
+        /// What would do.
+        remedy: &'static str,
+    },
+    /// A number overflowed on the way.
+    #[error(
+        "the reconstruction is not a number everywhere ({0} weights overflowed); load them as f32 (--dtype f32)"
+    )]
+    NotFinite(&'static str),
+    /// A clip is not 16 frames of one size.
+    #[error("a clip is 16 frames of one size, not {0}; read it with `Reconstructor::read_clip`")]
+    Clip(String),
     /// A configuration could not be read, or does not fit.
     #[error("{}: {problem}; {remedy}", .path.display())]
     Config {

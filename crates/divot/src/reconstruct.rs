@@ -1,14 +1,17 @@
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::OnceLock;
 
 use burn::tensor::{Device, Shape, Tensor, TensorData};
-use divot_data::sampling::{TOKENIZER_FRAMES, reconstruct_indices_from};
+use divot_data::sampling::{CLIP_FRAMES, TOKENIZER_FRAMES, reconstruct_indices_from};
+use divot_data::transform::frame_to_chw;
 use divot_data::{Frame, Transform, Video, chw_to_clip};
-use divot_unet::{DdimStep, NoiseSchedule};
+use divot_unet::DdimStep;
 
 use crate::checkpoint::Checkpoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::noise::Noise;
-use crate::{Detokenizer, DetokenizerConfig, SamplingConfig, Tokenizer, TokenizerConfig};
+use crate::{Detokenizer, SamplingConfig, Tokenizer};
 
 /// A clip to the tokenizer and back through the de-tokenizer.
 #[derive(Debug)]
@@ -17,28 +20,44 @@ pub struct Reconstructor {
     pub tokenizer: Tokenizer,
     /// Tokens to video.
     pub detokenizer: Detokenizer,
-    tokenizer_config: TokenizerConfig,
-    detokenizer_config: DetokenizerConfig,
-    schedule: NoiseSchedule,
+    frame_size: usize,
+    /// Tokens of an all-zero clip, once they are needed.
+    unconditional: OnceLock<Tensor<3>>,
 }
 
 /// Sixteen frames of a video at 8 fps, cut to the model's square.
 #[derive(Debug, Clone)]
 pub struct Clip {
-    /// The frames.
-    pub frames: Vec<Frame>,
+    frames: Vec<Frame>,
 }
 
 impl Clip {
+    /// A clip of frames.
+    ///
+    /// # Errors
+    /// If they are not 16 of one size.
+    pub fn new(frames: Vec<Frame>) -> Result<Self> {
+        let sizes: BTreeSet<_> = frames.iter().map(|f| (f.width, f.height)).collect();
+        if frames.len() != CLIP_FRAMES || sizes.len() != 1 {
+            let found = format!("{} of {} sizes", frames.len(), sizes.len());
+            return Err(Error::Clip(found));
+        }
+        Ok(Self { frames })
+    }
+
+    /// All 16 frames.
+    pub fn frames(&self) -> &[Frame] {
+        &self.frames
+    }
+
     /// The five frames the tokenizer sees, as `[1, 5, 3, height, width]` in [-1, 1].
     pub fn sparse(&self, device: &Device) -> Tensor<5> {
-        let frames: Vec<&Frame> = TOKENIZER_FRAMES.iter().map(|&i| &self.frames[i]).collect();
-        let [height, width] = [frames[0].height, frames[0].width];
-        let values: Vec<f32> = frames
+        let Frame { width, height, .. } = self.frames[0];
+        let values: Vec<f32> = TOKENIZER_FRAMES
             .iter()
-            .flat_map(|frame| divot_data::transform::frame_to_chw(frame))
+            .flat_map(|&i| frame_to_chw(&self.frames[i]))
             .collect();
-        let shape = Shape::new([1, frames.len(), 3, height, width]);
+        let shape = Shape::new([1, TOKENIZER_FRAMES.len(), 3, height, width]);
         Tensor::from_data(TensorData::new(values, shape), device)
     }
 }
@@ -49,14 +68,13 @@ impl Reconstructor {
     /// # Errors
     /// If a file is missing, damaged, or does not fit the configuration beside it.
     pub fn load(checkpoint: &mut Checkpoint<'_>) -> Result<Self> {
-        let (tokenizer, tokenizer_config) = Tokenizer::load(checkpoint)?;
-        let (detokenizer, detokenizer_config) = Detokenizer::load(checkpoint)?;
+        let (tokenizer, config) = Tokenizer::load(checkpoint)?;
+        let (detokenizer, _) = Detokenizer::load(checkpoint)?;
         Ok(Self {
             tokenizer,
             detokenizer,
-            schedule: NoiseSchedule::new(&detokenizer_config.schedule),
-            tokenizer_config,
-            detokenizer_config,
+            frame_size: config.frame_size,
+            unconditional: OnceLock::new(),
         })
     }
 
@@ -68,27 +86,23 @@ impl Reconstructor {
         let info = video.info();
         let indices = reconstruct_indices_from(info.frames, info.fps, start)?;
         let transform = Transform {
-            size: self.tokenizer_config.frame_size,
+            size: self.frame_size,
             ..Transform::default()
         };
-        let frames = video
-            .frames(&indices)?
-            .iter()
-            .map(|frame| transform.frame(frame))
-            .collect::<Result<_, _>>()?;
-        Ok(Clip { frames })
+        // One frame at a time: the video's own may be large.
+        let mut frames = vec![None; indices.len()];
+        video.visit(&indices, |position, frame| {
+            frames[position] = Some(transform.frame(frame)?);
+            Ok(())
+        })?;
+        Clip::new(frames.into_iter().flatten().collect())
     }
 
-    /// Height and width of the frames that come out, in pixels.
-    pub fn frame_size(&self) -> [usize; 2] {
-        self.detokenizer_config.frame_size()
-    }
-
-    /// Turns the tokens of one clip, `[1, 64, 256]`, into frames; the same seed gives the same
-    /// frames. `None` if `on_step` stopped it.
+    /// Turns the tokens of one clip, `[1, 64, 256]`, into frames; the same seed draws the same noise.
+    /// `None` if `on_step` stopped it.
     ///
     /// # Errors
-    /// If the sampling options are out of range.
+    /// If a sampling option is out of range, or a number overflowed.
     pub fn detokenize(
         &self,
         tokens: Tensor<3>,
@@ -96,19 +110,11 @@ impl Reconstructor {
         seed: u64,
         on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Frame>>> {
-        let unconditional = self.tokenizer.unconditional(
-            self.tokenizer_config.resampler.frames,
-            self.tokenizer_config.frame_size,
-        );
-        let latents = self.detokenizer.sample(
-            tokens,
-            unconditional,
-            &self.schedule,
-            sampling,
-            self.detokenizer_config.latent_size,
-            &mut Noise::new(seed),
-            on_step,
-        )?;
+        let unconditional = (sampling.guidance_scale != 1.0).then(|| self.unconditional());
+        let mut noise = Noise::new(seed);
+        let latents =
+            self.detokenizer
+                .sample(tokens, unconditional, sampling, &mut noise, on_step)?;
         let Some(latents) = latents else {
             return Ok(None);
         };
@@ -116,6 +122,19 @@ impl Reconstructor {
         let video = video.swap_dims(0, 1); // [frames, 3, height, width]
         let shape = video.dims();
         let values: Vec<f32> = video.into_data().iter::<f32>().collect();
+        if values.iter().any(|value| value.is_nan()) {
+            return Err(Error::NotFinite(self.detokenizer.unet.dtype().name()));
+        }
         Ok(Some(chw_to_clip(&values, shape)?))
+    }
+
+    /// Tokens of an all-zero clip, computed once.
+    fn unconditional(&self) -> Tensor<3> {
+        self.unconditional
+            .get_or_init(|| {
+                self.tokenizer
+                    .unconditional(TOKENIZER_FRAMES.len(), self.frame_size)
+            })
+            .clone()
     }
 }

@@ -1,6 +1,8 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
+use divot_data::sampling::TOKENIZER_FRAMES;
+use divot_nn::{CheckSizes, SizeError, check_same, check_widths};
 use divot_resampler::{VideoResampler, VideoResamplerConfig};
 use divot_vit::{VisionTower, VisionTowerConfig, preprocess};
 
@@ -44,6 +46,23 @@ impl TokenizerConfig {
             resampler: self.resampler.init(device),
             image_size: self.vision.image_size,
         }
+    }
+}
+
+impl CheckSizes for TokenizerConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        self.vision.check_sizes()?;
+        self.resampler.check_sizes()?;
+        check_widths(&[("frame_size", self.frame_size)])?;
+        check_same(
+            ("the vision tower's width", self.vision.width),
+            ("the resampler's input_dim", self.resampler.input_dim),
+        )?;
+        // A clip is read as these five frames.
+        check_same(
+            ("the resampler's frames", self.resampler.frames),
+            ("the number of a clip's frames", TOKENIZER_FRAMES.len()),
+        )
     }
 }
 

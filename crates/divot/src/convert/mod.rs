@@ -8,7 +8,7 @@
 //!
 //! # fn main() -> Result<(), divot::Error> {
 //! let sizes = ReleasedConfig::divot();
-//! for job in Job::find("pretrained".as_ref())? {
+//! for job in Job::find("pretrained".as_ref())?.jobs {
 //!     let to = "models/divot".as_ref();
 //!     let report = convert(&job, &sizes, to, FloatDType::F16, |_| ControlFlow::Continue(()))?;
 //!     println!("{report}");
@@ -91,6 +91,11 @@ impl Target {
         }
     }
 
+    /// Whether it is a part of the released model that everyone needs.
+    fn is_released(self) -> bool {
+        matches!(self, Self::Tokenizer | Self::Detokenizer | Self::Clip)
+    }
+
     /// The released files, relative to the folder they were downloaded into.
     fn files(self) -> &'static [&'static str] {
         match self {
@@ -103,38 +108,80 @@ impl Target {
     }
 }
 
+/// The parts of a download.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Parts that can be converted.
+    pub jobs: Vec<Job>,
+    /// Parts of the released model that cannot, and the file that each lacks.
+    pub lacking: Vec<(Target, PathBuf)>,
+}
+
 impl Job {
     /// The parts whose released files are below `from`.
     ///
     /// # Errors
     /// If there are none.
-    pub fn find(from: &Path) -> Result<Vec<Self>> {
-        let jobs: Vec<Self> = Target::ALL
-            .into_iter()
-            .map(|target| Self::of(target, from))
-            .filter(|job| job.sources.iter().all(|source| source.exists()))
-            .collect();
-        if jobs.is_empty() {
+    pub fn find(from: &Path) -> Result<Found> {
+        let mut found = Found {
+            jobs: Vec::new(),
+            lacking: Vec::new(),
+        };
+        for target in Target::ALL {
+            let job = Self::of(target, &[from]);
+            match job.sources.iter().find(|source| !source.exists()) {
+                None => found.jobs.push(job),
+                Some(file) if target.is_released() => found.lacking.push((target, file.clone())),
+                Some(_) => {}
+            }
+        }
+        if found.jobs.is_empty() {
             return Err(Error::config(
                 from,
                 "holds no released checkpoint that is known",
                 format!(
-                    "it should hold {TOKENIZER_FILE} and the like, or name a part and its file"
+                    "it should hold {TOKENIZER_FILE} and the like, or name a part and its files"
                 ),
             ));
         }
-        Ok(jobs)
+        Ok(found)
     }
 
-    /// One part from the files below `from`, or from `from` itself if it is a file.
-    pub fn of(target: Target, from: &Path) -> Self {
-        let sources = if from.is_file() {
-            vec![from.to_path_buf()]
-        } else {
-            target.files().iter().map(|file| from.join(file)).collect()
-        };
+    /// One part from files, or from folders: sharded checkpoints, or downloads as published.
+    pub fn of(target: Target, from: &[impl AsRef<Path>]) -> Self {
+        let sources = from
+            .iter()
+            .map(AsRef::as_ref)
+            .flat_map(|from| {
+                let published: Vec<PathBuf> = target
+                    .files()
+                    .iter()
+                    .map(|file| as_published(from, file))
+                    .collect();
+                let is_checkpoint = from.is_file()
+                    || (from.is_dir()
+                        && !published.iter().any(|file| file.exists())
+                        && Source::open(from).is_ok());
+                if is_checkpoint {
+                    vec![from.to_path_buf()]
+                } else {
+                    published
+                }
+            })
+            .collect();
         Self { target, sources }
     }
+}
+
+/// A published file, or the same saved in another format: `.safetensors` and so on, or a folder of
+/// that name with shards.
+fn as_published(from: &Path, file: &str) -> PathBuf {
+    let path = from.join(file);
+    ["bin", "safetensors", "pt", "pth", "ckpt", ""]
+        .iter()
+        .map(|extension| path.with_extension(extension))
+        .find(|candidate| candidate.exists())
+        .unwrap_or(path)
 }
 
 /// What a conversion did.
@@ -252,7 +299,7 @@ pub fn convert(
             .collect(),
     };
 
-    let staging = staging(to, part)?;
+    let (_hidden, new) = staging(to, part)?;
     let entries: Vec<TensorSpec> = plans
         .iter()
         .map(|plan| TensorSpec {
@@ -262,7 +309,7 @@ pub fn convert(
         })
         .collect();
     let metadata = BTreeMap::from([("format".to_owned(), "divot".to_owned())]);
-    write_safetensors(&staging.path().join(WEIGHTS), &entries, &metadata, |i| {
+    write_safetensors(&new.join(WEIGHTS), &entries, &metadata, |i| {
         let data = plans[i].read(dtype.into())?;
         let step = Progress {
             part,
@@ -274,10 +321,10 @@ pub fn convert(
             ControlFlow::Break(()) => Err(WeightsError::Stopped),
         }
     })?;
-    let written = fs::write(staging.path().join(CONFIG), config)
-        .map_err(|error| not_written(&report.folder, &error))
-        .and_then(|()| put_in_place(staging, &report.folder));
-    written.map(|()| report)
+    fs::write(new.join(CONFIG), config)
+        .and_then(|()| put_in_place(&new, &report.folder, part))
+        .map_err(|error| not_written(&report.folder, &error))?;
+    Ok(report)
 }
 
 impl Plan<'_> {
@@ -390,35 +437,47 @@ fn plan<'a>(
     }
     if !missing.is_empty() {
         missing.sort();
-        return Err(Error::Weights(WeightsError::Missing {
-            path: sources[0].path().to_path_buf(),
+        let path = sources.first().map_or(Path::new(""), Source::path);
+        return Err(Error::Weights(WeightsError::Lacking {
+            path: path.to_path_buf(),
             names: missing,
         }));
     }
     Ok(plans)
 }
 
-/// A folder beside the target, so that the last step is a rename.
-fn staging(to: &Path, part: &str) -> Result<tempfile::TempDir> {
-    fs::create_dir_all(to).map_err(|error| not_written(to, &error))?;
-    tempfile::Builder::new()
-        .prefix(&format!(".{part}-"))
-        .tempdir_in(to)
-        .map_err(|error| not_written(to, &error))
+/// A folder beside the target, so that the last step is a rename. It is removed if that step is not
+/// reached.
+fn staging(to: &Path, part: &str) -> Result<(tempfile::TempDir, PathBuf)> {
+    let make = || {
+        fs::create_dir_all(to)?;
+        let hidden = tempfile::Builder::new()
+            .prefix(&format!(".{part}-"))
+            .tempdir_in(to)?;
+        // One that only its owner may read is no folder to end up with.
+        let folder = hidden.path().join(part);
+        fs::create_dir(&folder)?;
+        Ok((hidden, folder))
+    };
+    make().map_err(|error| not_written(to, &error))
 }
 
-fn put_in_place(staging: tempfile::TempDir, folder: &Path) -> Result<()> {
-    let failed = |error: std::io::Error| not_written(folder, &error);
-    if folder.exists() {
-        // An older conversion steps aside first, so that an interruption leaves one of the two.
-        let old = tempfile::Builder::new()
-            .prefix(".old-")
-            .tempdir_in(folder.parent().unwrap_or(Path::new(".")))
-            .map_err(failed)?;
-        fs::rename(folder, old.path().join("old")).map_err(failed)?;
-        return fs::rename(staging.keep(), folder).map_err(failed);
+/// Renames the new folder into place. An older one steps aside to `.<part>.old` meanwhile, and comes
+/// back if that fails.
+fn put_in_place(new: &Path, folder: &Path, part: &str) -> std::io::Result<()> {
+    if !folder.exists() {
+        return fs::rename(new, folder);
     }
-    fs::rename(staging.keep(), folder).map_err(failed)
+    let aside = folder.with_file_name(format!(".{part}.old"));
+    if aside.exists() {
+        fs::remove_dir_all(&aside)?;
+    }
+    fs::rename(folder, &aside)?;
+    if let Err(error) = fs::rename(new, folder) {
+        fs::rename(&aside, folder)?;
+        return Err(error);
+    }
+    fs::remove_dir_all(&aside)
 }
 
 fn not_written(path: &Path, error: &std::io::Error) -> Error {

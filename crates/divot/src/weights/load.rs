@@ -182,7 +182,7 @@ impl Weights {
             .find(|&dtype| dtype.is_float() && !device.supports_dtype(dtype))
         {
             let problem = format!("{device:?} cannot compute in {}", dtype.name());
-            let remedy = "load it as f32 or choose another device";
+            let remedy = "load it as f32 (--dtype f32) or choose another device";
             return Err(WeightsError::file(&self.file.path, problem, remedy));
         }
         Ok(())

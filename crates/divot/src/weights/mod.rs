@@ -85,7 +85,7 @@ pub enum WeightsError {
         remedy: String,
     },
     /// A caller stopped the work.
-    #[error("stopped; nothing was written")]
+    #[error("stopped")]
     Stopped,
     /// Tensors that the module needs are not in the file.
     #[error(
@@ -93,6 +93,17 @@ pub enum WeightsError {
         one_line(.path.display()), count(names), some_names(names)
     )]
     Missing {
+        /// The file.
+        path: PathBuf,
+        /// All of them, sorted.
+        names: Vec<String>,
+    },
+    /// A checkpoint that is to be converted lacks tensors.
+    #[error(
+        "{}: {} missing: {}; it is of another model or other sizes: check the part and the sizes (--part, --config), or download it again",
+        one_line(.path.display()), count(names), some_names(names)
+    )]
+    Lacking {
         /// The file.
         path: PathBuf,
         /// All of them, sorted.
