@@ -11,17 +11,12 @@ use divot::convert::{Job, ReleasedConfig, Target, convert};
 use divot::weights::{Source, TensorSpec, write_safetensors};
 use divot::{Detokenizer, Tokenizer};
 
-/// The parity fixture, where there is one.
-fn fixture() -> Option<PathBuf> {
-    let folder = std::env::var_os("DIVOT_FIXTURE").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/reference/mini"),
+/// A parity fixture: the project's own, or the one that `DIVOT_FIXTURE` names.
+fn fixture() -> PathBuf {
+    std::env::var_os("DIVOT_FIXTURE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixture"),
         PathBuf::from,
-    );
-    if !folder.join("io.safetensors").is_file() {
-        eprintln!("skipped: no parity fixture; name its folder in DIVOT_FIXTURE");
-        return None;
-    }
-    Some(folder)
+    )
 }
 
 fn go(_: divot::convert::Progress) -> ControlFlow<()> {
@@ -30,7 +25,7 @@ fn go(_: divot::convert::Progress) -> ControlFlow<()> {
 
 #[test]
 fn every_part_of_the_fixture_converts_and_loads() {
-    let Some(fixture) = fixture() else { return };
+    let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
     for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
         let to = tempfile::tempdir().unwrap();
@@ -57,7 +52,7 @@ fn every_part_of_the_fixture_converts_and_loads() {
 
 #[test]
 fn a_stopped_conversion_leaves_nothing_behind() {
-    let Some(fixture) = fixture() else { return };
+    let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
     let to = tempfile::tempdir().unwrap();
     let job = Job::of(Target::Tokenizer, &[fixture.join("pretrained")]);
@@ -72,7 +67,7 @@ fn a_stopped_conversion_leaves_nothing_behind() {
 
 #[test]
 fn the_wrong_sizes_are_named() {
-    let Some(fixture) = fixture() else { return };
+    let fixture = fixture();
     let to = tempfile::tempdir().unwrap();
     for job in Job::find(&fixture.join("pretrained")).unwrap().jobs {
         let error = convert(
@@ -110,7 +105,7 @@ fn nothing_to_convert() {
 /// `state_dict`'s manner, eight input channels, no alpha, an image projection of its own.
 #[test]
 fn dynamicrafter_becomes_a_start_with_four_channels() {
-    let Some(fixture) = fixture() else { return };
+    let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
     let released = Source::open(
         &fixture.join("pretrained/Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin"),
