@@ -187,7 +187,8 @@ impl ReleasedConfig {
                 .map(|tensor| tensor.shape.clone())
                 .unwrap_or_default()
         };
-        let head_dim = 64;
+        // Heads cannot be read off; DynamiCrafter's are as wide as Divot's.
+        let head_dim = self.detokenizer.resampler.head_dim;
         let (latents, proj_in, proj_out, to_q) = (
             shape("image_proj_model.latents"),
             shape("image_proj_model.proj_in.weight"),
