@@ -172,3 +172,46 @@ fn dynamicrafter_becomes_a_start_with_four_channels() {
         theirs.iter::<f32>().collect::<Vec<_>>()
     );
 }
+
+/// The same weights as half-precision numbers give nearly the same tokens, context and prediction.
+#[test]
+fn half_precision_is_close() {
+    let fixture = fixture();
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    for job in &Job::find(&fixture.join("pretrained")).unwrap().jobs {
+        convert(job, &sizes, to.path(), FloatDType::F32, go).unwrap();
+    }
+    let device = Device::default();
+    let stages = |dtype: FloatDType| -> [Vec<f32>; 3] {
+        let mut checkpoint = Checkpoint::new(to.path(), &device).with_dtype(dtype);
+        let (tokenizer, _) = Tokenizer::load(&mut checkpoint).unwrap();
+        let (detokenizer, config) = Detokenizer::load(&mut checkpoint).unwrap();
+        let mut noise = divot::noise::Noise::new(1);
+        let frames = noise.normal([1, 5, 3, 64, 80], &device).clamp(-1.0, 1.0);
+        let tokens = tokenizer.tokenize(frames);
+        let context = detokenizer.context(tokens.clone());
+        let [height, width] = config.latent_size;
+        let latents = noise.normal([1, config.unet.in_channels, 3, height, width], &device);
+        let prediction = divot::unet::Denoiser::new(&detokenizer.unet, context.clone(), 3.0)
+            .predict(latents, 500);
+        let floats = |data: TensorData| data.iter::<f32>().collect();
+        [
+            floats(tokens.into_data()),
+            floats(context.into_data()),
+            floats(prediction.into_data()),
+        ]
+    };
+    let exact = stages(FloatDType::F32);
+    for (dtype, limit) in [(FloatDType::F16, 1e-2), (FloatDType::BF16, 6e-2)] {
+        for (ours, exact) in stages(dtype).iter().zip(&exact) {
+            let square = |values: &mut dyn Iterator<Item = f32>| {
+                values.map(|v| f64::from(v).powi(2)).sum::<f64>()
+            };
+            let difference = square(&mut ours.iter().zip(exact).map(|(a, b)| a - b));
+            let error = (difference / square(&mut exact.iter().copied())).sqrt();
+            println!("{dtype:?}: {error:.1e}");
+            assert!(error > 0.0 && error < limit, "{dtype:?}: {error}");
+        }
+    }
+}

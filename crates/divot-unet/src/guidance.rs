@@ -104,3 +104,31 @@ impl<'a> Denoiser<'a> {
             .cast(dtype)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    /// Two clips of two numbers each, so that means and deviations can be done by hand.
+    #[test]
+    fn guided_and_rescaled_by_hand() {
+        let device = Device::default();
+        let clip = |values: [f32; 4]| Tensor::<1>::from_floats(values, &device);
+        let shape = [2, 1, 1, 1, 2];
+        let conditional = clip([1.0, 3.0, 0.0, 4.0]).reshape(shape);
+        let unconditional = clip([0.0, 0.0, 1.0, 1.0]).reshape(shape);
+        let numbers = |x: Tensor<5>| x.into_data().iter::<f32>().collect::<Vec<_>>();
+
+        // u + 2 (c - u)
+        let guided = guide(conditional.clone(), unconditional.clone(), 2.0, 0.0);
+        assert_eq!(numbers(guided), [2.0, 6.0, -1.0, 7.0]);
+
+        // Each clip's deviation is twice the conditional one's: half of each is halved.
+        let rescaled = guide(conditional, unconditional, 2.0, 0.5);
+        for (ours, by_hand) in numbers(rescaled).iter().zip([1.5, 4.5, -0.75, 5.25]) {
+            assert!((ours - by_hand).abs() < 1e-5, "{ours} is not {by_hand}");
+        }
+    }
+}

@@ -50,7 +50,6 @@ impl Network {
             .concat(),
             Self::VideoResampler => [
                 &[
-                    (r"^norm\.", "pooled_norm."),
                     (
                         r"^temporal\.blocks\.",
                         "temporal_encoder.transformer.resblocks.",
@@ -69,11 +68,9 @@ impl Network {
                     ),
                     (r"^spatial_temporal\.", "image_proj_model."),
                     (r"^resampler\.", "image_proj_model.down_sampler."),
-                    (r"^pooled_norm\.", "norm."),
                 ],
                 PERCEIVER,
-                // The temporal transformer's blocks are OpenCLIP's, the spatial-temporal ones not.
-                TEMPORAL_BLOCK,
+                OPEN_CLIP_BLOCK,
             ]
             .concat(),
             Self::ContextResampler => [PERCEIVER, &[(r"^", "image_proj_model.")]].concat(),
@@ -83,16 +80,9 @@ impl Network {
     }
 }
 
+/// Blocks as OpenCLIP names them, which the temporal transformer keeps and the spatial-temporal one does
+/// not.
 const OPEN_CLIP_BLOCK: &[(&str, &str)] = &[
-    (r"\.norm1\.", ".ln_1."),
-    (r"\.norm2\.", ".ln_2."),
-    (r"\.attn\.qkv\.", ".attn.in_proj_"),
-    (r"\.attn\.proj\.", ".attn.out_proj."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-];
-
-const TEMPORAL_BLOCK: &[(&str, &str)] = &[
     (r"(resblocks\.\d+)\.norm1\.", "$1.ln_1."),
     (r"(resblocks\.\d+)\.norm2\.", "$1.ln_2."),
     (r"(resblocks\.\d+)\.attn\.qkv\.", "$1.attn.in_proj_"),
