@@ -2,6 +2,7 @@
 //! there are several (`cuda:1`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 
@@ -204,10 +205,19 @@ fn open(kind: Kind, index: Option<usize>, name: &str) -> Result<Device, DeviceEr
 }
 
 /// Computes 1 + 1 there. Backends panic where a driver is missing, on threads of their own too:
-/// nothing of that may reach the user but one line.
+/// nothing of that may reach the user but one line, which is the first panic's.
 fn try_out(device: &Device) -> Result<(), String> {
+    let first_panic = Arc::new(Mutex::new(None));
     let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    std::panic::set_hook({
+        let first_panic = Arc::clone(&first_panic);
+        Box::new(move |panic| {
+            let mut first = first_panic.lock().unwrap_or_else(PoisonError::into_inner);
+            if first.is_none() {
+                *first = panic.payload_as_str().map(str::to_owned);
+            }
+        })
+    });
     let sum = catch_unwind(AssertUnwindSafe(|| {
         let one = Tensor::<1>::ones([1], device);
         (one.clone() + one)
@@ -215,19 +225,19 @@ fn try_out(device: &Device) -> Result<(), String> {
             .map_err(|error| error.to_string())
     }));
     std::panic::set_hook(hook);
-    let first_line = |text: &str| text.lines().next().unwrap_or("no driver").to_owned();
-    match sum {
-        Ok(Ok(2.0)) => Ok(()),
-        Ok(Ok(sum)) => Err(format!("1 + 1 gives {sum} there")),
-        Ok(Err(error)) => Err(first_line(&error)),
-        Err(panic) => Err(first_line(
-            panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no driver"),
-        )),
-    }
+    let problem = match sum {
+        Ok(Ok(2.0)) => return Ok(()),
+        Ok(Ok(sum)) => format!("1 + 1 gives {sum} there"),
+        Ok(Err(error)) => error,
+        Err(_) => first_panic
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .unwrap_or_default(),
+    };
+    // No more than a line of it, and no more than fits one.
+    let line = problem.lines().map(str::trim).find(|line| !line.is_empty());
+    Err(line.unwrap_or("no driver").chars().take(160).collect())
 }
 
 #[cfg(test)]
