@@ -34,14 +34,14 @@ struct Arguments {
     /// Where to write the reconstruction; the contact sheet goes beside it as .png
     #[arg(long, value_name = "FILE", default_value = "out.mp4")]
     output: PathBuf,
-    /// DDIM steps, 1 to 1000; a number that does not divide 1000 gives a few more
+    /// DDIM steps, 1 to 1000; one that does not divide 1000 is made one near it
     #[arg(long, default_value_t = 50)]
     steps: usize,
     /// Strength of classifier-free guidance; 1 is none and takes half the time
-    #[arg(long, default_value_t = 7.5)]
+    #[arg(long, default_value_t = 7.5, allow_negative_numbers = true)]
     guidance: f64,
     /// Share of fresh noise in each step, 0 to 1
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     eta: f64,
     /// Seed of the noise, which is the same on every device
     #[arg(long, default_value_t = 42)]
@@ -53,7 +53,12 @@ struct Arguments {
     #[arg(long, value_enum, default_value = "auto")]
     dtype: Dtype,
     /// Where in the video the clip starts, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     start: f64,
 }
 
@@ -87,7 +92,7 @@ fn main() -> ExitCode {
             ExitCode::from(130)
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", divot::one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -110,12 +115,23 @@ fn run(arguments: &Arguments) -> Result<()> {
     })?;
 
     // Whatever can go wrong quickly goes wrong before the weights are read.
-    let sheet_path = arguments.output.with_extension("png");
-    if sheet_path == arguments.output {
+    let is_mp4 = |extension: &std::ffi::OsStr| extension.eq_ignore_ascii_case("mp4");
+    if !arguments.output.extension().is_some_and(is_mp4) {
         bail!(
-            "{}: the contact sheet goes there; choose an output that ends in .mp4",
+            "{}: what is written is an MP4; choose an output that ends in .mp4",
             arguments.output.display()
         );
+    }
+    let sheet_path = arguments.output.with_extension("png");
+    for path in [&arguments.output, &sheet_path] {
+        if let (Ok(path), Ok(input)) = (path.canonicalize(), input.canonicalize())
+            && path == input
+        {
+            bail!(
+                "{}: would be overwritten by the output; choose another --output",
+                input.display()
+            );
+        }
     }
     check_writable(&arguments.output)?;
     check_writable(&sheet_path)?;
@@ -127,7 +143,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let steps = sampling.check()?;
     if steps != arguments.steps {
         eprintln!(
-            "{steps} steps: {} do not divide the schedule evenly",
+            "{steps} steps are taken: uniform spacing gives that many for {}",
             arguments.steps
         );
     }

@@ -257,7 +257,9 @@ fn options_out_of_range() {
         (&["--guidance", "inf"], "finite"),
         (&["--start", "nan"], "start"),
         (&["--device", "abacus"], "abacus"),
-        (&["--output", "out.png"], "out.png"),
+        (&["--output", "out.png"], "ends in .mp4"),
+        (&["--output", "clip.mp4"], "would be overwritten"),
+        (&["--start", "-1"], "start"),
     ] {
         let mut command = Command::new(example());
         let output = command

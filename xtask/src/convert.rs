@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
 use divot::convert::{Job, Progress, ReleasedConfig, Target, convert};
@@ -91,12 +91,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Dtype::F16 => FloatDType::F16,
         Dtype::Bf16 => FloatDType::BF16,
     };
+    let mut lacking = Vec::new();
+    let mut done = Vec::new();
     let jobs = match (&arguments.part[..], &arguments.from[..]) {
         ([], [from]) => {
             let found = Job::find(from)?;
             for (target, file) in &found.lacking {
                 eprintln!("no {}: {} is missing", target.name(), file.display());
             }
+            lacking = found.lacking;
             found.jobs
         }
         ([], _) => bail!("several --from need a --part"),
@@ -127,8 +130,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             }
         });
         bar.finish_and_clear();
-        let report = report.with_context(|| format!("{} is not converted", job.target.name()))?;
+        let report = report.with_context(|| {
+            let finished = match done.is_empty() {
+                true => String::new(),
+                false => format!(" (finished before it: {})", done.join(", ")),
+            };
+            format!("{} is not converted{finished}", job.target.name())
+        })?;
+        done.push(job.target.name());
         println!("{report}");
     }
+    ensure!(
+        lacking.is_empty(),
+        "the model is not complete without the parts above; add their files, or name the parts you want with --part"
+    );
     Ok(())
 }

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", divot::one_line(error.as_ref()));
             match convert::interrupted() {
                 true => ExitCode::from(130),
                 false => ExitCode::FAILURE,

@@ -21,7 +21,10 @@ use serde_json::Value;
 
 /// Arguments of `parity`.
 #[derive(Args)]
-#[command(after_help = "Example: cargo xtask parity fixtures/mini --only unet --device wgpu")]
+#[command(after_help = "\
+Examples:
+  cargo xtask parity tests/fixture --only unet
+  cargo run --release -p xtask --features wgpu -- parity tests/fixture --device wgpu")]
 pub struct Arguments {
     /// Folder of the fixture
     #[arg(value_name = "DIR")]

@@ -89,6 +89,11 @@ impl<'a> Checkpoint<'a> {
         self
     }
 
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The device that weights are loaded onto.
     pub fn device(&self) -> &Device {
         &self.device

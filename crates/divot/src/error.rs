@@ -53,6 +53,20 @@ pub enum Error {
     },
 }
 
+/// An error and its causes on one line, none of which is said twice.
+pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line
+}
+
 impl Error {
     pub(crate) fn config(
         path: &Path,

@@ -13,7 +13,7 @@ pub mod weights;
 mod detokenizer;
 
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
-pub use error::{Error, Result};
+pub use error::{Error, Result, one_line};
 pub use memory::peak_memory;
 pub use reconstruct::{Clip, Reconstructor};
 pub use tokenizer::{Tokenizer, TokenizerConfig};

@@ -6,12 +6,13 @@ use burn::tensor::{Device, Shape, Tensor, TensorData};
 use divot_data::sampling::{CLIP_FRAMES, TOKENIZER_FRAMES, reconstruct_indices_from};
 use divot_data::transform::frame_to_chw;
 use divot_data::{Frame, Transform, Video, chw_to_clip};
+use divot_nn::check_same;
 use divot_unet::DdimStep;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
 use crate::noise::Noise;
-use crate::{Detokenizer, SamplingConfig, Tokenizer};
+use crate::{Detokenizer, DetokenizerConfig, SamplingConfig, Tokenizer};
 
 /// A clip to the tokenizer and back through the de-tokenizer.
 #[derive(Debug)]
@@ -69,6 +70,18 @@ impl Reconstructor {
     /// If a file is missing, damaged, or does not fit the configuration beside it.
     pub fn load(checkpoint: &mut Checkpoint<'_>) -> Result<Self> {
         let (tokenizer, config) = Tokenizer::load(checkpoint)?;
+        let de: DetokenizerConfig = checkpoint.config(Part::Detokenizer)?;
+        check_same(
+            ("the tokenizer's token_dim", config.resampler.token_dim),
+            ("the de-tokenizer's input_dim", de.resampler.input_dim),
+        )
+        .map_err(|error| {
+            Error::config(
+                checkpoint.folder(),
+                format!("its parts are of different models ({error})"),
+                "convert both from the same download",
+            )
+        })?;
         let (detokenizer, _) = Detokenizer::load(checkpoint)?;
         Ok(Self {
             tokenizer,

@@ -128,7 +128,11 @@ impl Job {
             lacking: Vec::new(),
         };
         for target in Target::ALL {
-            let job = Self::of(target, &[from]);
+            let sources = target.files().iter().map(|file| as_published(from, file));
+            let job = Self {
+                target,
+                sources: sources.collect(),
+            };
             match job.sources.iter().find(|source| !source.exists()) {
                 None => found.jobs.push(job),
                 Some(file) if target.is_released() => found.lacking.push((target, file.clone())),
@@ -299,6 +303,7 @@ pub fn convert(
             .collect(),
     };
 
+    check_replaceable(&report.folder)?;
     let (_hidden, new) = staging(to, part)?;
     let entries: Vec<TensorSpec> = plans
         .iter()
@@ -444,6 +449,28 @@ fn plan<'a>(
         }));
     }
     Ok(plans)
+}
+
+/// A folder that holds more than a conversion is not replaced.
+fn check_replaceable(folder: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Ok(());
+    };
+    let foreign = entries
+        .flatten()
+        .map(|entry| entry.file_name())
+        .find(|name| name != CONFIG && name != WEIGHTS);
+    match foreign {
+        None => Ok(()),
+        Some(name) => Err(Error::config(
+            folder,
+            format!(
+                "holds `{}`, which is not of a conversion",
+                name.to_string_lossy()
+            ),
+            "move it away or choose another folder",
+        )),
+    }
 }
 
 /// A folder beside the target, so that the last step is a rename. It is removed if that step is not
