@@ -3,9 +3,11 @@
 mod activation;
 mod attention;
 mod check;
+mod noise;
 mod transformer;
 
 pub use activation::{Activation, geglu, quick_gelu};
 pub use attention::{SelfAttention, SelfAttentionConfig, multi_head_attention};
 pub use check::{CheckSizes, SizeError, check_depths, check_divides, check_same, check_widths};
+pub use noise::Noise;
 pub use transformer::{Mlp, TransformerBlock, TransformerBlockConfig};

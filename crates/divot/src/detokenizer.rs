@@ -12,7 +12,7 @@ use divot_unet::{
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
-use crate::noise::Noise;
+use divot_nn::Noise;
 
 /// Sizes of the Divot de-tokenizer.
 #[derive(Config, Debug)]

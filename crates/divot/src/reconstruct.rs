@@ -11,7 +11,7 @@ use divot_unet::DdimStep;
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
-use crate::noise::Noise;
+use divot_nn::Noise;
 use crate::{Detokenizer, DetokenizerConfig, SamplingConfig, Tokenizer};
 
 /// A clip to the tokenizer and back through the de-tokenizer.
