@@ -1,1 +1,31 @@
 //! Placeholder.
+
+mod cache;
+mod error;
+mod generate;
+mod lora;
+mod mask;
+mod mistral;
+mod model;
+mod packed;
+mod projection;
+mod prompt;
+mod rotary;
+mod sampling;
+pub mod tokenizer;
+
+pub use cache::KvCache;
+pub use divot_gmm as gmm;
+pub use error::LlmError;
+pub use generate::{Context, End, Generated, Rules};
+pub use lora::{LoraConfig, LoraLinear, LoraTarget};
+pub use mask::Role;
+pub use mistral::{Attention, DecoderLayer, Mistral, MistralConfig, SwiGlu};
+pub use model::{
+    Batch, DivotLlm, DivotLlmConfig, FeatureProjection, Losses, QueryMechanism, Sequence,
+};
+pub use packed::{PackedLinear, Quantization};
+pub use projection::Projection;
+pub use prompt::{Prompt, Shown, VideoTokens};
+pub use sampling::{FrameOrder, TextSampling};
+pub use tokenizer::TextTokenizer;

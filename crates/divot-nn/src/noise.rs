@@ -1,11 +1,11 @@
 //! Random numbers, drawn on the host so that a seed gives the same clip on every device.
 
-use burn::tensor::{Device, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use chacha20::ChaCha12Rng;
 use rand_core::SeedableRng;
-use rand_distr::{Distribution, StandardNormal};
+use rand_distr::{Distribution, Open01, StandardNormal};
 
-/// A seeded source of standard normal noise, the same on every machine.
+/// A seeded source of random numbers, the same on every machine.
 #[derive(Debug)]
 pub struct Noise(ChaCha12Rng);
 
@@ -15,13 +15,19 @@ impl Noise {
         Self(ChaCha12Rng::seed_from_u64(seed))
     }
 
-    /// Draws a tensor of `shape`, in f32.
+    /// Draws one number, uniform in the open interval (0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        Open01.sample(&mut self.0)
+    }
+
+    /// Draws a tensor of `shape` from the standard normal distribution, in f32.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D], device: &Device) -> Tensor<D> {
         let count = shape.iter().product();
         let values: Vec<f32> = StandardNormal
             .sample_iter(&mut self.0)
             .take(count)
             .collect();
-        Tensor::from_data(TensorData::new(values, Shape::new(shape)), device)
+        let data = TensorData::new(values, Shape::new(shape));
+        Tensor::from_data(data, (device, DType::F32))
     }
 }

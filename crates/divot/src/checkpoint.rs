@@ -18,20 +18,48 @@ pub enum Part {
     Tokenizer,
     /// Perceiver, UNet and autoencoder: tokens to video.
     Detokenizer,
+    /// The de-tokenizer adapted to features that the language model samples.
+    AdaptedDetokenizer,
     /// CLIP's text tower, for CLIP scores.
     Clip,
+    /// The language model tuned for comprehension.
+    Comprehension,
+    /// The language model tuned for generation.
+    Generation,
+    /// The language model before tuning.
+    Pretrained,
+    /// A language model that was trained here.
+    Llm,
+    /// Where the language model's training starts.
+    Mistral,
 }
 
 impl Part {
     /// Every part.
-    pub const ALL: [Self; 3] = [Self::Tokenizer, Self::Detokenizer, Self::Clip];
+    pub const ALL: [Self; 9] = [
+        Self::Tokenizer,
+        Self::Detokenizer,
+        Self::AdaptedDetokenizer,
+        Self::Clip,
+        Self::Comprehension,
+        Self::Generation,
+        Self::Pretrained,
+        Self::Llm,
+        Self::Mistral,
+    ];
 
     /// Its folder's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tokenizer => "tokenizer",
             Self::Detokenizer => "detokenizer",
+            Self::AdaptedDetokenizer => "detokenizer-adapted",
             Self::Clip => "clip",
+            Self::Comprehension => "llm-comprehension",
+            Self::Generation => "llm-generation",
+            Self::Pretrained => "llm-pretrained",
+            Self::Llm => "llm",
+            Self::Mistral => "mistral",
         }
     }
 
@@ -45,6 +73,8 @@ impl Part {
 pub const WEIGHTS: &str = "model.safetensors";
 /// Name of the sizes in a part's folder.
 pub const CONFIG: &str = "config.json";
+/// Name of the text tokenizer in a language model's folder.
+pub const TOKENIZER: &str = "tokenizer.json";
 
 /// How far the loading of a part is, in bytes of its file.
 #[derive(Debug, Clone, Copy)]
@@ -127,12 +157,65 @@ impl<'a> Checkpoint<'a> {
     /// If the file is missing or damaged, or a tensor is missing, unknown, misshapen or not a
     /// number.
     pub fn load<M: Module>(&mut self, part: Part, module: M) -> Result<M> {
-        let path = part.folder(&self.folder).join(WEIGHTS);
-        let mut weights = Weights::open(&path)?;
-        let module = weights.load_with("", module, &self.device, self.dtype, |done, total| {
-            (self.progress)(Progress { part, done, total });
-        })?;
-        weights.finish()?;
+        let mut loading = self.loading(part)?;
+        let dtype = loading.dtype();
+        let module = loading.fill("", module, dtype)?;
+        loading.finish()?;
         Ok(module)
+    }
+
+    /// Opens a part's weights, to fill a network module by module.
+    ///
+    /// # Errors
+    /// If the file is missing or damaged.
+    pub fn loading(&mut self, part: Part) -> Result<Loading<'_, 'a>> {
+        let weights = Weights::open(&part.folder(&self.folder).join(WEIGHTS))?;
+        Ok(Loading {
+            checkpoint: self,
+            part,
+            weights,
+        })
+    }
+}
+
+/// A part's weights on their way into a network.
+pub struct Loading<'c, 'a> {
+    checkpoint: &'c mut Checkpoint<'a>,
+    part: Part,
+    weights: Weights,
+}
+
+impl Loading<'_, '_> {
+    /// The element type that the checkpoint is loaded in; `None` is as stored.
+    pub fn dtype(&self) -> Option<FloatDType> {
+        self.checkpoint.dtype
+    }
+
+    /// Fills a module from the tensors whose names are `prefix` and its paths.
+    ///
+    /// # Errors
+    /// If a tensor is missing, misshapen or not a number.
+    pub fn fill<M: Module>(
+        &mut self,
+        prefix: &str,
+        module: M,
+        dtype: Option<FloatDType>,
+    ) -> Result<M> {
+        let (part, checkpoint) = (self.part, &mut *self.checkpoint);
+        let progress = &mut checkpoint.progress;
+        let module =
+            self.weights
+                .load_with(prefix, module, &checkpoint.device, dtype, |done, total| {
+                    progress(Progress { part, done, total })
+                })?;
+        Ok(module)
+    }
+
+    /// Makes sure that every tensor went into a module.
+    ///
+    /// # Errors
+    /// Tensors that nothing asked for.
+    pub fn finish(self) -> Result<()> {
+        Ok(self.weights.finish()?)
     }
 }

@@ -3,7 +3,8 @@ use std::ops::ControlFlow;
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use divot_nn::{CheckSizes, SizeError, check_divides, check_same, check_widths};
+use divot_data::{Frame, chw_to_clip};
+use divot_nn::{CheckSizes, Noise, SizeError, check_divides, check_same, check_widths};
 use divot_resampler::{PerceiverResampler, PerceiverResamplerConfig};
 use divot_unet::{
     Ddim, DdimConfig, DdimStep, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing, Unet,
@@ -12,7 +13,6 @@ use divot_unet::{
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
-use divot_nn::Noise;
 
 /// Sizes of the Divot de-tokenizer.
 #[derive(Config, Debug)]
@@ -176,14 +176,68 @@ impl CheckSizes for DetokenizerConfig {
 }
 
 impl Detokenizer {
-    /// Loads the part of that name.
+    /// Loads the part of that name, which decodes the tokenizer's features.
     ///
     /// # Errors
     /// If a file is missing, damaged, or does not fit the configuration beside it.
     pub fn load(checkpoint: &mut Checkpoint<'_>) -> Result<(Self, DetokenizerConfig)> {
-        let config: DetokenizerConfig = checkpoint.config(Part::Detokenizer)?;
+        Self::load_part(checkpoint, Part::Detokenizer)
+    }
+
+    /// Loads the one that was adapted to features which a language model draws, or the plain one
+    /// where there is none.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load).
+    pub fn load_adapted(checkpoint: &mut Checkpoint<'_>) -> Result<(Self, DetokenizerConfig)> {
+        let adapted = Part::AdaptedDetokenizer;
+        let part = match adapted.folder(checkpoint.folder()).is_dir() {
+            true => adapted,
+            false => Part::Detokenizer,
+        };
+        Self::load_part(checkpoint, part)
+    }
+
+    fn load_part(checkpoint: &mut Checkpoint<'_>, part: Part) -> Result<(Self, DetokenizerConfig)> {
+        let config: DetokenizerConfig = checkpoint.config(part)?;
         let module = config.init(checkpoint.device());
-        Ok((checkpoint.load(Part::Detokenizer, module)?, config))
+        Ok((checkpoint.load(part, module)?, config))
+    }
+
+    /// Turns the tokens of one clip, `[1, 64, 256]`, into frames; the same seed draws the same noise.
+    /// `None` if `on_step` stopped it.
+    ///
+    /// `unconditional` is what [`sample`](Self::sample) takes.
+    ///
+    /// # Errors
+    /// If the tokens are not as wide as the model's, a sampling option is out of range, or a number
+    /// overflowed.
+    pub fn frames(
+        &self,
+        tokens: Tensor<3>,
+        unconditional: Option<Tensor<3>>,
+        sampling: &SamplingConfig,
+        seed: u64,
+        on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<Frame>>> {
+        let mut noise = Noise::new(seed);
+        let latents = self.sample(tokens, unconditional, sampling, &mut noise, on_step)?;
+        let Some(latents) = latents else {
+            return Ok(None);
+        };
+        let video = self.decode(latents).squeeze_dim::<4>(0);
+        let video = video.swap_dims(0, 1); // [frames, 3, height, width]
+        let shape = video.dims();
+        let values: Vec<f32> = video.into_data().iter::<f32>().collect();
+        if values.iter().any(|value| value.is_nan()) {
+            return Err(Error::NotFinite(self.unet.dtype().name()));
+        }
+        Ok(Some(chw_to_clip(&values, shape)?))
+    }
+
+    /// Width of the tokens that are decoded.
+    pub fn token_dim(&self) -> usize {
+        self.resampler.proj_in.weight.lazy_shape().dims::<2>()[0]
     }
 
     /// The UNet's context of video tokens: `[batch, 64, 256]` → `[batch, 125, 1024]`.

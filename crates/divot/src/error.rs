@@ -17,12 +17,19 @@ pub enum Error {
     /// A video or image could not be read or written.
     #[error(transparent)]
     Data(#[from] divot_data::Error),
+    /// A released checkpoint could not be downloaded.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// The device is not there.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The sampler cannot run so.
     #[error(transparent)]
     Sampling(#[from] divot_unet::DdimError),
+    /// The language model cannot do it.
+    #[error(transparent)]
+    Llm(#[from] divot_llm::LlmError),
     /// A sampling option makes no sense.
     #[error("{option} is {value}; use {remedy}")]
     Option {

@@ -2,20 +2,27 @@
 
 pub mod checkpoint;
 pub mod convert;
+mod detokenizer;
 pub mod device;
 mod error;
+#[cfg(feature = "hub")]
+pub mod hub;
+mod llm;
 mod memory;
 mod reconstruct;
 mod tokenizer;
+pub mod tokens;
 pub mod weights;
 
-mod detokenizer;
-
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
+pub use divot_nn::Noise;
 pub use error::{Error, Result, one_line};
+pub use llm::{Answer, Chat, Drawing, Scene, Story, StoryPart, Task, VideoLlm};
 pub use memory::peak_memory;
 pub use reconstruct::{Clip, Reconstructor};
-pub use divot_nn::Noise;
 pub use tokenizer::{Tokenizer, TokenizerConfig};
 
-pub use {divot_data as data, divot_resampler as resampler, divot_unet as unet, divot_vit as vit};
+pub use {
+    divot_data as data, divot_gmm as gmm, divot_llm as language, divot_resampler as resampler,
+    divot_unet as unet, divot_vit as vit,
+};

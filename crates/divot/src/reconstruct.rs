@@ -5,13 +5,12 @@ use std::sync::OnceLock;
 use burn::tensor::{Device, Shape, Tensor, TensorData};
 use divot_data::sampling::{CLIP_FRAMES, TOKENIZER_FRAMES, reconstruct_indices_from};
 use divot_data::transform::frame_to_chw;
-use divot_data::{Frame, Transform, Video, chw_to_clip};
+use divot_data::{Frame, Transform, Video};
 use divot_nn::check_same;
 use divot_unet::DdimStep;
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
-use divot_nn::Noise;
 use crate::{Detokenizer, DetokenizerConfig, SamplingConfig, Tokenizer};
 
 /// A clip to the tokenizer and back through the de-tokenizer.
@@ -21,7 +20,6 @@ pub struct Reconstructor {
     pub tokenizer: Tokenizer,
     /// Tokens to video.
     pub detokenizer: Detokenizer,
-    frame_size: usize,
     /// Tokens of an all-zero clip, once they are needed.
     unconditional: OnceLock<Tensor<3>>,
 }
@@ -86,7 +84,6 @@ impl Reconstructor {
         Ok(Self {
             tokenizer,
             detokenizer,
-            frame_size: config.frame_size,
             unconditional: OnceLock::new(),
         })
     }
@@ -99,7 +96,7 @@ impl Reconstructor {
         let info = video.info();
         let indices = reconstruct_indices_from(info.frames, info.fps, start)?;
         let transform = Transform {
-            size: self.frame_size,
+            size: self.tokenizer.frame_size,
             ..Transform::default()
         };
         // One frame at a time: the video's own may be large.
@@ -124,30 +121,14 @@ impl Reconstructor {
         on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Frame>>> {
         let unconditional = (sampling.guidance_scale != 1.0).then(|| self.unconditional());
-        let mut noise = Noise::new(seed);
-        let latents =
-            self.detokenizer
-                .sample(tokens, unconditional, sampling, &mut noise, on_step)?;
-        let Some(latents) = latents else {
-            return Ok(None);
-        };
-        let video = self.detokenizer.decode(latents).squeeze_dim::<4>(0);
-        let video = video.swap_dims(0, 1); // [frames, 3, height, width]
-        let shape = video.dims();
-        let values: Vec<f32> = video.into_data().iter::<f32>().collect();
-        if values.iter().any(|value| value.is_nan()) {
-            return Err(Error::NotFinite(self.detokenizer.unet.dtype().name()));
-        }
-        Ok(Some(chw_to_clip(&values, shape)?))
+        self.detokenizer
+            .frames(tokens, unconditional, sampling, seed, on_step)
     }
 
     /// Tokens of an all-zero clip, computed once.
     fn unconditional(&self) -> Tensor<3> {
         self.unconditional
-            .get_or_init(|| {
-                self.tokenizer
-                    .unconditional(TOKENIZER_FRAMES.len(), self.frame_size)
-            })
+            .get_or_init(|| self.tokenizer.unconditional())
             .clone()
     }
 }

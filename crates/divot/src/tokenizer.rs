@@ -1,7 +1,11 @@
+use std::ops::ControlFlow;
+
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor};
-use divot_data::sampling::TOKENIZER_FRAMES;
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+use divot_data::sampling::{TOKENIZER_FRAMES, comprehend_indices, tokenizer_indices};
+use divot_data::transform::frame_to_chw;
+use divot_data::{Transform, Video};
 use divot_nn::{CheckSizes, SizeError, check_same, check_widths};
 use divot_resampler::{VideoResampler, VideoResamplerConfig};
 use divot_vit::{VisionTower, VisionTowerConfig, preprocess};
@@ -31,6 +35,8 @@ pub struct Tokenizer {
     pub resampler: VideoResampler,
     /// Height and width of the images the vision tower wants, in pixels.
     pub image_size: usize,
+    /// Height and width that video frames are cut to, in pixels.
+    pub frame_size: usize,
 }
 
 impl TokenizerConfig {
@@ -45,6 +51,7 @@ impl TokenizerConfig {
             vision: self.vision.init(device),
             resampler: self.resampler.init(device),
             image_size: self.vision.image_size,
+            frame_size: self.frame_size,
         }
     }
 }
@@ -100,12 +107,56 @@ impl Tokenizer {
 
     /// Tokens of an all-zero (mid-grey) clip, `[1, 64, 256]`: the condition of the unconditional
     /// branch of guidance.
-    pub fn unconditional(&self, frames: usize, frame_size: usize) -> Tensor<3> {
+    pub fn unconditional(&self) -> Tensor<3> {
         let device = self.vision.class_embedding.device();
-        self.tokenize(Tensor::zeros(
-            [1, frames, 3, frame_size, frame_size],
-            &device,
-        ))
+        let size = self.frame_size;
+        let shape = [1, TOKENIZER_FRAMES.len(), 3, size, size];
+        self.tokenize(Tensor::zeros(shape, &device))
+    }
+
+    /// Video tokens of a whole video, in clips of two seconds: `[clips, 64, 256]`, in f32. A video of
+    /// more than `max_clips` clips gives that many, spread evenly; the released system reads 20.
+    ///
+    /// One clip is in memory at a time. `on_clip` is told how many of how many are done, and may stop
+    /// it: `None` then.
+    ///
+    /// # Errors
+    /// If the video cannot be decoded, or `max_clips` is 0.
+    pub fn tokenize_video(
+        &self,
+        video: &Video,
+        max_clips: usize,
+        mut on_clip: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<Tensor<3>>> {
+        let info = video.info();
+        let clips = comprehend_indices(info.frames, info.fps, max_clips)?;
+        let mut tokens = Vec::with_capacity(clips.len());
+        for (done, clip) in clips.iter().enumerate() {
+            let frames = self.read_frames(video, &tokenizer_indices(clip))?;
+            tokens.push(self.tokenize(frames));
+            if on_clip(done + 1, clips.len()).is_break() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Tensor::cat(tokens, 0)))
+    }
+
+    /// Frames of a video, cut to the model's square: `[1, frames, 3, height, width]` in [-1, 1].
+    fn read_frames(&self, video: &Video, indices: &[usize]) -> Result<Tensor<5>> {
+        let transform = Transform {
+            size: self.frame_size,
+            ..Transform::default()
+        };
+        let pixels = 3 * self.frame_size * self.frame_size;
+        let mut values = vec![0f32; indices.len() * pixels];
+        video.visit(indices, |position, frame| {
+            let frame = frame_to_chw(&transform.frame(frame)?);
+            values[position * pixels..][..pixels].copy_from_slice(&frame);
+            Ok(())
+        })?;
+        let shape = Shape::new([1, indices.len(), 3, self.frame_size, self.frame_size]);
+        let device = self.vision.class_embedding.device();
+        Ok(Tensor::from_data(TensorData::new(values, shape), &device))
     }
 
     fn dtype(&self) -> DType {

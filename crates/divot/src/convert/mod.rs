@@ -17,7 +17,9 @@
 //! # }
 //! ```
 
+mod llm;
 mod names;
+mod recipe;
 mod released;
 
 pub use released::ReleasedConfig;
@@ -30,29 +32,50 @@ use std::path::{Path, PathBuf};
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{DType, Device, FloatDType, TensorData};
+use burn::tensor::{Device, FloatDType};
+use divot_llm::TextTokenizer;
 
-use crate::checkpoint::{CONFIG, Part, WEIGHTS};
+use crate::checkpoint::{CONFIG, Part, TOKENIZER, WEIGHTS};
 use crate::error::{Error, Result};
 use crate::weights::{
-    ParamSpec, Source, SourceTensor, TensorSpec, WeightsError, convert_tensor, module_layout,
-    write_safetensors,
+    ParamSpec, Source, TensorSpec, WeightsError, module_layout, write_safetensors,
 };
 use names::{Network, Released};
+use recipe::{Plan, Recipe};
 
 /// Where the released files lie below the folder they were downloaded into.
 const CLIP_FILE: &str = "CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin";
 const TOKENIZER_FILE: &str = "Divot_tokenizer_detokenizer/Divot_tokenizer.bin";
 const DETOKENIZER_FILE: &str = "Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin";
 const ADAPTED_FILE: &str = "Divot_tokenizer_detokenizer/Divot_detokenizer_stage2.bin";
+const TEXT_TOKENIZER: &str = "cvlm_mistral_instruct_tokenizer";
 
 /// One part to convert: the files it comes from and the folder it goes to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// Which networks.
     pub target: Target,
-    /// Files or folders with the tensors, in order of precedence.
+    /// Files or folders with the tensors, in order of precedence; of a language model, its
+    /// tokenizer's folder too.
     pub sources: Vec<PathBuf>,
+    /// What becomes of LoRA's matrices, where there are any.
+    pub lora: Lora,
+}
+
+/// What a conversion does with LoRA's matrices.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Lora {
+    /// They stay apart, to be trained further. Alpha is not in a checkpoint; without it, it is the
+    /// rank, as released.
+    Keep {
+        /// Their product counts alpha / rank times.
+        alpha: Option<f64>,
+    },
+    /// They are folded into the weights.
+    Merge {
+        /// Their product counts alpha / rank times.
+        alpha: Option<f64>,
+    },
 }
 
 /// What can be converted.
@@ -68,16 +91,31 @@ pub enum Target {
     Clip,
     /// DynamiCrafter, cut down to the de-tokenizer that training starts from.
     DynamiCrafter,
+    /// The language model tuned for comprehension.
+    Comprehension,
+    /// The language model tuned for generation.
+    Generation,
+    /// The language model before tuning.
+    Pretrained,
+    /// Any other language model: one that was trained with or without LoRA.
+    Llm,
+    /// Mistral-7B with the vocabulary grown, which pre-training starts from.
+    Mistral,
 }
 
 impl Target {
     /// Every target.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 10] = [
         Self::Tokenizer,
         Self::Detokenizer,
         Self::AdaptedDetokenizer,
         Self::Clip,
         Self::DynamiCrafter,
+        Self::Comprehension,
+        Self::Generation,
+        Self::Pretrained,
+        Self::Llm,
+        Self::Mistral,
     ];
 
     /// The folder's name in a checkpoint.
@@ -85,9 +123,14 @@ impl Target {
         match self {
             Self::Tokenizer => Part::Tokenizer.name(),
             Self::Detokenizer => Part::Detokenizer.name(),
-            Self::AdaptedDetokenizer => "detokenizer-adapted",
+            Self::AdaptedDetokenizer => Part::AdaptedDetokenizer.name(),
             Self::Clip => Part::Clip.name(),
             Self::DynamiCrafter => "dynamicrafter",
+            Self::Comprehension => Part::Comprehension.name(),
+            Self::Generation => Part::Generation.name(),
+            Self::Pretrained => Part::Pretrained.name(),
+            Self::Llm => Part::Llm.name(),
+            Self::Mistral => Part::Mistral.name(),
         }
     }
 
@@ -104,12 +147,38 @@ impl Target {
             Self::AdaptedDetokenizer => &[ADAPTED_FILE],
             Self::Clip => &[CLIP_FILE],
             Self::DynamiCrafter => &["dynamicrafter_256_v1/model.ckpt"],
+            Self::Comprehension => &[
+                "Divot_sft_comp/llm",
+                "Divot_sft_comp/agent/pytorch_model.bin",
+                TEXT_TOKENIZER,
+            ],
+            Self::Generation => &[
+                "Divot_sft_gen/llm",
+                "Divot_sft_gen/agent/pytorch_model.bin",
+                TEXT_TOKENIZER,
+            ],
+            Self::Pretrained => &[
+                "Divot_pretrain/llm",
+                "Divot_pretrain/agent/pytorch_model.bin",
+                TEXT_TOKENIZER,
+            ],
+            // Only what is named is such a one.
+            Self::Llm => &[],
+            Self::Mistral => &[TEXT_TOKENIZER, "Mistral-7B-Instruct-v0.1"],
         }
+    }
+
+    /// Whether it is a language model.
+    pub fn is_llm(self) -> bool {
+        matches!(
+            self,
+            Self::Comprehension | Self::Generation | Self::Pretrained | Self::Llm | Self::Mistral
+        )
     }
 }
 
 /// The parts of a download.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// Parts that can be converted.
     pub jobs: Vec<Job>,
@@ -128,10 +197,14 @@ impl Job {
             lacking: Vec::new(),
         };
         for target in Target::ALL {
+            if target.files().is_empty() {
+                continue;
+            }
             let sources = target.files().iter().map(|file| as_published(from, file));
             let job = Self {
                 target,
                 sources: sources.collect(),
+                lora: Lora::Keep { alpha: None },
             };
             match job.sources.iter().find(|source| !source.exists()) {
                 None => found.jobs.push(job),
@@ -163,6 +236,8 @@ impl Job {
                     .map(|file| as_published(from, file))
                     .collect();
                 let is_checkpoint = from.is_file()
+                    || published.is_empty()
+                    || (target.is_llm() && !published.iter().any(|file| file.exists()))
                     || (from.is_dir()
                         && !published.iter().any(|file| file.exists())
                         && Source::open(from).is_ok());
@@ -173,7 +248,11 @@ impl Job {
                 }
             })
             .collect();
-        Self { target, sources }
+        Self {
+            target,
+            sources,
+            lora: Lora::Keep { alpha: None },
+        }
     }
 }
 
@@ -203,6 +282,8 @@ pub struct Report {
     pub ignored: Vec<String>,
     /// Parameters that the source leaves out and that have a value that changes nothing.
     pub defaulted: Vec<String>,
+    /// Parameters that nothing was released for, as training starts them.
+    pub fresh: Vec<String>,
 }
 
 impl fmt::Display for Report {
@@ -225,7 +306,8 @@ impl fmt::Display for Report {
             write!(f, "{shown}{dots}")
         };
         list(f, "ignored", &self.ignored)?;
-        list(f, "not in the source, left without effect", &self.defaulted)
+        list(f, "not in the source, left without effect", &self.defaulted)?;
+        list(f, "not in the source, new for training", &self.fresh)
     }
 }
 
@@ -238,15 +320,6 @@ pub struct Progress {
     pub done: usize,
     /// Tensors in all.
     pub total: usize,
-}
-
-/// A parameter of ours and where it comes from.
-struct Plan<'a> {
-    name: String,
-    spec: ParamSpec,
-    source: Option<&'a SourceTensor>,
-    /// Kept of the second axis, where the source has more (DynamiCrafter's input channels).
-    narrow: bool,
 }
 
 /// Converts one part into `to/<part>`, as elements of `dtype`.
@@ -263,9 +336,20 @@ pub fn convert(
     sizes: &ReleasedConfig,
     to: &Path,
     dtype: FloatDType,
-    mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+    progress: impl FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Report> {
     let part = job.target.name();
+    if job.target.is_llm() {
+        let found = llm::Found::open(job)?;
+        let (plans, config) = found.plan(job, sizes)?;
+        let made = Made {
+            sources: found.sources(),
+            plans,
+            config,
+            tokenizer: Some(found.tokenizer()),
+        };
+        return write(part, to, dtype, made, progress);
+    }
     let sources = job
         .sources
         .iter()
@@ -276,12 +360,52 @@ pub fn convert(
         _ => sizes,
     };
     let (networks, config) = networks(job.target, sizes);
-    let plans = plan(&networks, &sources, job.target)?;
+    let made = Made {
+        sources: &sources,
+        plans: plan(&networks, &sources, job.target)?,
+        config,
+        tokenizer: None,
+    };
+    write(part, to, dtype, made, progress)
+}
 
+/// A part that is ready to be written.
+struct Made<'a> {
+    sources: &'a [Source],
+    plans: Vec<Plan<'a>>,
+    config: String,
+    tokenizer: Option<&'a TextTokenizer>,
+}
+
+/// Writes a part as planned.
+fn write(
+    part: &'static str,
+    to: &Path,
+    dtype: FloatDType,
+    made: Made<'_>,
+    mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Report> {
+    let Made {
+        sources,
+        plans,
+        config,
+        tokenizer,
+    } = made;
     let used: BTreeSet<&str> = plans
         .iter()
-        .filter_map(|plan| plan.source.map(|source| source.name.as_str()))
+        .flat_map(|plan| plan.recipe.sources())
+        .map(|source| source.name.as_str())
         .collect();
+    let new = |fresh: bool| {
+        let is_so = move |plan: &&Plan<'_>| {
+            plan.recipe.is_new() && matches!(plan.recipe, Recipe::Fresh { .. }) == fresh
+        };
+        plans
+            .iter()
+            .filter(is_so)
+            .map(|plan| plan.name.clone())
+            .collect()
+    };
     let report = Report {
         part,
         folder: to.join(part),
@@ -296,11 +420,8 @@ pub fn convert(
             .filter(|tensor| !used.contains(tensor.name.as_str()))
             .map(|tensor| tensor.name.clone())
             .collect(),
-        defaulted: plans
-            .iter()
-            .filter(|plan| plan.source.is_none())
-            .map(|plan| plan.name.clone())
-            .collect(),
+        defaulted: new(false),
+        fresh: new(true),
     };
 
     check_replaceable(&report.folder)?;
@@ -326,41 +447,14 @@ pub fn convert(
             ControlFlow::Break(()) => Err(WeightsError::Stopped),
         }
     })?;
+    if let Some(tokenizer) = tokenizer {
+        let saved = tokenizer.save(&new.join(TOKENIZER));
+        saved.map_err(divot_llm::LlmError::from)?;
+    }
     fs::write(new.join(CONFIG), config)
         .and_then(|()| put_in_place(&new, &report.folder, part))
         .map_err(|error| not_written(&report.folder, &error))?;
     Ok(report)
-}
-
-impl Plan<'_> {
-    fn read(&self, dtype: DType) -> Result<TensorData, WeightsError> {
-        let Some(source) = self.source else {
-            let zeros = TensorData::new(
-                vec![0f32; self.spec.shape.iter().product()],
-                self.spec.shape.clone(),
-            );
-            return convert_tensor(zeros, &self.spec, dtype);
-        };
-        let mut data = source.read()?;
-        if self.narrow {
-            data = narrow_second_axis(data, self.spec.shape[1]);
-        }
-        convert_tensor(data, &self.spec, dtype).map_err(|error| error.in_file(&source.file))
-    }
-}
-
-/// Keeps the first `keep` entries of the second axis.
-fn narrow_second_axis(data: TensorData, keep: usize) -> TensorData {
-    let (bytes, shape, dtype) = data.into_parts();
-    let mut dims: Vec<usize> = shape.iter().copied().collect();
-    let inner: usize = dims[2..].iter().product::<usize>() * dtype.size();
-    let bytes: Vec<u8> = bytes
-        .chunks_exact(dims[1] * inner)
-        .flat_map(|row| &row[..keep * inner])
-        .copied()
-        .collect();
-    dims[1] = keep;
-    TensorData::from_bytes_vec(bytes, dims, dtype)
 }
 
 /// The networks of a part with their prefixes, and the part's sizes as JSON. No parameter is
@@ -395,6 +489,7 @@ fn networks(target: Target, sizes: &ReleasedConfig) -> (Vec<(Network, Vec<ParamS
             let module = sizes.text.init(&device);
             (vec![layout(Network::Text, &module)], json(&sizes.text))
         }
+        _ => unreachable!("language models are planned by themselves"),
     }
 }
 
@@ -432,12 +527,12 @@ fn plan<'a>(
                 && *network == Network::Unet
                 && ours == "conv_in.weight"
                 && source.is_some_and(|source| source.shape.get(1) > spec.shape.get(1));
-            plans.push(Plan {
-                name,
-                spec,
-                source,
-                narrow,
-            });
+            let recipe = match source {
+                None => Recipe::Zeros,
+                Some(source) if narrow => Recipe::Narrow(source),
+                Some(source) => Recipe::Copy(source),
+            };
+            plans.push(Plan { name, spec, recipe });
         }
     }
     if !missing.is_empty() {
@@ -459,7 +554,11 @@ fn check_replaceable(folder: &Path) -> Result<()> {
     let foreign = entries
         .flatten()
         .map(|entry| entry.file_name())
-        .find(|name| name != CONFIG && name != WEIGHTS);
+        .find(|name| {
+            ![CONFIG, WEIGHTS, TOKENIZER]
+                .iter()
+                .any(|known| name == known)
+        });
     match foreign {
         None => Ok(()),
         Some(name) => Err(Error::config(

@@ -1,0 +1,241 @@
+use burn::config::Config;
+use burn::module::{Initializer, Module};
+use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::activation::silu;
+use burn::tensor::{DType, Device, Tensor};
+use divot_nn::{CheckSizes, Noise, SizeError, check_depths, check_widths};
+
+use crate::diffusion::Diffusion;
+use crate::{Prediction, SampleOptions, Schedule, TokenHead};
+
+/// Width of a timestep's sinusoidal embedding.
+const TIMESTEP_WIDTH: usize = 256;
+
+/// Sizes of a [`DenoisingMlp`]; the defaults are those of "Autoregressive Image Generation without
+/// Vector Quantization", as far as it states them.
+#[derive(Config, Debug, PartialEq)]
+pub struct DenoisingMlpConfig {
+    /// Width of a token.
+    #[config(default = 256)]
+    pub dim: usize,
+    /// Width of the condition: the parameters that the head gets for each token.
+    #[config(default = 1024)]
+    pub cond_dim: usize,
+    /// Width of the blocks.
+    #[config(default = 1024)]
+    pub width: usize,
+    /// Number of blocks.
+    #[config(default = 3)]
+    pub depth: usize,
+    /// What the network predicts.
+    #[config(default = "Prediction::Epsilon")]
+    pub prediction: Prediction,
+    /// How noise is added.
+    #[config(default = "Schedule::Cosine")]
+    pub schedule: Schedule,
+    /// Timesteps of the schedule.
+    #[config(default = 1000)]
+    pub train_steps: usize,
+    /// Timesteps visited when sampling; at most `train_steps`.
+    #[config(default = 100)]
+    pub sampling_steps: usize,
+    /// Random timesteps per token in a loss: the network is small beside the language model, so
+    /// that more of them cost little and make the gradient less noisy.
+    #[config(default = 4)]
+    pub timesteps_per_token: usize,
+}
+
+/// A residual block whose norm is shifted and scaled, and whose result is gated, by a condition:
+/// x + gate·mlp(norm(x)·(1 + scale) + shift).
+#[derive(Module, Debug)]
+pub struct AdaLnBlock {
+    /// Condition to shift, scale and gate side by side, `[width]` → `[3·width]`.
+    pub modulation: Linear,
+    /// Norm before the MLP.
+    pub norm: LayerNorm,
+    /// `[width]` → `[width]`.
+    pub fc1: Linear,
+    /// `[width]` → `[width]`, after a SiLU.
+    pub fc2: Linear,
+}
+
+/// A small denoising MLP conditioned on each token's hidden state: a rival of the paper's ablation
+/// (section 3.2 and figure 4b; ε- and v-prediction in table 8).
+///
+/// The network is that of "Autoregressive Image Generation without Vector Quantization" (MAR,
+/// section 3): residual MLP blocks with adaptive layer norms. It predicts no variance: each sampling
+/// step's is that of the forward process given the clean token.
+#[derive(Module, Debug)]
+pub struct DenoisingMlp {
+    /// Noisy token in, `[dim]` → `[width]`.
+    pub input: Linear,
+    /// First layer of the timestep's MLP, `[256]` → `[width]`.
+    pub timestep1: Linear,
+    /// Second layer of the timestep's MLP, `[width]` → `[width]`, after a SiLU.
+    pub timestep2: Linear,
+    /// Condition in, `[cond_dim]` → `[width]`.
+    pub condition: Linear,
+    /// Blocks.
+    pub blocks: Vec<AdaLnBlock>,
+    /// Condition to shift and scale of the last norm side by side, `[width]` → `[2·width]`.
+    pub modulation: Linear,
+    /// Norm after the blocks.
+    pub norm: LayerNorm,
+    /// Prediction out, `[width]` → `[dim]`.
+    pub output: Linear,
+    #[module(skip)]
+    config: DenoisingMlpConfig,
+    #[module(skip)]
+    diffusion: Diffusion,
+}
+
+impl CheckSizes for DenoisingMlpConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        check_widths(&[
+            ("token width", self.dim),
+            ("condition width", self.cond_dim),
+            ("denoiser width", self.width),
+            ("train steps", self.train_steps),
+            ("sampling steps", self.sampling_steps),
+            ("timesteps per token", self.timesteps_per_token),
+        ])?;
+        check_depths(&[("denoiser depth", self.depth)])?;
+        if self.sampling_steps > self.train_steps {
+            return Err(SizeError::new(format!(
+                "{} sampling steps are more than the {} train steps",
+                self.sampling_steps, self.train_steps
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl DenoisingMlpConfig {
+    /// Initialises the head. What modulates and the last layer start at zero, so that the first
+    /// prediction is zero.
+    pub fn init(&self, device: &Device) -> DenoisingMlp {
+        let width = self.width;
+        let linear = |from, to| LinearConfig::new(from, to).init(device);
+        let zero = |from, to| {
+            LinearConfig::new(from, to)
+                .with_initializer(Initializer::Zeros)
+                .init(device)
+        };
+        let norm = LayerNormConfig::new(width).with_epsilon(1e-6);
+        DenoisingMlp {
+            input: linear(self.dim, width),
+            timestep1: linear(TIMESTEP_WIDTH, width),
+            timestep2: linear(width, width),
+            condition: linear(self.cond_dim, width),
+            blocks: (0..self.depth)
+                .map(|_| AdaLnBlock {
+                    modulation: zero(width, 3 * width),
+                    norm: norm.init(device),
+                    fc1: linear(width, width),
+                    fc2: linear(width, width),
+                })
+                .collect(),
+            modulation: zero(width, 2 * width),
+            norm: norm.init(device),
+            output: zero(width, self.dim),
+            diffusion: Diffusion::new(self.schedule, self.train_steps, self.prediction),
+            config: self.clone(),
+        }
+    }
+}
+
+impl AdaLnBlock {
+    /// `x`, `condition`: `[rows, width]` → `[rows, width]`.
+    pub fn forward(&self, x: Tensor<2>, condition: Tensor<2>) -> Tensor<2> {
+        let [shift, scale, gate] = split(self.modulation.forward(condition));
+        let hidden = self.norm.forward(x.clone()) * (scale + 1.0) + shift;
+        x + gate * self.fc2.forward(silu(self.fc1.forward(hidden)))
+    }
+}
+
+impl DenoisingMlp {
+    /// Predicts ε or v, `[rows, dim]` in f32.
+    ///
+    /// # Arguments
+    /// - `x`: noisy tokens, `[rows, dim]`.
+    /// - `timesteps`: `[rows]`, or `[1]` if it is the same for all.
+    /// - `condition`: `[rows, cond_dim]`.
+    pub fn forward(&self, x: Tensor<2>, timesteps: Tensor<1>, condition: Tensor<2>) -> Tensor<2> {
+        let dtype = self.input.weight.val().dtype();
+        let time = timestep_embedding(timesteps).cast(dtype);
+        let time = self.timestep2.forward(silu(self.timestep1.forward(time)));
+        let condition = silu(time + self.condition.forward(condition.cast(dtype)) * 0.0);
+        let mut x = self.input.forward(x.cast(dtype));
+        for block in &self.blocks {
+            x = block.forward(x, condition.clone());
+        }
+        let [shift, scale] = split(self.modulation.forward(condition));
+        let x = self.norm.forward(x) * (scale + 1.0) + shift;
+        self.output.forward(x).cast(DType::F32)
+    }
+}
+
+/// N parts side by side.
+fn split<const N: usize>(x: Tensor<2>) -> [Tensor<2>; N] {
+    let width = x.dims()[1] / N;
+    std::array::from_fn(|part| x.clone().narrow(1, part * width, width))
+}
+
+/// Sinusoidal embedding, `[rows]` → `[rows, 256]`: cosines before sines, of frequencies from 1 to
+/// almost 1/10000.
+fn timestep_embedding(timesteps: Tensor<1>) -> Tensor<2> {
+    let half = TIMESTEP_WIDTH / 2;
+    let frequencies: Vec<f32> = (0..half)
+        .map(|i| 10_000f32.powf(-(i as f32) / half as f32))
+        .collect();
+    let options = (&timesteps.device(), DType::F32);
+    let frequencies = Tensor::<1>::from_data(frequencies.as_slice(), options);
+    let angles = timesteps.unsqueeze_dim::<2>(1) * frequencies.unsqueeze_dim::<2>(0);
+    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+}
+
+impl TokenHead for DenoisingMlp {
+    fn params_dim(&self) -> usize {
+        self.config.cond_dim
+    }
+
+    fn dim(&self) -> usize {
+        self.config.dim
+    }
+
+    /// The mean squared error of the prediction for tokens noised to random timesteps.
+    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Tensor<1> {
+        let [batch, tokens, _] = params.dims();
+        assert_eq!(
+            targets.dims(),
+            [batch, tokens, self.dim()],
+            "targets of a denoiser"
+        );
+        let repeats = self.config.timesteps_per_token;
+        let rows = |x: Tensor<3>| x.flatten::<2>(0, 1).repeat_dim(0, repeats);
+        let condition = rows(params);
+        self.diffusion
+            .loss(rows(targets.cast(DType::F32)), noise, |x, timesteps| {
+                self.forward(x, timesteps, condition)
+            })
+    }
+
+    fn sample(&self, params: Tensor<3>, options: &SampleOptions, noise: &mut Noise) -> Tensor<3> {
+        let [batch, tokens, _] = params.dims();
+        let device = params.device();
+        let condition = params.flatten::<2>(0, 1);
+        let sample = self.diffusion.sample(
+            [batch * tokens, self.dim()],
+            &device,
+            self.config.sampling_steps,
+            options.temperature,
+            noise,
+            |x, timestep| {
+                let options = (&device, DType::F32);
+                let timestep = Tensor::from_data([timestep as f32], options);
+                self.forward(x, timestep, condition.clone())
+            },
+        );
+        sample.reshape([batch, tokens, self.dim()])
+    }
+}

@@ -1,0 +1,140 @@
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use divot_nn::{CheckSizes, Noise, SizeError};
+
+use crate::{DenoisingMlp, DenoisingMlpConfig, Gmm, GmmConfig, Regression, RegressionConfig};
+
+/// What turns a language model's outputs into continuous tokens (paper, section 3.2 and figure 4).
+///
+/// The model projects each hidden state to `params_dim` numbers; what they mean is the head's
+/// business. Losses and samples are in f32 whatever the parameters are.
+pub trait TokenHead {
+    /// Parameters per token: the width of the projection before the head.
+    fn params_dim(&self) -> usize;
+
+    /// Width of a token.
+    fn dim(&self) -> usize;
+
+    /// The training loss, one number.
+    ///
+    /// # Arguments
+    /// - `params`: `[batch, tokens, params_dim]`.
+    /// - `targets`: the true tokens, `[batch, tokens, dim]`.
+    /// - `noise`: where a loss that is itself random draws from.
+    ///
+    /// # Panics
+    /// If a shape is another.
+    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Tensor<1>;
+
+    /// Tokens of these parameters, `[batch, tokens, params_dim]` → `[batch, tokens, dim]`.
+    ///
+    /// # Panics
+    /// If the shape is another.
+    fn sample(&self, params: Tensor<3>, options: &SampleOptions, noise: &mut Noise) -> Tensor<3>;
+}
+
+/// How a mixture becomes a token.
+#[derive(Config, Debug, Copy, PartialEq, Eq)]
+pub enum Draw {
+    /// A sample from one component, itself drawn by its probability: a sample of the mixture.
+    Component,
+    /// A sample from every component, added up by their probabilities.
+    Weighted,
+    /// No sample but the mean of the mixture.
+    Expected,
+}
+
+/// How to sample. Each head reads what concerns it.
+#[derive(Config, Debug, PartialEq)]
+pub struct SampleOptions {
+    /// Mixture: what the variances are multiplied by; 0.1 as released, 1 for the fitted mixture.
+    #[config(default = 0.1)]
+    pub var_scale: f64,
+    /// Mixture: how it becomes a token.
+    #[config(default = "Draw::Component")]
+    pub draw: Draw,
+    /// Denoising MLP: what the noise added in each step is multiplied by.
+    #[config(default = 1.0)]
+    pub temperature: f64,
+}
+
+/// Which head, and its sizes: the paper's mixture, or a rival of its ablation (table 8).
+#[derive(Config, Debug, PartialEq)]
+pub enum HeadConfig {
+    /// A mixture of Gaussians, as released.
+    Gmm(GmmConfig),
+    /// Regression with the mean squared error.
+    Regression(RegressionConfig),
+    /// A denoising MLP.
+    Denoising(DenoisingMlpConfig),
+}
+
+/// The head of a [`HeadConfig`].
+#[derive(Module, Debug)]
+pub enum Head {
+    /// A mixture of Gaussians, as released.
+    Gmm(Gmm),
+    /// Regression with the mean squared error.
+    Regression(Regression),
+    /// A denoising MLP.
+    Denoising(DenoisingMlp),
+}
+
+impl HeadConfig {
+    /// Initialises the head.
+    pub fn init(&self, device: &Device) -> Head {
+        match self {
+            Self::Gmm(config) => Head::Gmm(config.init()),
+            Self::Regression(config) => Head::Regression(config.init()),
+            Self::Denoising(config) => Head::Denoising(config.init(device)),
+        }
+    }
+
+    /// Width of a token.
+    pub fn dim(&self) -> usize {
+        match self {
+            Self::Gmm(config) => config.dim,
+            Self::Regression(config) => config.dim,
+            Self::Denoising(config) => config.dim,
+        }
+    }
+}
+
+impl CheckSizes for HeadConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        match self {
+            Self::Gmm(config) => config.check_sizes(),
+            Self::Regression(config) => config.check_sizes(),
+            Self::Denoising(config) => config.check_sizes(),
+        }
+    }
+}
+
+impl Head {
+    fn as_dyn(&self) -> &dyn TokenHead {
+        match self {
+            Self::Gmm(head) => head,
+            Self::Regression(head) => head,
+            Self::Denoising(head) => head,
+        }
+    }
+}
+
+impl TokenHead for Head {
+    fn params_dim(&self) -> usize {
+        self.as_dyn().params_dim()
+    }
+
+    fn dim(&self) -> usize {
+        self.as_dyn().dim()
+    }
+
+    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Tensor<1> {
+        self.as_dyn().loss(params, targets, noise)
+    }
+
+    fn sample(&self, params: Tensor<3>, options: &SampleOptions, noise: &mut Noise) -> Tensor<3> {
+        self.as_dyn().sample(params, options, noise)
+    }
+}

@@ -1,0 +1,191 @@
+use std::f64::consts::TAU;
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::activation::{log_softmax, softmax, softplus};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use divot_nn::{CheckSizes, Noise, SizeError, check_widths};
+
+use crate::{Draw, SampleOptions, TokenHead};
+
+/// The smallest variance, as released.
+const MIN_VARIANCE: f64 = 1e-5;
+
+/// Sizes of a [`Gmm`].
+#[derive(Config, Debug, PartialEq)]
+pub struct GmmConfig {
+    /// Number of components k; 16 in the paper (appendix A.2).
+    #[config(default = 16)]
+    pub num_components: usize,
+    /// Width of a token, d.
+    #[config(default = 256)]
+    pub dim: usize,
+}
+
+/// The Gaussian mixture head (paper, section 3.2 and figure 4c): 2kd + k parameters per token are
+/// a mixture of k diagonal Gaussians over the token.
+///
+/// The parameters are k·d means, then k·d raw variances, then k logits, as released; a component's
+/// d numbers lie side by side.
+#[derive(Module, Debug)]
+pub struct Gmm {
+    /// Number of components k.
+    pub num_components: usize,
+    /// Width of a token, d.
+    pub dim: usize,
+}
+
+/// One mixture of diagonal Gaussians per token, in f32.
+#[derive(Debug, Clone)]
+pub struct GaussianMixture {
+    /// `[batch, tokens, components, dim]`.
+    pub means: Tensor<4>,
+    /// `[batch, tokens, components, dim]`, above 0.
+    pub variances: Tensor<4>,
+    /// Logarithms of the components' probabilities up to a constant,
+    /// `[batch, tokens, components]`.
+    pub logits: Tensor<3>,
+}
+
+impl CheckSizes for GmmConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        check_widths(&[
+            ("number of mixture components", self.num_components),
+            ("token width", self.dim),
+        ])
+    }
+}
+
+impl GmmConfig {
+    /// Initialises the head, which has no weights.
+    pub fn init(&self) -> Gmm {
+        Gmm {
+            num_components: self.num_components,
+            dim: self.dim,
+        }
+    }
+}
+
+impl Gmm {
+    /// The mixtures of `params`, `[batch, tokens, 2kd + k]`.
+    ///
+    /// The variances are max(softplus(raw), 1e-5) · `var_scale`; the scale is 1 in training.
+    ///
+    /// # Panics
+    /// If the last axis is another.
+    pub fn mixture(&self, params: Tensor<3>, var_scale: f64) -> GaussianMixture {
+        let [batch, tokens, params_dim] = params.dims();
+        assert_eq!(params_dim, self.params_dim(), "parameters of a mixture");
+        let (k, d) = (self.num_components, self.dim);
+        let params = params.cast(DType::F32);
+        let components = |start| {
+            let part = params.clone().narrow(2, start, k * d);
+            part.reshape([batch, tokens, k, d])
+        };
+        GaussianMixture {
+            means: components(0),
+            variances: softplus(components(k * d), 1.0).clamp_min(MIN_VARIANCE) * var_scale,
+            logits: params.clone().narrow(2, 2 * k * d, k),
+        }
+    }
+}
+
+impl GaussianMixture {
+    /// The negative log-likelihood of `targets`, `[batch, tokens, dim]`, averaged over the tokens
+    /// and divided by dim, in nats: `[1]`.
+    ///
+    /// # Panics
+    /// If the shape is another.
+    pub fn nll(&self, targets: Tensor<3>) -> Tensor<1> {
+        let [batch, tokens, _, dim] = self.means.dims();
+        // Another shape might broadcast.
+        assert_eq!(targets.dims(), [batch, tokens, dim], "targets of a mixture");
+        let targets = targets.cast(DType::F32).unsqueeze_dim::<4>(2);
+        let squares = (targets - self.means.clone()).square() / self.variances.clone();
+        let log_normal = (squares + self.variances.clone().log())
+            .sum_dim(3)
+            .squeeze_dim::<3>(3)
+            .add_scalar(dim as f64 * TAU.ln())
+            .mul_scalar(-0.5);
+        let joint = log_softmax(self.logits.clone(), 2) + log_normal;
+        // The largest term is taken out, or every exponential vanishes far from the means.
+        let largest = joint.clone().detach().max_dim(2);
+        let log_likelihood = (joint - largest.clone()).exp().sum_dim(2).log() + largest;
+        log_likelihood.mean() / -(dim as f64)
+    }
+
+    /// The means of the mixtures, `[batch, tokens, dim]`.
+    pub fn expected(&self) -> Tensor<3> {
+        self.add_up(self.means.clone())
+    }
+
+    /// One sample per token, `[batch, tokens, dim]`: a component drawn by its probability, then a
+    /// sample from it.
+    pub fn sample(&self, noise: &mut Noise) -> Tensor<3> {
+        let [batch, tokens, _, dim] = self.means.dims();
+        let component = self
+            .draw_components(noise)
+            .unsqueeze_dim::<4>(3)
+            .repeat_dim(3, dim);
+        let of_component = |x: &Tensor<4>| {
+            let x = x.clone().gather(2, component.clone());
+            x.squeeze_dim::<3>(2)
+        };
+        let noise = noise.normal([batch, tokens, dim], &self.means.device());
+        of_component(&self.means) + of_component(&self.variances).sqrt() * noise
+    }
+
+    /// A sample from every component, added up by their probabilities, `[batch, tokens, dim]`.
+    ///
+    /// This is no sample of the mixture: it has its mean, but stays close to it.
+    pub fn sample_weighted(&self, noise: &mut Noise) -> Tensor<3> {
+        let noise = noise.normal(self.means.dims(), &self.means.device());
+        self.add_up(self.means.clone() + self.variances.clone().sqrt() * noise)
+    }
+
+    /// The component of each token, `[batch, tokens, 1]`.
+    fn draw_components(&self, noise: &mut Noise) -> Tensor<3, Int> {
+        // The largest of logit plus Gumbel noise is a draw by the softmax of the logits: the
+        // randomness comes from the host, and nothing has to be read back from the device.
+        let shape = self.logits.dims();
+        let gumbel: Vec<f32> = (0..shape.iter().product())
+            .map(|_| -(-noise.uniform().ln()).ln() as f32)
+            .collect();
+        let gumbel = Tensor::<3>::from_data(
+            TensorData::new(gumbel, shape),
+            (&self.logits.device(), DType::F32),
+        );
+        (self.logits.clone() + gumbel).argmax(2)
+    }
+
+    /// The sum over components by their probabilities: `[batch, tokens, components, dim]` →
+    /// `[batch, tokens, dim]`.
+    fn add_up(&self, x: Tensor<4>) -> Tensor<3> {
+        let weights = softmax(self.logits.clone(), 2).unsqueeze_dim::<4>(3);
+        (x * weights).sum_dim(2).squeeze_dim(2)
+    }
+}
+
+impl TokenHead for Gmm {
+    fn params_dim(&self) -> usize {
+        (2 * self.dim + 1) * self.num_components
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// [`GaussianMixture::nll`] of the unscaled mixture.
+    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, _noise: &mut Noise) -> Tensor<1> {
+        self.mixture(params, 1.0).nll(targets)
+    }
+
+    fn sample(&self, params: Tensor<3>, options: &SampleOptions, noise: &mut Noise) -> Tensor<3> {
+        let mixture = self.mixture(params, options.var_scale);
+        match options.draw {
+            Draw::Component => mixture.sample(noise),
+            Draw::Weighted => mixture.sample_weighted(noise),
+            Draw::Expected => mixture.expected(),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+use burn::tensor::Tensor;
+
+use crate::mask::Role;
+
+/// Positions that a cache is given room for at once, at least.
+const ROOM: usize = 256;
+
+/// Keys and values of the positions that a [`Mistral`](crate::Mistral) has seen.
+///
+/// Room for more is made by doubling, and what comes is written in place: a token costs no
+/// allocation.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    roles: Vec<Vec<Role>>,
+}
+
+impl KvCache {
+    /// An empty cache for a decoder of that many layers, with room for `positions`.
+    pub fn new(layers: usize, positions: usize) -> Self {
+        Self::of(layers, positions.max(1))
+    }
+
+    /// One that keeps nothing, for a forward pass over whole sequences.
+    pub(crate) fn without_memory(layers: usize) -> Self {
+        Self::of(layers, 0)
+    }
+
+    fn of(layers: usize, room: usize) -> Self {
+        Self {
+            layers: (0..layers).map(|_| LayerCache::new(room)).collect(),
+            roles: Vec::new(),
+        }
+    }
+
+    /// Number of positions.
+    pub fn len(&self) -> usize {
+        self.roles.first().map_or(0, Vec::len)
+    }
+
+    /// Whether nothing was seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Positions that there is room for before the next growth.
+    pub fn capacity(&self) -> usize {
+        self.layers.first().map_or(0, LayerCache::capacity)
+    }
+
+    /// Forgets all but the first `len` positions.
+    pub fn truncate(&mut self, len: usize) {
+        for row in &mut self.roles {
+            row.truncate(len);
+        }
+        for layer in &mut self.layers {
+            layer.len = layer.len.min(len);
+        }
+    }
+
+    /// Makes a batch of the given rows of this one, which may repeat: what beams need.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn select(&mut self, rows: &[usize]) {
+        self.roles = rows.iter().map(|&row| self.roles[row].clone()).collect();
+        for layer in &mut self.layers {
+            layer.select(rows);
+        }
+    }
+
+    pub(crate) fn roles(&self) -> &[Vec<Role>] {
+        &self.roles
+    }
+
+    pub(crate) fn push_roles(&mut self, roles: &[Vec<Role>]) {
+        if self.roles.is_empty() {
+            self.roles = roles.to_vec();
+            return;
+        }
+        assert_eq!(
+            self.roles.len(),
+            roles.len(),
+            "the cache is of another batch size"
+        );
+        for (all, new) in self.roles.iter_mut().zip(roles) {
+            all.extend_from_slice(new);
+        }
+    }
+
+    pub(crate) fn layers_mut(&mut self) -> &mut [LayerCache] {
+        &mut self.layers
+    }
+}
+
+/// One layer's keys and values, `[batch, key_value_heads, capacity, head_dim]` each.
+#[derive(Debug, Default)]
+pub(crate) struct LayerCache {
+    store: Option<(Tensor<4>, Tensor<4>)>,
+    len: usize,
+    /// Room to make at first; 0 keeps nothing.
+    room: usize,
+}
+
+impl LayerCache {
+    fn new(room: usize) -> Self {
+        Self {
+            room,
+            ..Self::default()
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        self.store.as_ref().map_or(0, |(keys, _)| keys.dims()[2])
+    }
+
+    /// Adds keys and values, `[batch, key_value_heads, tokens, head_dim]`, and returns all.
+    pub fn push(&mut self, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        if self.room == 0 {
+            return (keys, values);
+        }
+        let tokens = keys.dims()[2];
+        let (start, end) = (self.len, self.len + tokens);
+        let capacity = self.capacity();
+        let (stored_keys, stored_values) = match self.store.take() {
+            Some(store) if end <= capacity => store,
+            old => {
+                let capacity = end.max(2 * capacity).max(self.room).next_multiple_of(ROOM);
+                let grow = |new: &Tensor<4>, old: Option<Tensor<4>>| {
+                    let [batch, heads, _, head_dim] = new.dims();
+                    let shape = [batch, heads, capacity, head_dim];
+                    let store = Tensor::zeros(shape, (&new.device(), new.dtype()));
+                    match old {
+                        Some(old) => write(store, 0, old.narrow(2, 0, start)),
+                        None => store,
+                    }
+                };
+                let (old_keys, old_values) = old.unzip();
+                (grow(&keys, old_keys), grow(&values, old_values))
+            }
+        };
+        let stored_keys = write(stored_keys, start, keys);
+        let stored_values = write(stored_values, start, values);
+        self.len = end;
+        let seen = (
+            stored_keys.clone().narrow(2, 0, end),
+            stored_values.clone().narrow(2, 0, end),
+        );
+        self.store = Some((stored_keys, stored_values));
+        seen
+    }
+
+    fn select(&mut self, rows: &[usize]) {
+        self.store = self.store.take().map(|(keys, values)| {
+            let select = |store: Tensor<4>| {
+                let rows = rows.iter().map(|&row| store.clone().narrow(0, row, 1));
+                Tensor::cat(rows.collect(), 0)
+            };
+            (select(keys), select(values))
+        });
+    }
+}
+
+/// Writes `new` at `start` on the axis of positions: in place where nothing else holds `store`.
+fn write(store: Tensor<4>, start: usize, new: Tensor<4>) -> Tensor<4> {
+    let [batch, heads, tokens, head_dim] = new.dims();
+    store.slice_assign(
+        [0..batch, 0..heads, start..start + tokens, 0..head_dim],
+        new,
+    )
+}

@@ -1,0 +1,401 @@
+//! The Mistral decoder: grouped-query attention with rotary positions and a sliding window, SwiGLU,
+//! RMS norms.
+
+use burn::config::Config;
+use burn::module::{Module, Param};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{DType, Device, Int, Tensor};
+use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
+
+use crate::cache::{KvCache, LayerCache};
+use crate::mask::{Role, attention_mask};
+use crate::packed::Quantization;
+use crate::projection::Projection;
+use crate::rotary::{Angles, Rotary};
+
+/// Sizes of a [`Mistral`], under the names of the released `config.json`.
+#[derive(Config, Debug)]
+pub struct MistralConfig {
+    /// Rows of the embedding table and of the output head.
+    pub vocab_size: usize,
+    /// Width of the hidden states.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of query heads; divides the width.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Base of the rotary frequencies.
+    #[config(default = 10000.0)]
+    pub rope_theta: f64,
+    /// How many positions back a token sees, itself included; all of them without.
+    #[config(default = "Some(4096)")]
+    pub sliding_window: Option<usize>,
+    /// Epsilon of the RMS norms.
+    #[config(default = 1e-5)]
+    pub rms_norm_eps: f64,
+    /// Longest sequence, in tokens.
+    #[config(default = 32768)]
+    pub max_position_embeddings: usize,
+}
+
+impl MistralConfig {
+    /// Mistral-7B-Instruct-v0.1 with the vocabulary that the released Divot-LLM grew it to.
+    pub fn mistral_7b() -> Self {
+        Self::new(32_262, 4096, 14_336, 32, 32, 8)
+    }
+
+    /// Width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    /// Initialises the decoder.
+    pub fn init(&self, device: &Device) -> Mistral {
+        Mistral {
+            embed_tokens: self.init_embedding(device),
+            layers: (0..self.num_hidden_layers)
+                .map(|_| self.init_layer(device))
+                .collect(),
+            norm: self.init_norm(device),
+            lm_head: self.init_projection(self.hidden_size, self.vocab_size, device),
+            rotary: Rotary::new(self.head_dim(), self.rope_theta),
+            sliding_window: self.sliding_window,
+        }
+    }
+
+    pub(crate) fn init_embedding(&self, device: &Device) -> Embedding {
+        EmbeddingConfig::new(self.vocab_size, self.hidden_size).init(device)
+    }
+
+    pub(crate) fn init_norm(&self, device: &Device) -> RmsNorm {
+        RmsNormConfig::new(self.hidden_size)
+            .with_epsilon(self.rms_norm_eps)
+            .init(device)
+    }
+
+    pub(crate) fn init_projection(
+        &self,
+        input: usize,
+        output: usize,
+        device: &Device,
+    ) -> Projection {
+        let linear: Linear = LinearConfig::new(input, output)
+            .with_bias(false)
+            .init(device);
+        Projection::Dense(linear)
+    }
+
+    pub(crate) fn init_layer(&self, device: &Device) -> DecoderLayer {
+        let projection = |input, output| self.init_projection(input, output, device);
+        let keys = self.num_key_value_heads * self.head_dim();
+        DecoderLayer {
+            input_layernorm: self.init_norm(device),
+            self_attn: Attention {
+                q_proj: projection(self.hidden_size, self.hidden_size),
+                k_proj: projection(self.hidden_size, keys),
+                v_proj: projection(self.hidden_size, keys),
+                o_proj: projection(self.hidden_size, self.hidden_size),
+                heads: self.num_attention_heads,
+                key_value_heads: self.num_key_value_heads,
+            },
+            post_attention_layernorm: self.init_norm(device),
+            mlp: SwiGlu {
+                gate_proj: projection(self.hidden_size, self.intermediate_size),
+                up_proj: projection(self.hidden_size, self.intermediate_size),
+                down_proj: projection(self.intermediate_size, self.hidden_size),
+            },
+        }
+    }
+}
+
+impl CheckSizes for MistralConfig {
+    fn check_sizes(&self) -> Result<(), SizeError> {
+        // Vocabularies are wider than widths may be.
+        if !(1..=1 << 24).contains(&self.vocab_size) {
+            return Err(SizeError::new(format!("vocab_size is {}", self.vocab_size)));
+        }
+        check_widths(&[
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+        ])?;
+        check_depths(&[("num_hidden_layers", self.num_hidden_layers)])?;
+        check_divides(
+            ("num_attention_heads", self.num_attention_heads),
+            ("hidden_size", self.hidden_size),
+        )?;
+        check_divides(
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("num_attention_heads", self.num_attention_heads),
+        )?;
+        if self.head_dim() % 2 == 1 {
+            return Err(SizeError::new(format!(
+                "the width of a head is odd ({}), rotary positions turn pairs",
+                self.head_dim()
+            )));
+        }
+        if self.sliding_window == Some(0) || self.max_position_embeddings == 0 {
+            return Err(SizeError::new(
+                "sliding_window and max_position_embeddings cannot be 0",
+            ));
+        }
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        if !positive(self.rope_theta) || !positive(self.rms_norm_eps) {
+            return Err(SizeError::new(
+                "rope_theta and rms_norm_eps must be above 0",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A Mistral decoder with its embedding table and output head.
+#[derive(Module, Debug)]
+pub struct Mistral {
+    /// Token ids to hidden states.
+    pub embed_tokens: Embedding,
+    /// The layers, first to last.
+    pub layers: Vec<DecoderLayer>,
+    /// The norm after the last layer.
+    pub norm: RmsNorm,
+    /// Hidden states to scores of tokens.
+    pub lm_head: Projection,
+    pub(crate) rotary: Rotary,
+    pub(crate) sliding_window: Option<usize>,
+}
+
+impl Mistral {
+    /// Embeds token ids: `[batch, tokens]` → `[batch, tokens, hidden]`, in the type of the norms,
+    /// which is the one that is computed in.
+    pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let dtype = self.norm.gamma.val().dtype();
+        self.embed_tokens.forward(ids).cast(dtype)
+    }
+
+    /// Hidden states after the final norm.
+    ///
+    /// # Arguments
+    /// - `embeds`: `[batch, tokens, hidden]`.
+    /// - `roles`: what each of these positions is to attention, one row for each of the batch.
+    /// - `cache`: keys and values of the positions before these, to which theirs are added.
+    ///
+    /// Returns `[batch, tokens, hidden]`.
+    ///
+    /// # Panics
+    /// If there are not as many roles as positions, or the cache is of another batch size.
+    pub fn forward(
+        &self,
+        embeds: Tensor<3>,
+        roles: &[Vec<Role>],
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let [batch, tokens, _] = embeds.dims();
+        assert!(
+            roles.len() == batch && roles.iter().all(|row| row.len() == tokens),
+            "a role is needed for each of {batch}x{tokens} positions"
+        );
+        let device = embeds.device();
+        let mut alone = KvCache::without_memory(self.layers.len());
+        let cache = cache.unwrap_or(&mut alone);
+        let past = cache.len();
+        cache.push_roles(roles);
+
+        let mask = attention_mask(cache.roles(), past, self.sliding_window, &device);
+        let angles = self.rotary.angles(past..past + tokens, &device);
+        let hidden = self
+            .layers
+            .iter()
+            .zip(cache.layers_mut())
+            .fold(embeds, |hidden, (layer, cache)| {
+                layer.forward(hidden, &angles, mask.as_ref(), cache)
+            });
+        self.norm.forward(hidden)
+    }
+
+    /// Scores of the next token: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`, in f32.
+    pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        self.lm_head.forward(hidden).cast(DType::F32)
+    }
+
+    /// Every projection that LoRA or quantisation may replace, changed by `change`, which is told the
+    /// projection's name.
+    pub(crate) fn map_projections(
+        mut self,
+        mut change: impl FnMut(&'static str, Projection) -> Projection,
+    ) -> Self {
+        self.layers = self
+            .layers
+            .into_iter()
+            .map(|layer| layer.map_projections(&mut change))
+            .collect();
+        self
+    }
+}
+
+/// Attention and feed-forward, each with its norm before it and a residual around it.
+#[derive(Module, Debug)]
+pub struct DecoderLayer {
+    /// The norm before attention.
+    pub input_layernorm: RmsNorm,
+    /// Causal self-attention.
+    pub self_attn: Attention,
+    /// The norm before the feed-forward layer.
+    pub post_attention_layernorm: RmsNorm,
+    /// The feed-forward layer.
+    pub mlp: SwiGlu,
+}
+
+impl DecoderLayer {
+    /// Keeps 8 or 4 bits of each weight of the projections, for inference.
+    ///
+    /// `on_host` says that the device is the CPU: weights are packed in host memory then and norms
+    /// are in f32. Elsewhere they become Burn's quantised tensors.
+    pub fn quantize(self, quantization: Quantization, on_host: bool) -> Self {
+        let mut layer = self.map_projections(&mut |_, p| p.quantize(quantization, on_host));
+        if on_host {
+            layer.input_layernorm = in_f32(layer.input_layernorm);
+            layer.post_attention_layernorm = in_f32(layer.post_attention_layernorm);
+        }
+        layer
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        angles: &Angles,
+        mask: Option<&Tensor<4>>,
+        cache: &mut LayerCache,
+    ) -> Tensor<3> {
+        let normed = self.input_layernorm.forward(x.clone());
+        let x = x + self.self_attn.forward(normed, angles, mask, cache);
+        let normed = self.post_attention_layernorm.forward(x.clone());
+        x + self.mlp.forward(normed)
+    }
+
+    pub(crate) fn map_projections(
+        self,
+        change: &mut impl FnMut(&'static str, Projection) -> Projection,
+    ) -> Self {
+        Self {
+            self_attn: Attention {
+                q_proj: change("q_proj", self.self_attn.q_proj),
+                k_proj: change("k_proj", self.self_attn.k_proj),
+                v_proj: change("v_proj", self.self_attn.v_proj),
+                o_proj: change("o_proj", self.self_attn.o_proj),
+                ..self.self_attn
+            },
+            mlp: SwiGlu {
+                gate_proj: change("gate_proj", self.mlp.gate_proj),
+                up_proj: change("up_proj", self.mlp.up_proj),
+                down_proj: change("down_proj", self.mlp.down_proj),
+            },
+            ..self
+        }
+    }
+}
+
+fn in_f32(norm: RmsNorm) -> RmsNorm {
+    let gamma = norm.gamma.val().cast(DType::F32);
+    RmsNorm {
+        gamma: Param::from_tensor(gamma).set_require_grad(false),
+        ..norm
+    }
+}
+
+/// Grouped-query self-attention: several query heads share one head of keys and values.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Hidden states to queries.
+    pub q_proj: Projection,
+    /// Hidden states to keys.
+    pub k_proj: Projection,
+    /// Hidden states to values.
+    pub v_proj: Projection,
+    /// Heads to hidden states.
+    pub o_proj: Projection,
+    /// Number of query heads.
+    pub heads: usize,
+    /// Number of key and value heads.
+    pub key_value_heads: usize,
+}
+
+impl Attention {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        angles: &Angles,
+        mask: Option<&Tensor<4>>,
+        cache: &mut LayerCache,
+    ) -> Tensor<3> {
+        let [batch, tokens, width] = x.dims();
+        let head_dim = width / self.heads;
+        let split = |x: Tensor<3>, heads: usize| {
+            x.reshape([batch, tokens, heads, head_dim]).swap_dims(1, 2)
+        };
+        let queries = split(self.q_proj.forward(x.clone()), self.heads);
+        let keys = split(self.k_proj.forward(x.clone()), self.key_value_heads);
+        let values = split(self.v_proj.forward(x), self.key_value_heads);
+        let queries = angles.rotate(queries);
+        let (keys, values) = cache.push(angles.rotate(keys), values);
+        let heads = attend(queries, keys, values, mask);
+        self.o_proj
+            .forward(heads.swap_dims(1, 2).reshape([batch, tokens, width]))
+    }
+}
+
+/// Scaled dot-product attention, scores and softmax in f32.
+///
+/// - `queries`: `[batch, heads, tokens, head_dim]`
+/// - `keys`, `values`: `[batch, key_value_heads, positions, head_dim]`
+/// - `mask`: `[batch, 1, tokens, positions]`, added to the scores
+fn attend(
+    queries: Tensor<4>,
+    keys: Tensor<4>,
+    values: Tensor<4>,
+    mask: Option<&Tensor<4>>,
+) -> Tensor<4> {
+    let [batch, heads, tokens, head_dim] = queries.dims();
+    let [_, key_value_heads, positions, _] = keys.dims();
+    let rows = heads / key_value_heads * tokens;
+    let dtype = queries.dtype();
+
+    // The query heads of a group are rows of one product with the keys that they share.
+    let queries = queries.reshape([batch, key_value_heads, rows, head_dim]);
+    let scores = (queries * (head_dim as f64).powf(-0.5)).matmul(keys.swap_dims(2, 3));
+    let mut scores = scores
+        .cast(DType::F32)
+        .reshape([batch, heads, tokens, positions]);
+    if let Some(mask) = mask {
+        scores = scores + mask.clone();
+    }
+    let weights = softmax(scores, 3)
+        .cast(dtype)
+        .reshape([batch, key_value_heads, rows, positions]);
+    weights
+        .matmul(values)
+        .reshape([batch, heads, tokens, head_dim])
+}
+
+/// The gated feed-forward layer: down(silu(gate(x)) · up(x)).
+#[derive(Module, Debug)]
+pub struct SwiGlu {
+    /// Hidden states to gates.
+    pub gate_proj: Projection,
+    /// Hidden states to what is gated.
+    pub up_proj: Projection,
+    /// Back to hidden states.
+    pub down_proj: Projection,
+}
+
+impl SwiGlu {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let gate = silu(self.gate_proj.forward(x.clone()));
+        self.down_proj.forward(gate * self.up_proj.forward(x))
+    }
+}

@@ -1,0 +1,300 @@
+//! Weights of 8 or 4 bits.
+//!
+//! On a GPU they are Burn's quantised tensors. On the CPU Burn 0.22 keeps every value of such a
+//! tensor in a byte and turns the whole matrix into f32 for each product, on one thread; there the
+//! weights are kept packed and are multiplied as they are.
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::nn::Linear;
+use burn::tensor::quantization::{QuantScheme, QuantValue, QuantizedBytes, ScaleDtype};
+use burn::tensor::{DType, Device, Tensor, TensorData, f16};
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::projection::Projection;
+
+/// Values that share a scale, along a row of inputs.
+const BLOCK: usize = 32;
+
+/// How many bits a weight keeps.
+///
+/// Blocks of 32 values share a scale in f16, so a weight takes 8.5 or 4.5 bits on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Quantization {
+    /// 255 steps.
+    Q8,
+    /// 15 steps.
+    Q4,
+}
+
+impl Quantization {
+    fn scheme(self) -> QuantScheme {
+        QuantScheme::default()
+            .with_value(match self {
+                Self::Q8 => QuantValue::Q8S,
+                Self::Q4 => QuantValue::Q4S,
+            })
+            .per_block([BLOCK as u8], ScaleDtype::F16)
+    }
+
+    /// Quantises a projection; one with fewer inputs than make whole blocks stays as it is. On a
+    /// GPU the weight stays a tensor, and `on_host` is false.
+    pub(crate) fn quantize(self, projection: Projection, on_host: bool) -> Projection {
+        match projection {
+            Projection::Dense(linear) if fits(&linear, on_host) => {
+                if on_host {
+                    Projection::Packed(PackedLinear::new(linear, self))
+                } else {
+                    let weight = linear.weight.val().quantize_dynamic(&self.scheme());
+                    Projection::Dense(Linear {
+                        weight: Param::from_tensor(weight).set_require_grad(false),
+                        bias: linear.bias,
+                    })
+                }
+            }
+            other => other,
+        }
+    }
+}
+
+fn fits(linear: &Linear, on_host: bool) -> bool {
+    let [input, output] = linear.weight.lazy_shape().dims();
+    let along = if on_host { input } else { output };
+    along.is_multiple_of(BLOCK)
+}
+
+/// A linear layer without bias whose weights are packed in host memory.
+#[derive(Module, Debug)]
+pub struct PackedLinear {
+    #[module(skip)]
+    matrix: Arc<Matrix>,
+}
+
+/// `[output, input]`, row after row.
+struct Matrix {
+    quantization: Quantization,
+    input: usize,
+    output: usize,
+    /// Bytes of values: one each, or two in a byte, the second half of a block in the high bits.
+    values: Vec<u8>,
+    /// One for each block.
+    scales: Vec<f16>,
+}
+
+impl std::fmt::Debug for Matrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:?} [{}, {}]",
+            self.quantization, self.output, self.input
+        )
+    }
+}
+
+/// Half a block: values that are worked on at once.
+const LANES: usize = BLOCK / 2;
+
+/// Outputs quantised, or unpacked for a product with many rows, at once: bounds the memory that
+/// takes.
+const SLAB: usize = 512;
+
+/// Rows of input up to which a product reads the packed values once for each.
+const FEW_ROWS: usize = 8;
+
+impl PackedLinear {
+    fn new(linear: Linear, quantization: Quantization) -> Self {
+        let weight = linear.weight.val();
+        let [input, output] = weight.dims();
+        let mut matrix = Matrix {
+            quantization,
+            input,
+            output,
+            values: Vec::with_capacity(output * quantization.bytes(input)),
+            scales: Vec::with_capacity(output * input / BLOCK),
+        };
+        let slabs: Vec<(Vec<i8>, Vec<f32>)> = (0..output)
+            .step_by(SLAB)
+            .collect::<Vec<_>>()
+            .into_par_iter()
+            .map(|start| {
+                let slab = weight.clone().narrow(1, start, SLAB.min(output - start));
+                quantize(slab.transpose(), quantization)
+            })
+            .collect();
+        for (values, scales) in slabs {
+            match quantization {
+                Quantization::Q8 => matrix.values.extend(values.iter().map(|&v| v as u8)),
+                Quantization::Q4 => {
+                    matrix
+                        .values
+                        .extend(values.chunks_exact(BLOCK).flat_map(|block| {
+                            let (low, high) = block.split_at(BLOCK / 2);
+                            low.iter()
+                                .zip(high)
+                                .map(|(&low, &high)| (low + 8) as u8 | ((high + 8) as u8) << 4)
+                        }))
+                }
+            }
+            matrix.scales.extend(scales.into_iter().map(f16::from_f32));
+        }
+        Self {
+            matrix: Arc::new(matrix),
+        }
+    }
+
+    /// `[batch, tokens, input]` → `[batch, tokens, output]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [batch, tokens, _] = x.dims();
+        let (dtype, device) = (x.dtype(), x.device());
+        let x = x.cast(DType::F32);
+        let y = if batch * tokens <= FEW_ROWS {
+            let rows = x.into_data();
+            let y = self.matrix.multiply(rows.as_slice().unwrap_or_default());
+            let shape = [batch, tokens, self.matrix.output];
+            Tensor::from_data(TensorData::new(y, shape), (&device, DType::F32))
+        } else {
+            let slabs = (0..self.matrix.output).step_by(SLAB).map(|start| {
+                let slab = self.matrix.unpack(start, &device);
+                x.clone().matmul(slab.transpose().unsqueeze())
+            });
+            Tensor::cat(slabs.collect(), 2)
+        };
+        y.cast(dtype)
+    }
+}
+
+/// Burn's values and scales of `[output, input]`.
+fn quantize(weight: Tensor<2>, quantization: Quantization) -> (Vec<i8>, Vec<f32>) {
+    let scheme = quantization.scheme();
+    let data = weight
+        .cast(DType::F32)
+        .quantize_dynamic(&scheme)
+        .into_data();
+    let DType::QFloat(scheme) = data.dtype() else {
+        unreachable!("a tensor that was just quantised")
+    };
+    let shape = data.shape().clone();
+    let bytes = QuantizedBytes {
+        shape,
+        bytes: data.into_bytes(),
+        scheme,
+    };
+    let (values, scales) = bytes.into_vec_i8();
+    (values, scales.block)
+}
+
+impl Quantization {
+    /// Bytes of `values` values.
+    fn bytes(self, values: usize) -> usize {
+        match self {
+            Self::Q8 => values,
+            Self::Q4 => values / 2,
+        }
+    }
+
+    /// Values `i` and `i + LANES` of a block.
+    #[inline(always)]
+    fn pair(self, block: &[u8], i: usize) -> (f32, f32) {
+        match self {
+            Self::Q8 => (f32::from(block[i] as i8), f32::from(block[i + LANES] as i8)),
+            Self::Q4 => {
+                let (low, high) = (block[i] & 15, block[i] >> 4);
+                (f32::from(low as i8 - 8), f32::from(high as i8 - 8))
+            }
+        }
+    }
+}
+
+/// The product of a packed row with a row of inputs. Sums are kept apart by lanes, which lets the
+/// compiler use vectors.
+#[inline(always)]
+fn dot(quantization: Quantization, values: &[u8], scales: &[f32], x: &[f32]) -> f32 {
+    let mut sums = [0f32; LANES];
+    let blocks = values
+        .chunks_exact(quantization.bytes(BLOCK))
+        .zip(x.chunks_exact(BLOCK));
+    for ((values, x), scale) in blocks.zip(scales) {
+        for i in 0..LANES {
+            let (low, high) = quantization.pair(values, i);
+            sums[i] += scale * (low * x[i] + high * x[i + LANES]);
+        }
+    }
+    sums.iter().sum()
+}
+
+impl Matrix {
+    fn row(&self, output: usize) -> (&[u8], &[f16]) {
+        let bytes = self.quantization.bytes(self.input);
+        let blocks = self.input / BLOCK;
+        (
+            &self.values[output * bytes..][..bytes],
+            &self.scales[output * blocks..][..blocks],
+        )
+    }
+
+    /// Rows `start` to `start` + [`SLAB`] in f32.
+    fn unpack(&self, start: usize, device: &Device) -> Tensor<2> {
+        let rows = SLAB.min(self.output - start);
+        let mut weights = vec![0f32; rows * self.input];
+        weights
+            .par_chunks_exact_mut(self.input)
+            .enumerate()
+            .for_each(|(i, weights)| {
+                let (values, scales) = self.row(start + i);
+                let bytes = self.quantization.bytes(BLOCK);
+                let blocks = weights
+                    .chunks_exact_mut(BLOCK)
+                    .zip(values.chunks_exact(bytes));
+                for ((weights, values), scale) in blocks.zip(scales) {
+                    let scale = scale.to_f32();
+                    for i in 0..LANES {
+                        let (low, high) = self.quantization.pair(values, i);
+                        weights[i] = low * scale;
+                        weights[i + LANES] = high * scale;
+                    }
+                }
+            });
+        let data = TensorData::new(weights, [rows, self.input]);
+        Tensor::from_data(data, (device, DType::F32))
+    }
+
+    /// `[rows, input]` → `[rows, output]`, without unpacking the matrix.
+    fn multiply(&self, x: &[f32]) -> Vec<f32> {
+        let rows = x.len() / self.input;
+        let arch = pulp::Arch::new();
+        // [output, rows] first: threads share the outputs.
+        let mut columns = vec![0f32; self.output * rows];
+        let outputs = self
+            .output
+            .div_ceil(4 * rayon::current_num_threads())
+            .max(16);
+        columns
+            .par_chunks_mut(outputs * rows)
+            .enumerate()
+            .for_each(|(chunk, columns)| {
+                arch.dispatch(|| {
+                    let mut scales = vec![0f32; self.input / BLOCK];
+                    for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
+                        let (values, halves) = self.row(chunk * outputs + i);
+                        halves.convert_to_f32_slice(&mut scales);
+                        for (y, x) in column.iter_mut().zip(x.chunks_exact(self.input)) {
+                            // Told apart out here, so that the loops within know their form.
+                            *y = match self.quantization {
+                                Quantization::Q8 => dot(Quantization::Q8, values, &scales, x),
+                                Quantization::Q4 => dot(Quantization::Q4, values, &scales, x),
+                            };
+                        }
+                    }
+                });
+            });
+        if rows == 1 {
+            return columns;
+        }
+        (0..rows)
+            .flat_map(|row| columns.iter().skip(row).step_by(rows).copied())
+            .collect()
+    }
+}

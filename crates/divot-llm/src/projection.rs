@@ -1,0 +1,34 @@
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::Tensor;
+
+use crate::lora::LoraLinear;
+use crate::packed::{PackedLinear, Quantization};
+
+/// A linear layer without bias, in one of the forms that a decoder's weights come in.
+#[derive(Module, Debug)]
+pub enum Projection {
+    /// Weights in f32, f16 or bf16, or quantised by Burn on a GPU.
+    Dense(Linear),
+    /// Frozen weights beside a trained product of two thin matrices.
+    Lora(LoraLinear),
+    /// Weights of 8 or 4 bits on the CPU.
+    Packed(PackedLinear),
+}
+
+impl Projection {
+    /// `[batch, tokens, input]` → `[batch, tokens, output]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Dense(linear) => linear.forward(x),
+            Self::Lora(lora) => lora.forward(x),
+            Self::Packed(packed) => packed.forward(x),
+        }
+    }
+
+    /// Keeps 8 or 4 bits of each weight, for inference; see
+    /// [`DecoderLayer::quantize`](crate::DecoderLayer::quantize).
+    pub fn quantize(self, quantization: Quantization, on_host: bool) -> Self {
+        quantization.quantize(self, on_host)
+    }
+}

@@ -1,0 +1,183 @@
+//! What the model is asked: text, and clips between their marks.
+
+use crate::error::LlmError;
+use crate::sampling::FrameOrder;
+use crate::tokenizer::{Segment, TextTokenizer};
+
+/// The tokens that mark images, videos and the features of their clips.
+#[derive(Debug, Clone)]
+pub struct VideoTokens {
+    names: Vec<String>,
+    /// `<vid>`, which starts a video.
+    pub video: u32,
+    /// `</vid>`.
+    pub video_end: u32,
+    /// `<img>`, which starts an image.
+    pub image: u32,
+    /// `<frame>`, which starts a clip.
+    pub clip: u32,
+    /// `</frame>`.
+    pub clip_end: u32,
+    /// `<frame_00000>` and so on: the features of a clip.
+    pub features: Vec<u32>,
+}
+
+impl VideoTokens {
+    /// Looks them up by content: their ids are in no particular order.
+    ///
+    /// # Errors
+    /// If one is missing.
+    pub fn of(tokenizer: &TextTokenizer, num_queries: usize) -> Result<Self, LlmError> {
+        let id = |token: &str| {
+            tokenizer
+                .id(token)
+                .ok_or_else(|| LlmError::NoToken(token.to_owned()))
+        };
+        id("</img>")?;
+        let names: Vec<String> = (0..num_queries)
+            .map(|i| format!("<frame_{i:05}>"))
+            .collect();
+        Ok(Self {
+            video: id("<vid>")?,
+            video_end: id("</vid>")?,
+            image: id("<img>")?,
+            clip: id("<frame>")?,
+            clip_end: id("</frame>")?,
+            features: names
+                .iter()
+                .map(|name| id(name))
+                .collect::<Result<_, _>>()?,
+            names,
+        })
+    }
+
+    /// The rule that keeps them in order.
+    pub fn order(&self) -> FrameOrder {
+        let mut ids = vec![self.clip];
+        ids.extend(&self.features);
+        ids.push(self.clip_end);
+        FrameOrder::new(ids)
+    }
+}
+
+/// What is shown before a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// Nothing.
+    Nothing,
+    /// A video of that many clips.
+    Video(usize),
+    /// An image, which is one clip of the same frame.
+    Image,
+}
+
+/// Token ids with the places of clips among them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Where the first token of each clip's features is.
+    pub clips: Vec<usize>,
+}
+
+impl Prompt {
+    /// Asks about what is shown: `<s>[INST] <vid>…</vid>question [/INST]\n`. Special tokens in the
+    /// question are text.
+    ///
+    /// # Errors
+    /// If the question is empty, or cannot be encoded.
+    pub fn question(
+        tokenizer: &TextTokenizer,
+        tokens: &VideoTokens,
+        shown: Shown,
+        question: &str,
+    ) -> Result<Self, LlmError> {
+        if question.trim().is_empty() {
+            return Err(LlmError::Empty("question"));
+        }
+        let text = format!("{question} [/INST]\n");
+        let (open, close, clips) = match shown {
+            Shown::Nothing => return Self::text(tokenizer, &format!("[INST] {text}")),
+            Shown::Video(clips) => ("<vid>", "</vid>", clips),
+            Shown::Image => ("<img>", "</img>", 1),
+        };
+        let mut segments = vec![Segment::Text("[INST] "), Segment::Special(open)];
+        for _ in 0..clips {
+            segments.push(Segment::Special("<frame>"));
+            segments.extend(tokens.names.iter().map(|name| Segment::Special(name)));
+            segments.push(Segment::Special("</frame>"));
+        }
+        segments.extend([Segment::Special(close), Segment::Text(&text)]);
+        Self::new(tokenizer, tokens, &segments)
+    }
+
+    /// Asks for a video: `<s>[INST] Generate a video of caption [/INST]\n`.
+    ///
+    /// # Errors
+    /// If the caption is empty, or cannot be encoded.
+    pub fn generation(tokenizer: &TextTokenizer, caption: &str) -> Result<Self, LlmError> {
+        if caption.trim().is_empty() {
+            return Err(LlmError::Empty("caption"));
+        }
+        Self::text(
+            tokenizer,
+            &format!("[INST] Generate a video of {caption} [/INST]\n"),
+        )
+    }
+
+    /// Asks for what the instruction says: `<s>[INST] instruction [/INST]\n`.
+    ///
+    /// # Errors
+    /// If the instruction is empty, or cannot be encoded.
+    pub fn instruction(tokenizer: &TextTokenizer, instruction: &str) -> Result<Self, LlmError> {
+        if instruction.trim().is_empty() {
+            return Err(LlmError::Empty("instruction"));
+        }
+        Self::text(tokenizer, &format!("[INST] {instruction} [/INST]\n"))
+    }
+
+    /// Asks again, behind an answer: `</s>[INST] question [/INST]\n`.
+    ///
+    /// # Errors
+    /// If the question is empty, or cannot be encoded.
+    pub fn follow_up(tokenizer: &TextTokenizer, question: &str) -> Result<Self, LlmError> {
+        if question.trim().is_empty() {
+            return Err(LlmError::Empty("question"));
+        }
+        let text = format!("[INST] {question} [/INST]\n");
+        let ids = tokenizer.encode(&[Segment::Special("</s>"), Segment::Text(&text)])?;
+        let clips = Vec::new();
+        Ok(Self { ids, clips })
+    }
+
+    /// A clip's features with their marks, behind `<frame>`: `…</frame></vid>`.
+    pub fn clip_features(tokens: &VideoTokens) -> Self {
+        let mut ids = tokens.features.clone();
+        ids.extend([tokens.clip_end, tokens.video_end]);
+        Self {
+            ids,
+            clips: vec![0],
+        }
+    }
+
+    fn text(tokenizer: &TextTokenizer, text: &str) -> Result<Self, LlmError> {
+        let mut ids = vec![tokenizer.bos()];
+        ids.extend(tokenizer.encode(&[Segment::Text(text)])?);
+        let clips = Vec::new();
+        Ok(Self { ids, clips })
+    }
+
+    fn new(
+        tokenizer: &TextTokenizer,
+        tokens: &VideoTokens,
+        segments: &[Segment<'_>],
+    ) -> Result<Self, LlmError> {
+        let mut ids = vec![tokenizer.bos()];
+        ids.extend(tokenizer.encode(segments)?);
+        let clips = (0..ids.len())
+            .filter(|&i| ids[i] == tokens.clip)
+            .map(|i| i + 1)
+            .collect();
+        Ok(Self { ids, clips })
+    }
+}

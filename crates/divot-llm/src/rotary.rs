@@ -1,0 +1,59 @@
+use std::ops::Range;
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+/// Rotary positions: the two halves of a head are turned against each other, by an angle that grows
+/// with the position and falls with the index.
+#[derive(Module, Debug)]
+pub(crate) struct Rotary {
+    head_dim: usize,
+    theta: f64,
+}
+
+impl Rotary {
+    pub fn new(head_dim: usize, theta: f64) -> Self {
+        Self { head_dim, theta }
+    }
+
+    /// The angles at `positions`, computed on the host in f32, as the released model did.
+    pub fn angles(&self, positions: Range<usize>, device: &Device) -> Angles {
+        let half = self.head_dim / 2;
+        let frequencies: Vec<f32> = (0..half)
+            .map(|i| 1.0 / (self.theta as f32).powf(2.0 * i as f32 / self.head_dim as f32))
+            .collect();
+        let angles: Vec<f32> = positions
+            .clone()
+            .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
+            .collect();
+        let tensor = |function: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().copied().map(function).collect();
+            let data = TensorData::new(values, [1, 1, positions.len(), half]);
+            Tensor::from_data(data, (device, DType::F32))
+        };
+        Angles {
+            cos: tensor(f32::cos),
+            sin: tensor(f32::sin),
+        }
+    }
+}
+
+/// Cosines and sines of a range of positions, `[1, 1, tokens, head_dim / 2]`.
+pub(crate) struct Angles {
+    cos: Tensor<4>,
+    sin: Tensor<4>,
+}
+
+impl Angles {
+    /// Turns `[batch, heads, tokens, head_dim]`.
+    pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
+        let dtype = x.dtype();
+        let half = x.dims()[3] / 2;
+        let x = x.cast(DType::F32);
+        let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
+        let (cos, sin) = (&self.cos, &self.sin);
+        let turned_a = a.clone() * cos.clone() - b.clone() * sin.clone();
+        let turned_b = b * cos.clone() + a * sin.clone();
+        Tensor::cat(vec![turned_a, turned_b], 3).cast(dtype)
+    }
+}

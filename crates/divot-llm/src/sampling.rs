@@ -1,0 +1,256 @@
+//! How the next token is chosen from the decoder's scores.
+
+use burn::config::Config;
+use divot_nn::Noise;
+
+use crate::error::LlmError;
+
+/// How text is generated: the released settings by default.
+#[derive(Config, Debug)]
+pub struct TextSampling {
+    /// Tokens at most.
+    #[config(default = 256)]
+    pub max_new_tokens: usize,
+    /// Scores are divided by it; 0 is greedy, the highest score wins.
+    #[config(default = 0.7)]
+    pub temperature: f64,
+    /// Only that many of the highest scores are drawn from; 0 is all of them. The released code
+    /// leaves it at its library's default.
+    #[config(default = 50)]
+    pub top_k: usize,
+    /// Only the most likely tokens that together have this probability are drawn from.
+    #[config(default = 0.5)]
+    pub top_p: f64,
+    /// Beams of a beam search, which draws nothing; 1 is none.
+    #[config(default = 1)]
+    pub beams: usize,
+}
+
+impl TextSampling {
+    /// The highest score wins.
+    pub fn greedy() -> Self {
+        Self::new().with_temperature(0.0)
+    }
+
+    /// Finds out whether text can be generated so.
+    ///
+    /// # Errors
+    /// The first option that is out of range.
+    pub fn check(&self) -> Result<(), LlmError> {
+        let refuse = |option, value, remedy| {
+            Err(LlmError::Option {
+                option,
+                value,
+                remedy,
+            })
+        };
+        if !(0.0..=100.0).contains(&self.temperature) {
+            return refuse("temperature", self.temperature, "0 (greedy) to 100");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top_p", self.top_p, "above 0 and up to 1");
+        }
+        if !(1..=64).contains(&self.beams) {
+            return refuse("beams", self.beams as f64, "1 to 64");
+        }
+        if self.max_new_tokens == 0 {
+            return refuse("max_new_tokens", 0.0, "at least 1");
+        }
+        Ok(())
+    }
+
+    /// Chooses a token by its score: temperature, then top-k, then top-p, then a draw.
+    pub(crate) fn choose(&self, scores: &[f32], noise: &mut Noise) -> u32 {
+        if self.temperature == 0.0 {
+            return highest(scores);
+        }
+        let mut candidates: Vec<u32> = (0..scores.len() as u32).collect();
+        let by_score = |a: &u32, b: &u32| {
+            scores[*b as usize]
+                .total_cmp(&scores[*a as usize])
+                .then(a.cmp(b))
+        };
+        if (1..candidates.len()).contains(&self.top_k) {
+            candidates.select_nth_unstable_by(self.top_k - 1, by_score);
+            candidates.truncate(self.top_k);
+        }
+        candidates.sort_unstable_by(by_score);
+
+        let top = scores[candidates[0] as usize];
+        let weights: Vec<f64> = candidates
+            .iter()
+            .map(|&id| (f64::from(scores[id as usize] - top) / self.temperature).exp())
+            .collect();
+        // A token stays if those above it do not make up top_p yet.
+        let enough = self.top_p * weights.iter().sum::<f64>();
+        let mut mass = 0.0;
+        let kept = weights
+            .iter()
+            .take_while(|&&weight| {
+                let stays = mass < enough;
+                mass += weight;
+                stays
+            })
+            .count();
+        let total: f64 = weights[..kept].iter().sum();
+        let mut left = noise.uniform() * total;
+        let drawn = weights[..kept].iter().position(|weight| {
+            left -= weight;
+            left < 0.0
+        });
+        // Rounding may leave a crumb behind the last.
+        candidates[drawn.unwrap_or(kept - 1)]
+    }
+}
+
+/// The first of the highest scores.
+pub(crate) fn highest(scores: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, score) in scores.iter().enumerate() {
+        if *score > scores[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+/// The rule that keeps the tokens of a clip in order.
+///
+/// After `<frame>` or one of the frame tokens comes the next of them. Elsewhere the scores of all but
+/// `<frame>` are 0, as in the released code.
+#[derive(Debug, Clone)]
+pub struct FrameOrder {
+    ids: Vec<u32>,
+}
+
+impl FrameOrder {
+    /// For `<frame>`, the frame tokens and `</frame>`, by their ids in that order.
+    pub fn new(ids: Vec<u32>) -> Self {
+        Self { ids }
+    }
+
+    /// Changes the scores of what follows `last`.
+    pub fn apply(&self, last: u32, scores: &mut [f32]) {
+        let place = self.ids.iter().position(|&id| id == last);
+        match place.and_then(|place| self.ids.get(place + 1)) {
+            Some(&next) => {
+                let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                scores[next as usize] = highest + 10.0;
+            }
+            None => {
+                for &id in &self.ids[1..] {
+                    scores[id as usize] = 0.0;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frequencies(sampling: &TextSampling, scores: &[f32], draws: usize) -> Vec<f64> {
+        let mut noise = Noise::new(1);
+        let mut counts = vec![0.0; scores.len()];
+        for _ in 0..draws {
+            counts[sampling.choose(scores, &mut noise) as usize] += 1.0 / draws as f64;
+        }
+        counts
+    }
+
+    fn assert_near(found: &[f64], expected: &[f64], draws: usize) {
+        for (found, p) in found.iter().zip(expected) {
+            let error = 4.0 * (p * (1.0 - p) / draws as f64).sqrt();
+            assert!((found - p).abs() <= error, "{found} is not {p} ± {error}");
+        }
+    }
+
+    /// Scores whose softmax is [0.4, 0.1, 0.2, 0.3].
+    fn scores() -> Vec<f32> {
+        [0.4f32, 0.1, 0.2, 0.3].map(f32::ln).to_vec()
+    }
+
+    fn open() -> TextSampling {
+        TextSampling::new()
+            .with_temperature(1.0)
+            .with_top_k(0)
+            .with_top_p(1.0)
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let found = frequencies(&open(), &scores(), 20_000);
+        assert_near(&found, &[0.4, 0.1, 0.2, 0.3], 20_000);
+    }
+
+    #[test]
+    fn temperature_sharpens() {
+        let squares = [0.16, 0.01, 0.04, 0.09].map(|p| p / 0.3);
+        let found = frequencies(&open().with_temperature(0.5), &scores(), 20_000);
+        assert_near(&found, &squares, 20_000);
+    }
+
+    #[test]
+    fn top_k_and_top_p_cut_the_tail() {
+        let two = [0.4 / 0.7, 0.0, 0.0, 0.3 / 0.7];
+        assert_near(
+            &frequencies(&open().with_top_k(2), &scores(), 20_000),
+            &two,
+            20_000,
+        );
+        // 0.4 is not 0.5 yet, so the second stays; with it the third does not.
+        assert_near(
+            &frequencies(&open().with_top_p(0.5), &scores(), 20_000),
+            &two,
+            20_000,
+        );
+        let one = [1.0, 0.0, 0.0, 0.0];
+        assert_near(
+            &frequencies(&open().with_top_p(1e-9), &scores(), 100),
+            &one,
+            100,
+        );
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_highest() {
+        let scores = [1.0, 3.0, 3.0, -1.0];
+        assert_eq!(
+            TextSampling::greedy().choose(&scores, &mut Noise::new(0)),
+            1
+        );
+    }
+
+    #[test]
+    fn frames_come_in_order() {
+        let order = FrameOrder::new(vec![5, 2, 7, 1]);
+        let after = |last| {
+            let mut scores = vec![1.0; 8];
+            order.apply(last, &mut scores);
+            scores
+        };
+        assert_eq!(highest(&after(5)), 2);
+        assert_eq!(highest(&after(2)), 7);
+        assert_eq!(highest(&after(7)), 1);
+        // Behind the end and in text there is no frame to come but a new one.
+        for last in [1, 0] {
+            assert_eq!(after(last), [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0]);
+        }
+    }
+
+    #[test]
+    fn options_out_of_range_are_refused() {
+        for sampling in [
+            open().with_temperature(f64::NAN),
+            open().with_temperature(-1.0),
+            open().with_top_p(0.0),
+            open().with_top_p(1.5),
+            open().with_beams(0),
+            open().with_max_new_tokens(0),
+        ] {
+            assert!(sampling.check().is_err(), "{sampling:?}");
+        }
+        assert!(TextSampling::new().check().is_ok());
+    }
+}

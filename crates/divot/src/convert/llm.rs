@@ -1,0 +1,413 @@
+//! The language model: a decoder in Mistral's names, merged or with LoRA in PEFT's, the projections
+//! that the released code calls the agent, and the text tokenizer.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use divot_gmm::{GmmConfig, HeadConfig};
+use divot_llm::{
+    DivotLlmConfig, LlmError, LoraConfig, LoraTarget, MistralConfig, TextTokenizer, VideoTokens,
+};
+use divot_nn::CheckSizes;
+use serde::Deserialize;
+
+use super::recipe::{Plan, Recipe};
+use super::{Job, Lora, ReleasedConfig, Target};
+use crate::checkpoint::CONFIG;
+use crate::error::{Error, Result};
+use crate::weights::{ParamSpec, Source, SourceTensor, WeightsError, module_layout};
+
+/// What new rows of the vocabulary start from: the mean of the old ones, in the embedding table, and
+/// three times the mean in the output head.
+const HEAD_FACTOR: f64 = 3.0;
+
+/// Where a language model's pieces were found.
+pub(super) struct Found {
+    sources: Vec<Source>,
+    config: MistralConfig,
+    tokenizer: TextTokenizer,
+}
+
+/// A decoder's sizes, as its own `config.json` gives them.
+#[derive(Deserialize)]
+struct DecoderConfig {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: Option<usize>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<serde_json::Value>,
+    sliding_window: Option<usize>,
+    rms_norm_eps: f64,
+    max_position_embeddings: usize,
+    hidden_act: Option<String>,
+    tie_word_embeddings: Option<bool>,
+}
+
+impl DecoderConfig {
+    fn read(path: &Path) -> Result<MistralConfig> {
+        let refused = |problem: String| {
+            Error::config(
+                path,
+                problem,
+                "give the folder of a Mistral decoder, with the config.json it was saved with",
+            )
+        };
+        let text =
+            std::fs::read(path).map_err(|error| refused(format!("cannot be read ({error})")))?;
+        let config: Self = serde_json::from_slice(&text)
+            .map_err(|error| refused(format!("does not give a decoder's sizes ({error})")))?;
+        config.mistral().map_err(refused)
+    }
+
+    fn mistral(self) -> Result<MistralConfig, String> {
+        if self.hidden_act.as_deref().unwrap_or("silu") != "silu" {
+            return Err("has another activation than Mistral's silu".to_owned());
+        }
+        if self.tie_word_embeddings == Some(true) {
+            return Err(
+                "ties its output head to its embeddings, which Mistral does not".to_owned(),
+            );
+        }
+        if self.rope_scaling.is_some_and(|scaling| !scaling.is_null()) {
+            return Err("scales its rotary positions, which Mistral does not".to_owned());
+        }
+        let config = MistralConfig::new(
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.num_key_value_heads,
+        )
+        .with_rope_theta(self.rope_theta.unwrap_or(10_000.0))
+        .with_sliding_window(self.sliding_window)
+        .with_rms_norm_eps(self.rms_norm_eps)
+        .with_max_position_embeddings(self.max_position_embeddings);
+        config
+            .check_sizes()
+            .map_err(|error| format!("describes no network that can be ({error})"))?;
+        match self.head_dim {
+            Some(head_dim) if head_dim != config.head_dim() => Err(format!(
+                "has heads of {head_dim}, which are not hidden_size / num_attention_heads"
+            )),
+            _ => Ok(config),
+        }
+    }
+}
+
+impl Found {
+    /// Sorts a job's files and folders: weights, the decoder's `config.json`, the tokenizer. One
+    /// folder may hold all three.
+    pub fn open(job: &Job) -> Result<Self> {
+        let mut sources = Vec::new();
+        let mut config = None;
+        let mut tokenizer = None;
+        for path in &job.sources {
+            let is_tokenizer = ["tokenizer.json", "tokenizer.model"]
+                .iter()
+                .any(|name| path.join(name).is_file());
+            if is_tokenizer && tokenizer.is_none() {
+                tokenizer = Some(TextTokenizer::open(path).map_err(LlmError::from)?);
+            }
+            let own = match path.is_dir() {
+                true => path.join(CONFIG),
+                // Beside a checkpoint of training, which is one file.
+                false => path.with_file_name(CONFIG),
+            };
+            if config.is_none() && own.is_file() {
+                config = Some(DecoderConfig::read(&own)?);
+            }
+            match Source::open(path) {
+                Ok(source) => sources.push(source),
+                Err(_) if is_tokenizer || (path.is_dir() && own.is_file()) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let first = job.sources.first().map_or(Path::new(""), PathBuf::as_path);
+        let config = config.ok_or_else(|| {
+            Error::config(
+                first,
+                "has no config.json with the decoder's sizes",
+                "add the folder of the decoder it was trained from with another --from",
+            )
+        })?;
+        let mut tokenizer = tokenizer.ok_or_else(|| {
+            Error::config(
+                first,
+                "has no tokenizer beside it",
+                "add the folder with its tokenizer.json or tokenizer.model (cvlm_mistral_instruct_tokenizer)",
+            )
+        })?;
+        if job.target == Target::Mistral {
+            tokenizer.add_divot_tokens().map_err(LlmError::from)?;
+        }
+        Ok(Self {
+            sources,
+            config,
+            tokenizer,
+        })
+    }
+
+    /// The tensors' files.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// The text tokenizer, which goes with the weights.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
+    /// Finds the source of every parameter, and the sizes as JSON.
+    pub fn plan(&self, job: &Job, sizes: &ReleasedConfig) -> Result<(Vec<Plan<'_>>, String)> {
+        let grows = job.target == Target::Mistral;
+        let num_queries = sizes.tokenizer.resampler.tokens;
+        VideoTokens::of(&self.tokenizer, num_queries)?;
+
+        let table = self.decoder_tensor("model.embed_tokens.weight");
+        let rows = table.and_then(|table| table.shape.first()).copied();
+        let rows = rows.unwrap_or(self.config.vocab_size);
+        let tokens = self.tokenizer.vocab_size();
+        if tokens > rows && !grows {
+            return Err(LlmError::Vocabulary { tokens, rows }.into());
+        }
+        let decoder = MistralConfig {
+            vocab_size: rows.max(tokens),
+            ..self.config.clone()
+        };
+        let config = DivotLlmConfig::new(decoder, self.head(sizes)?)
+            .with_num_queries(num_queries)
+            .with_lora(match job.lora {
+                Lora::Merge { .. } => None,
+                Lora::Keep { alpha } => self.lora(alpha),
+            });
+        config.check_sizes().map_err(|error| {
+            Error::config(
+                self.sources.first().map_or(Path::new(""), Source::path),
+                format!("describes no network that can be ({error})"),
+                "give the files of one model",
+            )
+        })?;
+
+        let layout = module_layout(&config.init(&Device::default()));
+        let mut missing = Vec::new();
+        let mut plans = Vec::new();
+        for (index, spec) in layout.into_iter().enumerate() {
+            let wanted = released_name(&spec.path);
+            match self.recipe(job, &spec, &wanted, index) {
+                Some(recipe) => plans.push(Plan {
+                    name: spec.path.clone(),
+                    spec: ParamSpec {
+                        path: wanted,
+                        ..spec
+                    },
+                    recipe,
+                }),
+                None => missing.push(wanted),
+            }
+        }
+        if !missing.is_empty() {
+            missing.sort();
+            let path = self.sources.first().map_or(Path::new(""), Source::path);
+            return Err(Error::Weights(WeightsError::Lacking {
+                path: path.to_path_buf(),
+                names: missing,
+            }));
+        }
+        let json = serde_json::to_string_pretty(&config).unwrap_or_default();
+        Ok((plans, json))
+    }
+
+    fn recipe<'a>(
+        &'a self,
+        job: &Job,
+        spec: &ParamSpec,
+        wanted: &str,
+        index: usize,
+    ) -> Option<Recipe<'a>> {
+        let start = job.target == Target::Mistral;
+        let Some(stem) = wanted
+            .strip_suffix(".weight")
+            .filter(|_| is_decoder(wanted))
+        else {
+            let found = self.find(wanted);
+            return match found {
+                Some(source) => Some(Recipe::Copy(source)),
+                // Training starts with projections as PyTorch makes them.
+                None if start => Some(Recipe::Fresh {
+                    bound: 1.0 / (self.fan_in(wanted, spec) as f64).sqrt(),
+                    seed: index as u64,
+                }),
+                None => None,
+            };
+        };
+        let source = self.decoder_tensor(wanted)?;
+        if start && (stem == "model.embed_tokens" || stem == "lm_head") {
+            let rows = self.tokenizer.vocab_size().max(source.shape[0]);
+            let factor = if stem == "lm_head" { HEAD_FACTOR } else { 1.0 };
+            let table = source;
+            return Some(Recipe::Grown {
+                table,
+                rows,
+                factor,
+            });
+        }
+        if let Lora::Merge { alpha } = job.lora
+            && let Some(a) = self.decoder_tensor(&format!("{stem}.lora_A.weight"))
+            && let Some(b) = self.decoder_tensor(&format!("{stem}.lora_B.weight"))
+        {
+            let rank = a.shape.first().copied().unwrap_or(1) as f64;
+            return Some(Recipe::Merged {
+                base: source,
+                a,
+                b,
+                scale: alpha.unwrap_or(rank) / rank,
+            });
+        }
+        Some(Recipe::Copy(source))
+    }
+
+    /// Inputs of the linear layer that a parameter of a projection belongs to.
+    fn fan_in(&self, wanted: &str, spec: &ParamSpec) -> usize {
+        let hidden = self.config.hidden_size;
+        match spec.shape[..] {
+            [input, _] => input,
+            // A bias: the first layer of a projection reads what the projection reads.
+            [width] if wanted.contains("proj.2") => width,
+            _ if wanted.starts_with("input") => GmmConfig::new().dim,
+            _ => hidden,
+        }
+    }
+
+    /// The mixture that the output projection's width is made for, or the released one where there is
+    /// no such projection yet.
+    fn head(&self, sizes: &ReleasedConfig) -> Result<HeadConfig> {
+        let shape = |name: &str| self.find(name).map(|tensor| tensor.shape.clone());
+        let (Some(input), Some(output)) = (
+            shape("input_resampler.proj.0.weight"),
+            shape("output_resampler.proj.2.weight"),
+        ) else {
+            let dim = sizes.tokenizer.resampler.token_dim;
+            return Ok(HeadConfig::Gmm(GmmConfig::new().with_dim(dim)));
+        };
+        let (dim, width) = (
+            input.last().copied().unwrap_or(0),
+            output.first().copied().unwrap_or(0),
+        );
+        // k means and variances of `dim` numbers and k weights.
+        if dim == 0 || width == 0 || width % (2 * dim + 1) != 0 {
+            let path = self.sources.first().map_or(Path::new(""), Source::path);
+            return Err(Error::config(
+                path,
+                format!("has an output projection of {width}, which holds no mixture over {dim}"),
+                "give the agent's file of the same model",
+            ));
+        }
+        let head = GmmConfig::new()
+            .with_dim(dim)
+            .with_num_components(width / (2 * dim + 1));
+        Ok(HeadConfig::Gmm(head))
+    }
+
+    /// The LoRA that is in the files, if one is.
+    fn lora(&self, alpha: Option<f64>) -> Option<LoraConfig> {
+        let matrix = |target: LoraTarget| {
+            let group = match target {
+                LoraTarget::GateProj | LoraTarget::UpProj | LoraTarget::DownProj => "mlp",
+                _ => "self_attn",
+            };
+            let stem = format!("model.layers.0.{group}.{}", target.name());
+            self.decoder_tensor(&format!("{stem}.lora_A.weight"))
+        };
+        let targets: Vec<LoraTarget> = LoraTarget::ALL
+            .into_iter()
+            .filter(|&target| matrix(target).is_some())
+            .collect();
+        let rank = matrix(*targets.first()?)?.shape.first().copied()?;
+        Some(
+            LoraConfig::new()
+                .with_rank(rank)
+                .with_alpha(alpha.unwrap_or(rank as f64))
+                .with_targets(targets),
+        )
+    }
+
+    /// A tensor of the decoder, by Mistral's name, or by the name that PEFT or the agent around it
+    /// makes of that. What PEFT trained in full goes before what it started from.
+    fn decoder_tensor(&self, name: &str) -> Option<&SourceTensor> {
+        let stem = name.strip_suffix(".weight")?;
+        ["modules_to_save.default.", "", "default.", "base_layer."]
+            .iter()
+            .find_map(|form| {
+                ["", "llm.", "base_model.model.", "llm.base_model.model."]
+                    .iter()
+                    .find_map(|prefix| self.find(&format!("{prefix}{stem}.{form}weight")))
+            })
+    }
+
+    fn find(&self, name: &str) -> Option<&SourceTensor> {
+        self.sources
+            .iter()
+            .find_map(|source| super::names::find(source, name))
+    }
+}
+
+fn is_decoder(released: &str) -> bool {
+    !released.contains("put_resampler.")
+}
+
+/// The released name of a parameter of ours.
+fn released_name(path: &str) -> String {
+    let name = match path.strip_suffix("gamma") {
+        Some(stem) => format!("{stem}weight"),
+        None => path.to_owned(),
+    };
+    for (ours, theirs) in [
+        ("input_proj.fc1.", "input_resampler.proj.0."),
+        ("input_proj.fc2.", "input_resampler.proj.2."),
+        ("output_proj.fc1.", "output_resampler.proj.0."),
+        ("output_proj.fc2.", "output_resampler.proj.2."),
+    ] {
+        if let Some(rest) = name.strip_prefix(ours) {
+            return format!("{theirs}{rest}");
+        }
+    }
+    let name = name.strip_prefix("llm.").unwrap_or(&name);
+    let name = name
+        .replace(".base.weight", ".weight")
+        .replace(".lora_a.weight", ".lora_A.weight")
+        .replace(".lora_b.weight", ".lora_B.weight");
+    match name.starts_with("lm_head.") {
+        true => name,
+        false => format!("model.{name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn released_names() {
+        for (ours, theirs) in [
+            ("llm.embed_tokens.weight", "model.embed_tokens.weight"),
+            ("llm.lm_head.weight", "lm_head.weight"),
+            ("llm.norm.gamma", "model.norm.weight"),
+            (
+                "llm.layers.3.self_attn.q_proj.base.weight",
+                "model.layers.3.self_attn.q_proj.weight",
+            ),
+            (
+                "llm.layers.3.mlp.up_proj.lora_b.weight",
+                "model.layers.3.mlp.up_proj.lora_B.weight",
+            ),
+            ("input_proj.fc2.bias", "input_resampler.proj.2.bias"),
+        ] {
+            assert_eq!(released_name(ours), theirs);
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! The language model with its text tokenizer: what it is asked, and what it answers.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{Device, Tensor};
+use divot_llm::gmm::SampleOptions;
+use divot_llm::{
+    Context, DivotLlm, DivotLlmConfig, End, LlmError, Prompt, Quantization, Rules, Shown,
+    TextSampling, TextTokenizer, VideoTokens,
+};
+use divot_nn::Noise;
+
+use crate::checkpoint::{Checkpoint, Part, TOKENIZER};
+use crate::device;
+use crate::error::{Error, Result};
+
+/// Divot-LLM: reads video tokens to describe and answer, and draws those of videos that it is asked
+/// for (paper, section 3.2).
+#[derive(Debug)]
+pub struct VideoLlm {
+    /// Decoder, projections and mixture head.
+    pub model: DivotLlm,
+    /// The text tokenizer.
+    pub text: TextTokenizer,
+    /// Tokens that mark video in text.
+    pub tokens: VideoTokens,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Its text.
+    pub text: String,
+    /// Its tokens, special ones included.
+    pub ids: Vec<u32>,
+    /// Whether it ended by itself, rather than for want of room or by the caller.
+    pub complete: bool,
+}
+
+/// A clip that the model made.
+#[derive(Debug, Clone)]
+pub struct Scene {
+    /// What it said before the clip.
+    pub text: String,
+    /// The tokens of the clip, `[1, 64, 256]`, in f32.
+    pub features: Tensor<3>,
+}
+
+/// A story: scenes, and what was said after the last.
+#[derive(Debug, Clone, Default)]
+pub struct Story {
+    /// Text and clip in turns.
+    pub scenes: Vec<Scene>,
+    /// Words after the last clip; empty where the story ends with it.
+    pub ending: String,
+    /// Whether the caller stopped it.
+    pub stopped: bool,
+}
+
+/// How text and features are drawn.
+#[derive(Debug, Clone)]
+pub struct Drawing {
+    /// The text.
+    pub text: TextSampling,
+    /// The features.
+    pub features: SampleOptions,
+    /// Where both start.
+    pub seed: u64,
+}
+
+impl Default for Drawing {
+    fn default() -> Self {
+        Self {
+            text: TextSampling::new(),
+            features: SampleOptions::new(),
+            seed: 42,
+        }
+    }
+}
+
+impl VideoLlm {
+    /// Loads the language model of a checkpoint that is best at `task`, see [`Task`].
+    ///
+    /// # Errors
+    /// If there is none, or a file is missing, damaged, or does not fit the others.
+    pub fn load(
+        checkpoint: &mut Checkpoint<'_>,
+        task: Task,
+        quantization: Option<Quantization>,
+    ) -> Result<Self> {
+        let part = task
+            .parts()
+            .into_iter()
+            .find(|part| part.folder(checkpoint.folder()).is_dir())
+            .ok_or_else(|| {
+                Error::config(
+                    checkpoint.folder(),
+                    "holds no language model",
+                    "convert one: `convert-weights --from pretrained`, or `divot download`",
+                )
+            })?;
+        Self::load_part(checkpoint, part, quantization)
+    }
+
+    /// Loads a certain part.
+    ///
+    /// With `quantization`, the decoder's weights keep 8 or 4 bits: a layer at a time is read and
+    /// packed, so that no more than the packed model and one layer are in memory.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged, or does not fit the others.
+    pub fn load_part(
+        checkpoint: &mut Checkpoint<'_>,
+        part: Part,
+        quantization: Option<Quantization>,
+    ) -> Result<Self> {
+        let config: DivotLlmConfig = checkpoint.config(part)?;
+        let path = part.folder(checkpoint.folder()).join(TOKENIZER);
+        let text = TextTokenizer::open(&path).map_err(LlmError::from)?;
+        let tokens = VideoTokens::of(&text, config.num_queries)?;
+        if text.vocab_size() > config.llm.vocab_size {
+            return Err(Error::config(
+                &path,
+                LlmError::Vocabulary {
+                    tokens: text.vocab_size(),
+                    rows: config.llm.vocab_size,
+                }
+                .to_string(),
+                "the files in this folder belong together",
+            ));
+        }
+        let module = config.init(checkpoint.device());
+        let model = match quantization {
+            None => checkpoint.load(part, module)?,
+            Some(quantization) => load_quantized(checkpoint, part, module, quantization)?,
+        };
+        Ok(Self {
+            model,
+            text,
+            tokens,
+        })
+    }
+
+    /// Starts a conversation about a video, an image or nothing.
+    ///
+    /// `features` are the tokens of the clips that are shown, `[clips, 64, 256]`.
+    pub fn chat(&self, shown: Shown, features: Option<Tensor<3>>, drawing: Drawing) -> Chat<'_> {
+        Chat {
+            llm: self,
+            shown,
+            features,
+            context: None,
+            pending: Vec::new(),
+            noise: Noise::new(drawing.seed),
+            drawing,
+        }
+    }
+
+    /// Makes a clip of a caption.
+    ///
+    /// The model may say something before it; `on_text` is told as it does, and may stop it. `None` if
+    /// it did.
+    ///
+    /// # Errors
+    /// If the caption is empty or too long, an option is out of range, or a number overflowed.
+    pub fn generate(
+        &self,
+        caption: &str,
+        drawing: &Drawing,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Option<Scene>> {
+        let prompt = Prompt::generation(&self.text, caption)?;
+        let mut noise = Noise::new(drawing.seed);
+        let mut context = self.context(&prompt, drawing);
+        self.model.read(&mut context, &prompt, None)?;
+        let said = self.say(&mut context, drawing, &mut noise, &mut on_text)?;
+        if said.end == End::Caller {
+            return Ok(None);
+        }
+        self.scene(&mut context, said, drawing, &mut noise)
+            .map(Some)
+    }
+
+    /// Tells a story of at most `scenes` clips: text and clip in turns, each clip read again before
+    /// the next. It ends by itself when the model ends its text.
+    ///
+    /// # Errors
+    /// If the instruction is empty or too long, no scene was asked for, an option is out of range, or a
+    /// number overflowed.
+    pub fn story(
+        &self,
+        instruction: &str,
+        scenes: usize,
+        drawing: &Drawing,
+        mut on_part: impl FnMut(StoryPart<'_>) -> ControlFlow<()>,
+    ) -> Result<Story> {
+        if scenes == 0 {
+            return Err(LlmError::Option {
+                option: "scenes",
+                value: 0.0,
+                remedy: "at least 1",
+            }
+            .into());
+        }
+        let prompt = Prompt::instruction(&self.text, instruction)?;
+        let mut noise = Noise::new(drawing.seed);
+        let mut context = self.context(&prompt, drawing);
+        self.model.read(&mut context, &prompt, None)?;
+        let mut story = Story::default();
+        loop {
+            let said = self.say(&mut context, drawing, &mut noise, &mut |text| {
+                on_part(StoryPart::Text(text))
+            })?;
+            match said.end {
+                End::Caller => story.stopped = true,
+                End::Token(id) if id == self.text.eos() => story.ending = said.text,
+                _ => {
+                    let scene = self.scene(&mut context, said, drawing, &mut noise)?;
+                    let features = scene.features.clone();
+                    story.scenes.push(scene);
+                    if on_part(StoryPart::Clip(story.scenes.len())).is_break() {
+                        story.stopped = true;
+                    } else if story.scenes.len() < scenes {
+                        let clip = Prompt::clip_features(&self.tokens);
+                        self.model.read(&mut context, &clip, Some(features))?;
+                        continue;
+                    }
+                }
+            }
+            return Ok(story);
+        }
+    }
+
+    /// Room for the prompt, an answer and a clip.
+    fn context(&self, prompt: &Prompt, drawing: &Drawing) -> Context {
+        let clip = self.tokens.features.len() + 4;
+        let positions = prompt.ids.len() + drawing.text.max_new_tokens + clip;
+        Context::new(&self.model.llm, positions.min(self.model.window()))
+    }
+
+    /// Lets the model talk until it starts a video or ends.
+    fn say(
+        &self,
+        context: &mut Context,
+        drawing: &Drawing,
+        noise: &mut Noise,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Said> {
+        let stop = [self.tokens.video, self.text.eos()];
+        self.speak(context, &drawing.text, &stop, noise, on_text)
+    }
+
+    fn speak(
+        &self,
+        context: &mut Context,
+        sampling: &TextSampling,
+        stop: &[u32],
+        noise: &mut Noise,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Said> {
+        let order = self.tokens.order();
+        let rules = Rules {
+            sampling,
+            stop,
+            order: Some(&order),
+            window: self.model.window(),
+        };
+        let mut stream = self.text.stream(true);
+        let mut failed = None;
+        let generated =
+            self.model
+                .llm
+                .generate(context, rules, noise, |id| match stream.push(id) {
+                    Ok(text) if text.is_empty() => ControlFlow::Continue(()),
+                    Ok(text) => on_text(&text),
+                    Err(error) => {
+                        failed = Some(error);
+                        ControlFlow::Break(())
+                    }
+                })?;
+        if let Some(error) = failed {
+            return Err(LlmError::from(error).into());
+        }
+        let rest = stream.finish();
+        if !rest.is_empty() {
+            // The text has ended, there is nothing left to stop.
+            let _ = on_text(&rest);
+        }
+        let text = self.text.decode(&generated.ids, true);
+        Ok(Said {
+            text: text.map_err(LlmError::from)?,
+            ids: generated.ids,
+            end: generated.end,
+        })
+    }
+
+    /// Draws the clip that follows what was said. A model that did not start a video by itself is made
+    /// to.
+    fn scene(
+        &self,
+        context: &mut Context,
+        said: Said,
+        drawing: &Drawing,
+        noise: &mut Noise,
+    ) -> Result<Scene> {
+        // What was generated last is not part of the context yet.
+        let mut ids: Vec<u32> = said.ids.last().copied().into_iter().collect();
+        if said.end != End::Token(self.tokens.video) {
+            ids.push(self.tokens.video);
+        }
+        ids.push(self.tokens.clip);
+        let start = Prompt {
+            ids,
+            clips: Vec::new(),
+        };
+        self.model.read(context, &start, None)?;
+        let features =
+            self.model
+                .predict_clip(context, &self.tokens.features, &drawing.features, noise)?;
+        let finite = features.clone().is_finite().all().into_scalar::<bool>();
+        if !finite {
+            let dtype = self.model.llm.norm.gamma.val().dtype();
+            return Err(LlmError::NotFinite(dtype.name()).into());
+        }
+        Ok(Scene {
+            text: said.text.trim().to_owned(),
+            features,
+        })
+    }
+}
+
+/// What a story consists of, as it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoryPart<'a> {
+    /// More text.
+    Text(&'a str),
+    /// The clip of that number, from 1, was drawn.
+    Clip(usize),
+}
+
+struct Said {
+    text: String,
+    ids: Vec<u32>,
+    end: End,
+}
+
+/// What a language model is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// Describing and answering.
+    Comprehension,
+    /// Making clips and stories.
+    Generation,
+}
+
+impl Task {
+    /// The parts that can do it, the best first.
+    pub fn parts(self) -> [Part; 4] {
+        match self {
+            Self::Comprehension => [
+                Part::Comprehension,
+                Part::Llm,
+                Part::Generation,
+                Part::Pretrained,
+            ],
+            Self::Generation => [
+                Part::Generation,
+                Part::Llm,
+                Part::Pretrained,
+                Part::Comprehension,
+            ],
+        }
+    }
+}
+
+/// A conversation, each question of which is answered with what was said before in mind.
+#[derive(Debug)]
+pub struct Chat<'a> {
+    llm: &'a VideoLlm,
+    shown: Shown,
+    features: Option<Tensor<3>>,
+    context: Option<Context>,
+    /// Tokens that were said and are not read yet.
+    pending: Vec<u32>,
+    noise: Noise,
+    drawing: Drawing,
+}
+
+impl Chat<'_> {
+    /// Asks a question; `on_text` is told the answer as it comes, and may stop it.
+    ///
+    /// A question that is refused leaves the conversation as it was.
+    ///
+    /// # Errors
+    /// If the question is empty, the conversation too long, an option out of range, or a number
+    /// overflowed.
+    pub fn ask(
+        &mut self,
+        question: &str,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer> {
+        let llm = self.llm;
+        let (prompt, features) = match &self.context {
+            None => (
+                Prompt::question(&llm.text, &llm.tokens, self.shown, question)?,
+                self.features.clone(),
+            ),
+            Some(_) => {
+                let next = Prompt::follow_up(&llm.text, question)?;
+                let ids = self.pending.iter().copied().chain(next.ids).collect();
+                let clips = Vec::new();
+                (Prompt { ids, clips }, None)
+            }
+        };
+        let mut context = match self.context.take() {
+            Some(context) => context,
+            None => llm.context(&prompt, &self.drawing),
+        };
+        let before = context.len();
+        if let Err(error) = llm.model.read(&mut context, &prompt, features) {
+            if before > 0 {
+                context.truncate(before);
+                self.context = Some(context);
+            }
+            return Err(error.into());
+        }
+        let eos = llm.text.eos();
+        let sampling = &self.drawing.text;
+        let said = llm.speak(
+            &mut context,
+            sampling,
+            &[eos],
+            &mut self.noise,
+            &mut on_text,
+        )?;
+        self.pending = match said.end {
+            // The next question starts with it.
+            End::Token(_) => Vec::new(),
+            _ => said.ids.last().copied().into_iter().collect(),
+        };
+        self.context = Some(context);
+        Ok(Answer {
+            text: said.text.trim().to_owned(),
+            complete: said.end == End::Token(eos),
+            ids: said.ids,
+        })
+    }
+}
+
+/// Reads and packs the decoder a layer at a time. Embeddings stay as stored; on the CPU norms and
+/// projections, which are small, are in f32.
+fn load_quantized(
+    checkpoint: &mut Checkpoint<'_>,
+    part: Part,
+    mut model: DivotLlm,
+    quantization: Quantization,
+) -> Result<DivotLlm> {
+    let device: Device = checkpoint.device().clone();
+    let on_host = device::is_cpu(&device);
+    let mut loading = checkpoint.loading(part)?;
+    let small = loading.dtype();
+    for (i, slot) in model.llm.layers.iter_mut().enumerate() {
+        // Taken out, so that what was read is dropped when it is packed.
+        let layer = std::mem::replace(slot, slot.clone());
+        let layer = loading.fill(&format!("llm.layers.{i}."), layer, None)?;
+        *slot = layer.quantize(quantization, on_host);
+    }
+    let head = loading.fill("llm.lm_head.", model.llm.lm_head, None)?;
+    model.llm.lm_head = head.quantize(quantization, on_host);
+    model.llm.embed_tokens = loading.fill("llm.embed_tokens.", model.llm.embed_tokens, None)?;
+    model.llm.norm = loading.fill("llm.norm.", model.llm.norm, small)?;
+    model.input_proj = loading.fill("input_proj.", model.input_proj, small)?;
+    model.output_proj = loading.fill("output_proj.", model.output_proj, small)?;
+    model.head = loading.fill("head.", model.head, small)?;
+    loading.finish()?;
+    Ok(model)
+}

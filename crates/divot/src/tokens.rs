@@ -1,0 +1,81 @@
+//! Video tokens in files, for other programs and for later.
+//!
+//! A file is safetensors with `tokens`, `[clips, 64, 256]`, and `unconditional`, `[1, 64, 256]`: the
+//! tokens of a mid-grey clip, which guidance needs, so that the tokenizer is not needed again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::weights::{Source, TensorSpec, write_safetensors};
+
+/// The tokens of a video.
+#[derive(Debug, Clone)]
+pub struct VideoTokens {
+    /// `[clips, 64, 256]`.
+    pub tokens: Tensor<3>,
+    /// `[1, 64, 256]`.
+    pub unconditional: Option<Tensor<3>>,
+}
+
+const TOKENS: &str = "tokens";
+const UNCONDITIONAL: &str = "unconditional";
+
+impl VideoTokens {
+    /// Writes a file, in f32. It appears when it is complete.
+    ///
+    /// # Errors
+    /// If a number is not finite, or the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut tensors = vec![(TOKENS, &self.tokens)];
+        tensors.extend(
+            self.unconditional
+                .as_ref()
+                .map(|tokens| (UNCONDITIONAL, tokens)),
+        );
+        let specs: Vec<TensorSpec> = tensors
+            .iter()
+            .map(|(name, tensor)| TensorSpec {
+                name: (*name).to_owned(),
+                shape: tensor.dims().to_vec(),
+                dtype: DType::F32,
+            })
+            .collect();
+        let metadata = BTreeMap::from([("format".to_owned(), "divot tokens".to_owned())]);
+        write_safetensors(path, &specs, &metadata, |i| {
+            Ok(tensors[i].1.clone().cast(DType::F32).into_data())
+        })?;
+        Ok(())
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// If it is missing, damaged, or holds no tokens.
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        let source = Source::open(path)?;
+        let read = |name: &str| -> Result<Option<Tensor<3>>> {
+            let Some(tensor) = source.get(name) else {
+                return Ok(None);
+            };
+            let data = tensor.read()?;
+            if data.shape().num_dims() != 3 || !data.dtype().is_float() {
+                return Err(refused(path, &format!("`{name}` is no table of tokens")));
+            }
+            if !data.iter::<f32>().all(f32::is_finite) {
+                return Err(refused(path, &format!("`{name}` holds what is no number")));
+            }
+            Ok(Some(Tensor::from_data(data, (device, DType::F32))))
+        };
+        Ok(Self {
+            tokens: read(TOKENS)?.ok_or_else(|| refused(path, "holds no `tokens`"))?,
+            unconditional: read(UNCONDITIONAL)?,
+        })
+    }
+}
+
+fn refused(path: &Path, problem: &str) -> Error {
+    Error::config(path, problem, "give a file that `divot tokenize` wrote")
+}
