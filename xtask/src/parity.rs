@@ -1,5 +1,7 @@
 //! `cargo xtask parity`: ours against a parity fixture's numbers.
 
+mod language;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -42,7 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let device = divot::device::select(&arguments.device)?;
     let parity = Parity::open(&arguments.fixture, arguments.only.clone(), device)?;
     type Section = (&'static str, fn(&Parity) -> Result<()>);
-    let sections: [Section; 9] = [
+    let sections: [Section; 15] = [
         ("preprocess", Parity::preprocess),
         ("clip", Parity::clip),
         ("tokenizer", Parity::tokenizer),
@@ -52,14 +54,23 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         ("schedule", Parity::schedule),
         ("ddim", Parity::ddim),
         ("train", Parity::train),
+        ("gmm", Parity::gmm),
+        ("llm", Parity::llm),
+        ("agent_comp", Parity::agent_comp),
+        ("agent_gen", Parity::agent_gen),
+        ("comprehend", Parity::comprehend),
+        ("lora", Parity::lora),
     ];
     for (name, section) in sections {
-        if parity.wants_section(name) {
+        if parity.wants_section(name) && parity.has_section(name) {
             section(&parity).with_context(|| format!("section {name}"))?;
         }
     }
     if parity.wants_section("frames") {
         parity.sampling()?;
+    }
+    if parity.wants_section("prompts") {
+        parity.prompts()?;
     }
     let names: Vec<&str> = sections.iter().map(|(name, _)| *name).collect();
     Ok(parity.finish(&names))
@@ -134,6 +145,14 @@ impl Parity {
         })
     }
 
+    /// Fixtures at full size leave the language model out.
+    fn has_section(&self, section: &str) -> bool {
+        let prefix = format!("{section}/");
+        self.io
+            .tensors()
+            .any(|tensor| tensor.name.starts_with(&prefix))
+    }
+
     fn wants(&self, name: &str) -> bool {
         self.only
             .as_ref()
@@ -198,8 +217,23 @@ impl Parity {
         self.compare_data(name, ours.into_data(), limit)
     }
 
+    /// [`compare`](Self::compare) with a tensor that another line is about too.
+    fn compare_as<const D: usize>(
+        &self,
+        theirs: &str,
+        name: &str,
+        ours: Tensor<D>,
+        limit: f64,
+    ) -> Result<()> {
+        self.compare_with(theirs, name, ours.into_data(), limit)
+    }
+
     fn compare_data(&self, name: &str, ours: TensorData, limit: f64) -> Result<()> {
-        let theirs = self.data(name)?;
+        self.compare_with(name, name, ours, limit)
+    }
+
+    fn compare_with(&self, theirs: &str, name: &str, ours: TensorData, limit: f64) -> Result<()> {
+        let theirs = self.data(theirs)?;
         if !self.wants(name) {
             return Ok(());
         }
@@ -322,11 +356,10 @@ impl Parity {
         let patches = tokenizer.patch_tokens(frames.clone());
         let temporal = tokenizer.resampler.temporal(patches).squeeze_dim::<3>(0);
         self.compare("tokenizer/temporal", temporal, self.limit)?;
-        let [_, count, _, side, _] = frames.dims();
         self.compare("tokenizer/tokens", tokenizer.tokenize(frames), self.limit)?;
         self.compare(
             "tokenizer/tokens_zeros",
-            tokenizer.unconditional(count, side),
+            tokenizer.unconditional(),
             self.limit,
         )
     }

@@ -164,7 +164,7 @@ impl DenoisingMlp {
         let dtype = self.input.weight.val().dtype();
         let time = timestep_embedding(timesteps).cast(dtype);
         let time = self.timestep2.forward(silu(self.timestep1.forward(time)));
-        let condition = silu(time + self.condition.forward(condition.cast(dtype)) * 0.0);
+        let condition = silu(time + self.condition.forward(condition.cast(dtype)));
         let mut x = self.input.forward(x.cast(dtype));
         for block in &self.blocks {
             x = block.forward(x, condition.clone());

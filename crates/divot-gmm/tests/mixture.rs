@@ -97,25 +97,24 @@ impl Params {
     fn gradient(&self, target: &[f64]) -> Vec<f64> {
         let log_likelihood = self.log_likelihood(target);
         let responsibilities = self.joint(target).map(|x| (x - log_likelihood).exp());
-        let mut gradient = Vec::new();
-        for part in 0..2 {
-            for k in 0..K {
-                for d in 0..D {
-                    let variance = self.variance(k, d);
-                    let offset = target[d] - f64::from(self.means[k][d]);
-                    let raw = self.raw_variances[k][d];
-                    let derivative = if part == 0 {
-                        -offset / variance
-                    } else if softplus(raw) < 1e-5 {
-                        0.0
-                    } else {
-                        let slope = 1.0 / (1.0 + f64::from(-raw).exp());
-                        0.5 * (1.0 - offset * offset / variance) / variance * slope
-                    };
-                    gradient.push(responsibilities[k] * derivative);
-                }
+        let mut of_means = Vec::new();
+        let mut of_raw_variances = Vec::new();
+        for (k, responsibility) in responsibilities.into_iter().enumerate() {
+            for (d, target) in target.iter().enumerate() {
+                let variance = self.variance(k, d);
+                let offset = target - f64::from(self.means[k][d]);
+                of_means.push(responsibility * -offset / variance);
+                let raw = self.raw_variances[k][d];
+                let slope = if softplus(raw) < 1e-5 {
+                    0.0
+                } else {
+                    1.0 / (1.0 + f64::from(-raw).exp())
+                };
+                let of_variance = 0.5 * (1.0 - offset * offset / variance) / variance;
+                of_raw_variances.push(responsibility * of_variance * slope);
             }
         }
+        let mut gradient = [of_means, of_raw_variances].concat();
         let probabilities = self.probabilities();
         gradient.extend((0..K).map(|k| probabilities[k] - responsibilities[k]));
         gradient

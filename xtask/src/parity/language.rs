@@ -1,0 +1,307 @@
+//! The language model's half of a fixture.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use burn::module::Module;
+use burn::tensor::{Device, FloatDType, Tensor};
+use divot::checkpoint::{Checkpoint, Part};
+use divot::convert::{Job, Lora, ReleasedConfig, Target, convert};
+use divot::{Noise, VideoLlm};
+use divot_gmm::GmmConfig;
+use divot_llm::{
+    Batch, Context, DivotLlm, KvCache, Prompt, Quantization, Role, Rules, Sequence, TextSampling,
+};
+use serde_json::Value;
+
+use super::{Parity, gradient_norm};
+
+/// What of a decoder's scores the quantised forms may change: a few of their own steps.
+const QUANTIZED_LIMITS: [(Quantization, &str, f64); 2] = [
+    (Quantization::Q8, "q8", 2e-2),
+    (Quantization::Q4, "q4", 0.5),
+];
+
+impl Parity {
+    fn load_llm(&self, device: &Device, quantization: Option<Quantization>) -> Result<VideoLlm> {
+        let mut checkpoint = Checkpoint::new(self.models.path(), device);
+        Ok(VideoLlm::load_part(
+            &mut checkpoint,
+            Part::Generation,
+            quantization,
+        )?)
+    }
+
+    pub(super) fn gmm(&self) -> Result<()> {
+        let device = self.device.clone().autodiff();
+        let params = self.tensor_on::<3>("gmm/params", &device)?.require_grad();
+        let targets = self.tensor_on::<3>("gmm/targets", &device)?;
+        let head = GmmConfig::new()
+            .with_num_components(self.number("gmm", "num_components")? as usize)
+            .with_dim(targets.dims()[2])
+            .init();
+        let mixture = head.mixture(params.clone(), 1.0);
+        self.compare("gmm/means", mixture.means.clone(), self.limit)?;
+        self.compare("gmm/variances", mixture.variances.clone(), self.limit)?;
+        self.compare("gmm/logits", mixture.logits.clone(), self.limit)?;
+        self.compare("gmm/expected", mixture.expected(), self.limit)?;
+        let nll = mixture.nll(targets);
+        self.compare("gmm/nll", nll.clone(), self.limit)?;
+        let gradients = nll.backward();
+        let gradient = params.grad(&gradients).context("params have no gradient")?;
+        self.compare("gmm/grad_params", gradient, self.limit)
+    }
+
+    pub(super) fn llm(&self) -> Result<()> {
+        let llm = self.load_llm(&self.device, None)?;
+        let logits = self.logits(&llm.model)?;
+        self.compare("llm/logits", logits.clone(), self.limit)?;
+        for (quantization, name, limit) in QUANTIZED_LIMITS {
+            let quantized = self.load_llm(&self.device, Some(quantization))?;
+            let ours = self.logits(&quantized.model)?;
+            self.compare_as("llm/logits", &format!("llm/logits in {name}"), ours, limit)?;
+        }
+
+        // Queries that see each other, in one pass, and behind a prompt that is remembered.
+        let ids = self.ids("llm/gen_ids")?.remove(0);
+        let mask = self.integers("llm/gen_attention_mask")?;
+        let roles = Role::of_released(&mask, llm.model.num_queries);
+        let decoder = &llm.model.llm;
+        let hidden = decoder.forward(decoder.embed_ids(&ids), &[roles.clone()], None);
+        self.compare("llm/gen_hidden", hidden.clone(), self.limit)?;
+
+        let start = mask.iter().position(|&m| m == -1).context("no queries")?;
+        let queries = mask.iter().filter(|&&m| m == -1).count();
+        let params = llm
+            .model
+            .output_proj
+            .forward(hidden.narrow(1, start, queries));
+        self.compare("llm/gen_gmm_params", params, self.limit)?;
+
+        let mut cache = KvCache::new(decoder.layers.len(), 1);
+        let pieces = [0..start / 2, start / 2..start, start..ids.len()];
+        let hidden = pieces.map(|piece| {
+            let embeds = decoder.embed_ids(&ids[piece.clone()]);
+            decoder.forward(embeds, &[roles[piece].to_vec()], Some(&mut cache))
+        });
+        let hidden = Tensor::cat(hidden.to_vec(), 1);
+        let name = "llm/gen_hidden through the cache";
+        self.compare_as("llm/gen_hidden", name, hidden, self.limit)
+    }
+
+    fn logits(&self, model: &DivotLlm) -> Result<Tensor<3>> {
+        let ids = self.ids("llm/ids")?.remove(0);
+        let roles = vec![Role::Causal; ids.len()];
+        let hidden = model.llm.forward(model.llm.embed_ids(&ids), &[roles], None);
+        Ok(model.llm.logits(hidden))
+    }
+
+    pub(super) fn agent_comp(&self) -> Result<()> {
+        self.agent("agent_comp")
+    }
+
+    pub(super) fn agent_gen(&self) -> Result<()> {
+        self.agent("agent_gen")
+    }
+
+    /// The training objective on a batch, and its gradients.
+    fn agent(&self, section: &str) -> Result<()> {
+        let device = self.device.clone().autodiff();
+        let model = self.load_llm(&device, None)?.model;
+        let name = |tensor: &str| format!("{section}/{tensor}");
+        let features = self.tensor_on::<4>(&name("video_embeds"), &device)?;
+        let (ids, labels) = (self.ids(&name("input_ids"))?, self.rows(&name("labels"))?);
+        let masks = self.rows(&name("attention_mask"))?;
+        let (inputs, outputs) = (
+            self.rows(&name("ids_cmp_mask"))?,
+            self.rows(&name("ids_gen_mask"))?,
+        );
+        let marked = |row: &[i64]| (0..row.len()).filter(|&i| row[i] != 0).collect();
+        let sequences = (0..ids.len())
+            .map(|row| Sequence {
+                ids: ids[row].clone(),
+                labels: labels[row]
+                    .iter()
+                    .map(|&id| u32::try_from(id).ok())
+                    .collect(),
+                roles: Role::of_released(&masks[row], model.num_queries),
+                inputs: marked(&inputs[row]),
+                outputs: marked(&outputs[row]),
+            })
+            .collect();
+        let batch = Batch {
+            sequences,
+            inputs: self.clips(&features, &name("embeds_cmp_mask"))?,
+            targets: self.clips(&features, &name("embeds_gen_mask"))?,
+        };
+        let losses = model.forward(&batch, &mut Noise::new(0));
+        self.compare(&name("lm_loss"), losses.lm.clone(), self.limit)?;
+        self.compare(&name("gmm_loss"), losses.head.clone(), self.limit)?;
+
+        let gradients = losses.total.backward();
+        for (part, norm) in [
+            ("input", gradient_norm(&model.input_proj, &gradients)),
+            ("llm", gradient_norm(&model.llm, &gradients)),
+            ("output", gradient_norm(&model.output_proj, &gradients)),
+        ] {
+            self.compare_values(&name(&format!("grad_norm_{part}")), vec![norm], self.limit)?;
+        }
+        Ok(())
+    }
+
+    /// The clips that a mask of `[batch, clips]` marks, as `[marked, tokens, width]`.
+    fn clips(&self, features: &Tensor<4>, mask: &str) -> Result<Option<Tensor<3>>> {
+        let [batch, clips, tokens, width] = features.dims();
+        let all = features.clone().reshape([batch * clips, tokens, width]);
+        let marked: Vec<Tensor<3>> = self
+            .integers(mask)?
+            .iter()
+            .enumerate()
+            .filter(|(_, mark)| **mark != 0)
+            .map(|(clip, _)| all.clone().narrow(0, clip, 1))
+            .collect();
+        Ok((!marked.is_empty()).then(|| Tensor::cat(marked, 0)))
+    }
+
+    /// An answer, greedily: with what was read kept, and reading all of it again for each token.
+    pub(super) fn comprehend(&self) -> Result<()> {
+        let llm = self.load_llm(&self.device, None)?;
+        let (model, decoder) = (&llm.model, &llm.model.llm);
+        let ids = self.ids("comprehend/input_ids")?.remove(0);
+        let marked = self.rows("comprehend/ids_cmp_mask")?.remove(0);
+        let features = self
+            .tensor::<4>("comprehend/video_embeds")?
+            .squeeze_dim::<3>(0);
+        let clips: Vec<usize> = (1..ids.len())
+            .filter(|&i| marked[i] != 0 && marked[i - 1] == 0)
+            .collect();
+        let prompt = Prompt { ids, clips };
+        let greedy = self.integers("comprehend/greedy_ids")?;
+
+        let mut context = Context::new(decoder, 1);
+        model.read(&mut context, &prompt, Some(features.clone()))?;
+        let hidden = context.hidden().context("nothing was read")?.clone();
+        let logits = decoder.logits(hidden).squeeze_dim::<2>(1);
+        self.compare("comprehend/last_logits", logits, self.limit)?;
+
+        let sampling = TextSampling::greedy().with_max_new_tokens(greedy.len());
+        let order = llm.tokens.order();
+        let rules = Rules {
+            sampling: &sampling,
+            stop: &[],
+            order: Some(&order),
+            window: model.window(),
+        };
+        let noise = &mut Noise::new(0);
+        let go_on = |_| ControlFlow::Continue(());
+        let remembered = decoder.generate(&mut context, rules, noise, go_on)?.ids;
+        self.compare_ids("comprehend/greedy_ids", &remembered)?;
+
+        let once = TextSampling::greedy().with_max_new_tokens(1);
+        let rules = Rules {
+            sampling: &once,
+            ..rules
+        };
+        let mut longer = prompt.clone();
+        for _ in 0..greedy.len() {
+            let mut context = Context::new(decoder, 1);
+            model.read(&mut context, &longer, Some(features.clone()))?;
+            let next = decoder.generate(&mut context, rules, noise, go_on)?;
+            longer.ids.extend(next.ids);
+        }
+        let repeated = &longer.ids[prompt.ids.len()..];
+        let wrong = repeated
+            .iter()
+            .zip(&remembered)
+            .filter(|(a, b)| a != b)
+            .count();
+        let name = "comprehend/greedy_ids without the cache";
+        self.report(name, &[repeated.len()], wrong as f64, 0.0);
+        Ok(())
+    }
+
+    /// LoRA beside its weights, folded in at conversion, and folded in after loading.
+    pub(super) fn lora(&self) -> Result<()> {
+        let pretrained = self.dir.join("pretrained");
+        let alpha = Some(self.number("lora", "lora_alpha")?);
+        let sizes = ReleasedConfig::read(&self.dir.join("config.json"))?;
+        let sources: [PathBuf; 3] = [
+            pretrained.join("Divot_lora"),
+            pretrained.join("Divot_sft_gen/llm"),
+            pretrained.join("cvlm_mistral_instruct_tokenizer"),
+        ];
+        let load = |lora: Lora| -> Result<DivotLlm> {
+            let folder = tempfile::tempdir()?;
+            let job = Job {
+                lora,
+                ..Job::of(Target::Llm, &sources)
+            };
+            convert(&job, &sizes, folder.path(), FloatDType::F32, |_| {
+                ControlFlow::Continue(())
+            })?;
+            let mut checkpoint = Checkpoint::new(folder.path(), &self.device);
+            Ok(VideoLlm::load_part(&mut checkpoint, Part::Llm, None)?.model)
+        };
+        let beside = load(Lora::Keep { alpha })?;
+        self.compare("lora/logits", self.logits(&beside)?, self.limit)?;
+        let folded = load(Lora::Merge { alpha })?;
+        self.compare("lora/merged_logits", self.logits(&folded)?, self.limit)?;
+        ensure!(
+            beside.num_params() > folded.num_params(),
+            "the low-rank matrices are still there"
+        );
+        let mut folded = beside;
+        folded.llm = folded.llm.merge_lora();
+        let logits = self.logits(&folded)?;
+        let name = "lora/merged_logits after loading";
+        self.compare_as("lora/merged_logits", name, logits, self.limit)
+    }
+
+    /// Text to ids, special tokens in it included.
+    pub(super) fn prompts(&self) -> Result<()> {
+        let path = self.dir.join("prompts.json");
+        if self.io.get("llm/ids").is_none() {
+            return Ok(());
+        }
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{}: cannot be read", path.display()))?;
+        let cases: Vec<Value> = serde_json::from_str(&text)?;
+        let llm = self.load_llm(&self.device, None)?;
+        for (number, case) in cases.iter().enumerate() {
+            let text = case["text"].as_str().context("prompts.json: text")?;
+            let ids: Vec<u32> = serde_json::from_value(case["ids"].clone())?;
+            let ours = llm.text.encode_with_special(text)?;
+            let wrong = f64::from(u8::from(ours != ids));
+            self.report(&format!("prompts/{number}"), &[ids.len()], wrong, 0.0);
+        }
+        Ok(())
+    }
+
+    /// Integers of `[rows, columns]`.
+    fn rows(&self, name: &str) -> Result<Vec<Vec<i64>>> {
+        let data = self.data(name)?;
+        let columns = *data.shape().last().context("a table without columns")?;
+        let values: Vec<i64> = data.iter::<i64>().collect();
+        Ok(values.chunks(columns).map(<[i64]>::to_vec).collect())
+    }
+
+    fn ids(&self, name: &str) -> Result<Vec<Vec<u32>>> {
+        let rows = self.rows(name)?.into_iter();
+        Ok(rows
+            .map(|row| row.into_iter().map(|id| id as u32).collect())
+            .collect())
+    }
+
+    /// Counts tokens that differ.
+    fn compare_ids(&self, name: &str, ours: &[u32]) -> Result<()> {
+        let theirs = self.integers(name)?;
+        let same = ours
+            .iter()
+            .zip(&theirs)
+            .filter(|(a, b)| i64::from(**a) == **b);
+        let wrong = theirs.len().max(ours.len()) - same.count();
+        self.report(name, &[theirs.len()], wrong as f64, 0.0);
+        Ok(())
+    }
+}
