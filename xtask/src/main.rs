@@ -1,12 +1,12 @@
 //! What maintainers run by hand: `cargo xtask --help`.
 
 mod bench;
-mod convert;
 mod parity;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use divot_cli::convert;
 
 /// Maintenance of Divot in Rust.
 #[derive(Parser)]
@@ -19,6 +19,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Turn the released PyTorch checkpoints into ours
+    #[command(after_help = "\
+Examples:
+  cargo xtask convert-weights --from pretrained --to models/divot --dtype f16
+  cargo xtask convert-weights --from model.ckpt --to models/start --part dynamicrafter
+  cargo xtask convert-weights --from Divot_tokenizer.bin --from open_clip_pytorch_model.bin \
+      --to models/divot --part tokenizer")]
     ConvertWeights(convert::Arguments),
     /// Time the networks at full size, with random weights
     Bench(bench::Arguments),
@@ -37,7 +43,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {}", divot::one_line(error.as_ref()));
-            match convert::interrupted() {
+            match divot_cli::interrupted() {
                 true => ExitCode::from(130),
                 false => ExitCode::FAILURE,
             }

@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! The `divot` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    divot_cli::main()
+}

@@ -161,7 +161,7 @@ mod tests {
 
     fn assert_near(found: &[f64], expected: &[f64], draws: usize) {
         for (found, p) in found.iter().zip(expected) {
-            let error = 4.0 * (p * (1.0 - p) / draws as f64).sqrt();
+            let error = 4.0 * (p * (1.0 - p) / draws as f64).sqrt() + 1e-9;
             assert!((found - p).abs() <= error, "{found} is not {p} ± {error}");
         }
     }

@@ -257,7 +257,7 @@ impl Detokenizer {
     /// Returns `[batch, 4, frames, height, width]`, or `None` if stopped.
     ///
     /// # Errors
-    /// If an option is out of range.
+    /// If the tokens are not as wide as the model's, or an option is out of range.
     pub fn sample(
         &self,
         tokens: Tensor<3>,
@@ -267,6 +267,16 @@ impl Detokenizer {
         on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
     ) -> Result<Option<Tensor<5>>> {
         sampling.check()?;
+        let expected = self.token_dim();
+        for tokens in [Some(&tokens), unconditional.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            let [_, _, found] = tokens.dims();
+            if found != expected {
+                return Err(Error::TokenWidth { found, expected });
+            }
+        }
         let ddim = sampling.ddim(&self.schedule)?;
         let device = tokens.device();
         let [height, width] = self.latent_size;

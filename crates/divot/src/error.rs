@@ -46,8 +46,18 @@ pub enum Error {
     )]
     NotFinite(&'static str),
     /// A clip is not 16 frames of one size.
-    #[error("a clip is 16 frames of one size, not {0}; read it with `Reconstructor::read_clip`")]
+    #[error("a clip is 16 frames of one size, not {0}; read it with `Tokenizer::read_clip`")]
     Clip(String),
+    /// Video tokens are of another model than the de-tokenizer.
+    #[error(
+        "tokens of {found} numbers do not fit a de-tokenizer of {expected}; make them with the same model"
+    )]
+    TokenWidth {
+        /// Width of the tokens.
+        found: usize,
+        /// Width that the de-tokenizer reads.
+        expected: usize,
+    },
     /// A configuration could not be read, or does not fit.
     #[error("{}: {problem}; {remedy}", .path.display())]
     Config {

@@ -1,6 +1,7 @@
 //! The language model with its text tokenizer: what it is asked, and what it answers.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use divot_llm::gmm::SampleOptions;
@@ -33,6 +34,8 @@ pub struct Answer {
     pub text: String,
     /// Its tokens, special ones included.
     pub ids: Vec<u32>,
+    /// How many tokens were read for it: the question's, with those of what is shown.
+    pub prompt_tokens: usize,
     /// Whether it ended by itself, rather than for want of room or by the caller.
     pub complete: bool,
 }
@@ -78,6 +81,29 @@ impl Default for Drawing {
     }
 }
 
+impl Drawing {
+    /// Finds out whether anything can be drawn so, before any weights are read.
+    ///
+    /// # Errors
+    /// The first option that is out of range.
+    pub fn check(&self) -> Result<()> {
+        self.text.check()?;
+        for (option, value) in [
+            ("var_scale", self.features.var_scale),
+            ("the features' temperature", self.features.temperature),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::Option {
+                    option,
+                    value,
+                    remedy: "a number that is not negative",
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
 impl VideoLlm {
     /// Loads the language model of a checkpoint that is best at `task`, see [`Task`].
     ///
@@ -88,17 +114,7 @@ impl VideoLlm {
         task: Task,
         quantization: Option<Quantization>,
     ) -> Result<Self> {
-        let part = task
-            .parts()
-            .into_iter()
-            .find(|part| part.folder(checkpoint.folder()).is_dir())
-            .ok_or_else(|| {
-                Error::config(
-                    checkpoint.folder(),
-                    "holds no language model",
-                    "convert one: `convert-weights --from pretrained`, or `divot download`",
-                )
-            })?;
+        let part = task.part(checkpoint.folder())?;
         Self::load_part(checkpoint, part, quantization)
     }
 
@@ -169,6 +185,7 @@ impl VideoLlm {
         drawing: &Drawing,
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Scene>> {
+        drawing.check()?;
         let prompt = Prompt::generation(&self.text, caption)?;
         let mut noise = Noise::new(drawing.seed);
         let mut context = self.context(&prompt, drawing);
@@ -202,6 +219,7 @@ impl VideoLlm {
             }
             .into());
         }
+        drawing.check()?;
         let prompt = Prompt::instruction(&self.text, instruction)?;
         let mut noise = Noise::new(drawing.seed);
         let mut context = self.context(&prompt, drawing);
@@ -371,6 +389,23 @@ impl Task {
             ],
         }
     }
+
+    /// The best part for it that a checkpoint's folder holds.
+    ///
+    /// # Errors
+    /// If it holds no language model.
+    pub fn part(self, checkpoint: &Path) -> Result<Part> {
+        self.parts()
+            .into_iter()
+            .find(|part| part.folder(checkpoint).is_dir())
+            .ok_or_else(|| {
+                Error::config(
+                    checkpoint,
+                    "holds no language model",
+                    "convert one: `convert-weights --from pretrained`, or `divot download`",
+                )
+            })
+    }
 }
 
 /// A conversation, each question of which is answered with what was said before in mind.
@@ -440,6 +475,7 @@ impl Chat<'_> {
         };
         self.context = Some(context);
         Ok(Answer {
+            prompt_tokens: prompt.ids.len(),
             text: said.text.trim().to_owned(),
             complete: said.end == End::Token(eos),
             ids: said.ids,

@@ -3,9 +3,9 @@ use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
 use burn::tensor::{Device, Shape, Tensor, TensorData};
-use divot_data::sampling::{CLIP_FRAMES, TOKENIZER_FRAMES, reconstruct_indices_from};
+use divot_data::sampling::{CLIP_FRAMES, TOKENIZER_FRAMES};
 use divot_data::transform::frame_to_chw;
-use divot_data::{Frame, Transform, Video};
+use divot_data::{Frame, Video};
 use divot_nn::check_same;
 use divot_unet::DdimStep;
 
@@ -93,19 +93,7 @@ impl Reconstructor {
     /// # Errors
     /// If the video cannot be decoded, or `start` lies past its end.
     pub fn read_clip(&self, video: &Video, start: f64) -> Result<Clip> {
-        let info = video.info();
-        let indices = reconstruct_indices_from(info.frames, info.fps, start)?;
-        let transform = Transform {
-            size: self.tokenizer.frame_size,
-            ..Transform::default()
-        };
-        // One frame at a time: the video's own may be large.
-        let mut frames = vec![None; indices.len()];
-        video.visit(&indices, |position, frame| {
-            frames[position] = Some(transform.frame(frame)?);
-            Ok(())
-        })?;
-        Clip::new(frames.into_iter().flatten().collect())
+        self.tokenizer.read_clip(video, start)
     }
 
     /// Turns the tokens of one clip, `[1, 64, 256]`, into frames; the same seed draws the same noise.

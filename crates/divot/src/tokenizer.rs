@@ -3,7 +3,9 @@ use std::ops::ControlFlow;
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
-use divot_data::sampling::{TOKENIZER_FRAMES, comprehend_indices, tokenizer_indices};
+use divot_data::sampling::{
+    TOKENIZER_FRAMES, comprehend_indices, reconstruct_indices_from, tokenizer_indices,
+};
 use divot_data::transform::frame_to_chw;
 use divot_data::{Transform, Video};
 use divot_nn::{CheckSizes, SizeError, check_same, check_widths};
@@ -12,6 +14,7 @@ use divot_vit::{VisionTower, VisionTowerConfig, preprocess};
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::Result;
+use crate::reconstruct::Clip;
 
 /// Sizes of the Divot tokenizer.
 #[derive(Config, Debug)]
@@ -112,6 +115,26 @@ impl Tokenizer {
         let size = self.frame_size;
         let shape = [1, TOKENIZER_FRAMES.len(), 3, size, size];
         self.tokenize(Tensor::zeros(shape, &device))
+    }
+
+    /// Reads the clip of a video that starts at `start` seconds, cut to the model's square.
+    ///
+    /// # Errors
+    /// If the video cannot be decoded, or `start` lies past its end.
+    pub fn read_clip(&self, video: &Video, start: f64) -> Result<Clip> {
+        let info = video.info();
+        let indices = reconstruct_indices_from(info.frames, info.fps, start)?;
+        let transform = Transform {
+            size: self.frame_size,
+            ..Transform::default()
+        };
+        // One frame at a time: the video's own may be large.
+        let mut frames = vec![None; indices.len()];
+        video.visit(&indices, |position, frame| {
+            frames[position] = Some(transform.frame(frame)?);
+            Ok(())
+        })?;
+        Clip::new(frames.into_iter().flatten().collect())
     }
 
     /// Video tokens of a whole video, in clips of two seconds: `[clips, 64, 256]`, in f32. A video of

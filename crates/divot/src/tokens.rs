@@ -69,9 +69,21 @@ impl VideoTokens {
             }
             Ok(Some(Tensor::from_data(data, (device, DType::F32))))
         };
+        let tokens = read(TOKENS)?.ok_or_else(|| refused(path, "holds no `tokens`"))?;
+        let unconditional = read(UNCONDITIONAL)?;
+        let [clips, _, width] = tokens.dims();
+        if clips == 0 {
+            return Err(refused(path, "holds the tokens of no clip"));
+        }
+        if let Some(unconditional) = &unconditional {
+            let [clips, _, its_width] = unconditional.dims();
+            if clips != 1 || its_width != width {
+                return Err(refused(path, "`unconditional` does not fit `tokens`"));
+            }
+        }
         Ok(Self {
-            tokens: read(TOKENS)?.ok_or_else(|| refused(path, "holds no `tokens`"))?,
-            unconditional: read(UNCONDITIONAL)?,
+            tokens,
+            unconditional,
         })
     }
 }

@@ -1,0 +1,207 @@
+//! `divot convert`, and `cargo xtask convert-weights`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::FloatDType;
+use clap::{Args, ValueEnum};
+use divot::convert::{Job, Lora, Progress, ReleasedConfig, Target, convert};
+use serde_json::{Value, json};
+
+use crate::interrupt;
+use crate::output::Output;
+
+/// Convert PyTorch checkpoints that are here already.
+///
+/// FROM holds the download as it was published:
+///   CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin
+///   Divot_tokenizer_detokenizer/Divot_tokenizer.bin
+///   Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin
+///   Divot_tokenizer_detokenizer/Divot_detokenizer_stage2.bin  (optional: adapted to the language model)
+///   dynamicrafter_256_v1/model.ckpt                           (optional: where training starts)
+///   cvlm_mistral_instruct_tokenizer/                          (of every language model)
+///   Divot_sft_comp/llm/, Divot_sft_comp/agent/                (optional: describes)
+///   Divot_sft_gen/llm/, Divot_sft_gen/agent/                  (optional: generates)
+///   Divot_pretrain/llm/, Divot_pretrain/agent/                (optional: before tuning)
+///   Mistral-7B-Instruct-v0.1/                                 (optional: where its training starts)
+/// Each file may be .bin, .safetensors, .pt, .pth or .ckpt, or a folder of shards.
+#[derive(Args)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
+Examples:
+  divot convert --from pretrained --to models/divot --dtype f16
+  divot convert --from model.ckpt --to models/start --part dynamicrafter
+  divot convert --from Divot_tokenizer.bin --from open_clip_pytorch_model.bin \
+      --to models/divot --part tokenizer
+  divot convert --from checkpoint.pt --from Divot_pretrain/llm --from cvlm_mistral_instruct_tokenizer \
+      --to models/divot --part llm --merge-lora"
+)]
+pub struct Arguments {
+    /// Folder that the released files were downloaded into; with --part also files or sharded
+    /// folders, one --from for each
+    #[arg(long, value_name = "FROM", required = true)]
+    from: Vec<PathBuf>,
+    /// Folder to write; each part becomes a folder in it
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    #[command(flatten)]
+    stored: Stored,
+    /// Parts to convert; all that are there if left out
+    #[arg(long, value_enum, value_name = "PART")]
+    part: Vec<PartName>,
+    /// JSON file with the model's sizes; the released model's if left out
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Fold LoRA's matrices into a language model's weights: smaller and faster, but no further
+    /// training of them
+    #[arg(long)]
+    merge_lora: bool,
+    /// LoRA's alpha, which checkpoints do not hold; the rank if left out, as released
+    #[arg(long, value_name = "ALPHA", allow_negative_numbers = true)]
+    lora_alpha: Option<f64>,
+}
+
+/// How converted weights are stored.
+#[derive(Args)]
+pub(crate) struct Stored {
+    /// Element type of the converted weights
+    #[arg(long, value_enum, default_value = "f16")]
+    dtype: Dtype,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Stored {
+    fn dtype(&self) -> FloatDType {
+        match self.dtype {
+            Dtype::F32 => FloatDType::F32,
+            Dtype::F16 => FloatDType::F16,
+            Dtype::Bf16 => FloatDType::BF16,
+        }
+    }
+}
+
+/// A part by its folder's name.
+#[derive(Clone, Copy, PartialEq)]
+struct PartName(Target);
+
+impl ValueEnum for PartName {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [PartName; Target::ALL.len()] = {
+            let mut all = [PartName(Target::ALL[0]); Target::ALL.len()];
+            let mut i = 0;
+            while i < all.len() {
+                all[i] = PartName(Target::ALL[i]);
+                i += 1;
+            }
+            all
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.0.name()))
+    }
+}
+
+/// Converts what was asked for and prints a report.
+///
+/// # Errors
+/// If a file is missing, damaged or of another model, cannot be written, or Ctrl-C was pressed.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    interrupt::handle()?;
+    report(arguments, &mut Output::new(false))
+}
+
+/// The same with the report where `output` has it.
+pub(crate) fn report(arguments: &Arguments, output: &mut Output) -> Result<()> {
+    let sizes = match &arguments.config {
+        Some(path) => ReleasedConfig::read(path)?,
+        None => ReleasedConfig::divot(),
+    };
+    if let Some(alpha) = arguments.lora_alpha
+        && !(alpha.is_finite() && alpha > 0.0)
+    {
+        bail!("lora_alpha is {alpha}; use a number above 0");
+    }
+    let mut lacking = Vec::new();
+    let mut jobs = match (&arguments.part[..], &arguments.from[..]) {
+        ([], [from]) => {
+            let found = Job::find(from)?;
+            for (target, file) in &found.lacking {
+                output.note(format!(
+                    "no {}: {} is missing",
+                    target.name(),
+                    file.display()
+                ));
+            }
+            lacking = found.lacking;
+            found.jobs
+        }
+        ([], _) => bail!("several --from need a --part"),
+        (parts, from) => parts.iter().map(|part| Job::of(part.0, from)).collect(),
+    };
+    for job in jobs.iter_mut().filter(|job| job.target.is_llm()) {
+        let alpha = arguments.lora_alpha;
+        job.lora = match arguments.merge_lora {
+            true => Lora::Merge { alpha },
+            false => Lora::Keep { alpha },
+        };
+    }
+    convert_all(&jobs, &sizes, &arguments.to, &arguments.stored, output)?;
+    ensure!(
+        lacking.is_empty(),
+        "the model is not complete without the parts above; add their files, or name the parts you want with --part"
+    );
+    Ok(())
+}
+
+/// Converts one part after another.
+pub(crate) fn convert_all(
+    jobs: &[Job],
+    sizes: &ReleasedConfig,
+    to: &Path,
+    stored: &Stored,
+    output: &mut Output,
+) -> Result<()> {
+    let mut done = Vec::new();
+    let mut reports: Vec<Value> = Vec::new();
+    for job in jobs {
+        let report = output.timed("conversion", |output| {
+            let bar = output.bar(job.target.name(), "{pos}/{len} tensors");
+            let report = convert(job, sizes, to, stored.dtype(), |progress: Progress| {
+                bar.set_length(progress.total as u64);
+                bar.set_position(progress.done as u64);
+                interrupt::flow()
+            });
+            bar.finish_and_clear();
+            report.with_context(|| {
+                let finished = match done.is_empty() {
+                    true => String::new(),
+                    false => format!(" (finished before it: {})", done.join(", ")),
+                };
+                format!("{} is not converted{finished}", job.target.name())
+            })
+        })?;
+        done.push(job.target.name());
+        output.line(&report)?;
+        reports.push(json!({
+            "part": report.part,
+            "folder": report.folder.to_string_lossy(),
+            "tensors": report.converted,
+            "parameters": report.parameters,
+            "ignored": report.ignored,
+            "defaulted": report.defaulted,
+            "fresh": report.fresh,
+        }));
+    }
+    output.set("to", to.to_string_lossy());
+    output.set("parts", reports);
+    Ok(())
+}

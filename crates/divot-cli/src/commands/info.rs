@@ -1,0 +1,222 @@
+//! `divot info`
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use divot::checkpoint::{CONFIG, Part, WEIGHTS};
+use divot::data::Video;
+use divot::data::sampling::{MAX_CLIPS, comprehend_indices};
+use divot::weights::Source;
+use serde_json::{Value, json};
+
+use crate::output::{Output, size};
+
+/// Say what a model, a video or a file of tokens holds.
+///
+/// Nothing is loaded: of a model only the headers of its files are read, of a video only its
+/// description.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  divot info --model models/divot
+  divot info clip.mp4
+  divot info tokens.safetensors")]
+pub struct Arguments {
+    /// Video, image, folder of images, or .safetensors file
+    file: Option<PathBuf>,
+    /// Folder of a model
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "models/divot",
+        conflicts_with = "file"
+    )]
+    model: PathBuf,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, output: &mut Output) -> Result<()> {
+        match &self.file {
+            None => model(&self.model, output),
+            Some(file) if has_parts(file) => model(file, output),
+            Some(file) if file.extension().is_some_and(|name| name == "safetensors") => {
+                tensors(file, output)
+            }
+            Some(file) => video(file, output),
+        }
+    }
+}
+
+fn has_parts(folder: &Path) -> bool {
+    parts(folder).next().is_some()
+}
+
+/// Folders of parts with their names.
+fn parts(folder: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    Part::ALL
+        .into_iter()
+        .map(Part::name)
+        // What training starts from is no part that is loaded.
+        .chain(["dynamicrafter"])
+        .map(|name| (name, folder.join(name)))
+        .filter(|(_, folder)| folder.join(WEIGHTS).is_file())
+}
+
+fn model(folder: &Path, output: &mut Output) -> Result<()> {
+    if !has_parts(folder) {
+        bail!(
+            "{}: there is no model; get one with `divot download --to {0}`, or name the folder of one with --model",
+            folder.display()
+        );
+    }
+    let mut found = Vec::new();
+    output.line(folder.display())?;
+    for (name, folder) in parts(folder) {
+        let path = folder.join(WEIGHTS);
+        let weights = Weights::read(&path)?;
+        let text = fs::read(folder.join(CONFIG)).unwrap_or_default();
+        let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+        output.line(format!(
+            "  {name:<20} {:>9.1} M parameters  {:>10}  {:<4}  {}",
+            weights.parameters as f64 / 1e6,
+            size(weights.bytes),
+            weights.dtypes.join(", "),
+            sizes(&config)
+        ))?;
+        found.push(json!({
+            "part": name,
+            "parameters": weights.parameters,
+            "tensors": weights.tensors,
+            "bytes": weights.bytes,
+            "dtypes": weights.dtypes,
+            "config": config,
+        }));
+    }
+    output.set("model", folder.to_string_lossy());
+    output.set("parts", found);
+    Ok(())
+}
+
+/// What a file of weights holds.
+struct Weights {
+    parameters: usize,
+    tensors: usize,
+    bytes: u64,
+    dtypes: Vec<&'static str>,
+}
+
+impl Weights {
+    fn read(path: &Path) -> Result<Self> {
+        let source = Source::open(path)?;
+        let mut dtypes: Vec<_> = source.tensors().map(|tensor| tensor.dtype.name()).collect();
+        dtypes.sort_unstable();
+        dtypes.dedup();
+        Ok(Self {
+            parameters: source
+                .tensors()
+                .map(|tensor| tensor.shape.iter().product::<usize>())
+                .sum(),
+            tensors: source.tensors().len(),
+            bytes: fs::metadata(path).map_or(0, |meta| meta.len()),
+            dtypes,
+        })
+    }
+}
+
+/// The sizes that tell models apart.
+fn sizes(config: &Value) -> String {
+    let number = |path: &str| config.pointer(path).and_then(Value::as_u64);
+    let known = [
+        ("frames of {} px", "/frame_size"),
+        ("{} tokens", "/resampler/tokens"),
+        ("of {}", "/resampler/token_dim"),
+        ("tokens of {}", "/resampler/input_dim"),
+        ("{} channels", "/unet/model_channels"),
+        ("latents {} high", "/latent_size/0"),
+        ("{} wide", "/latent_size/1"),
+        ("{} layers", "/llm/num_hidden_layers"),
+        ("of {}", "/llm/hidden_size"),
+        ("vocabulary {}", "/llm/vocab_size"),
+        ("window {}", "/llm/max_position_embeddings"),
+        ("clips of {} tokens", "/num_queries"),
+        ("LoRA of rank {}", "/lora/rank"),
+        ("context of {}", "/context_length"),
+        ("width {}", "/width"),
+    ];
+    let tokenizer = config.pointer("/vision").is_some();
+    let mut text = String::new();
+    for (words, path) in known {
+        // The tokenizer's resampler has an input too, which is the vision tower's width.
+        if tokenizer && path == "/resampler/input_dim" {
+            continue;
+        }
+        if let Some(number) = number(path) {
+            let words = words.replace("{}", &number.to_string());
+            let gap = match words.starts_with("of ") {
+                _ if text.is_empty() => "",
+                true => " ",
+                false => ", ",
+            };
+            text += &format!("{gap}{words}");
+        }
+    }
+    text
+}
+
+fn tensors(file: &Path, output: &mut Output) -> Result<()> {
+    let source = Source::open(file)?;
+    let weights = Weights::read(file)?;
+    output.line(format!(
+        "{}: {} tensors, {:.3} M numbers, {}, {}",
+        file.display(),
+        weights.tensors,
+        weights.parameters as f64 / 1e6,
+        size(weights.bytes),
+        weights.dtypes.join(", ")
+    ))?;
+    let mut list = Vec::new();
+    for tensor in source.tensors() {
+        output.line(format!(
+            "  {} {:?} {}",
+            tensor.name,
+            tensor.shape,
+            tensor.dtype.name()
+        ))?;
+        list.push(json!({
+            "name": tensor.name,
+            "shape": tensor.shape,
+            "dtype": tensor.dtype.name(),
+        }));
+    }
+    output.set("file", file.to_string_lossy());
+    output.set("bytes", weights.bytes);
+    output.set("tensors", list);
+    Ok(())
+}
+
+fn video(file: &Path, output: &mut Output) -> Result<()> {
+    let video = Video::open(file)?;
+    let info = video.info();
+    let clips = comprehend_indices(info.frames, info.fps, MAX_CLIPS)?.len();
+    output.set("file", file.to_string_lossy());
+    output.set("frames", info.frames);
+    output.set("fps", info.fps);
+    output.set("duration", info.duration());
+    output.set("width", info.width);
+    output.set("height", info.height);
+    output.set("codec", &info.codec);
+    output.set("clips", clips);
+    output.line(format!(
+        "{}: {} frames at {:.3} fps ({:.2} s), {}x{}, {}, {clips} clips of two seconds for `describe` and `tokenize`",
+        file.display(),
+        info.frames,
+        info.fps,
+        info.duration(),
+        info.width,
+        info.height,
+        info.codec
+    ))
+}

@@ -1,0 +1,12 @@
+//! One file a command.
+
+pub mod completions;
+pub mod convert;
+pub mod describe;
+pub mod detokenize;
+pub mod download;
+pub mod generate;
+pub mod info;
+pub mod reconstruct;
+pub mod story;
+pub mod tokenize;

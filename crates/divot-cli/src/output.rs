@@ -1,0 +1,202 @@
+//! What a command says: text, or one JSON object.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use divot::{device, peak_memory};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::interrupt;
+
+/// Where a command's results go.
+pub struct Output {
+    json: bool,
+    results: Map<String, Value>,
+    seconds: Vec<(&'static str, f64)>,
+    device: Option<String>,
+    started: Instant,
+    /// Nobody reads standard output any more.
+    closed: bool,
+    /// Why standard output cannot be written.
+    failed: Option<io::Error>,
+}
+
+impl Output {
+    /// For a command that starts now.
+    pub fn new(json: bool) -> Self {
+        Self {
+            json,
+            results: Map::new(),
+            seconds: Vec::new(),
+            device: None,
+            started: Instant::now(),
+            closed: false,
+            failed: None,
+        }
+    }
+
+    /// Keeps a result for the JSON object.
+    pub fn set(&mut self, key: &str, value: impl Serialize) {
+        // Whatever is set here has a form in JSON.
+        let value = serde_json::to_value(value).unwrap_or_default();
+        self.results.insert(key.to_owned(), value);
+    }
+
+    /// Keeps the device's name for the end.
+    pub fn set_device(&mut self, device: &Device) {
+        self.device = Some(device::name(device));
+    }
+
+    /// Prints a line of text.
+    pub fn line(&mut self, line: impl Display) -> Result<()> {
+        self.write(&format!("{line}\n"));
+        self.failure()
+    }
+
+    /// Prints a piece of text as it comes; breaks if there should be no more of it.
+    pub fn stream(&mut self, text: &str) -> ControlFlow<()> {
+        self.write(text);
+        match self.failed {
+            Some(_) => ControlFlow::Break(()),
+            None => interrupt::flow(),
+        }
+    }
+
+    /// Whether nobody reads the text any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Fails if standard output could not be written, or Ctrl-C was pressed.
+    pub fn check(&mut self) -> Result<()> {
+        interrupt::check()?;
+        self.failure()
+    }
+
+    fn failure(&mut self) -> Result<()> {
+        match self.failed.take() {
+            Some(error) => Err(error).context("standard output cannot be written; check the disk"),
+            None => Ok(()),
+        }
+    }
+
+    /// Prints a remark, which is no result, on standard error.
+    pub fn note(&self, line: impl Display) {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+
+    /// Does something and counts the seconds it takes as those of `what`.
+    pub fn timed<T>(
+        &mut self,
+        what: &'static str,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let started = Instant::now();
+        let result = work(self)?;
+        let seconds = started.elapsed().as_secs_f64();
+        match self.seconds.iter_mut().find(|(known, _)| *known == what) {
+            Some((_, sum)) => *sum += seconds,
+            None => self.seconds.push((what, seconds)),
+        }
+        Ok(result)
+    }
+
+    /// Seconds, device and memory on one line.
+    pub fn summary(&self) -> String {
+        let mut parts: Vec<String> = self
+            .seconds
+            .iter()
+            .map(|(what, seconds)| format!("{what} {seconds:.1} s"))
+            .collect();
+        if let Some(device) = &self.device {
+            let last = parts.pop().unwrap_or_default();
+            parts.push(format!("{last} on {device}"));
+        }
+        if let Some(bytes) = peak_memory() {
+            parts.push(format!("peak memory {}", size(bytes)));
+        }
+        parts.join(", ")
+    }
+
+    /// Says so on standard error, where standard output is for answers alone.
+    pub fn remark(&self) -> Result<()> {
+        if !self.json {
+            self.note(self.summary());
+        }
+        Ok(())
+    }
+
+    /// A bar on standard error, which is silent where that is no terminal.
+    pub fn bar(&self, message: &'static str, position: &str) -> ProgressBar {
+        let template = format!("{{msg:12}} {{wide_bar}} {position}, {{eta}} left");
+        let bar = if io::stderr().is_terminal() {
+            ProgressBar::new(0)
+        } else {
+            ProgressBar::hidden()
+        };
+        bar.set_style(ProgressStyle::with_template(&template).expect("the template is constant"));
+        bar.set_message(message);
+        bar
+    }
+
+    /// Ends a command: prints the JSON object, if one is wanted.
+    pub fn finish(mut self, command: &str) -> Result<()> {
+        if !self.json {
+            return Ok(());
+        }
+        let total = self.started.elapsed().as_secs_f64();
+        let seconds: Map<String, Value> = self
+            .seconds
+            .iter()
+            .chain(&[("total", total)])
+            .map(|(what, seconds)| ((*what).to_owned(), Value::from(*seconds)))
+            .collect();
+        let mut object = Map::new();
+        object.insert("command".to_owned(), command.into());
+        object.append(&mut self.results);
+        object.insert("seconds".to_owned(), seconds.into());
+        object.insert("device".to_owned(), self.device.clone().into());
+        object.insert("peak_memory_bytes".to_owned(), peak_memory().into());
+        self.json = false;
+        let text = serde_json::to_string_pretty(&object)?;
+        self.line(text)
+    }
+
+    /// Prints text as it is, script or answer.
+    fn write(&mut self, text: &str) {
+        if self.json || self.closed || self.failed.is_some() {
+            return;
+        }
+        let mut stdout = io::stdout().lock();
+        match stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+        {
+            Ok(()) => {}
+            // As of `divot … | head`: it has all it wants.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => self.closed = true,
+            Err(error) => self.failed = Some(error),
+        }
+    }
+}
+
+/// Bytes for people.
+pub fn size(bytes: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes} {}", units[0]),
+        _ => format!("{value:.2} {}", units[unit]),
+    }
+}
