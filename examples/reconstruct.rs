@@ -1,20 +1,18 @@
 //! A clip through the Divot tokenizer and back: `cargo run --release --example reconstruct`.
 
-use std::io::IsTerminal;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use clap::{Parser, ValueEnum};
-use divot::checkpoint::Checkpoint;
+use common::Stopped;
 use divot::data::transform::resize;
-use divot::data::{Frame, Video, check_writable, contact_sheet, metrics, write_mp4, write_png};
+use divot::data::{Frame, Video, check_writable, metrics, write_mp4, write_png};
 use divot::{Reconstructor, SamplingConfig, device, peak_memory};
-use indicatif::{ProgressBar, ProgressStyle};
 
 /// Turns two seconds of video into 64 tokens and the tokens back into video.
 ///
@@ -70,49 +68,16 @@ enum Dtype {
     Bf16,
 }
 
-/// Ctrl-C was pressed before anything was written.
-#[derive(Debug)]
-struct Stopped;
-
-impl std::fmt::Display for Stopped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("stopped")
-    }
-}
-
-impl std::error::Error for Stopped {}
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<Stopped>() => {
-            eprintln!("stopped; nothing was written");
-            ExitCode::from(130)
-        }
-        Err(error) => {
-            eprintln!("error: {}", divot::one_line(error.as_ref()));
-            ExitCode::FAILURE
-        }
-    }
+    common::main(|| run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let Some(model) = &arguments.model else {
-        bail!(
-            "no trained model ships with the project yet; download the released checkpoints, run `cargo xtask convert-weights --from pretrained --to models/divot`, and add `--model models/divot --input FILE`"
-        );
-    };
+    let model = common::model(&arguments.model)?;
     let Some(input) = &arguments.input else {
         bail!("no input; name a video, an image or a folder of images with --input");
     };
-    // The first Ctrl-C stops at the next step, with nothing half-written; a second one at once.
-    ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })?;
+    common::handle_interrupts()?;
 
     // Whatever can go wrong quickly goes wrong before the weights are read.
     let is_mp4 = |extension: &std::ffi::OsStr| extension.eq_ignore_ascii_case("mp4");
@@ -150,28 +115,30 @@ fn run(arguments: &Arguments) -> Result<()> {
     let device = device::select(&arguments.device)?;
 
     let started = Instant::now();
-    let model = load(model, arguments.dtype, &device)?;
-    check_interrupted()?;
+    let dtype = match arguments.dtype {
+        Dtype::Auto => None,
+        Dtype::F32 => Some(FloatDType::F32),
+        Dtype::F16 => Some(FloatDType::F16),
+        Dtype::Bf16 => Some(FloatDType::BF16),
+    };
+    let model = common::load(model, &device, dtype, Reconstructor::load)?;
     let loaded = started.elapsed();
 
     let clip = model.read_clip(&video, arguments.start)?;
     let tokens = model.tokenizer.tokenize(clip.sparse(&device));
     let [_, count, width] = tokens.dims();
 
-    let bar = progress_bar("steps", "{pos}/{len}");
+    let bar = common::progress_bar("steps", "{pos}/{len}");
     let started = Instant::now();
     let frames = model
         .detokenize(tokens, &sampling, arguments.seed, |step| {
             bar.set_length(step.total as u64);
             bar.set_position(step.done as u64);
-            match check_interrupted() {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
+            common::flow()
         })?
         .ok_or(Stopped)?;
     bar.finish_and_clear();
-    check_interrupted()?;
+    common::check_interrupted()?;
     let sampled = started.elapsed();
 
     let originals = same_size(clip.frames(), &frames[0])?;
@@ -182,7 +149,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Err(_) => "not defined".to_owned(),
     };
     write_mp4(&arguments.output, &frames, divot::data::sampling::CLIP_FPS)?;
-    write_png(&sheet_path, &sheet(&originals, &frames)?)?;
+    write_png(&sheet_path, &common::sheet(&[&originals, &frames])?)?;
 
     println!(
         "{} ({} frames at {:.3} fps, {}) → {count} tokens of {width} → {} and {}",
@@ -213,44 +180,6 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn load(folder: &Path, dtype: Dtype, device: &burn::tensor::Device) -> Result<Reconstructor> {
-    let bar = progress_bar("weights", "{bytes}/{total_bytes}");
-    let mut checkpoint = Checkpoint::new(folder, device).with_progress(|progress| {
-        bar.set_message(progress.part.name());
-        bar.set_length(progress.total);
-        bar.set_position(progress.done);
-    });
-    checkpoint = match dtype {
-        Dtype::Auto => checkpoint,
-        Dtype::F32 => checkpoint.with_dtype(FloatDType::F32),
-        Dtype::F16 => checkpoint.with_dtype(FloatDType::F16),
-        Dtype::Bf16 => checkpoint.with_dtype(FloatDType::BF16),
-    };
-    let model = Reconstructor::load(&mut checkpoint);
-    bar.finish_and_clear();
-    Ok(model?)
-}
-
-/// Silent where there is no terminal to draw on.
-fn progress_bar(message: &'static str, position: &str) -> ProgressBar {
-    let template = format!("{{msg:12}} {{wide_bar}} {position}, {{eta}} left");
-    let bar = if std::io::stderr().is_terminal() {
-        ProgressBar::new(0)
-    } else {
-        ProgressBar::hidden()
-    };
-    bar.set_style(ProgressStyle::with_template(&template).expect("the template is constant"));
-    bar.set_message(message);
-    bar
-}
-
-fn check_interrupted() -> Result<()> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
-        return Err(Stopped.into());
-    }
-    Ok(())
-}
-
 /// The input's frames as large as the reconstructed ones.
 fn same_size(frames: &[Frame], like: &Frame) -> Result<Vec<Frame>> {
     Ok(frames
@@ -270,15 +199,4 @@ fn mean(
         .map(|(original, frame)| metric(original, frame))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(values.iter().sum::<f64>() / values.len() as f64)
-}
-
-/// Input frames over reconstructed ones, each 128 pixels wide.
-fn sheet(originals: &[Frame], frames: &[Frame]) -> Result<Frame> {
-    let row = |frames: &[Frame]| {
-        frames
-            .iter()
-            .map(|frame| resize(frame, 128, (128 * frame.height / frame.width).max(1)))
-            .collect::<Result<Vec<_>, _>>()
-    };
-    Ok(contact_sheet(&[&row(originals)?, &row(frames)?], 4)?)
 }

@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: how long the networks take at full size, and how much memory.
 
+mod language;
+
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -12,7 +15,7 @@ use divot::{DetokenizerConfig, TokenizerConfig, peak_memory};
 #[command(after_help = "\
 Example: cargo xtask bench --only unet --repeat 3
 
-Weights are random, sizes are the released ones. Peak memory is the process's: measure one part at a
+Weights are random, sizes are the released ones but for the language model, which takes --model. Peak memory is the process's: measure one part at a
 time with --only.")]
 pub struct Arguments {
     /// What to run; everything if left out
@@ -24,6 +27,12 @@ pub struct Arguments {
     /// auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Folder that `convert-weights` wrote, for `llm`; without it a random decoder of 0.2 B is timed
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// What the weights of `--model` are loaded in
+    #[arg(long, value_enum, default_value = "q8")]
+    dtype: language::Dtype,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -36,6 +45,10 @@ enum Work {
     VaeEncode,
     /// Latents to 16 frames of 256x256
     VaeDecode,
+    /// The language model: a prompt of 256 tokens, and text token by token
+    Llm,
+    /// A token of the language model at position 1,400 against one at 200
+    LlmCache,
 }
 
 /// Runs and prints one line each.
@@ -93,6 +106,8 @@ fn measure(work: Work, arguments: &Arguments, device: &Device) -> Result<()> {
                 module.decode_clip(zeros5([1, 4, 16, 32, 32])).sum()
             })
         }
+        Work::Llm => language::tokens(&name, arguments, device),
+        Work::LlmCache => language::cache(&name, arguments, device),
     }
 }
 

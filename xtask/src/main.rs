@@ -18,13 +18,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Turn the released PyTorch checkpoints into ours
-    #[command(after_help = "\
+    #[command(
+        about = "Turn the released PyTorch checkpoints into ours",
+        after_help = "\
 Examples:
   cargo xtask convert-weights --from pretrained --to models/divot --dtype f16
   cargo xtask convert-weights --from model.ckpt --to models/start --part dynamicrafter
   cargo xtask convert-weights --from Divot_tokenizer.bin --from open_clip_pytorch_model.bin \
-      --to models/divot --part tokenizer")]
+      --to models/divot --part tokenizer"
+    )]
     ConvertWeights(convert::Arguments),
     /// Time the networks at full size, with random weights
     Bench(bench::Arguments),

@@ -27,19 +27,20 @@ use commands::{
 use interrupt::Stopped;
 use output::Output;
 
-/// Divot: video to tokens, tokens to video, and a language model that reads and writes them.
+/// Divot: video to tokens, tokens to video, and a language model that reads and writes them
 ///
-/// Two seconds of video become 64 continuous tokens. A diffusion model turns tokens back into video;
-/// a language model reads them to describe videos and draws new ones to make videos of text.
+/// Two seconds of video become 64 continuous tokens. A diffusion model turns tokens back into
+/// video; a language model reads them to describe videos and draws new ones to make videos.
 #[derive(Parser)]
 #[command(
     name = "divot",
     version,
+    verbatim_doc_comment,
     after_help = "\
 Start here:
-  divot download                                get the released model (11 GiB)
+  divot download                                get the released model (about 10 GiB)
   divot reconstruct --input clip.mp4            video → tokens → video
-  divot download llm-comprehension              get a language model (14 GiB)
+  divot download llm-comprehension              get a language model (about 14 GiB)
   divot describe --input clip.mp4               ask what is in a video
 
 `divot COMMAND --help` explains a command, with an example."
@@ -52,27 +53,18 @@ struct Cli {
     json: bool,
 }
 
+/// What each says of itself is beside its arguments.
 #[derive(Subcommand)]
 enum Command {
-    /// Turn two seconds of video into tokens and back
     Reconstruct(reconstruct::Arguments),
-    /// Ask a language model about a video or an image
     Describe(describe::Arguments),
-    /// Make a video of a caption
     Generate(generate::Arguments),
-    /// Tell a story in text and videos
     Story(story::Arguments),
-    /// Turn a video into a file of tokens
     Tokenize(tokenize::Arguments),
-    /// Turn a file of tokens into a video
     Detokenize(detokenize::Arguments),
-    /// Download the released checkpoints and convert them
     Download(download::Arguments),
-    /// Convert PyTorch checkpoints that are here already
     Convert(convert::Arguments),
-    /// Say what a model, a video or a file of tokens holds
     Info(info::Arguments),
-    /// Print a script that completes commands and options in a shell
     Completions(completions::Arguments),
 }
 
@@ -101,48 +93,19 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     interrupt::handle()?;
     let mut output = Output::new(cli.json);
-    let name = match &cli.command {
-        Command::Reconstruct(arguments) => {
-            arguments.run(&mut output)?;
-            "reconstruct"
-        }
-        Command::Describe(arguments) => {
-            arguments.run(&mut output)?;
-            "describe"
-        }
-        Command::Generate(arguments) => {
-            arguments.run(&mut output)?;
-            "generate"
-        }
-        Command::Story(arguments) => {
-            arguments.run(&mut output)?;
-            "story"
-        }
-        Command::Tokenize(arguments) => {
-            arguments.run(&mut output)?;
-            "tokenize"
-        }
-        Command::Detokenize(arguments) => {
-            arguments.run(&mut output)?;
-            "detokenize"
-        }
-        Command::Download(arguments) => {
-            arguments.run(&mut output)?;
-            "download"
-        }
-        Command::Convert(arguments) => {
-            convert::report(arguments, &mut output)?;
-            "convert"
-        }
-        Command::Info(arguments) => {
-            arguments.run(&mut output)?;
-            "info"
-        }
-        Command::Completions(arguments) => {
-            arguments.run(&mut output)?;
-            "completions"
-        }
+    let (name, result) = match &cli.command {
+        Command::Reconstruct(arguments) => ("reconstruct", arguments.run(&mut output)),
+        Command::Describe(arguments) => ("describe", arguments.run(&mut output)),
+        Command::Generate(arguments) => ("generate", arguments.run(&mut output)),
+        Command::Story(arguments) => ("story", arguments.run(&mut output)),
+        Command::Tokenize(arguments) => ("tokenize", arguments.run(&mut output)),
+        Command::Detokenize(arguments) => ("detokenize", arguments.run(&mut output)),
+        Command::Download(arguments) => ("download", arguments.run(&mut output)),
+        Command::Convert(arguments) => ("convert", convert::report(arguments, &mut output)),
+        Command::Info(arguments) => ("info", arguments.run(&mut output)),
+        Command::Completions(arguments) => ("completions", arguments.run(&mut output)),
     };
+    result?;
     output.finish(name)
 }
 
@@ -160,7 +123,8 @@ fn usage(error: &clap::Error) -> ExitCode {
         .take_while(|line| !line.starts_with("Usage:"))
         .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
         .collect();
-    complain(&format!("{}; --help says more", lines.join(" ")));
+    let line = lines.join(" ").replace(" tip: ", "; ");
+    complain(&format!("{line}; --help says more"));
     ExitCode::FAILURE
 }
 

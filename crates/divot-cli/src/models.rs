@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, FloatDType, Tensor};
 use divot::checkpoint::{Checkpoint, Part, TOKENIZER};
 use divot::data::Frame;
@@ -66,7 +66,7 @@ impl Models {
     }
 
     /// The language model that is best at a task, if the prompt fits it.
-    pub fn check_prompt(
+    fn check_prompt(
         &self,
         task: Task,
         prompt: impl FnOnce(&TextTokenizer, &VideoTokens) -> Result<Prompt, LlmError>,
@@ -84,6 +84,26 @@ impl Models {
         Ok((part, config))
     }
 
+    /// The language model that is best at answering, if the prompt fits it, and it reads what the
+    /// tokenizer writes.
+    pub fn check_comprehension(
+        &self,
+        prompt: impl FnOnce(&TextTokenizer, &VideoTokens) -> Result<Prompt, LlmError>,
+    ) -> Result<Part> {
+        let tokenizer = self.tokenizer_config()?.resampler;
+        let (part, llm) = self.check_prompt(Task::Comprehension, prompt)?;
+        let (tokens, width) = (llm.num_queries, token_dim(&llm));
+        if (tokenizer.tokens, tokenizer.token_dim) != (tokens, width) {
+            let error = LlmError::Features {
+                found: vec![tokenizer.tokens, tokenizer.token_dim],
+                tokens,
+                width,
+            };
+            return Err(error).with_context(|| self.folder.display().to_string());
+        }
+        Ok(part)
+    }
+
     /// The language model that is best at drawing, if the prompt fits it, and it fits the networks
     /// that turn what it draws into video.
     pub fn check_generation(
@@ -96,13 +116,10 @@ impl Models {
             self.tokenizer_config()?;
         }
         let expected = self.detokenizer_config(true)?.resampler.input_dim;
-        let found = match &llm.head {
-            HeadConfig::Gmm(head) => head.dim,
-            HeadConfig::Regression(head) => head.dim,
-            HeadConfig::Denoising(head) => head.dim,
-        };
+        let found = token_dim(&llm);
         if found != expected {
-            return Err(divot::Error::TokenWidth { found, expected }.into());
+            let error = divot::Error::TokenWidth { found, expected };
+            return Err(error).with_context(|| self.folder.display().to_string());
         }
         Ok(part)
     }
@@ -170,6 +187,15 @@ impl Models {
             interrupt::check()?;
             Ok(loaded?)
         })
+    }
+}
+
+/// Width of the tokens that a language model reads and writes.
+fn token_dim(llm: &DivotLlmConfig) -> usize {
+    match &llm.head {
+        HeadConfig::Gmm(head) => head.dim,
+        HeadConfig::Regression(head) => head.dim,
+        HeadConfig::Denoising(head) => head.dim,
     }
 }
 

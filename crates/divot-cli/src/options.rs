@@ -37,9 +37,9 @@ pub struct Weights {
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 pub struct LlmWeights {
-    /// Element type of the weights in memory; auto is f32 on the CPU, as stored elsewhere; q8 and q4
-    /// keep 8 or 4 bits of the language model's and leave the others at auto
-    #[arg(long, value_enum, default_value = "auto")]
+    /// Element type of the weights in memory; auto is f32 on the CPU, as stored elsewhere.
+    /// q8 and q4 keep 8 or 4 bits of the language model's weights, for less memory
+    #[arg(verbatim_doc_comment, long, value_enum, default_value = "auto")]
     dtype: LlmDtype,
 }
 

@@ -61,7 +61,9 @@ impl Output {
 
     /// Prints a piece of text as it comes; breaks if there should be no more of it.
     pub fn stream(&mut self, text: &str) -> ControlFlow<()> {
-        self.write(text);
+        // What a model makes up must not steer a terminal.
+        let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
+        self.write(&text.replace(steers, "\u{fffd}"));
         match self.failed {
             Some(_) => ControlFlow::Break(()),
             None => interrupt::flow(),
@@ -124,12 +126,11 @@ impl Output {
         parts.join(", ")
     }
 
-    /// Says so on standard error, where standard output is for answers alone.
-    pub fn remark(&self) -> Result<()> {
+    /// Prints a remark that the JSON object makes needless.
+    pub fn remark(&self, line: impl Display) {
         if !self.json {
-            self.note(self.summary());
+            self.note(line);
         }
-        Ok(())
     }
 
     /// A bar on standard error, which is silent where that is no terminal.
@@ -184,6 +185,21 @@ impl Output {
             Err(error) => self.failed = Some(error),
         }
     }
+}
+
+/// A count for people.
+pub fn count(number: usize) -> String {
+    let number = number as f64;
+    match number {
+        _ if number >= 1e6 => format!("{:.1} M", number / 1e6),
+        _ if number >= 1e3 => format!("{:.1} K", number / 1e3),
+        _ => number.to_string(),
+    }
+}
+
+/// `1 clip`, `2 clips`.
+pub fn clips(count: usize) -> String {
+    format!("{count} clip{}", if count == 1 { "" } else { "s" })
 }
 
 /// Bytes for people.

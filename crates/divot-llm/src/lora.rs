@@ -155,34 +155,36 @@ impl Mistral {
     ///
     /// # Panics
     /// If the decoder is quantised: only float weights can be adapted.
-    pub fn with_lora(self, config: &LoraConfig) -> Self {
-        let mut adapted = self.map_projections(|name, projection| {
-            let wanted = config.targets.iter().any(|target| target.name() == name);
-            match projection {
+    pub fn with_lora(mut self, config: &LoraConfig) -> Self {
+        for (name, slot) in self.layers.iter_mut().flat_map(|l| l.projections_mut()) {
+            let wanted = config.targets.iter().any(|t| name.ends_with(t.name()));
+            *slot = match slot.clone() {
                 Projection::Dense(linear) if wanted => Projection::Lora(config.init(linear)),
                 Projection::Packed(_) => panic!("{name} is quantised and cannot be adapted"),
                 other => other.no_grad(),
-            }
-        });
+            };
+        }
         if !config.train_norms {
-            adapted.norm = adapted.norm.no_grad();
-            for layer in &mut adapted.layers {
+            self.norm = self.norm.no_grad();
+            for layer in &mut self.layers {
                 layer.input_layernorm = layer.input_layernorm.clone().no_grad();
                 layer.post_attention_layernorm = layer.post_attention_layernorm.clone().no_grad();
             }
         }
         if !config.train_embeddings {
-            adapted.embed_tokens = adapted.embed_tokens.no_grad();
-            adapted.lm_head = adapted.lm_head.no_grad();
+            self.embed_tokens = self.embed_tokens.no_grad();
+            self.lm_head = self.lm_head.no_grad();
         }
-        adapted
+        self
     }
 
     /// Folds every low-rank product into its weights.
-    pub fn merge_lora(self) -> Self {
-        self.map_projections(|_, projection| match projection {
-            Projection::Lora(lora) => Projection::Dense(lora.merge()),
-            other => other,
-        })
+    pub fn merge_lora(mut self) -> Self {
+        for (_, slot) in self.layers.iter_mut().flat_map(|l| l.projections_mut()) {
+            if let Projection::Lora(lora) = slot.clone() {
+                *slot = Projection::Dense(lora.merge());
+            }
+        }
+        self
     }
 }

@@ -2,7 +2,7 @@
 //! RMS norms.
 
 use burn::config::Config;
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{DType, Device, Int, Tensor};
@@ -10,7 +10,6 @@ use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths}
 
 use crate::cache::{KvCache, LayerCache};
 use crate::mask::{Role, attention_mask};
-use crate::packed::Quantization;
 use crate::projection::Projection;
 use crate::rotary::{Angles, Rotary};
 
@@ -222,20 +221,6 @@ impl Mistral {
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         self.lm_head.forward(hidden).cast(DType::F32)
     }
-
-    /// Every projection that LoRA or quantisation may replace, changed by `change`, which is told the
-    /// projection's name.
-    pub(crate) fn map_projections(
-        mut self,
-        mut change: impl FnMut(&'static str, Projection) -> Projection,
-    ) -> Self {
-        self.layers = self
-            .layers
-            .into_iter()
-            .map(|layer| layer.map_projections(&mut change))
-            .collect();
-        self
-    }
 }
 
 /// Attention and feed-forward, each with its norm before it and a residual around it.
@@ -252,17 +237,18 @@ pub struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    /// Keeps 8 or 4 bits of each weight of the projections, for inference.
-    ///
-    /// `on_host` says that the device is the CPU: weights are packed in host memory then and norms
-    /// are in f32. Elsewhere they become Burn's quantised tensors.
-    pub fn quantize(self, quantization: Quantization, on_host: bool) -> Self {
-        let mut layer = self.map_projections(&mut |_, p| p.quantize(quantization, on_host));
-        if on_host {
-            layer.input_layernorm = in_f32(layer.input_layernorm);
-            layer.post_attention_layernorm = in_f32(layer.post_attention_layernorm);
-        }
-        layer
+    /// The projections by their names in the layer.
+    pub fn projections_mut(&mut self) -> [(&'static str, &mut Projection); 7] {
+        let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
+        [
+            ("self_attn.q_proj", &mut attention.q_proj),
+            ("self_attn.k_proj", &mut attention.k_proj),
+            ("self_attn.v_proj", &mut attention.v_proj),
+            ("self_attn.o_proj", &mut attention.o_proj),
+            ("mlp.gate_proj", &mut mlp.gate_proj),
+            ("mlp.up_proj", &mut mlp.up_proj),
+            ("mlp.down_proj", &mut mlp.down_proj),
+        ]
     }
 
     fn forward(
@@ -276,35 +262,6 @@ impl DecoderLayer {
         let x = x + self.self_attn.forward(normed, angles, mask, cache);
         let normed = self.post_attention_layernorm.forward(x.clone());
         x + self.mlp.forward(normed)
-    }
-
-    pub(crate) fn map_projections(
-        self,
-        change: &mut impl FnMut(&'static str, Projection) -> Projection,
-    ) -> Self {
-        Self {
-            self_attn: Attention {
-                q_proj: change("q_proj", self.self_attn.q_proj),
-                k_proj: change("k_proj", self.self_attn.k_proj),
-                v_proj: change("v_proj", self.self_attn.v_proj),
-                o_proj: change("o_proj", self.self_attn.o_proj),
-                ..self.self_attn
-            },
-            mlp: SwiGlu {
-                gate_proj: change("gate_proj", self.mlp.gate_proj),
-                up_proj: change("up_proj", self.mlp.up_proj),
-                down_proj: change("down_proj", self.mlp.down_proj),
-            },
-            ..self
-        }
-    }
-}
-
-fn in_f32(norm: RmsNorm) -> RmsNorm {
-    let gamma = norm.gamma.val().cast(DType::F32);
-    RmsNorm {
-        gamma: Param::from_tensor(gamma).set_require_grad(false),
-        ..norm
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::quantization::{QuantScheme, QuantValue, QuantizedBytes, ScaleDtype};
+use burn::tensor::quantization::{QuantScheme, QuantValue, ScaleDtype};
 use burn::tensor::{DType, Device, Tensor, TensorData, f16};
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -44,7 +44,7 @@ impl Quantization {
     /// GPU the weight stays a tensor, and `on_host` is false.
     pub(crate) fn quantize(self, projection: Projection, on_host: bool) -> Projection {
         match projection {
-            Projection::Dense(linear) if fits(&linear, on_host) => {
+            Projection::Dense(linear) if Self::fits(&linear, on_host) => {
                 if on_host {
                     Projection::Packed(PackedLinear::new(linear, self))
                 } else {
@@ -58,12 +58,13 @@ impl Quantization {
             other => other,
         }
     }
-}
 
-fn fits(linear: &Linear, on_host: bool) -> bool {
-    let [input, output] = linear.weight.lazy_shape().dims();
-    let along = if on_host { input } else { output };
-    along.is_multiple_of(BLOCK)
+    /// Whether a layer's blocks are whole.
+    pub(crate) fn fits(linear: &Linear, on_host: bool) -> bool {
+        let [input, output] = linear.weight.lazy_shape().dims();
+        let along = if on_host { input } else { output };
+        along.is_multiple_of(BLOCK)
+    }
 }
 
 /// A linear layer without bias whose weights are packed in host memory.
@@ -115,34 +116,28 @@ impl PackedLinear {
             values: Vec::with_capacity(output * quantization.bytes(input)),
             scales: Vec::with_capacity(output * input / BLOCK),
         };
-        let slabs: Vec<(Vec<i8>, Vec<f32>)> = (0..output)
+        let slabs: Vec<(Vec<u8>, Vec<f16>)> = (0..output)
             .step_by(SLAB)
             .collect::<Vec<_>>()
             .into_par_iter()
             .map(|start| {
                 let slab = weight.clone().narrow(1, start, SLAB.min(output - start));
-                quantize(slab.transpose(), quantization)
+                let rows = slab.transpose().cast(DType::F32).into_data();
+                quantization.pack(&rows.iter().collect::<Vec<f32>>())
             })
             .collect();
         for (values, scales) in slabs {
-            match quantization {
-                Quantization::Q8 => matrix.values.extend(values.iter().map(|&v| v as u8)),
-                Quantization::Q4 => {
-                    matrix
-                        .values
-                        .extend(values.chunks_exact(BLOCK).flat_map(|block| {
-                            let (low, high) = block.split_at(BLOCK / 2);
-                            low.iter()
-                                .zip(high)
-                                .map(|(&low, &high)| (low + 8) as u8 | ((high + 8) as u8) << 4)
-                        }))
-                }
-            }
-            matrix.scales.extend(scales.into_iter().map(f16::from_f32));
+            matrix.values.extend(values);
+            matrix.scales.extend(scales);
         }
         Self {
             matrix: Arc::new(matrix),
         }
+    }
+
+    /// Bytes of host memory that the weights take.
+    pub fn bytes(&self) -> usize {
+        self.matrix.values.len() + 2 * self.matrix.scales.len()
     }
 
     /// `[batch, tokens, input]` → `[batch, tokens, output]`.
@@ -166,26 +161,6 @@ impl PackedLinear {
     }
 }
 
-/// Burn's values and scales of `[output, input]`.
-fn quantize(weight: Tensor<2>, quantization: Quantization) -> (Vec<i8>, Vec<f32>) {
-    let scheme = quantization.scheme();
-    let data = weight
-        .cast(DType::F32)
-        .quantize_dynamic(&scheme)
-        .into_data();
-    let DType::QFloat(scheme) = data.dtype() else {
-        unreachable!("a tensor that was just quantised")
-    };
-    let shape = data.shape().clone();
-    let bytes = QuantizedBytes {
-        shape,
-        bytes: data.into_bytes(),
-        scheme,
-    };
-    let (values, scales) = bytes.into_vec_i8();
-    (values, scales.block)
-}
-
 impl Quantization {
     /// Bytes of `values` values.
     fn bytes(self, values: usize) -> usize {
@@ -193,6 +168,38 @@ impl Quantization {
             Self::Q8 => values,
             Self::Q4 => values / 2,
         }
+    }
+
+    /// Values and scales of whole blocks, as Burn's scheme has them: the largest value of a block is
+    /// the last step, and scales are rounded up.
+    fn pack(self, weights: &[f32]) -> (Vec<u8>, Vec<f16>) {
+        let (lowest, highest) = self.scheme().value.range();
+        let mut values = Vec::with_capacity(self.bytes(weights.len()));
+        let mut scales = Vec::with_capacity(weights.len() / BLOCK);
+        for block in weights.chunks_exact(BLOCK) {
+            let peak = block
+                .iter()
+                .fold(0f32, |peak, weight| peak.max(weight.abs()));
+            let scale = ScaleDtype::F16
+                .round_up(peak / highest)
+                .max(f32::MIN_POSITIVE);
+            let inverse = 1.0 / scale;
+            let steps = block
+                .iter()
+                .map(|weight| (weight * inverse).round().clamp(lowest, highest) as i8);
+            match self {
+                Self::Q8 => values.extend(steps.map(|step| step as u8)),
+                Self::Q4 => {
+                    let mut nibbles = [0; BLOCK];
+                    for (nibble, step) in nibbles.iter_mut().zip(steps) {
+                        *nibble = (step + 8) as u8;
+                    }
+                    values.extend((0..LANES).map(|i| nibbles[i] | nibbles[i + LANES] << 4));
+                }
+            }
+            scales.push(f16::from_f32(scale));
+        }
+        (values, scales)
     }
 
     /// Values `i` and `i + LANES` of a block.
@@ -296,5 +303,51 @@ impl Matrix {
         (0..rows)
             .flat_map(|row| columns.iter().skip(row).step_by(rows).copied())
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+    use burn::tensor::quantization::QuantizedBytes;
+
+    use super::*;
+
+    #[test]
+    fn steps_and_scales_are_burns() {
+        let weights = Tensor::<2>::random(
+            [24, 3 * BLOCK],
+            Distribution::Normal(0.0, 0.02),
+            &Device::flex(),
+        );
+        for quantization in [Quantization::Q8, Quantization::Q4] {
+            let data = weights
+                .clone()
+                .quantize_dynamic(&quantization.scheme())
+                .into_data();
+            let DType::QFloat(scheme) = data.dtype() else {
+                panic!("not quantised")
+            };
+            let shape = data.shape().clone();
+            let bytes = data.into_bytes();
+            let burns = QuantizedBytes {
+                shape,
+                bytes,
+                scheme,
+            };
+            let (values, decoded) = burns.into_vec_i8();
+
+            let floats: Vec<f32> = weights.to_data().iter().collect();
+            let (packed, scales) = quantization.pack(&floats);
+            let scales: Vec<f32> = scales.iter().map(|scale| scale.to_f32()).collect();
+            assert_eq!(scales, decoded.block);
+            let bytes = quantization.bytes(BLOCK);
+            for (block, values) in packed.chunks_exact(bytes).zip(values.chunks_exact(BLOCK)) {
+                for i in 0..LANES {
+                    let expected = (f32::from(values[i]), f32::from(values[i + LANES]));
+                    assert_eq!(quantization.pair(block, i), expected);
+                }
+            }
+        }
     }
 }

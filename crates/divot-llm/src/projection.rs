@@ -26,9 +26,17 @@ impl Projection {
         }
     }
 
-    /// Keeps 8 or 4 bits of each weight, for inference; see
-    /// [`DecoderLayer::quantize`](crate::DecoderLayer::quantize).
+    /// Keeps 8 or 4 bits of each weight, for inference. Only dense weights can be, and of those only
+    /// ones whose blocks of 32 are whole; the rest stays what it is.
+    ///
+    /// `on_host` says that the device is the CPU: weights are packed in host memory then. Elsewhere
+    /// they become Burn's quantised tensors.
     pub fn quantize(self, quantization: Quantization, on_host: bool) -> Self {
         quantization.quantize(self, on_host)
+    }
+
+    /// Whether [`quantize`](Self::quantize) would change it.
+    pub fn can_quantize(&self, on_host: bool) -> bool {
+        matches!(self, Self::Dense(linear) if Quantization::fits(linear, on_host))
     }
 }

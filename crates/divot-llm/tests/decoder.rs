@@ -103,7 +103,11 @@ fn padding_changes_nothing_for_the_rest() {
     padded[9..].fill(Role::Padding);
     let hidden = model.forward(embeds, &[vec![Role::Causal; 12], padded], None);
     let alone = whole(&model, &ids);
-    close(hidden.clone().narrow(0, 1, 1).narrow(1, 0, 9), alone.clone(), 1e-5);
+    close(
+        hidden.clone().narrow(0, 1, 1).narrow(1, 0, 9),
+        alone.clone(),
+        1e-5,
+    );
     close(hidden.narrow(0, 0, 1).narrow(1, 0, 9), alone, 1e-5);
 }
 
@@ -118,7 +122,9 @@ fn the_window_hides_what_is_far() {
     // Two layers see two windows back, itself included.
     let last = |x: &Tensor<3>| x.clone().narrow(1, 5, 5);
     close(last(&changed), last(&hidden), 1e-6);
-    let difference = (changed.narrow(1, 4, 1) - hidden.narrow(1, 4, 1)).abs().sum();
+    let difference = (changed.narrow(1, 4, 1) - hidden.narrow(1, 4, 1))
+        .abs()
+        .sum();
     assert!(difference.into_scalar::<f32>() > 1e-3);
 }
 
@@ -207,7 +213,9 @@ fn lora_freezes_the_rest() {
     assert_ne!(with_gradients(&adapted.lm_head, &gradients).0, 0);
     assert!(frozen > 0);
 
-    let config = LoraConfig::new().with_train_norms(false).with_train_embeddings(false);
+    let config = LoraConfig::new()
+        .with_train_norms(false)
+        .with_train_embeddings(false);
     let adapted = decoder().init(&device).with_lora(&config);
     let hidden = whole(&adapted, &ids(8));
     let gradients = adapted.logits(hidden).sum().backward();
@@ -236,7 +244,9 @@ fn packed_weights_are_burns() {
                 half = f16::from_bits(half.to_bits() + 1);
             }
             let scale = half.to_f32();
-            block.iter_mut().for_each(|w| *w = (*w / scale).round() * scale);
+            block
+                .iter_mut()
+                .for_each(|w| *w = (*w / scale).round() * scale);
         }
         let weight = Tensor::<1>::from_floats(weights.as_slice(), &device);
         let weight = weight.reshape([64, 96]).transpose();
@@ -261,11 +271,10 @@ fn quantised_decoders_stay_near() {
     let exact = whole(&model, &ids);
     let before = model.clone();
     for (quantization, limit) in [(Quantization::Q8, 2e-2), (Quantization::Q4, 0.3)] {
-        model.layers = before
-            .layers
-            .iter()
-            .map(|layer| layer.clone().quantize(quantization, true))
-            .collect();
+        model = before.clone();
+        for (_, slot) in model.layers.iter_mut().flat_map(|l| l.projections_mut()) {
+            *slot = slot.clone().quantize(quantization, true);
+        }
         let hidden = whole(&model, &ids);
         close(hidden.clone(), exact.clone(), limit);
         assert!((hidden - exact.clone()).abs().sum().into_scalar::<f32>() > 0.0);
@@ -274,10 +283,19 @@ fn quantised_decoders_stay_near() {
 
 #[test]
 fn rows_without_whole_blocks_stay_dense() {
-    let layer = MistralConfig::new(40, 48, 64, 1, 4, 2).init(&device(11)).layers.remove(0);
-    let layer = layer.quantize(Quantization::Q8, true);
-    assert!(matches!(layer.self_attn.q_proj, Projection::Dense(_)));
-    assert!(matches!(layer.mlp.down_proj, Projection::Packed(_)));
+    let layer = MistralConfig::new(40, 48, 64, 1, 4, 2)
+        .init(&device(11))
+        .layers
+        .remove(0);
+    let quantize = |projection: Projection| projection.quantize(Quantization::Q8, true);
+    assert!(matches!(
+        quantize(layer.self_attn.q_proj),
+        Projection::Dense(_)
+    ));
+    assert!(matches!(
+        quantize(layer.mlp.down_proj),
+        Projection::Packed(_)
+    ));
 }
 
 // ---- Text
@@ -308,7 +326,12 @@ fn greedy_text_is_what_whole_passes_say() {
     let sampling = TextSampling::greedy().with_max_new_tokens(12);
     let mut context = read(&model, &prompt);
     let text = model
-        .generate(&mut context, rules(&sampling, &[]), &mut Noise::new(0), go_on)
+        .generate(
+            &mut context,
+            rules(&sampling, &[]),
+            &mut Noise::new(0),
+            go_on,
+        )
         .unwrap();
     assert_eq!(text.end, End::Length);
     let mut all = prompt;
@@ -331,7 +354,12 @@ fn a_seed_decides_the_text() {
     let text = |seed| {
         let mut context = read(&model, &ids(5));
         model
-            .generate(&mut context, rules(&sampling, &[]), &mut Noise::new(seed), go_on)
+            .generate(
+                &mut context,
+                rules(&sampling, &[]),
+                &mut Noise::new(seed),
+                go_on,
+            )
             .unwrap()
             .ids
     };
@@ -380,8 +408,16 @@ fn text_ends_where_it_should() {
     let full = model.generate(&mut context, narrow, noise, go_on).unwrap();
     assert_eq!((full.end, full.ids.len()), (End::Length, 2));
     let mut context = read(&model, &ids(7));
-    let error = model.generate(&mut context, narrow, noise, go_on).unwrap_err();
-    assert!(matches!(error, LlmError::TooLong { tokens: 7, window: 7 }));
+    let error = model
+        .generate(&mut context, narrow, noise, go_on)
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        LlmError::TooLong {
+            tokens: 7,
+            window: 7
+        }
+    ));
 }
 
 /// Log-probability of a continuation.
@@ -429,7 +465,12 @@ fn beams_find_what_trying_everything_finds() {
         let sampling = TextSampling::new().with_beams(64).with_max_new_tokens(3);
         let mut context = read(&model, &prompt);
         let found = model
-            .generate(&mut context, rules(&sampling, &[end]), &mut Noise::new(0), go_on)
+            .generate(
+                &mut context,
+                rules(&sampling, &[end]),
+                &mut Noise::new(0),
+                go_on,
+            )
             .unwrap();
         assert_eq!(found.ids, best.1, "seed {seed}");
         // All but its last token is part of the context then.
@@ -487,7 +528,11 @@ fn clips_are_predicted_as_they_are_trained() {
             .predict_clip(&mut context, frames, &SampleOptions::new(), noise)
             .unwrap();
         assert_eq!(clip.dims(), [1, QUERIES, DIM]);
-        assert_eq!(context.len(), 7, "{mechanism:?} leaves the context as it was");
+        assert_eq!(
+            context.len(),
+            7,
+            "{mechanism:?} leaves the context as it was"
+        );
 
         // What regression predicts is what costs nothing in training.
         let batch = |targets: Tensor<3>| Batch {
@@ -553,7 +598,11 @@ fn features_take_the_place_of_tokens() {
     let mut other = ids(14);
     other[2..2 + QUERIES].fill(0);
     other[8..8 + QUERIES].fill(1);
-    close(hidden(other.clone(), features.clone()), expected.clone(), 1e-7);
+    close(
+        hidden(other.clone(), features.clone()),
+        expected.clone(),
+        1e-7,
+    );
     let swapped = features.clone().flip([0]);
     let difference = (hidden(other, swapped) - expected).abs().sum();
     assert!(difference.into_scalar::<f32>() > 1e-3);
@@ -563,7 +612,9 @@ fn features_take_the_place_of_tokens() {
         ids: ids(14),
         clips: vec![2],
     };
-    let error = model.read(&mut context, &prompt, Some(features)).unwrap_err();
+    let error = model
+        .read(&mut context, &prompt, Some(features))
+        .unwrap_err();
     assert!(matches!(error, LlmError::Features { .. }), "{error}");
     assert!(context.is_empty());
 }

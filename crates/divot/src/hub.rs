@@ -311,7 +311,7 @@ pub enum HubError {
     },
     /// Nothing may be asked of the network, and the cache lacks a file.
     #[error(
-        "{file}: not in the cache {}; run once without HF_HUB_OFFLINE to download it, or set HF_HOME to the cache that has it", .cache.display()
+        "{file}: not in the cache {}; run once without --offline or HF_HUB_OFFLINE to download it, or set HF_HOME to the cache that has it", .cache.display()
     )]
     Offline {
         /// The repository, and the file where one is known.

@@ -6,12 +6,12 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use divot_llm::gmm::SampleOptions;
 use divot_llm::{
-    Context, DivotLlm, DivotLlmConfig, End, LlmError, Prompt, Quantization, Rules, Shown,
-    TextSampling, TextTokenizer, VideoTokens,
+    Context, DivotLlm, DivotLlmConfig, End, LlmError, Projection, Prompt, Quantization, Rules,
+    Shown, TextSampling, TextTokenizer, VideoTokens,
 };
 use divot_nn::Noise;
 
-use crate::checkpoint::{Checkpoint, Part, TOKENIZER};
+use crate::checkpoint::{Checkpoint, Loading, Part, TOKENIZER};
 use crate::device;
 use crate::error::{Error, Result};
 
@@ -120,8 +120,8 @@ impl VideoLlm {
 
     /// Loads a certain part.
     ///
-    /// With `quantization`, the decoder's weights keep 8 or 4 bits: a layer at a time is read and
-    /// packed, so that no more than the packed model and one layer are in memory.
+    /// With `quantization`, the decoder's weights keep 8 or 4 bits: a matrix at a time is read
+    /// and packed, so that no more than the packed model and one matrix are in memory.
     ///
     /// # Errors
     /// If a file is missing, damaged, or does not fit the others.
@@ -483,8 +483,8 @@ impl Chat<'_> {
     }
 }
 
-/// Reads and packs the decoder a layer at a time. Embeddings stay as stored; on the CPU norms and
-/// projections, which are small, are in f32.
+/// Reads and packs the decoder a matrix at a time. Embeddings stay as stored; on the CPU all else that
+/// is not packed is in f32, as are the products of what is.
 fn load_quantized(
     checkpoint: &mut Checkpoint<'_>,
     part: Part,
@@ -494,20 +494,38 @@ fn load_quantized(
     let device: Device = checkpoint.device().clone();
     let on_host = device::is_cpu(&device);
     let mut loading = checkpoint.loading(part)?;
-    let small = loading.dtype();
-    for (i, slot) in model.llm.layers.iter_mut().enumerate() {
-        // Taken out, so that what was read is dropped when it is packed.
-        let layer = std::mem::replace(slot, slot.clone());
-        let layer = loading.fill(&format!("llm.layers.{i}."), layer, None)?;
-        *slot = layer.quantize(quantization, on_host);
+    let dtype = loading.dtype();
+    let quantize = |loading: &mut Loading<'_, '_>, prefix: &str, slot: &mut Projection| {
+        // As stored on its way to being packed, which takes the least memory.
+        let dtype = match slot.can_quantize(on_host) {
+            true => None,
+            false => dtype,
+        };
+        let weights = loading.fill(prefix, slot.clone(), dtype)?;
+        *slot = weights.quantize(quantization, on_host);
+        Ok::<_, Error>(())
+    };
+    for (i, layer) in model.llm.layers.iter_mut().enumerate() {
+        let prefix = format!("llm.layers.{i}");
+        for (name, slot) in layer.projections_mut() {
+            quantize(&mut loading, &format!("{prefix}.{name}."), slot)?;
+        }
+        for (name, norm) in [
+            ("input_layernorm", &mut layer.input_layernorm),
+            (
+                "post_attention_layernorm",
+                &mut layer.post_attention_layernorm,
+            ),
+        ] {
+            *norm = loading.fill(&format!("{prefix}.{name}."), norm.clone(), dtype)?;
+        }
     }
-    let head = loading.fill("llm.lm_head.", model.llm.lm_head, None)?;
-    model.llm.lm_head = head.quantize(quantization, on_host);
+    quantize(&mut loading, "llm.lm_head.", &mut model.llm.lm_head)?;
     model.llm.embed_tokens = loading.fill("llm.embed_tokens.", model.llm.embed_tokens, None)?;
-    model.llm.norm = loading.fill("llm.norm.", model.llm.norm, small)?;
-    model.input_proj = loading.fill("input_proj.", model.input_proj, small)?;
-    model.output_proj = loading.fill("output_proj.", model.output_proj, small)?;
-    model.head = loading.fill("head.", model.head, small)?;
+    model.llm.norm = loading.fill("llm.norm.", model.llm.norm, dtype)?;
+    model.input_proj = loading.fill("input_proj.", model.input_proj, dtype)?;
+    model.output_proj = loading.fill("output_proj.", model.output_proj, dtype)?;
+    model.head = loading.fill("head.", model.head, dtype)?;
     loading.finish()?;
     Ok(model)
 }

@@ -7,13 +7,16 @@ use clap_complete::Shell;
 use crate::Cli;
 use crate::output::Output;
 
-/// Print a script that completes commands and options in a shell.
+/// Print a script that completes commands and options in a shell
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   divot completions bash > ~/.local/share/bash-completion/completions/divot
   divot completions zsh > ~/.zfunc/_divot
-  divot completions fish > ~/.config/fish/completions/divot.fish")]
+  divot completions fish > ~/.config/fish/completions/divot.fish"
+)]
 pub struct Arguments {
     /// The shell
     #[arg(value_enum)]

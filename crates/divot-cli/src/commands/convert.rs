@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::interrupt;
 use crate::output::Output;
 
-/// Convert PyTorch checkpoints that are here already.
+/// Convert PyTorch checkpoints that are here already
 ///
 /// FROM holds the download as it was published:
 ///   CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin
@@ -40,7 +40,7 @@ Examples:
 pub struct Arguments {
     /// Folder that the released files were downloaded into; with --part also files or sharded
     /// folders, one --from for each
-    #[arg(long, value_name = "FROM", required = true)]
+    #[arg(verbatim_doc_comment, long, value_name = "FROM", required = true)]
     from: Vec<PathBuf>,
     /// Folder to write; each part becomes a folder in it
     #[arg(long, value_name = "DIR")]
@@ -55,7 +55,7 @@ pub struct Arguments {
     config: Option<PathBuf>,
     /// Fold LoRA's matrices into a language model's weights: smaller and faster, but no further
     /// training of them
-    #[arg(long)]
+    #[arg(verbatim_doc_comment, long)]
     merge_lora: bool,
     /// LoRA's alpha, which checkpoints do not hold; the rank if left out, as released
     #[arg(long, value_name = "ALPHA", allow_negative_numbers = true)]

@@ -10,7 +10,7 @@ use clap::Args;
 use divot::data::sampling::comprehend_indices;
 use divot::data::{Transform, Video};
 use divot::language::{LlmError, Prompt, Shown};
-use divot::{Chat, Clip, Task, Tokenizer};
+use divot::{Chat, Clip, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::interrupt::{self, Stopped};
@@ -18,16 +18,19 @@ use crate::models::Models;
 use crate::options::{LlmWeights, Model, Seed, Text};
 use crate::output::Output;
 
-/// Ask a language model about a video or an image.
+/// Ask a language model about a video or an image
 ///
 /// The answer goes to standard output as it comes, and nothing else does. A video is shown in clips of
 /// two seconds; a file of one frame is shown as an image.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   divot describe --input clip.mp4
   divot describe --input clip.mp4 --question \"What is the man holding?\" --dtype q8
-  divot describe --input photo.png --chat")]
+  divot describe --input photo.png --chat"
+)]
 pub struct Arguments {
     /// Video (MP4, GIF, WebP), image, or folder of images
     #[arg(long, value_name = "FILE")]
@@ -73,8 +76,7 @@ impl Arguments {
             false => Shown::Video(clips),
         };
         let models = self.model.open_llm(&self.weights, output)?;
-        models.tokenizer_config()?;
-        let (part, _) = models.check_prompt(Task::Comprehension, |text, tokens| {
+        let part = models.check_comprehension(|text, tokens| {
             Prompt::question(text, tokens, shown, &self.question)
         })?;
 
@@ -96,7 +98,8 @@ impl Arguments {
             }
         }
         output.set("answers", answers);
-        output.remark()
+        output.remark(output.summary());
+        Ok(())
     }
 
     /// Tokens of what is shown, `[clips, 64, 256]`.
@@ -145,6 +148,9 @@ fn ask(chat: &mut Chat<'_>, question: &str, output: &mut Output) -> Result<Value
     })?;
     output.check()?;
     output.line("")?;
+    if !answer.complete && !output.is_closed() {
+        output.remark("cut there: --max-new-tokens allows a longer answer");
+    }
     Ok(json!({
         "question": question,
         "answer": answer.text,
@@ -165,6 +171,9 @@ fn next_question(lines: &mut impl BufRead) -> Result<Option<String>> {
         let read = interrupt::waiting(|| lines.read_line(&mut line))
             .context("standard input is no text; write questions in UTF-8, one a line")?;
         if read == 0 {
+            if io::stdin().is_terminal() {
+                let _ = writeln!(io::stderr());
+            }
             return Ok(None);
         }
         let line = line.trim();

@@ -10,16 +10,19 @@ use divot::tokens::VideoTokens;
 use crate::files::{ClipFiles, rows};
 use crate::models::{decode, is_guided};
 use crate::options::{Diffusion, Model, Seed, Weights};
-use crate::output::Output;
+use crate::output::{self, Output};
 
-/// Turn a file of tokens into a video.
+/// Turn a file of tokens into a video
 ///
 /// The clips come one after another, 16 frames at 8 fps each, and each starts from the seed's noise:
 /// the same tokens give the same clip wherever they are in the file.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Example:
-  divot detokenize --input clip.safetensors --output clip-again.mp4")]
+  divot detokenize --input clip.safetensors --output clip-again.mp4"
+)]
 pub struct Arguments {
     /// Tokens, as `divot tokenize` writes them
     #[arg(long, value_name = "FILE")]
@@ -79,8 +82,9 @@ impl Arguments {
         output.set("frames", frames.len());
         output.set("seed", self.seed.seed);
         output.line(format!(
-            "{} ({clips} clips) → {} and {}",
+            "{} ({}) → {} and {}",
             self.input.display(),
+            output::clips(clips),
             files.clip.display(),
             files.sheet.display()
         ))?;

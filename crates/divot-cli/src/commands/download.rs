@@ -15,7 +15,7 @@ use crate::files::check_folder;
 use crate::interrupt;
 use crate::output::{Output, size};
 
-/// Download the released checkpoints and convert them.
+/// Download the released checkpoints and convert them
 ///
 /// Without names it gets what turns videos into tokens and back: tokenizer, detokenizer and clip. To
 /// describe videos add llm-comprehension, to generate them llm-generation and detokenizer-adapted; each
@@ -25,11 +25,14 @@ use crate::output::{Output, size};
 /// was stopped goes on where it was. HF_ENDPOINT, HF_HUB_CACHE, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
 /// honoured.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   divot download
   divot download llm-comprehension --to models/divot
-  divot download --offline --dtype f32")]
+  divot download --offline --dtype f32"
+)]
 pub struct Arguments {
     /// Parts to get
     #[arg(value_enum, value_name = "PARTS", default_values_t = Asset::MODEL.map(PartName))]

@@ -12,14 +12,17 @@ use crate::models::decode;
 use crate::options::{Diffusion, Features, LlmWeights, Model, Seed, Text};
 use crate::output::Output;
 
-/// Make a video of a caption.
+/// Make a video of a caption
 ///
 /// A language model draws 64 tokens and the de-tokenizer makes 16 frames at 8 fps of them. What the
 /// model says before the video goes to standard output.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Example:
-  divot generate \"a dog runs along the beach\" --output dog.mp4")]
+  divot generate \"a dog runs along the beach\" --output dog.mp4"
+)]
 pub struct Arguments {
     /// What the video should show
     caption: String,

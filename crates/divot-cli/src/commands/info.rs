@@ -11,18 +11,21 @@ use divot::data::sampling::{MAX_CLIPS, comprehend_indices};
 use divot::weights::Source;
 use serde_json::{Value, json};
 
-use crate::output::{Output, size};
+use crate::output::{self, Output, count, size};
 
-/// Say what a model, a video or a file of tokens holds.
+/// Say what a model, a video or a file of tokens holds
 ///
 /// Nothing is loaded: of a model only the headers of its files are read, of a video only its
 /// description.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   divot info --model models/divot
   divot info clip.mp4
-  divot info tokens.safetensors")]
+  divot info tokens.safetensors"
+)]
 pub struct Arguments {
     /// Video, image, folder of images, or .safetensors file
     file: Option<PathBuf>,
@@ -80,8 +83,8 @@ fn model(folder: &Path, output: &mut Output) -> Result<()> {
         let text = fs::read(folder.join(CONFIG)).unwrap_or_default();
         let config: Value = serde_json::from_slice(&text).unwrap_or_default();
         output.line(format!(
-            "  {name:<20} {:>9.1} M parameters  {:>10}  {:<4}  {}",
-            weights.parameters as f64 / 1e6,
+            "  {name:<20} {:>9} parameters  {:>10}  {:<4}  {}",
+            count(weights.parameters),
             size(weights.bytes),
             weights.dtypes.join(", "),
             sizes(&config)
@@ -135,8 +138,8 @@ fn sizes(config: &Value) -> String {
         ("of {}", "/resampler/token_dim"),
         ("tokens of {}", "/resampler/input_dim"),
         ("{} channels", "/unet/model_channels"),
-        ("latents {} high", "/latent_size/0"),
-        ("{} wide", "/latent_size/1"),
+        ("latents {}", "/latent_size/0"),
+        ("x{}", "/latent_size/1"),
         ("{} layers", "/llm/num_hidden_layers"),
         ("of {}", "/llm/hidden_size"),
         ("vocabulary {}", "/llm/vocab_size"),
@@ -155,10 +158,10 @@ fn sizes(config: &Value) -> String {
         }
         if let Some(number) = number(path) {
             let words = words.replace("{}", &number.to_string());
-            let gap = match words.starts_with("of ") {
-                _ if text.is_empty() => "",
-                true => " ",
-                false => ", ",
+            let gap = match () {
+                () if text.is_empty() || words.starts_with('x') => "",
+                () if words.starts_with("of ") => " ",
+                () => ", ",
             };
             text += &format!("{gap}{words}");
         }
@@ -170,10 +173,10 @@ fn tensors(file: &Path, output: &mut Output) -> Result<()> {
     let source = Source::open(file)?;
     let weights = Weights::read(file)?;
     output.line(format!(
-        "{}: {} tensors, {:.3} M numbers, {}, {}",
+        "{}: {} tensors, {} numbers, {}, {}",
         file.display(),
         weights.tensors,
-        weights.parameters as f64 / 1e6,
+        count(weights.parameters),
         size(weights.bytes),
         weights.dtypes.join(", ")
     ))?;
@@ -210,13 +213,14 @@ fn video(file: &Path, output: &mut Output) -> Result<()> {
     output.set("codec", &info.codec);
     output.set("clips", clips);
     output.line(format!(
-        "{}: {} frames at {:.3} fps ({:.2} s), {}x{}, {}, {clips} clips of two seconds for `describe` and `tokenize`",
+        "{}: {} frames at {:.3} fps ({:.2} s), {}x{}, {}, {} of two seconds for `describe` and `tokenize`",
         file.display(),
         info.frames,
         info.fps,
         info.duration(),
         info.width,
         info.height,
-        info.codec
+        info.codec,
+        output::clips(clips)
     ))
 }

@@ -12,13 +12,16 @@ use crate::models::{decode, is_guided};
 use crate::options::{Diffusion, Model, Seed, Weights};
 use crate::output::Output;
 
-/// Turn two seconds of video into tokens and back.
+/// Turn two seconds of video into tokens and back
 ///
 /// Writes 16 frames at 8 fps and, beside them, a contact sheet: input frames over reconstructed ones.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Example:
-  divot reconstruct --input clip.mp4 --output out.mp4")]
+  divot reconstruct --input clip.mp4 --output out.mp4"
+)]
 pub struct Arguments {
     /// Video (MP4, GIF, WebP), image, or folder of images
     #[arg(long, value_name = "FILE")]

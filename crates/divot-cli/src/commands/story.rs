@@ -18,16 +18,19 @@ use crate::models::decode;
 use crate::options::{Diffusion, Features, LlmWeights, Model, Seed, Text};
 use crate::output::Output;
 
-/// Tell a story in text and videos.
+/// Tell a story in text and videos
 ///
 /// The language model says something and draws a video, again and again, each with all that came
 /// before in mind. It may end the story before the last scene. The text goes to standard output as it
 /// comes; the folder gets scene-01.mp4 with its contact sheet scene-01.png and so on, story.md, which
 /// is text and pictures to read, and story.json.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Example:
-  divot story \"Tell a story of a boy who finds a kite\" --scenes 3 --output kite")]
+  divot story \"Tell a story of a boy who finds a kite\" --scenes 3 --output kite"
+)]
 pub struct Arguments {
     /// What the story should be
     instruction: String,

@@ -11,17 +11,20 @@ use divot::tokens::VideoTokens;
 use crate::files::check_output;
 use crate::interrupt::{self, Stopped};
 use crate::options::{Model, Weights};
-use crate::output::Output;
+use crate::output::{self, Output};
 
-/// Turn a video into a file of tokens.
+/// Turn a video into a file of tokens
 ///
 /// The file is safetensors with `tokens`, [clips, 64, 256], and `unconditional`, [1, 64, 256], which
 /// `divot detokenize` needs for guidance. A clip is two seconds.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   divot tokenize --input clip.mp4 --output clip.safetensors
-  divot tokenize --input film.mp4 --start 95.5 --output scene.safetensors")]
+  divot tokenize --input film.mp4 --start 95.5 --output scene.safetensors"
+)]
 pub struct Arguments {
     /// Video (MP4, GIF, WebP), image, or folder of images
     #[arg(long, value_name = "FILE")]
@@ -99,11 +102,12 @@ impl Arguments {
         output.set("clips", clips);
         output.set("tokens", [count, width]);
         output.line(format!(
-            "{} ({} frames at {:.3} fps, {}) → {clips} clips of {count} tokens of {width} → {}",
+            "{} ({} frames at {:.3} fps, {}) → {} of {count} tokens of {width} → {}",
             self.input.display(),
             info.frames,
             info.fps,
             info.codec,
+            output::clips(clips),
             self.output.display()
         ))?;
         output.line(output.summary())

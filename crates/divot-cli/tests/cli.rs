@@ -1,0 +1,1221 @@
+//! The program as a user runs it, on the fixture's small random model: what it writes, and the one line
+//! that it says when it cannot.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use divot::data::{Frame, Video, read_image, write_mp4, write_png};
+use serde_json::Value;
+
+fn divot() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_divot"));
+    // What the machine has in its cache is no matter of these tests.
+    for name in [
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+        "HF_HUB_OFFLINE",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The model, converted once by the program itself.
+fn model() -> &'static Path {
+    static MODEL: OnceLock<tempfile::TempDir> = OnceLock::new();
+    MODEL
+        .get_or_init(|| {
+            let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixture");
+            let folder = tempfile::tempdir().unwrap();
+            let output = divot()
+                .arg("convert")
+                .arg("--from")
+                .arg(fixture.join("pretrained"))
+                .arg("--config")
+                .arg(fixture.join("config.json"))
+                .arg("--to")
+                .arg(folder.path())
+                .output()
+                .unwrap();
+            let stdout = text(&output.stdout);
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            for part in ["tokenizer", "detokenizer", "clip", "llm-generation"] {
+                assert!(stdout.contains(&format!("{part}: ")), "{stdout}");
+            }
+            folder
+        })
+        .path()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A folder with a video and a picture.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let frames: Vec<Frame> = (0..40).map(picture).collect();
+        write_mp4(dir.path().join("clip.mp4"), &frames, 10.0).unwrap();
+        write_png(dir.path().join("photo.png"), &frames[7]).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The program in that folder, with the model unless the command takes none.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = divot();
+        command.current_dir(self.dir.path()).args(arguments);
+        let takes_model = !["convert", "download", "completions", "info"].contains(&arguments[0]);
+        if takes_model && !arguments.contains(&"--model") {
+            command.arg("--model").arg(model());
+        }
+        if takes_model && !arguments.contains(&"--device") {
+            command.args(["--device", "cpu"]);
+        }
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs it; returns what it prints.
+    fn works(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let stderr = text(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        text(&output.stdout)
+    }
+
+    /// Runs it with `--json`; returns the object, which must be all that it prints.
+    fn json(&self, arguments: &[&str]) -> Value {
+        let printed = self.works(&[arguments, &["--json"]].concat());
+        let object: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(object["command"], arguments[0]);
+        assert!(object["seconds"]["total"].as_f64().unwrap() > 0.0);
+        assert!(object["peak_memory_bytes"].is_u64() || !cfg!(target_os = "linux"));
+        object
+    }
+
+    /// Runs it on what cannot work; returns the one line it says.
+    fn refused(&self, arguments: &[&str]) -> String {
+        let before = self.names();
+        let output = self.run(arguments);
+        let line = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {line}");
+        assert_eq!(text(&output.stdout), "", "{arguments:?}");
+        assert_eq!(line.lines().count(), 1, "{arguments:?}: {line}");
+        assert!(line.starts_with("error: "), "{line}");
+        assert_eq!(self.names(), before, "{arguments:?} left something");
+        line
+    }
+
+    fn names(&self) -> Vec<std::ffi::OsString> {
+        let mut names: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// A model of some parts of the model, each from a part and to one.
+    fn model_of(&self, name: &str, parts: &[(&str, &str)]) {
+        for (from, to) in parts {
+            let folder = self.path(name).join(to);
+            fs::create_dir_all(&folder).unwrap();
+            for file in fs::read_dir(model().join(from)).unwrap() {
+                let file = file.unwrap();
+                fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+            }
+        }
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+}
+
+fn picture(t: usize) -> Frame {
+    let (width, height) = (64, 48);
+    let rgb = (0..width * height)
+        .flat_map(|i| {
+            let (x, y) = (i % width, i / width);
+            [
+                (x * 4 + t * 3) as u8,
+                (y * 5) as u8,
+                ((x + y + t) * 2) as u8,
+            ]
+        })
+        .collect();
+    Frame::new(width, height, rgb).unwrap()
+}
+
+/// The parts that generation takes.
+const GENERATION: [(&str, &str); 3] = [
+    ("tokenizer", "tokenizer"),
+    ("detokenizer", "detokenizer"),
+    ("llm-generation", "llm-generation"),
+];
+
+/// With few steps.
+fn quick<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    [arguments, &["--steps", "2", "--guidance", "2"]].concat()
+}
+
+/// With few tokens.
+fn short<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    [arguments, &["--max-new-tokens", "6"]].concat()
+}
+
+/// Asks for few tokens about the video or the picture.
+fn ask<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    short(&[&["describe", "--input", "clip.mp4"], arguments].concat())
+}
+
+#[test]
+fn reconstruct_writes_a_clip_and_a_sheet() {
+    let bench = Bench::new();
+    let run = |name: &str, seed: &str| {
+        let arguments = ["reconstruct", "--input", "clip.mp4", "--output", name];
+        bench.json(&quick(&[&arguments[..], &["--seed", seed]].concat()))
+    };
+    let object = run("out.mp4", "5");
+    assert_eq!(object["output"], "out.mp4");
+    assert_eq!(object["sheet"], "out.png");
+    assert_eq!(object["frames"], 16);
+    assert_eq!(object["tokens"], serde_json::json!([64, 12]));
+    assert_eq!(object["device"], "cpu");
+    assert_eq!(object["seed"], 5);
+    assert!(object["psnr"].as_f64().unwrap() > 0.0);
+    for what in ["loading", "tokenizer", "de-tokenizer"] {
+        assert!(object["seconds"][what].is_f64(), "{object}");
+    }
+    let video = Video::open(bench.path("out.mp4")).unwrap();
+    assert_eq!((video.info().frames, video.info().fps), (16, 8.0));
+    let sheet = read_image(bench.path("out.png")).unwrap();
+    assert_eq!(sheet.width, 16 * 128 + 15 * 4);
+
+    run("again.mp4", "5");
+    run("other.mp4", "6");
+    assert!(bench.bytes("out.mp4") == bench.bytes("again.mp4"));
+    assert!(bench.bytes("out.png") == bench.bytes("again.png"));
+    assert!(bench.bytes("out.mp4") != bench.bytes("other.mp4"));
+
+    let printed = bench.works(&quick(&["reconstruct", "--input", "clip.mp4"]));
+    assert!(
+        printed.contains("64 tokens of 12") && printed.contains("PSNR"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn tokens_go_through_a_file() {
+    let bench = Bench::new();
+    let object = bench.json(&[
+        "tokenize",
+        "--input",
+        "clip.mp4",
+        "--output",
+        "all.safetensors",
+    ]);
+    assert_eq!(object["clips"], 2);
+    assert_eq!(object["tokens"], serde_json::json!([64, 12]));
+    for (start, name) in [("0", "first"), ("2", "second")] {
+        let output = format!("{name}.safetensors");
+        let arguments = [
+            "tokenize", "--input", "clip.mp4", "--output", &output, "--start", start,
+        ];
+        assert!(bench.works(&arguments).contains("1 clip of 64 tokens"));
+        let video = format!("{name}.mp4");
+        bench.works(&quick(&[
+            "detokenize",
+            "--input",
+            &output,
+            "--output",
+            &video,
+        ]));
+        // The same clip through tokens in memory.
+        let direct = format!("{name}-direct.mp4");
+        let arguments = [
+            "reconstruct",
+            "--input",
+            "clip.mp4",
+            "--output",
+            &direct,
+            "--start",
+            start,
+        ];
+        bench.works(&quick(&arguments));
+        assert!(bench.bytes(&video) == bench.bytes(&direct), "{name}");
+    }
+    assert!(bench.bytes("first.mp4") != bench.bytes("second.mp4"));
+
+    // Clips come one after another.
+    let arguments = [
+        "detokenize",
+        "--input",
+        "all.safetensors",
+        "--output",
+        "all.mp4",
+    ];
+    assert_eq!(bench.json(&quick(&arguments))["frames"], 32);
+    assert_eq!(
+        Video::open(bench.path("all.mp4")).unwrap().info().frames,
+        32
+    );
+    // Without guidance it is another video, and no tokenizer is needed.
+    bench.model_of("slim", &[("detokenizer", "detokenizer")]);
+    let arguments = [
+        "detokenize",
+        "--input",
+        "all.safetensors",
+        "--model",
+        "slim",
+    ];
+    bench.works(&[&arguments[..], &["--steps", "2", "--guidance", "1"]].concat());
+    assert!(bench.bytes("out.mp4") != bench.bytes("all.mp4"));
+    // The file has the unconditional tokens.
+    bench.works(&quick(&arguments));
+    assert!(bench.bytes("out.mp4") == bench.bytes("all.mp4"));
+
+    let object = bench.json(&["info", "all.safetensors"]);
+    let shapes: Vec<_> = object["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| &t["shape"])
+        .collect();
+    assert!(
+        shapes.contains(&&serde_json::json!([2, 64, 12])),
+        "{object}"
+    );
+    let count = ["tokenize", "--input", "clip.mp4", "--clips", "1"];
+    assert_eq!(bench.json(&count)["clips"], 1);
+}
+
+#[test]
+fn describe_answers() {
+    let bench = Bench::new();
+    let first = bench.works(&ask(&[]));
+    assert!(first.ends_with('\n') && first.trim().len() > 1, "{first:?}");
+    assert_eq!(bench.works(&ask(&[])), first);
+    assert_ne!(bench.works(&ask(&["--seed", "43"])), first);
+
+    let object = bench.json(&ask(&[]));
+    assert_eq!(object["clips"], 2);
+    assert_eq!(object["image"], false);
+    assert_eq!(object["llm"], "llm-generation");
+    let answer = &object["answers"][0];
+    assert_eq!(answer["question"], "What does this video describe?");
+    // Text as it comes is the answer, but for spaces at its ends and what would steer a terminal.
+    let printed = |text: &str| {
+        let text = text.replace(
+            |c: char| c.is_control() && c != '\n' && c != '\t',
+            "\u{fffd}",
+        );
+        text.trim().to_owned()
+    };
+    assert_eq!(printed(&first), printed(answer["answer"].as_str().unwrap()));
+    // Six tokens are no end; a sentence of its own would be.
+    assert_eq!(
+        (&answer["tokens"], &answer["complete"]),
+        (&6.into(), &false.into())
+    );
+    for what in ["loading", "tokenizer", "language model"] {
+        assert!(object["seconds"][what].is_f64(), "{object}");
+    }
+    // Every clip is 64 tokens between two marks.
+    let one = bench.json(&ask(&["--clips", "1"]));
+    let tokens = |object: &Value| object["answers"][0]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(one["clips"], 1);
+    assert_eq!(tokens(&object) - tokens(&one), 66);
+}
+
+#[test]
+fn images_are_shown_as_images() {
+    let bench = Bench::new();
+    let photo = bench.json(&short(&["describe", "--input", "photo.png"]));
+    assert_eq!(
+        (&photo["image"], &photo["clips"]),
+        (&true.into(), &1.into())
+    );
+    let frame = bench.json(&ask(&["--image"]));
+    assert_eq!(
+        (&frame["image"], &frame["clips"]),
+        (&true.into(), &1.into())
+    );
+    assert_eq!(
+        photo["answers"][0]["prompt_tokens"],
+        frame["answers"][0]["prompt_tokens"]
+    );
+    // The video's frame is another picture.
+    let greedy = |input: &str| {
+        let arguments = [
+            "describe",
+            "--input",
+            input,
+            "--image",
+            "--max-new-tokens",
+            "40",
+        ];
+        bench.works(&[&arguments[..], &["--temperature", "5", "--top-p", "1"]].concat())
+    };
+    assert_ne!(greedy("photo.png"), greedy("clip.mp4"));
+}
+
+#[test]
+fn greedy_and_beams_draw_nothing() {
+    let bench = Bench::new();
+    for options in [
+        &["--greedy"][..],
+        &["--temperature", "0"],
+        &["--beams", "3"],
+        &["--greedy", "--dtype", "q8"],
+        &["--greedy", "--dtype", "q4"],
+        &["--greedy", "--dtype", "f16"],
+    ] {
+        let one = bench.works(&ask(&[options, &["--seed", "1"]].concat()));
+        let two = bench.works(&ask(&[options, &["--seed", "2"]].concat()));
+        assert_eq!(one, two, "{options:?}");
+        assert!(!one.trim().is_empty(), "{options:?}");
+    }
+    let line = bench.refused(&ask(&["--greedy", "--temperature", "1"]));
+    assert!(
+        line.contains("--greedy") && line.contains("--temperature"),
+        "{line}"
+    );
+}
+
+/// Gives the program's standard input and returns what it printed.
+fn fed(mut command: Command, input: &[u8]) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may not want to read it.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_chat_takes_turns() {
+    let bench = Bench::new();
+    let chat = ask(&["--chat", "--json"]);
+    let output = fed(bench.command(&chat), b"And then?\n\nWhy <vid>?");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let answers = object["answers"].as_array().unwrap();
+    let questions: Vec<_> = answers
+        .iter()
+        .map(|answer| answer["question"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        questions,
+        ["What does this video describe?", "And then?", "Why <vid>?"]
+    );
+    // What was shown is not read again.
+    assert!(answers[0]["prompt_tokens"].as_u64() > Some(132));
+    assert!(answers[1]["prompt_tokens"].as_u64() < Some(40));
+    // The first turn is what it is without a chat.
+    assert_eq!(
+        answers[0]["answer"],
+        bench.json(&ask(&[]))["answers"][0]["answer"]
+    );
+
+    // Without questions it is no chat.
+    let output = fed(bench.command(&ask(&["--chat", "--greedy"])), b"");
+    assert_eq!(text(&output.stdout), bench.works(&ask(&["--greedy"])));
+
+    let output = fed(bench.command(&ask(&["--chat"])), b"\xff\xfe\n");
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    let error: Vec<_> = stderr
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .collect();
+    assert!(error.len() == 1 && error[0].contains("UTF-8"), "{stderr}");
+}
+
+#[test]
+fn special_tokens_in_questions_are_text() {
+    let bench = Bench::new();
+    let tokens = |question: &str| {
+        let object = bench.json(&ask(&["--question", question]));
+        object["answers"][0]["prompt_tokens"].as_u64().unwrap()
+    };
+    // Each of these would be one token, or two, if it were special.
+    let plain = tokens("a");
+    for question in ["<vid>", "<frame>", "<frame_00000>", "</s>", "<img>"] {
+        assert!(tokens(question) >= plain + 2, "{question}");
+    }
+}
+
+#[test]
+fn generate_writes_a_clip() {
+    let bench = Bench::new();
+    let run = |output: &str, seed: &str| {
+        let arguments = [
+            "generate",
+            "a dog on the beach",
+            "--output",
+            output,
+            "--seed",
+            seed,
+        ];
+        bench.json(&quick(&short(&arguments)))
+    };
+    let object = run("dog.mp4", "3");
+    assert_eq!(object["caption"], "a dog on the beach");
+    assert_eq!(
+        (&object["output"], &object["sheet"]),
+        (&"dog.mp4".into(), &"dog.png".into())
+    );
+    assert!(object["text"].is_string());
+    assert_eq!(object["llm"], "llm-generation");
+    assert_eq!(
+        Video::open(bench.path("dog.mp4")).unwrap().info().frames,
+        16
+    );
+    assert_eq!(
+        read_image(bench.path("dog.png")).unwrap().width,
+        8 * 128 + 7 * 4
+    );
+    run("again.mp4", "3");
+    run("other.mp4", "4");
+    assert!(bench.bytes("dog.mp4") == bench.bytes("again.mp4"));
+    assert!(bench.bytes("dog.mp4") != bench.bytes("other.mp4"));
+
+    // The seed's features differ too: the variance counts.
+    let arguments = [
+        "generate",
+        "a dog on the beach",
+        "--output",
+        "wild.mp4",
+        "--seed",
+        "3",
+    ];
+    bench.works(&quick(&short(
+        &[&arguments[..], &["--var-scale", "30"]].concat(),
+    )));
+    assert!(bench.bytes("dog.mp4") != bench.bytes("wild.mp4"));
+}
+
+#[test]
+fn an_adapted_detokenizer_is_preferred() {
+    let bench = Bench::new();
+    let parts = [
+        ("tokenizer", "tokenizer"),
+        ("llm-generation", "llm-generation"),
+        ("detokenizer", "detokenizer-adapted"),
+    ];
+    bench.model_of("adapted", &parts);
+    bench.works(&quick(&short(&["generate", "a dog", "--model", "adapted"])));
+    let line = bench.refused(&quick(&[
+        "reconstruct",
+        "--input",
+        "clip.mp4",
+        "--model",
+        "adapted",
+    ]));
+    assert!(line.contains("detokenizer"), "{line}");
+}
+
+#[test]
+fn story_fills_a_folder() {
+    let bench = Bench::new();
+    let run = |scenes: &str, seed: &str| {
+        let arguments = ["story", "A boy *finds*\na <kite>", "--output", "kite"];
+        let options = ["--scenes", scenes, "--seed", seed];
+        bench.json(&quick(&short(&[&arguments[..], &options].concat())))
+    };
+    // A random model may end early; this seed does not.
+    let object = run("2", "42");
+    let scenes = object["scenes"].as_array().unwrap();
+    assert_eq!(scenes.len(), 2, "{object}");
+    let written: Value = serde_json::from_slice(&bench.bytes("kite/story.json")).unwrap();
+    assert_eq!(&written["scenes"], &object["scenes"]);
+    assert_eq!(written["instruction"], "A boy *finds*\na <kite>");
+    let page = text(&bench.bytes("kite/story.md"));
+    assert!(
+        page.starts_with("# A boy \\*finds\\* a \\<kite\\>\n"),
+        "{page}"
+    );
+    for scene in scenes {
+        let (clip, sheet) = (
+            scene["clip"].as_str().unwrap(),
+            scene["sheet"].as_str().unwrap(),
+        );
+        assert!(page.contains(&format!("]({sheet})]({clip})")), "{page}");
+        let video = Video::open(bench.path("kite").join(clip)).unwrap();
+        assert_eq!(video.info().frames, 16);
+        read_image(bench.path("kite").join(sheet)).unwrap();
+    }
+    let first = bench.bytes("kite/scene-01.mp4");
+    assert!(first != bench.bytes("kite/scene-02.mp4"));
+
+    // A shorter story replaces the longer one, and starts as that did.
+    run("1", "42");
+    assert!(bench.bytes("kite/scene-01.mp4") == first);
+    let mut names: Vec<_> = fs::read_dir(bench.path("kite"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["scene-01.mp4", "scene-01.png", "story.json", "story.md"]
+    );
+    run("1", "7");
+    assert!(bench.bytes("kite/scene-01.mp4") != first);
+
+    // Anything else in the folder stays.
+    fs::write(bench.path("kite/notes.txt"), "mine").unwrap();
+    let line = bench.refused(&quick(&["story", "again", "--output", "kite"]));
+    assert!(
+        line.contains("kite") && line.contains("notes.txt"),
+        "{line}"
+    );
+    let line = bench.refused(&quick(&["story", "again", "--output", "clip.mp4"]));
+    assert!(
+        line.contains("clip.mp4") && line.contains("no folder"),
+        "{line}"
+    );
+}
+
+#[test]
+fn info_says_what_there_is() {
+    let bench = Bench::new();
+    let model = model().to_str().unwrap();
+    for arguments in [&["info", "--model", model][..], &["info", model]] {
+        let object = bench.json(arguments);
+        let parts = object["parts"].as_array().unwrap();
+        let names: Vec<_> = parts
+            .iter()
+            .map(|part| part["part"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            ["tokenizer", "detokenizer", "clip", "llm-generation"]
+        );
+        for part in parts {
+            assert!(part["parameters"].as_u64() > Some(0));
+            // Two bytes each, and a header.
+            assert!(part["bytes"].as_u64() > part["parameters"].as_u64().map(|n| 2 * n));
+            assert_eq!(part["dtypes"], serde_json::json!(["f16"]));
+            assert!(part["config"].is_object());
+        }
+    }
+    let printed = bench.works(&["info", model]);
+    assert!(
+        printed.contains("latents 8x6") && printed.contains("window 32768"),
+        "{printed}"
+    );
+
+    let object = bench.json(&["info", "clip.mp4"]);
+    assert_eq!(
+        (&object["frames"], &object["clips"]),
+        (&40.into(), &2.into())
+    );
+    assert_eq!(
+        (&object["width"], &object["height"]),
+        (&64.into(), &48.into())
+    );
+    assert_eq!(
+        (&object["fps"], &object["codec"]),
+        (&10.0.into(), &"h264".into())
+    );
+}
+
+#[test]
+fn convert_merges_lora() {
+    let bench = Bench::new();
+    let pretrained = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixture/pretrained");
+    let run = |to: &str, options: &[&str]| {
+        let from = |name: &str| pretrained.join(name).to_str().unwrap().to_owned();
+        let (lora, llm, tokenizer) = (
+            from("Divot_lora"),
+            from("Divot_sft_gen/llm"),
+            from("cvlm_mistral_instruct_tokenizer"),
+        );
+        let arguments = ["convert", "--part", "llm", "--from", &lora, "--from", &llm];
+        let rest = ["--from", &tokenizer, "--to", to];
+        bench.json(&[&arguments[..], &rest, options].concat())
+    };
+    let kept = run("kept", &["--lora-alpha", "6"]);
+    let merged = run(
+        "merged",
+        &["--lora-alpha", "6", "--merge-lora", "--dtype", "f32"],
+    );
+    let parameters = |object: &Value| object["parts"][0]["parameters"].as_u64().unwrap();
+    assert!(parameters(&kept) > parameters(&merged));
+    let config: Value = serde_json::from_slice(&bench.bytes("kept/llm/config.json")).unwrap();
+    assert_eq!(config["lora"]["alpha"], 6.0);
+    let config: Value = serde_json::from_slice(&bench.bytes("merged/llm/config.json")).unwrap();
+    assert!(config["lora"].is_null());
+    // Another alpha gives other weights.
+    run(
+        "weaker",
+        &["--lora-alpha", "1", "--merge-lora", "--dtype", "f32"],
+    );
+    assert!(
+        bench.bytes("merged/llm/model.safetensors") != bench.bytes("weaker/llm/model.safetensors")
+    );
+
+    let arguments = ["convert", "--from", "nothing", "--to", "here"];
+    assert!(bench.refused(&arguments).contains("nothing"));
+    let line = bench.refused(&[&arguments[..], &["--lora-alpha", "-1"]].concat());
+    assert!(line.contains("lora_alpha is -1"), "{line}");
+}
+
+#[test]
+fn help_has_examples() {
+    let summary = text(&divot().arg("--help").output().unwrap().stdout);
+    for command in [
+        "reconstruct",
+        "describe",
+        "generate",
+        "story",
+        "tokenize",
+        "detokenize",
+        "download",
+        "convert",
+        "info",
+        "completions",
+    ] {
+        assert!(
+            summary.contains(&format!("\n  {command}")),
+            "{command}: {summary}"
+        );
+        let output = divot().args([command, "--help"]).output().unwrap();
+        assert!(output.status.success());
+        let help = text(&output.stdout);
+        assert!(help.contains("Example"), "{help}");
+        assert!(help.contains(&format!("\n  divot {command}")), "{help}");
+        assert!(help.contains("--json"), "{help}");
+        // Every option that is shown is explained.
+        for line in help
+            .lines()
+            .filter(|line| line.trim_start().starts_with("--"))
+        {
+            let words = line.split_whitespace().count();
+            assert!(
+                words > 3 || help.contains(&format!("{line}\n          ")),
+                "{line}"
+            );
+        }
+    }
+    let output = divot().output().unwrap();
+    assert!(text(&output.stderr).contains("Commands:"));
+    assert!(!output.status.success());
+}
+
+#[test]
+fn completions_for_shells() {
+    let bench = Bench::new();
+    for (shell, holds) in [
+        ("bash", "complete -F _divot"),
+        ("zsh", "#compdef divot"),
+        ("fish", "complete -c divot"),
+    ] {
+        let script = bench.works(&["completions", shell]);
+        assert!(script.contains(holds), "{script}");
+        for word in ["detokenize", "--var-scale", "llm-comprehension"] {
+            assert!(
+                script.contains(word.trim_start_matches('-')),
+                "{shell}: {word}"
+            );
+        }
+    }
+    let line = bench.refused(&["completions", "dash"]);
+    assert!(line.contains("'dash'") && line.contains("bash"), "{line}");
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("empty")).unwrap();
+    for (arguments, says) in [
+        (
+            &["reconstruct", "--input", "no.mp4"][..],
+            &["no.mp4", "no such file"][..],
+        ),
+        (
+            &["describe", "--input", "no.mp4"],
+            &["no.mp4", "no such file"],
+        ),
+        (
+            &["tokenize", "--input", "no.mp4"],
+            &["no.mp4", "no such file"],
+        ),
+        (
+            &["detokenize", "--input", "no.safetensors"],
+            &["no.safetensors"],
+        ),
+        (&["info", "no.mp4"], &["no.mp4", "no such file"]),
+        (&["info", "no.safetensors"], &["no.safetensors"]),
+        (&["info"], &["models/divot", "divot download"]),
+        (&["info", "--model", "empty"], &["empty", "divot download"]),
+        (
+            &["reconstruct", "--input", "clip.mp4", "--model", "no"],
+            &["no: ", "divot download"],
+        ),
+        (
+            &["describe", "--input", "clip.mp4", "--model", "no"],
+            &["no: ", "divot download"],
+        ),
+        (
+            &["generate", "a dog", "--model", "no"],
+            &["no: ", "divot download"],
+        ),
+        (
+            &["story", "a dog", "--model", "no"],
+            &["no: ", "divot download"],
+        ),
+        (
+            &["tokenize", "--input", "clip.mp4", "--model", "empty"],
+            &["empty", "config.json"],
+        ),
+        (
+            &["generate", "a dog", "--model", "empty"],
+            &["empty", "no language model"],
+        ),
+        (
+            &["describe", "--input", "clip.mp4", "--model", "empty"],
+            &["empty", "config.json"],
+        ),
+        (&["reconstruct"], &["--input"]),
+        (&["generate"], &["CAPTION"]),
+        (&["imagine"], &["imagine"]),
+    ] {
+        let line = bench.refused(arguments);
+        for says in says {
+            assert!(line.contains(says), "{arguments:?}: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_model_without_a_language_model() {
+    let bench = Bench::new();
+    let parts = ["tokenizer", "detokenizer"].map(|part| (part, part));
+    bench.model_of("half", &parts);
+    for arguments in [
+        &["describe", "--input", "clip.mp4"][..],
+        &["generate", "a dog"],
+        &["story", "a dog"],
+    ] {
+        let line = bench.refused(&[arguments, &["--model", "half"]].concat());
+        assert!(
+            line.contains("half") && line.contains("no language model"),
+            "{line}"
+        );
+        assert!(line.contains("divot download"), "{line}");
+    }
+}
+
+#[test]
+fn options_that_make_no_sense() {
+    let bench = Bench::new();
+    let input = ["--input", "clip.mp4"];
+    for (command, arguments, says) in [
+        ("reconstruct", &["--steps", "0"][..], "use 1 to 1000"),
+        ("reconstruct", &["--guidance", "nan"], "finite"),
+        ("reconstruct", &["--eta", "-1"], "0 to 1"),
+        ("reconstruct", &["--start", "99"], "99"),
+        ("reconstruct", &["--start", "-1"], "-1"),
+        ("reconstruct", &["--dtype", "q8"], "'q8'"),
+        ("tokenize", &["--dtype", "q4"], "'q4'"),
+        ("tokenize", &["--clips", "0"], "at least 1"),
+        ("tokenize", &["--start", "99"], "99"),
+        ("tokenize", &["--start", "0", "--clips", "1"], "--clips"),
+        ("describe", &["--clips", "0"], "at least 1"),
+        ("describe", &["--question", " "], "question is empty"),
+        ("describe", &["--temperature", "-1"], "temperature"),
+        ("describe", &["--top-p", "2"], "top_p"),
+        ("describe", &["--beams", "0"], "beams"),
+        ("describe", &["--max-new-tokens", "0"], "max_new_tokens"),
+        ("describe", &["--device", "abacus"], "abacus"),
+    ] {
+        let line = bench.refused(&[&[command], &input[..], arguments].concat());
+        assert!(line.contains(says), "{arguments:?}: {line}");
+    }
+    for (arguments, says) in [
+        (&["generate", ""][..], "caption is empty"),
+        (&["generate", "a dog", "--var-scale", "-1"], "var_scale"),
+        (&["generate", "a dog", "--var-scale", "nan"], "var_scale"),
+        (&["generate", "a dog", "--steps", "1001"], "use 1 to 1000"),
+        (&["story", " "], "instruction is empty"),
+        (&["story", "a dog", "--scenes", "0"], "--scenes 1"),
+        (&["detokenize", "--input", "clip.mp4"], "clip.mp4"),
+    ] {
+        let line = bench.refused(arguments);
+        assert!(line.contains(says), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn prompts_longer_than_the_window() {
+    let bench = Bench::new();
+    bench.model_of("narrow", &GENERATION);
+    let path = bench.path("narrow/llm-generation/config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    assert!(config.contains("32768"), "{config}");
+    fs::write(&path, config.replace("32768", "100")).unwrap();
+    let long = "word ".repeat(60);
+    for arguments in [
+        &["describe", "--input", "clip.mp4"][..],
+        &["generate", &long],
+        &["story", &long],
+    ] {
+        let line = bench.refused(&[arguments, &["--model", "narrow"]].concat());
+        assert!(line.contains("window is 100"), "{line}");
+    }
+    // One clip fits.
+    let arguments = [
+        "describe", "--input", "clip.mp4", "--clips", "1", "--model", "narrow",
+    ];
+    bench.works(&[&arguments[..], &["--question", "What?"]].concat());
+}
+
+#[test]
+fn outputs_that_cannot_be_written() {
+    let bench = Bench::new();
+    let model = model().to_str().unwrap();
+    bench.works(&["tokenize", "--input", "clip.mp4"]);
+    fs::create_dir(bench.path("folder.mp4")).unwrap();
+    let weights = format!("{model}/tokenizer/model.safetensors");
+    let size = fs::metadata(&weights).unwrap().len();
+    fs::write(bench.path("mine.safetensors"), "not tokens").unwrap();
+    for (arguments, says) in [
+        (
+            &["reconstruct", "--input", "clip.mp4", "--output", "clip.mp4"][..],
+            "overwritten",
+        ),
+        (
+            &[
+                "reconstruct",
+                "--input",
+                "photo.png",
+                "--output",
+                "photo.mp4",
+            ],
+            "overwritten",
+        ),
+        (
+            &[
+                "reconstruct",
+                "--input",
+                "clip.mp4",
+                "--output",
+                "no/out.mp4",
+            ],
+            "no/out.mp4",
+        ),
+        (
+            &[
+                "reconstruct",
+                "--input",
+                "clip.mp4",
+                "--output",
+                "folder.mp4",
+            ],
+            "folder.mp4",
+        ),
+        (
+            &["reconstruct", "--input", "clip.mp4", "--output", "out.gif"],
+            "ends in .mp4",
+        ),
+        (
+            &["tokenize", "--input", "clip.mp4", "--output", "clip.mp4"],
+            "ends in .safetensors",
+        ),
+        (
+            &["tokenize", "--input", "clip.mp4", "--output", &weights],
+            "overwritten",
+        ),
+        (
+            &[
+                "tokenize",
+                "--input",
+                "clip.mp4",
+                "--output",
+                "mine.safetensors",
+            ],
+            "mine.safetensors",
+        ),
+        (
+            &[
+                "tokenize",
+                "--input",
+                "clip.mp4",
+                "--output",
+                "no/t.safetensors",
+            ],
+            "no/t.safetensors",
+        ),
+        (
+            &[
+                "detokenize",
+                "--input",
+                "tokens.safetensors",
+                "--output",
+                "no/o.mp4",
+            ],
+            "no/o.mp4",
+        ),
+        (
+            &["generate", "a dog", "--output", "no/out.mp4"],
+            "no/out.mp4",
+        ),
+        (&["generate", "a dog", "--output", "out"], "ends in .mp4"),
+        (
+            &["story", "a dog", "--output", "clip.mp4/story"],
+            "clip.mp4/story",
+        ),
+        (
+            &["convert", "--from", model, "--to", "x"],
+            "no released checkpoint",
+        ),
+        (&["download", "--offline", "--to", "clip.mp4"], "clip.mp4"),
+    ] {
+        let line = bench.refused(arguments);
+        assert!(line.contains(says), "{arguments:?}: {line}");
+    }
+    assert_eq!(fs::metadata(&weights).unwrap().len(), size);
+}
+
+#[test]
+fn tokens_of_another_model() {
+    let bench = Bench::new();
+    use divot::tokens::VideoTokens;
+    let device = divot::device::select("cpu").unwrap();
+    let wide = VideoTokens {
+        tokens: burn::tensor::Tensor::zeros([1, 64, 13], &device),
+        unconditional: None,
+    };
+    wide.save(&bench.path("wide.safetensors")).unwrap();
+    let line = bench.refused(&["detokenize", "--input", "wide.safetensors"]);
+    assert!(
+        line.contains("wide.safetensors") && line.contains("13"),
+        "{line}"
+    );
+    // Weights are no tokens.
+    let weights = model().join("clip/model.safetensors");
+    let line = bench.refused(&["detokenize", "--input", weights.to_str().unwrap()]);
+    assert!(line.contains("divot tokenize"), "{line}");
+}
+
+#[test]
+fn parts_of_different_models() {
+    let bench = Bench::new();
+    for (part, from, to, command, says) in [
+        (
+            "tokenizer",
+            "\"tokens\": 64",
+            "\"tokens\": 32",
+            "describe",
+            "[32, 12]",
+        ),
+        (
+            "detokenizer",
+            "\"input_dim\": 12",
+            "\"input_dim\": 13",
+            "generate",
+            "de-tokenizer of 13",
+        ),
+    ] {
+        bench.model_of("mixed", &GENERATION);
+        let path = bench.path("mixed").join(part).join("config.json");
+        let config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let config = serde_json::to_string_pretty(&config).unwrap();
+        assert!(config.contains(from), "{config}");
+        fs::write(&path, config.replacen(from, to, 1)).unwrap();
+        let rest = match command {
+            "describe" => ["--input", "clip.mp4"],
+            _ => ["a dog", "--greedy"],
+        };
+        let line = bench.refused(&[&[command], &rest[..], &["--model", "mixed"]].concat());
+        assert!(line.contains("mixed") && line.contains(says), "{line}");
+    }
+}
+
+#[test]
+fn downloads_need_a_cache_when_offline() {
+    let bench = Bench::new();
+    let before = bench.names();
+    let output = bench
+        .command(&["download", "--offline"])
+        .env("HF_HUB_CACHE", bench.path("cache"))
+        .output()
+        .unwrap();
+    let line = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(line.contains("cache"), "{line}");
+    assert_eq!(bench.names(), before);
+    let line = bench.refused(&["download", "llm-poetry"]);
+    assert!(
+        line.contains("llm-poetry") && line.contains("llm-generation"),
+        "{line}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_are_not_utf8() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let bench = Bench::new();
+    let input = OsStr::from_bytes(b"cl\xffip.mp4");
+    let output = OsStr::from_bytes(b"o\xfet.mp4");
+    fs::copy(bench.path("clip.mp4"), bench.dir.path().join(input)).unwrap();
+    let run = bench
+        .command(&quick(&["reconstruct", "--json"]))
+        .arg("--input")
+        .arg(input)
+        .arg("--output")
+        .arg(output)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{:?}", run.stderr);
+    serde_json::from_slice::<Value>(&run.stdout).unwrap();
+    assert!(bench.dir.path().join(output).exists());
+
+    let run = bench
+        .command(&["generate"])
+        .arg(OsStr::from_bytes(b"a d\xffg"))
+        .output()
+        .unwrap();
+    assert_eq!(run.status.code(), Some(1));
+    let line = text(&run.stderr);
+    assert!(
+        line.lines().count() == 1 && line.contains("UTF-8"),
+        "{line}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_that_close() {
+    let bench = Bench::new();
+    let shell = |script: &str| {
+        let mut command = Command::new("sh");
+        command.current_dir(bench.dir.path()).args(["-c", script]);
+        command
+            .env("DIVOT", env!("CARGO_BIN_EXE_divot"))
+            .env("MODEL", model());
+        command.output().unwrap()
+    };
+    // The reader is gone before anything is printed.
+    for arguments in [
+        "completions bash",
+        "--help",
+        "describe --help",
+        "info clip.mp4",
+        "info clip.mp4 --json",
+        "describe --input clip.mp4 --model \"$MODEL\" --max-new-tokens 20",
+        "generate dog --model \"$MODEL\" --max-new-tokens 6 --steps 2 --output piped.mp4",
+    ] {
+        let script = format!("{{ sleep 0.3; \"$DIVOT\" {arguments}; echo code $? >&2; }} | true");
+        let stderr = text(&shell(&script).stderr);
+        assert!(stderr.ends_with("code 0\n"), "{arguments}: {stderr}");
+        assert!(
+            !stderr.contains("panic") && !stderr.contains("error"),
+            "{arguments}: {stderr}"
+        );
+    }
+    // What is to be written is written all the same.
+    assert!(bench.path("piped.mp4").exists());
+
+    // Closed standard input is an end of questions.
+    let script =
+        "\"$DIVOT\" describe --chat --input clip.mp4 --model \"$MODEL\" --max-new-tokens 6 <&-";
+    let output = shell(script);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    if Path::new("/dev/full").exists() {
+        let output = shell("\"$DIVOT\" info clip.mp4 > /dev/full");
+        let line = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        assert!(
+            line.lines().count() == 1 && line.contains("standard output"),
+            "{line}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    use std::time::{Duration, Instant};
+
+    let bench = Bench::new();
+    let before = bench.names();
+    for arguments in [
+        &["reconstruct", "--input", "clip.mp4", "--steps", "500"][..],
+        &[
+            "describe",
+            "--input",
+            "clip.mp4",
+            "--max-new-tokens",
+            "30000",
+            "--json",
+        ],
+        &[
+            "story",
+            "a dog",
+            "--scenes",
+            "1",
+            "--steps",
+            "500",
+            "--max-new-tokens",
+            "6",
+        ],
+    ] {
+        let mut child = bench
+            .command(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // More than it takes to start, and less than it takes to finish.
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "{arguments:?} is done already"
+        );
+        let kill = Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "{arguments:?} does not stop");
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let stderr = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+        assert_eq!(status.code(), Some(130), "{arguments:?}: {stderr}");
+        assert_eq!(stderr, "stopped; nothing was written\n", "{arguments:?}");
+        assert_eq!(bench.names(), before, "{arguments:?}");
+    }
+}

@@ -1,0 +1,180 @@
+//! Time and memory of the language model.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, FloatDType, Tensor};
+use clap::ValueEnum;
+use divot::checkpoint::Checkpoint;
+use divot::{Noise, Task, VideoLlm, peak_memory};
+use divot_llm::{Context, Mistral, MistralConfig, Projection, Quantization, Rules, TextSampling};
+
+use super::Arguments;
+
+/// What weights are loaded in.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+pub enum Dtype {
+    F32,
+    F16,
+    Bf16,
+    Q8,
+    Q4,
+}
+
+impl Dtype {
+    fn quantization(self) -> Option<Quantization> {
+        match self {
+            Self::Q8 => Some(Quantization::Q8),
+            Self::Q4 => Some(Quantization::Q4),
+            _ => None,
+        }
+    }
+
+    fn float(self) -> Option<FloatDType> {
+        match self {
+            Self::F32 => Some(FloatDType::F32),
+            Self::F16 => Some(FloatDType::F16),
+            Self::Bf16 => Some(FloatDType::BF16),
+            Self::Q8 | Self::Q4 => None,
+        }
+    }
+}
+
+/// 0.2 B parameters in Mistral's proportions.
+fn mid_size(device: &Device) -> Mistral {
+    MistralConfig::new(8192, 1024, 3584, 12, 16, 4).init(device)
+}
+
+fn prompt(tokens: usize) -> Vec<u32> {
+    (0..tokens as u32).map(|i| 3 + i % 500).collect()
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+/// A prompt, and text behind it.
+pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> {
+    let started = Instant::now();
+    let (decoder, what) = match &arguments.model {
+        None => (mid_size(device), "0.2 B, random, f32".to_owned()),
+        Some(model) => {
+            let mut checkpoint = Checkpoint::new(model, device);
+            if let Some(dtype) = arguments.dtype.float() {
+                checkpoint = checkpoint.with_dtype(dtype);
+            }
+            let quantization = arguments.dtype.quantization();
+            let llm = VideoLlm::load(&mut checkpoint, Task::Comprehension, quantization)?;
+            let decoder = llm.model.llm;
+            println!(
+                "{name:12} loaded in {:.1} s: {:.2} GiB of decoder, peak memory {:.2} GiB",
+                started.elapsed().as_secs_f64(),
+                gib(size(decoder.clone())),
+                gib(peak_memory().unwrap_or(0))
+            );
+            (decoder, format!("{:?}", arguments.dtype).to_lowercase())
+        }
+    };
+    let (prompt, count) = (prompt(256), 16);
+    // Twice, the second counts.
+    let mut times = (0.0, 0.0);
+    let mut said = Vec::new();
+    for _ in 0..2 {
+        let mut context = Context::new(&decoder, prompt.len() + count + 1);
+        let started = Instant::now();
+        context.read(&decoder, decoder.embed_ids(&prompt), 0);
+        let first = generate(&decoder, &mut context, 1)?;
+        let read = started.elapsed().as_secs_f64();
+        context.read(&decoder, decoder.embed_ids(&first), first[0]);
+        let started = Instant::now();
+        said = generate(&decoder, &mut context, count)?;
+        times = (read, started.elapsed().as_secs_f64() / count as f64);
+    }
+    println!(
+        "{name:12} {what}: prompt of {} tokens {:.2} s, {:.1} ms per token, peak memory {:.2} GiB; first tokens {:?}",
+        prompt.len(),
+        times.0,
+        1e3 * times.1,
+        gib(peak_memory().unwrap_or(0)),
+        &said[..4]
+    );
+    Ok(())
+}
+
+/// What a token costs far into a text, against near its start: both texts take turns, so that what
+/// else the machine does meets both.
+pub fn cache(name: &str, arguments: &Arguments, device: &Device) -> Result<()> {
+    let decoder = mid_size(device);
+    let count = 48;
+    let mut texts = [200, 1400].map(|position| {
+        let mut context = Context::new(&decoder, 1);
+        context.read(&decoder, decoder.embed_ids(&prompt(position)), 0);
+        (context, Vec::new())
+    });
+    let capacities = texts.each_ref().map(|(context, _)| context.capacity());
+    for _ in 0..count * arguments.repeat.max(1) {
+        for (context, times) in &mut texts {
+            let before = context.len();
+            let started = Instant::now();
+            context.read(&decoder, decoder.embed_ids(&[7]), 7);
+            generate(&decoder, context, 1)?;
+            times.push(started.elapsed().as_secs_f64());
+            // Stays where it was.
+            context.truncate(before);
+        }
+    }
+    let medians = texts.each_mut().map(|(_, times)| {
+        times.sort_by(f64::total_cmp);
+        1e3 * times[times.len() / 2]
+    });
+    let after = texts.each_ref().map(|(context, _)| context.capacity());
+    ensure!(after == capacities, "a token made the cache grow");
+    println!(
+        "{name:12} 0.2 B: {:.1} ms a token at position 200, {:.1} ms at 1400: {:.2} times as much (medians); room for {} and {} positions before and after",
+        medians[0],
+        medians[1],
+        medians[1] / medians[0],
+        capacities[0],
+        capacities[1]
+    );
+    Ok(())
+}
+
+fn generate(decoder: &Mistral, context: &mut Context, count: usize) -> Result<Vec<u32>> {
+    let sampling = TextSampling::greedy().with_max_new_tokens(count);
+    let rules = Rules {
+        sampling: &sampling,
+        stop: &[],
+        order: None,
+        window: usize::MAX,
+    };
+    let go_on = |_| ControlFlow::Continue(());
+    Ok(decoder
+        .generate(context, rules, &mut Noise::new(0), go_on)?
+        .ids)
+}
+
+/// Bytes of a decoder's weights.
+fn size(mut decoder: Mistral) -> u64 {
+    struct Floats(usize);
+    impl ModuleVisitor for Floats {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.val();
+            self.0 += tensor.shape().num_elements() * tensor.dtype().size();
+        }
+    }
+    let mut floats = Floats(0);
+    decoder.visit(&mut floats);
+    let layers = decoder.layers.iter_mut();
+    let projections = layers.flat_map(|layer| layer.projections_mut().map(|(_, p)| p));
+    let packed: usize = projections
+        .chain([&mut decoder.lm_head])
+        .map(|projection| match projection {
+            Projection::Packed(packed) => packed.bytes(),
+            _ => 0,
+        })
+        .sum();
+    (floats.0 + packed) as u64
+}
