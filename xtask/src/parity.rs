@@ -234,6 +234,16 @@ impl Parity {
 
     fn compare_with(&self, theirs: &str, name: &str, ours: TensorData, limit: f64) -> Result<()> {
         let theirs = self.data(theirs)?;
+        self.compare_pair(name, ours, theirs, limit)
+    }
+
+    fn compare_pair(
+        &self,
+        name: &str,
+        ours: TensorData,
+        theirs: TensorData,
+        limit: f64,
+    ) -> Result<()> {
         if !self.wants(name) {
             return Ok(());
         }

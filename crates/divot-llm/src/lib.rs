@@ -1,4 +1,4 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
 
 mod cache;
 mod error;

@@ -123,7 +123,8 @@ impl PackedLinear {
             .map(|start| {
                 let slab = weight.clone().narrow(1, start, SLAB.min(output - start));
                 let rows = slab.transpose().cast(DType::F32).into_data();
-                quantization.pack(&rows.iter().collect::<Vec<f32>>())
+                let rows = rows.as_slice().unwrap_or_default();
+                pulp::Arch::new().dispatch(|| quantization.pack(rows))
             })
             .collect();
         for (values, scales) in slabs {
@@ -172,6 +173,7 @@ impl Quantization {
 
     /// Values and scales of whole blocks, as Burn's scheme has them: the largest value of a block is
     /// the last step, and scales are rounded up.
+    #[inline(always)]
     fn pack(self, weights: &[f32]) -> (Vec<u8>, Vec<f16>) {
         let (lowest, highest) = self.scheme().value.range();
         let mut values = Vec::with_capacity(self.bytes(weights.len()));

@@ -7,6 +7,7 @@ use crate::packed::{PackedLinear, Quantization};
 
 /// A linear layer without bias, in one of the forms that a decoder's weights come in.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a box is no module")]
 pub enum Projection {
     /// Weights in f32, f16 or bf16, or quantised by Burn on a GPU.
     Dense(Linear),

@@ -9,7 +9,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, Lora, ReleasedConfig, Target, convert};
 use divot::{Noise, VideoLlm};
-use divot_gmm::GmmConfig;
+use divot_gmm::{GmmConfig, SampleOptions};
 use divot_llm::{
     Batch, Context, DivotLlm, KvCache, Prompt, Quantization, Role, Rules, Sequence, TextSampling,
 };
@@ -68,7 +68,7 @@ impl Parity {
         let mask = self.integers("llm/gen_attention_mask")?;
         let roles = Role::of_released(&mask, llm.model.num_queries);
         let decoder = &llm.model.llm;
-        let hidden = decoder.forward(decoder.embed_ids(&ids), &[roles.clone()], None);
+        let hidden = decoder.forward(decoder.embed_ids(&ids), std::slice::from_ref(&roles), None);
         self.compare("llm/gen_hidden", hidden.clone(), self.limit)?;
 
         let start = mask.iter().position(|&m| m == -1).context("no queries")?;
@@ -218,7 +218,46 @@ impl Parity {
             .count();
         let name = "comprehend/greedy_ids without the cache";
         self.report(name, &[repeated.len()], wrong as f64, 0.0);
-        Ok(())
+        self.draws(&llm, &prompt)
+    }
+
+    /// What a seed draws, text and features, is the same on this device and on the CPU.
+    fn draws(&self, llm: &VideoLlm, prompt: &Prompt) -> Result<()> {
+        let cpu = divot::device::select("cpu")?;
+        let elsewhere = self.load_llm(&cpu, None)?;
+        let draw = |llm: &VideoLlm, device: &Device| -> Result<(Vec<u32>, Tensor<3>)> {
+            let (model, noise) = (&llm.model, &mut Noise::new(7));
+            let features = self.tensor_on::<4>("comprehend/video_embeds", device)?;
+            let mut context = Context::new(&model.llm, 1);
+            model.read(&mut context, prompt, Some(features.squeeze_dim::<3>(0)))?;
+            let sampling = TextSampling::new()
+                .with_temperature(1.0)
+                .with_top_p(1.0)
+                .with_max_new_tokens(32);
+            let rules = Rules {
+                sampling: &sampling,
+                stop: &[],
+                order: None,
+                window: model.window(),
+            };
+            let go_on = |_| ControlFlow::Continue(());
+            let text = model.llm.generate(&mut context, rules, noise, go_on)?;
+            let options = SampleOptions::new();
+            let frames = &llm.tokens.features;
+            let clip = model.predict_clip(&mut context, frames, &options, noise)?;
+            Ok((text.ids, clip))
+        };
+        let (ours, clip) = draw(llm, &self.device)?;
+        let (theirs, expected) = draw(&elsewhere, &cpu)?;
+        let wrong = ours.iter().zip(&theirs).filter(|(a, b)| a != b).count();
+        self.report(
+            "comprehend: tokens drawn, as on the CPU",
+            &[ours.len()],
+            wrong as f64,
+            0.0,
+        );
+        let name = "comprehend: features drawn, as on the CPU";
+        self.compare_pair(name, clip.into_data(), expected.into_data(), self.limit)
     }
 
     /// LoRA beside its weights, folded in at conversion, and folded in after loading.
