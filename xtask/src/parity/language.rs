@@ -60,7 +60,10 @@ impl Parity {
         for (quantization, name, limit) in QUANTIZED_LIMITS {
             let quantized = self.load_llm(&self.device, Some(quantization))?;
             let ours = self.logits(&quantized.model)?;
-            self.compare_as("llm/logits", &format!("llm/logits in {name}"), ours, limit)?;
+            // Of widths that blocks of 32 do not divide, nothing is quantised.
+            if ours.to_data() != logits.to_data() {
+                self.compare_as("llm/logits", &format!("llm/logits in {name}"), ours, limit)?;
+            }
         }
 
         // Queries that see each other, in one pass, and behind a prompt that is remembered.
