@@ -9,6 +9,7 @@ use divot_nn::CheckSizes;
 
 use crate::device;
 use crate::error::{Error, Result};
+use crate::memory::available_memory;
 use crate::weights::Weights;
 
 /// A part of a checkpoint.
@@ -61,6 +62,14 @@ impl Part {
             Self::Llm => "llm",
             Self::Mistral => "mistral",
         }
+    }
+
+    /// Whether it is a language model.
+    pub fn is_llm(self) -> bool {
+        matches!(
+            self,
+            Self::Comprehension | Self::Generation | Self::Pretrained | Self::Llm | Self::Mistral
+        )
     }
 
     /// Its folder in a checkpoint.
@@ -159,6 +168,7 @@ impl<'a> Checkpoint<'a> {
     pub fn load<M: Module>(&mut self, part: Part, module: M) -> Result<M> {
         let mut loading = self.loading(part)?;
         let dtype = loading.dtype();
+        loading.check_memory()?;
         let module = loading.fill("", module, dtype)?;
         loading.finish()?;
         Ok(module)
@@ -189,6 +199,31 @@ impl Loading<'_, '_> {
     /// The element type that the checkpoint is loaded in; `None` is as stored.
     pub fn dtype(&self) -> Option<FloatDType> {
         self.checkpoint.dtype
+    }
+
+    /// On the CPU, a network that does not fit ends the process without a word. Better a line before.
+    fn check_memory(&self) -> Result<()> {
+        let Checkpoint { device, dtype, .. } = &*self.checkpoint;
+        let (true, Some(available)) = (device::is_cpu(device), available_memory()) else {
+            return Ok(());
+        };
+        let needed = self.weights.bytes_as(*dtype);
+        if needed <= available {
+            return Ok(());
+        }
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        Err(Error::config(
+            &self.part.folder(&self.checkpoint.folder),
+            format!(
+                "takes {:.1} GiB of memory in this element type, and {:.1} GiB are free",
+                gib(needed),
+                gib(available)
+            ),
+            match self.part.is_llm() {
+                true => "keep fewer bits (--dtype q8 or q4)",
+                false => "load it in half precision (--dtype f16)",
+            },
+        ))
     }
 
     /// Fills a module from the tensors whose names are `prefix` and its paths.

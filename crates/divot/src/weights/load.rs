@@ -53,6 +53,16 @@ impl Weights {
         self.file.tensors.keys().map(String::as_str)
     }
 
+    /// Bytes that the file's tensors take in elements of `dtype`, or else of their own types.
+    pub fn bytes_as(&self, dtype: Option<FloatDType>) -> u64 {
+        let entries = self.file.tensors.values();
+        let bytes = entries.map(|entry| match dtype {
+            Some(dtype) => entry.shape.iter().product::<usize>() * DType::from(dtype).size(),
+            None => entry.len,
+        });
+        bytes.sum::<usize>() as u64
+    }
+
     /// Fills every float parameter of `module` from the tensor called `prefix` + its path (see
     /// [`ParamSpec::path`](super::ParamSpec::path)), on `device`, as elements of `dtype` or else of
     /// the file's own type.
