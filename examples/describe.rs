@@ -10,7 +10,7 @@ use clap::Parser;
 use common::{Dtype, Stopped};
 use divot::data::{Video, sampling::MAX_CLIPS};
 use divot::language::Shown;
-use divot::{Drawing, Task, Tokenizer, VideoLlm, device};
+use divot::{GenerationConfig, Task, Tokenizer, VideoLlm, device};
 
 /// Asks a language model about a video.
 #[derive(Parser)]
@@ -81,9 +81,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         1 => Shown::Image,
         _ => Shown::Video(tokens.dims()[0]),
     };
-    let drawing = Drawing {
+    let drawing = GenerationConfig {
         seed: arguments.seed,
-        ..Drawing::default()
+        ..GenerationConfig::default()
     };
     let mut chat = llm.chat(shown, Some(tokens), drawing);
     chat.ask(&arguments.question, common::say)?;

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use common::{Dtype, Stopped};
 use divot::data::{check_writable, sampling::CLIP_FPS, write_mp4, write_png};
-use divot::{Detokenizer, Drawing, Task, Tokenizer, VideoLlm, device};
+use divot::{Detokenizer, GenerationConfig, Task, Tokenizer, VideoLlm, device};
 
 /// Makes a video of a caption.
 ///
@@ -74,9 +74,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     let llm = common::load(model, &device, dtype.float(), |checkpoint| {
         VideoLlm::load_part(checkpoint, part, dtype.quantization())
     })?;
-    let drawing = Drawing {
+    let drawing = GenerationConfig {
         seed: arguments.seed,
-        ..Drawing::default()
+        ..GenerationConfig::default()
     };
     let scene = llm
         .generate(caption, &drawing, common::say)?

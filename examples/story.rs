@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use common::{Dtype, Stopped};
 use divot::data::{check_writable, sampling::CLIP_FPS, write_mp4};
-use divot::{Detokenizer, Drawing, StoryPart, Task, Tokenizer, VideoLlm, device};
+use divot::{
+    Detokenizer, GenerationConfig, StoryEnd, StoryPart, Task, Tokenizer, VideoLlm, device,
+};
 
 /// Tells a story in text and videos.
 ///
@@ -77,16 +79,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     let llm = common::load(model, &device, dtype.float(), |checkpoint| {
         VideoLlm::load_part(checkpoint, part, dtype.quantization())
     })?;
-    let drawing = Drawing {
+    let drawing = GenerationConfig {
         seed: arguments.seed,
-        ..Drawing::default()
+        ..GenerationConfig::default()
     };
     let story = llm.story(instruction, arguments.scenes, &drawing, |part| match part {
         StoryPart::Text(text) => common::say(text),
-        StoryPart::Clip(scene) => common::say(&format!("\n[scene {scene}]\n")),
+        StoryPart::Scene(number, _) => common::say(&format!("\n[scene {number}]\n")),
     })?;
     drop(llm);
-    if story.stopped {
+    if story.end == StoryEnd::Caller {
         return Err(Stopped.into());
     }
 

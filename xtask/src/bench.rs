@@ -59,7 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     let device = divot::device::select(&arguments.device)?;
     println!(
-        "{}, float32, median (minimum to maximum) of {}",
+        "{}; networks in float32, median (minimum to maximum) of {}",
         divot::device::name(&device),
         arguments.repeat
     );
@@ -107,7 +107,7 @@ fn measure(work: Work, arguments: &Arguments, device: &Device) -> Result<()> {
             })
         }
         Work::Llm => language::tokens(&name, arguments, device),
-        Work::LlmCache => language::cache(&name, arguments, device),
+        Work::LlmCache => language::cache(&name, device),
     }
 }
 

@@ -7,7 +7,9 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use divot::checkpoint::{Checkpoint, Part, TOKENIZER};
 use divot::data::Frame;
 use divot::gmm::HeadConfig;
-use divot::language::{DivotLlmConfig, LlmError, Prompt, Quantization, TextTokenizer, VideoTokens};
+use divot::language::{
+    DivotLlmConfig, LlmError, Prompt, Quantization, SpecialTokens, TextTokenizer,
+};
 use divot::{
     Detokenizer, DetokenizerConfig, SamplingConfig, Task, Tokenizer, TokenizerConfig, VideoLlm,
     device,
@@ -69,13 +71,13 @@ impl Models {
     fn check_prompt(
         &self,
         task: Task,
-        prompt: impl FnOnce(&TextTokenizer, &VideoTokens) -> Result<Prompt, LlmError>,
+        prompt: impl FnOnce(&TextTokenizer, &SpecialTokens) -> Result<Prompt, LlmError>,
     ) -> Result<(Part, DivotLlmConfig)> {
         let part = task.part(&self.folder)?;
         let config: DivotLlmConfig = self.checkpoint().config(part)?;
         let path = part.folder(&self.folder).join(TOKENIZER);
         let text = TextTokenizer::open(&path).map_err(LlmError::from)?;
-        let tokens = VideoTokens::of(&text, config.num_queries)?;
+        let tokens = SpecialTokens::of(&text, config.num_queries)?;
         let tokens = prompt(&text, &tokens)?.ids.len();
         let window = config.llm.max_position_embeddings;
         if tokens >= window {
@@ -88,7 +90,7 @@ impl Models {
     /// tokenizer writes.
     pub fn check_comprehension(
         &self,
-        prompt: impl FnOnce(&TextTokenizer, &VideoTokens) -> Result<Prompt, LlmError>,
+        prompt: impl FnOnce(&TextTokenizer, &SpecialTokens) -> Result<Prompt, LlmError>,
     ) -> Result<Part> {
         let tokenizer = self.tokenizer_config()?.resampler;
         let (part, llm) = self.check_prompt(Task::Comprehension, prompt)?;
@@ -109,7 +111,7 @@ impl Models {
     pub fn check_generation(
         &self,
         sampling: &SamplingConfig,
-        prompt: impl FnOnce(&TextTokenizer, &VideoTokens) -> Result<Prompt, LlmError>,
+        prompt: impl FnOnce(&TextTokenizer, &SpecialTokens) -> Result<Prompt, LlmError>,
     ) -> Result<Part> {
         let (part, llm) = self.check_prompt(Task::Generation, prompt)?;
         if is_guided(sampling) {

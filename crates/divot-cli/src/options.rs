@@ -7,7 +7,7 @@ use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
 use divot::gmm::SampleOptions;
 use divot::language::{Quantization, TextSampling};
-use divot::{Drawing, SamplingConfig};
+use divot::{GenerationConfig, SamplingConfig};
 
 use crate::models::Models;
 use crate::output::Output;
@@ -155,12 +155,12 @@ pub struct Text {
 
 impl Text {
     /// The options, checked, for a command that draws no features.
-    pub fn drawing(&self, seed: &Seed) -> Result<Drawing> {
+    pub fn drawing(&self, seed: &Seed) -> Result<GenerationConfig> {
         self.drawing_with(SampleOptions::new(), seed)
     }
 
-    fn drawing_with(&self, features: SampleOptions, seed: &Seed) -> Result<Drawing> {
-        let drawing = Drawing {
+    fn drawing_with(&self, features: SampleOptions, seed: &Seed) -> Result<GenerationConfig> {
+        let drawing = GenerationConfig {
             text: TextSampling::new()
                 .with_max_new_tokens(self.max_new_tokens)
                 .with_temperature(if self.greedy { 0.0 } else { self.temperature })
@@ -186,7 +186,7 @@ pub struct Features {
 
 impl Features {
     /// The options, with those of text, checked.
-    pub fn drawing(&self, text: &Text, seed: &Seed) -> Result<Drawing> {
+    pub fn drawing(&self, text: &Text, seed: &Seed) -> Result<GenerationConfig> {
         text.drawing_with(SampleOptions::new().with_var_scale(self.var_scale), seed)
     }
 }

@@ -1,4 +1,4 @@
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 use crate::mask::Role;
 
@@ -7,8 +7,8 @@ const ROOM: usize = 256;
 
 /// Keys and values of the positions that a [`Mistral`](crate::Mistral) has seen.
 ///
-/// Room for more is made by doubling, and what comes is written in place: a token costs no
-/// allocation.
+/// Room for more is made by doubling, and what comes is written in place: a token moves nothing that was
+/// there. (Beams that change places do: see [`select`](Self::select).)
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
@@ -63,6 +63,9 @@ impl KvCache {
     /// # Panics
     /// If there is no such row.
     pub fn select(&mut self, rows: &[usize]) {
+        if rows.iter().copied().eq(0..self.roles.len()) || self.roles.is_empty() {
+            return;
+        }
         self.roles = rows.iter().map(|&row| self.roles[row].clone()).collect();
         for layer in &mut self.layers {
             layer.select(rows);
@@ -152,11 +155,9 @@ impl LayerCache {
 
     fn select(&mut self, rows: &[usize]) {
         self.store = self.store.take().map(|(keys, values)| {
-            let select = |store: Tensor<4>| {
-                let rows = rows.iter().map(|&row| store.clone().narrow(0, row, 1));
-                Tensor::cat(rows.collect(), 0)
-            };
-            (select(keys), select(values))
+            let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+            let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &keys.device());
+            (keys.select(0, indices.clone()), values.select(0, indices))
         });
     }
 }

@@ -16,7 +16,7 @@ const CHUNK: usize = 512;
 
 /// Why a text ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum FinishReason {
     /// This token was generated, of those to stop at.
     Token(u32),
     /// As many tokens as were allowed, or as the window has room for.
@@ -31,7 +31,7 @@ pub struct Generated {
     /// Their ids, with the one that ended it.
     pub ids: Vec<u32>,
     /// Why there are no more.
-    pub end: End,
+    pub end: FinishReason,
 }
 
 /// What a prompt left behind, to be continued: the decoder's memory and the scores of what is next.
@@ -69,9 +69,10 @@ impl Context {
         self.cache.capacity()
     }
 
-    /// Forgets all but the first `len` positions. What comes next must be read before text can be
+    /// Forgets all but the first `len` positions, and all but one of a search's beams. What comes next must be read before text can be
     /// generated.
     pub fn truncate(&mut self, len: usize) {
+        self.cache.select(&[0]);
         self.cache.truncate(len);
         self.hidden = None;
     }
@@ -144,9 +145,10 @@ impl Mistral {
         }
         let most = rules.sampling.max_new_tokens.min(room);
         if rules.sampling.beams > 1 {
-            let generated = self.beam_search(context, rules, most)?;
+            let mut generated = self.beam_search(context, rules, most)?;
             for &id in &generated.ids {
                 if on_token(id).is_break() {
+                    generated.end = FinishReason::Caller;
                     break;
                 }
             }
@@ -161,11 +163,11 @@ impl Mistral {
             let id = rules.sampling.choose(&scores, noise);
             ids.push(id);
             let end = if on_token(id).is_break() {
-                Some(End::Caller)
+                Some(FinishReason::Caller)
             } else if rules.stop.contains(&id) {
-                Some(End::Token(id))
+                Some(FinishReason::Token(id))
             } else if ids.len() == most {
-                Some(End::Length)
+                Some(FinishReason::Length)
             } else {
                 None
             };
@@ -250,7 +252,7 @@ impl Mistral {
                 ids.push(id);
                 if rules.stop.contains(&id) {
                     if rank < beams {
-                        let end = End::Token(id);
+                        let end = FinishReason::Token(id);
                         finished.push((mean(score, &ids), Generated { ids, end }));
                     }
                 } else if going.len() < beams {
@@ -281,7 +283,7 @@ impl Mistral {
         }
         // Beams that go on count as long as none of those that ended is better.
         finished.extend(alive.into_iter().map(|beam| {
-            let end = End::Length;
+            let end = FinishReason::Length;
             (
                 mean(beam.score, &beam.ids),
                 Generated { ids: beam.ids, end },
@@ -293,11 +295,10 @@ impl Mistral {
             .map(|(_, generated)| generated)
             .unwrap_or(Generated {
                 ids: Vec::new(),
-                end: End::Length,
+                end: FinishReason::Length,
             });
 
         // One row again, which has read what the best beam says.
-        context.cache.select(&[0]);
         context.truncate(start);
         if let [read @ .., _] = &best.ids[..]
             && let Some(&last) = read.last()

@@ -17,7 +17,7 @@ pub mod tokenizer;
 pub use cache::KvCache;
 pub use divot_gmm as gmm;
 pub use error::LlmError;
-pub use generate::{Context, End, Generated, Rules};
+pub use generate::{Context, FinishReason, Generated, Rules};
 pub use lora::{LoraConfig, LoraLinear, LoraTarget};
 pub use mask::Role;
 pub use mistral::{Attention, DecoderLayer, Mistral, MistralConfig, SwiGlu};
@@ -26,6 +26,6 @@ pub use model::{
 };
 pub use packed::{PackedLinear, Quantization};
 pub use projection::Projection;
-pub use prompt::{Prompt, Shown, VideoTokens};
+pub use prompt::{Prompt, Shown, SpecialTokens};
 pub use sampling::{FrameOrder, TextSampling};
 pub use tokenizer::TextTokenizer;

@@ -186,7 +186,8 @@ impl DivotLlm {
     /// The losses of a batch.
     ///
     /// # Panics
-    /// If features and positions are not as many.
+    /// If features and positions are not as many, or a clip that is predicted one feature after another
+    /// has nothing before it.
     pub fn forward(&self, batch: &Batch, noise: &mut Noise) -> Losses {
         let device = self.llm.norm.gamma.device();
         let length = batch
@@ -238,9 +239,12 @@ impl DivotLlm {
             None => Tensor::zeros([1], &device),
             Some(targets) => {
                 let before = usize::from(autoregressive);
-                let seen = outputs.iter().map(|place| place - before).collect();
+                let seen = outputs.iter().map(|place| {
+                    let seen = place.checked_sub(before);
+                    seen.expect("the first feature is predicted where `<frame>` is read")
+                });
                 let [clips, tokens, _] = targets.dims();
-                let hidden = select(hidden, seen).reshape([clips, tokens, width]);
+                let hidden = select(hidden, seen.collect()).reshape([clips, tokens, width]);
                 let params = self.output_proj.forward(hidden);
                 self.head.loss(params, targets.clone(), noise)
             }

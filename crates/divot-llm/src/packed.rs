@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::projection::Projection;
 
-/// Values that share a scale, along a row of inputs.
+/// Values that share a scale: inputs of an output on the CPU, outputs of an input on a GPU.
 const BLOCK: usize = 32;
 
 /// How many bits a weight keeps.
@@ -123,7 +123,7 @@ impl PackedLinear {
             .map(|start| {
                 let slab = weight.clone().narrow(1, start, SLAB.min(output - start));
                 let rows = slab.transpose().cast(DType::F32).into_data();
-                let rows = rows.as_slice().unwrap_or_default();
+                let rows = rows.as_slice().expect("it was cast to f32");
                 pulp::Arch::new().dispatch(|| quantization.pack(rows))
             })
             .collect();
@@ -148,7 +148,9 @@ impl PackedLinear {
         let x = x.cast(DType::F32);
         let y = if batch * tokens <= FEW_ROWS {
             let rows = x.into_data();
-            let y = self.matrix.multiply(rows.as_slice().unwrap_or_default());
+            let y = self
+                .matrix
+                .multiply(rows.as_slice().expect("it was cast to f32"));
             let shape = [batch, tokens, self.matrix.output];
             Tensor::from_data(TensorData::new(y, shape), (&device, DType::F32))
         } else {

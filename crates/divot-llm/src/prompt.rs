@@ -6,7 +6,7 @@ use crate::tokenizer::{Segment, TextTokenizer};
 
 /// The tokens that mark images, videos and the features of their clips.
 #[derive(Debug, Clone)]
-pub struct VideoTokens {
+pub struct SpecialTokens {
     names: Vec<String>,
     /// `<vid>`, which starts a video.
     pub video: u32,
@@ -22,7 +22,7 @@ pub struct VideoTokens {
     pub features: Vec<u32>,
 }
 
-impl VideoTokens {
+impl SpecialTokens {
     /// Looks them up by content: their ids are in no particular order.
     ///
     /// # Errors
@@ -88,7 +88,7 @@ impl Prompt {
     /// If the question is empty, or cannot be encoded.
     pub fn question(
         tokenizer: &TextTokenizer,
-        tokens: &VideoTokens,
+        tokens: &SpecialTokens,
         shown: Shown,
         question: &str,
     ) -> Result<Self, LlmError> {
@@ -151,7 +151,7 @@ impl Prompt {
     }
 
     /// A clip's features with their marks, behind `<frame>`: `…</frame></vid>`.
-    pub fn clip_features(tokens: &VideoTokens) -> Self {
+    pub fn clip_features(tokens: &SpecialTokens) -> Self {
         let mut ids = tokens.features.clone();
         ids.extend([tokens.clip_end, tokens.video_end]);
         Self {
@@ -169,7 +169,7 @@ impl Prompt {
 
     fn new(
         tokenizer: &TextTokenizer,
-        tokens: &VideoTokens,
+        tokens: &SpecialTokens,
         segments: &[Segment<'_>],
     ) -> Result<Self, LlmError> {
         let mut ids = vec![tokenizer.bos()];

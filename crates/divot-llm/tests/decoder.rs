@@ -6,9 +6,9 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Distribution, Gradients, Tensor, f16};
 use divot_gmm::{GmmConfig, HeadConfig, Noise, RegressionConfig, SampleOptions};
 use divot_llm::{
-    Batch, Context, DivotLlm, DivotLlmConfig, End, KvCache, LlmError, LoraConfig, LoraTarget,
-    Mistral, MistralConfig, Projection, Prompt, Quantization, QueryMechanism, Role, Rules,
-    Sequence, TextSampling,
+    Batch, Context, DivotLlm, DivotLlmConfig, FinishReason, KvCache, LlmError, LoraConfig,
+    LoraTarget, Mistral, MistralConfig, Projection, Prompt, Quantization, QueryMechanism, Role,
+    Rules, Sequence, TextSampling,
 };
 
 const DIM: usize = 6;
@@ -333,7 +333,7 @@ fn greedy_text_is_what_whole_passes_say() {
             go_on,
         )
         .unwrap();
-    assert_eq!(text.end, End::Length);
+    assert_eq!(text.end, FinishReason::Length);
     let mut all = prompt;
     for &id in &text.ids {
         let hidden = whole(&model, &all);
@@ -384,7 +384,7 @@ fn text_ends_where_it_should() {
     let stopped = model
         .generate(&mut context, rules(&sampling, &[all[3]]), noise, go_on)
         .unwrap();
-    assert_eq!(stopped.end, End::Token(all[3]));
+    assert_eq!(stopped.end, FinishReason::Token(all[3]));
     assert_eq!(stopped.ids, all[..=first]);
 
     let mut left = 2;
@@ -398,7 +398,7 @@ fn text_ends_where_it_should() {
             ControlFlow::Continue(())
         })
         .unwrap();
-    assert_eq!((cut.end, &cut.ids[..]), (End::Caller, &all[..2]));
+    assert_eq!((cut.end, &cut.ids[..]), (FinishReason::Caller, &all[..2]));
 
     let narrow = Rules {
         window: 7,
@@ -406,7 +406,7 @@ fn text_ends_where_it_should() {
     };
     let mut context = read(&model, &prompt);
     let full = model.generate(&mut context, narrow, noise, go_on).unwrap();
-    assert_eq!((full.end, full.ids.len()), (End::Length, 2));
+    assert_eq!((full.end, full.ids.len()), (FinishReason::Length, 2));
     let mut context = read(&model, &ids(7));
     let error = model
         .generate(&mut context, narrow, noise, go_on)

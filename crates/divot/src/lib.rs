@@ -17,7 +17,7 @@ pub mod weights;
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
 pub use divot_nn::Noise;
 pub use error::{Error, Result, one_line};
-pub use llm::{Answer, Chat, Drawing, Scene, Story, StoryPart, Task, VideoLlm};
+pub use llm::{Answer, Chat, GenerationConfig, Scene, Story, StoryEnd, StoryPart, Task, VideoLlm};
 pub use memory::peak_memory;
 pub use reconstruct::{Clip, Reconstructor};
 pub use tokenizer::{Tokenizer, TokenizerConfig};

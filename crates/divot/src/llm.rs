@@ -4,12 +4,15 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
+use divot_data::Video;
 use divot_llm::gmm::SampleOptions;
 use divot_llm::{
-    Context, DivotLlm, DivotLlmConfig, End, LlmError, Projection, Prompt, Quantization, Rules,
-    Shown, TextSampling, TextTokenizer, VideoTokens,
+    Context, DivotLlm, DivotLlmConfig, FinishReason, LlmError, Projection, Prompt, Quantization,
+    Rules, Shown, SpecialTokens, TextSampling, TextTokenizer,
 };
 use divot_nn::Noise;
+
+use crate::Tokenizer;
 
 use crate::checkpoint::{Checkpoint, Loading, Part, TOKENIZER};
 use crate::device;
@@ -24,7 +27,7 @@ pub struct VideoLlm {
     /// The text tokenizer.
     pub text: TextTokenizer,
     /// Tokens that mark video in text.
-    pub tokens: VideoTokens,
+    pub tokens: SpecialTokens,
 }
 
 /// An answer.
@@ -47,6 +50,8 @@ pub struct Scene {
     pub text: String,
     /// The tokens of the clip, `[1, 64, 256]`, in f32.
     pub features: Tensor<3>,
+    /// Whether the model was made to start the clip, having said all it may or ended its text.
+    pub forced: bool,
 }
 
 /// A story: scenes, and what was said after the last.
@@ -56,13 +61,27 @@ pub struct Story {
     pub scenes: Vec<Scene>,
     /// Words after the last clip; empty where the story ends with it.
     pub ending: String,
-    /// Whether the caller stopped it.
-    pub stopped: bool,
+    /// Why there is no more.
+    pub end: StoryEnd,
+}
+
+/// Why a story ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StoryEnd {
+    /// As many scenes as were asked for.
+    #[default]
+    Scenes,
+    /// The model ended its text.
+    Itself,
+    /// The model's window has no room for another scene.
+    Window,
+    /// The caller stopped it.
+    Caller,
 }
 
 /// How text and features are drawn.
 #[derive(Debug, Clone)]
-pub struct Drawing {
+pub struct GenerationConfig {
     /// The text.
     pub text: TextSampling,
     /// The features.
@@ -71,7 +90,7 @@ pub struct Drawing {
     pub seed: u64,
 }
 
-impl Default for Drawing {
+impl Default for GenerationConfig {
     fn default() -> Self {
         Self {
             text: TextSampling::new(),
@@ -81,7 +100,7 @@ impl Default for Drawing {
     }
 }
 
-impl Drawing {
+impl GenerationConfig {
     /// Finds out whether anything can be drawn so, before any weights are read.
     ///
     /// # Errors
@@ -133,7 +152,7 @@ impl VideoLlm {
         let config: DivotLlmConfig = checkpoint.config(part)?;
         let path = part.folder(checkpoint.folder()).join(TOKENIZER);
         let text = TextTokenizer::open(&path).map_err(LlmError::from)?;
-        let tokens = VideoTokens::of(&text, config.num_queries)?;
+        let tokens = SpecialTokens::of(&text, config.num_queries)?;
         if text.vocab_size() > config.llm.vocab_size {
             return Err(Error::config(
                 &path,
@@ -143,6 +162,13 @@ impl VideoLlm {
                 }
                 .to_string(),
                 "the files in this folder belong together",
+            ));
+        }
+        if quantization.is_some() && config.lora.is_some() {
+            return Err(Error::config(
+                &part.folder(checkpoint.folder()),
+                "has LoRA beside its weights, which then cannot keep fewer bits",
+                "merge it: convert the checkpoint again with --merge-lora",
             ));
         }
         let module = config.init(checkpoint.device());
@@ -157,10 +183,41 @@ impl VideoLlm {
         })
     }
 
+    /// Answers a question about a video, of which at most `max_clips` clips are shown, or about an image,
+    /// which is a video of one frame.
+    ///
+    /// # Errors
+    /// If the video cannot be decoded, or those of [`Chat::ask`].
+    pub fn describe(
+        &self,
+        tokenizer: &Tokenizer,
+        video: &Video,
+        max_clips: usize,
+        question: &str,
+        config: GenerationConfig,
+    ) -> Result<Answer> {
+        let go_on = |_, _| ControlFlow::Continue(());
+        let (shown, features) = match video.info().frames {
+            1 => (Shown::Image, Some(tokenizer.tokenize_image(video)?)),
+            _ => {
+                let features = tokenizer.tokenize_video(video, max_clips, go_on)?;
+                let clips = features.as_ref().map_or(0, |features| features.dims()[0]);
+                (Shown::Video(clips), features)
+            }
+        };
+        self.chat(shown, features, config)
+            .ask(question, |_| ControlFlow::Continue(()))
+    }
+
     /// Starts a conversation about a video, an image or nothing.
     ///
     /// `features` are the tokens of the clips that are shown, `[clips, 64, 256]`.
-    pub fn chat(&self, shown: Shown, features: Option<Tensor<3>>, drawing: Drawing) -> Chat<'_> {
+    pub fn chat(
+        &self,
+        shown: Shown,
+        features: Option<Tensor<3>>,
+        drawing: GenerationConfig,
+    ) -> Chat<'_> {
         Chat {
             llm: self,
             shown,
@@ -174,15 +231,15 @@ impl VideoLlm {
 
     /// Makes a clip of a caption.
     ///
-    /// The model may say something before it; `on_text` is told as it does, and may stop it. `None` if
-    /// it did.
+    /// The model may say something before it; `on_text` is told after each token, with what text that
+    /// completes, and may stop it. `None` if it did.
     ///
     /// # Errors
     /// If the caption is empty or too long, an option is out of range, or a number overflowed.
     pub fn generate(
         &self,
         caption: &str,
-        drawing: &Drawing,
+        drawing: &GenerationConfig,
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Scene>> {
         drawing.check()?;
@@ -191,7 +248,7 @@ impl VideoLlm {
         let mut context = self.context(&prompt, drawing);
         self.model.read(&mut context, &prompt, None)?;
         let said = self.say(&mut context, drawing, &mut noise, &mut on_text)?;
-        if said.end == End::Caller {
+        if said.end == FinishReason::Caller {
             return Ok(None);
         }
         self.scene(&mut context, said, drawing, &mut noise)
@@ -208,7 +265,7 @@ impl VideoLlm {
         &self,
         instruction: &str,
         scenes: usize,
-        drawing: &Drawing,
+        drawing: &GenerationConfig,
         mut on_part: impl FnMut(StoryPart<'_>) -> ControlFlow<()>,
     ) -> Result<Story> {
         if scenes == 0 {
@@ -225,34 +282,63 @@ impl VideoLlm {
         let mut context = self.context(&prompt, drawing);
         self.model.read(&mut context, &prompt, None)?;
         let mut story = Story::default();
-        loop {
-            let said = self.say(&mut context, drawing, &mut noise, &mut |text| {
-                on_part(StoryPart::Text(text))
-            })?;
-            match said.end {
-                End::Caller => story.stopped = true,
-                End::Token(id) if id == self.text.eos() => story.ending = said.text,
-                _ => {
-                    let scene = self.scene(&mut context, said, drawing, &mut noise)?;
-                    let features = scene.features.clone();
-                    story.scenes.push(scene);
-                    if on_part(StoryPart::Clip(story.scenes.len())).is_break() {
-                        story.stopped = true;
-                    } else if story.scenes.len() < scenes {
-                        let clip = Prompt::clip_features(&self.tokens);
-                        self.model.read(&mut context, &clip, Some(features))?;
-                        continue;
-                    }
+        while story.scenes.len() < scenes {
+            let turn = self.turn(&mut context, &mut story, drawing, &mut noise, &mut on_part);
+            story.end = match turn {
+                Ok(StoryEnd::Scenes) => continue,
+                Ok(end) => end,
+                // What was told so far is not lost for want of room.
+                Err(Error::Llm(LlmError::TooLong { .. })) if !story.scenes.is_empty() => {
+                    StoryEnd::Window
                 }
-            }
-            return Ok(story);
+                Err(error) => return Err(error),
+            };
+            break;
         }
+        Ok(story)
+    }
+
+    /// The next scene of a story: [`StoryEnd::Scenes`] if there is one and there may be another.
+    fn turn(
+        &self,
+        context: &mut Context,
+        story: &mut Story,
+        drawing: &GenerationConfig,
+        noise: &mut Noise,
+        on_part: &mut impl FnMut(StoryPart<'_>) -> ControlFlow<()>,
+    ) -> Result<StoryEnd> {
+        if let Some(last) = story.scenes.last() {
+            let clip = Prompt::clip_features(&self.tokens);
+            let features = last.features.clone();
+            self.model.read(context, &clip, Some(features))?;
+        }
+        let said = self.say(context, drawing, noise, &mut |text| {
+            on_part(StoryPart::Text(text))
+        })?;
+        match said.end {
+            FinishReason::Caller => return Ok(StoryEnd::Caller),
+            FinishReason::Token(id) if id == self.text.eos() => {
+                story.ending = said.text;
+                return Ok(StoryEnd::Itself);
+            }
+            _ => {}
+        }
+        let scene = self.scene(context, said, drawing, noise)?;
+        let number = story.scenes.len() + 1;
+        let flow = on_part(StoryPart::Scene(number, &scene));
+        story.scenes.push(scene);
+        Ok(match flow {
+            ControlFlow::Continue(()) => StoryEnd::Scenes,
+            ControlFlow::Break(()) => StoryEnd::Caller,
+        })
     }
 
     /// Room for the prompt, an answer and a clip.
-    fn context(&self, prompt: &Prompt, drawing: &Drawing) -> Context {
+    fn context(&self, prompt: &Prompt, drawing: &GenerationConfig) -> Context {
         let clip = self.tokens.features.len() + 4;
-        let positions = prompt.ids.len() + drawing.text.max_new_tokens + clip;
+        // A longer answer makes its own room when it comes to it.
+        let answer = drawing.text.max_new_tokens.min(256);
+        let positions = prompt.ids.len() + answer + clip;
         Context::new(&self.model.llm, positions.min(self.model.window()))
     }
 
@@ -260,7 +346,7 @@ impl VideoLlm {
     fn say(
         &self,
         context: &mut Context,
-        drawing: &Drawing,
+        drawing: &GenerationConfig,
         noise: &mut Noise,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Said> {
@@ -318,12 +404,15 @@ impl VideoLlm {
         &self,
         context: &mut Context,
         said: Said,
-        drawing: &Drawing,
+        drawing: &GenerationConfig,
         noise: &mut Noise,
     ) -> Result<Scene> {
         // What was generated last is not part of the context yet.
+        let forced = said.end != FinishReason::Token(self.tokens.video);
         let mut ids: Vec<u32> = said.ids.last().copied().into_iter().collect();
-        if said.end != End::Token(self.tokens.video) {
+        if forced {
+            // A text that has ended goes on as if it had not.
+            ids.retain(|&id| id != self.text.eos());
             ids.push(self.tokens.video);
         }
         ids.push(self.tokens.clip);
@@ -343,23 +432,24 @@ impl VideoLlm {
         Ok(Scene {
             text: said.text.trim().to_owned(),
             features,
+            forced,
         })
     }
 }
 
 /// What a story consists of, as it is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum StoryPart<'a> {
     /// More text.
     Text(&'a str),
-    /// The clip of that number, from 1, was drawn.
-    Clip(usize),
+    /// The scene of that number, from 1, was drawn.
+    Scene(usize, &'a Scene),
 }
 
 struct Said {
     text: String,
     ids: Vec<u32>,
-    end: End,
+    end: FinishReason,
 }
 
 /// What a language model is wanted for.
@@ -418,13 +508,14 @@ pub struct Chat<'a> {
     /// Tokens that were said and are not read yet.
     pending: Vec<u32>,
     noise: Noise,
-    drawing: Drawing,
+    drawing: GenerationConfig,
 }
 
 impl Chat<'_> {
-    /// Asks a question; `on_text` is told the answer as it comes, and may stop it.
+    /// Asks a question; `on_text` is told after each token, with what text that completes, and may stop
+    /// the answer.
     ///
-    /// A question that is refused leaves the conversation as it was.
+    /// A question that fails leaves the conversation as it was.
     ///
     /// # Errors
     /// If the question is empty, the conversation too long, an option out of range, or a number
@@ -435,6 +526,7 @@ impl Chat<'_> {
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
         let llm = self.llm;
+        self.drawing.check()?;
         let (prompt, features) = match &self.context {
             None => (
                 Prompt::question(&llm.text, &llm.tokens, self.shown, question)?,
@@ -452,32 +544,41 @@ impl Chat<'_> {
             None => llm.context(&prompt, &self.drawing),
         };
         let before = context.len();
-        if let Err(error) = llm.model.read(&mut context, &prompt, features) {
-            if before > 0 {
-                context.truncate(before);
-                self.context = Some(context);
-            }
-            return Err(error.into());
-        }
         let eos = llm.text.eos();
-        let sampling = &self.drawing.text;
-        let said = llm.speak(
-            &mut context,
-            sampling,
-            &[eos],
-            &mut self.noise,
-            &mut on_text,
-        )?;
+        let answered = llm
+            .model
+            .read(&mut context, &prompt, features)
+            .map_err(Error::from)
+            .and_then(|()| {
+                let sampling = &self.drawing.text;
+                llm.speak(
+                    &mut context,
+                    sampling,
+                    &[eos],
+                    &mut self.noise,
+                    &mut on_text,
+                )
+            });
+        let said = match answered {
+            Ok(said) => said,
+            Err(error) => {
+                if before > 0 {
+                    context.truncate(before);
+                    self.context = Some(context);
+                }
+                return Err(error);
+            }
+        };
         self.pending = match said.end {
             // The next question starts with it.
-            End::Token(_) => Vec::new(),
+            FinishReason::Token(_) => Vec::new(),
             _ => said.ids.last().copied().into_iter().collect(),
         };
         self.context = Some(context);
         Ok(Answer {
             prompt_tokens: prompt.ids.len(),
             text: said.text.trim().to_owned(),
-            complete: said.end == End::Token(eos),
+            complete: said.end == FinishReason::Token(eos),
             ids: said.ids,
         })
     }

@@ -164,6 +164,15 @@ impl Tokenizer {
         Ok(Some(Tensor::cat(tokens, 0)))
     }
 
+    /// Video tokens of one picture, the first frame: `[1, 64, 256]`, in f32. A clip shows it all along.
+    ///
+    /// # Errors
+    /// If it cannot be decoded.
+    pub fn tokenize_image(&self, image: &Video) -> Result<Tensor<3>> {
+        let frames = self.read_frames(image, &[0; TOKENIZER_FRAMES.len()])?;
+        Ok(self.tokenize(frames))
+    }
+
     /// Frames of a video, cut to the model's square: `[1, frames, 3, height, width]` in [-1, 1].
     fn read_frames(&self, video: &Video, indices: &[usize]) -> Result<Tensor<5>> {
         let transform = Transform {

@@ -9,9 +9,10 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, Lora, ReleasedConfig, Target, convert};
 use divot::{Noise, VideoLlm};
-use divot_gmm::{GmmConfig, SampleOptions};
+use divot_gmm::{GaussianMixture, GmmConfig, SampleOptions};
 use divot_llm::{
-    Batch, Context, DivotLlm, KvCache, Prompt, Quantization, Role, Rules, Sequence, TextSampling,
+    Batch, Context, DivotLlm, KvCache, Prompt, Quantization, Role, Rules, Sequence, Shown,
+    TextSampling,
 };
 use serde_json::Value;
 
@@ -50,7 +51,81 @@ impl Parity {
         self.compare("gmm/nll", nll.clone(), self.limit)?;
         let gradients = nll.backward();
         let gradient = params.grad(&gradients).context("params have no gradient")?;
-        self.compare("gmm/grad_params", gradient, self.limit)
+        self.compare("gmm/grad_params", gradient, self.limit)?;
+        self.gmm_draws(&mixture)
+    }
+
+    /// 200,000 draws of one token: how many standard errors the worst number is off.
+    fn gmm_draws(&self, mixture: &GaussianMixture) -> Result<()> {
+        const DRAWS: usize = 200_000;
+        const AT_ONCE: usize = 2_000;
+        let device = &self.device;
+        let [_, _, components, dim] = mixture.means.dims();
+        let one = |x: Tensor<4>| x.narrow(0, 0, 1).narrow(1, 0, 1).inner();
+        let (means, variances) = (one(mixture.means.clone()), one(mixture.variances.clone()));
+        let logits = mixture
+            .logits
+            .clone()
+            .narrow(0, 0, 1)
+            .narrow(1, 0, 1)
+            .inner();
+        let floats = |x: Tensor<4>| x.into_data().iter::<f64>().collect::<Vec<_>>();
+        let (m, v) = (floats(means.clone()), floats(variances.clone()));
+        let scores: Vec<f64> = logits.to_data().iter().collect();
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+        let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp() / total).collect();
+
+        // Beside the fixture's numbers, one that tells the components apart.
+        let places: Vec<f32> = (0..components).map(|i| 1e3 * i as f32).collect();
+        let places = Tensor::<1>::from_floats(places.as_slice(), device);
+        let places = places.reshape([1, 1, components, 1]);
+        let sampled = GaussianMixture {
+            means: Tensor::cat(vec![means, places.clone()], 3).repeat_dim(1, AT_ONCE),
+            variances: Tensor::cat(vec![variances, places.ones_like()], 3).repeat_dim(1, AT_ONCE),
+            logits: logits.repeat_dim(1, AT_ONCE),
+        };
+        let mut noise = Noise::new(3);
+        let (mut sums, mut squares) = (vec![0f64; dim], vec![0f64; dim]);
+        let mut counts = vec![0f64; components];
+        let mean: Vec<f64> = (0..dim)
+            .map(|j| (0..components).map(|i| weights[i] * m[i * dim + j]).sum())
+            .collect();
+        for _ in 0..DRAWS / AT_ONCE {
+            let values: Vec<f64> = sampled.sample(&mut noise).into_data().iter().collect();
+            for token in values.chunks_exact(dim + 1) {
+                for j in 0..dim {
+                    let off = token[j] - mean[j];
+                    sums[j] += off;
+                    squares[j] += off * off;
+                }
+                counts[(token[dim] / 1e3).round() as usize] += 1.0;
+            }
+        }
+        let count = DRAWS as f64;
+        let moment = |j: usize, f: &dyn Fn(f64, f64) -> f64| -> f64 {
+            (0..components)
+                .map(|i| weights[i] * f(m[i * dim + j] - mean[j], v[i * dim + j]))
+                .sum()
+        };
+        let mut worst = [0f64; 3];
+        for j in 0..dim {
+            let second = moment(j, &|d, v| v + d * d);
+            let fourth = moment(j, &|d, v| 3.0 * v * v + 6.0 * v * d * d + d.powi(4));
+            worst[0] = worst[0].max((sums[j] / count).abs() / (second / count).sqrt());
+            let error = ((fourth - second * second) / count).sqrt();
+            worst[1] = worst[1].max((squares[j] / count - second).abs() / error);
+        }
+        for i in 0..components {
+            let p = weights[i];
+            let error = (p * (1.0 - p) / count).sqrt();
+            worst[2] = worst[2].max((counts[i] / count - p).abs() / error);
+        }
+        for (what, worst) in ["means", "variances", "components"].iter().zip(worst) {
+            let name = format!("gmm: {what} of draws, standard errors");
+            self.report(&name, &[DRAWS, dim], worst, 4.0);
+        }
+        Ok(())
     }
 
     pub(super) fn llm(&self) -> Result<()> {
@@ -316,6 +391,13 @@ impl Parity {
             let ours = llm.text.encode_with_special(text)?;
             let wrong = f64::from(u8::from(ours != ids));
             self.report(&format!("prompts/{number}"), &[ids.len()], wrong, 0.0);
+            if let Some((what, prompt)) = asked(&llm, text)? {
+                let bos = llm.text.bos();
+                let theirs: Vec<u32> = std::iter::once(bos).chain(ids).collect();
+                let wrong = f64::from(u8::from(prompt.ids != theirs));
+                let name = format!("prompts/{number} as {what}");
+                self.report(&name, &[theirs.len()], wrong, 0.0);
+            }
         }
         Ok(())
     }
@@ -346,4 +428,39 @@ impl Parity {
         self.report(name, &[theirs.len()], wrong as f64, 0.0);
         Ok(())
     }
+}
+
+/// The prompt that a text of the fixture is, if it is one: made of its parts, as users make it.
+fn asked(llm: &VideoLlm, text: &str) -> Result<Option<(&'static str, Prompt)>> {
+    let Some(inner) = text
+        .strip_prefix("[INST] ")
+        .and_then(|rest| rest.strip_suffix(" [/INST]\n"))
+    else {
+        return Ok(None);
+    };
+    if let Some(caption) = inner.strip_prefix("Generate a video of ") {
+        return Ok(Some(("a caption", Prompt::generation(&llm.text, caption)?)));
+    }
+    let clip: String = (0..llm.model.num_queries)
+        .map(|i| format!("<frame_{i:05}>"))
+        .collect();
+    let clip = format!("<frame>{clip}</frame>");
+    for (open, close, what) in [
+        ("<vid>", "</vid>", "a question about a video"),
+        ("<img>", "</img>", "a question about an image"),
+    ] {
+        if let Some(rest) = inner.strip_prefix(open)
+            && let Some((clips, question)) = rest.split_once(close)
+            && clips == clip.repeat(clips.matches("<frame>").count())
+            && !clips.is_empty()
+        {
+            let shown = match open {
+                "<img>" => Shown::Image,
+                _ => Shown::Video(clips.matches("<frame>").count()),
+            };
+            let prompt = Prompt::question(&llm.text, &llm.tokens, shown, question)?;
+            return Ok(Some((what, prompt)));
+        }
+    }
+    Ok(None)
 }

@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use burn::tensor::Tensor;
 use clap::Args;
 use divot::data::sampling::comprehend_indices;
-use divot::data::{Transform, Video};
+use divot::data::Video;
 use divot::language::{LlmError, Prompt, Shown};
-use divot::{Chat, Clip, Tokenizer};
+use divot::Chat;
 use serde_json::{Value, json};
 
 use crate::interrupt::{self, Stopped};
@@ -113,7 +113,7 @@ impl Arguments {
         let tokenizer = models.tokenizer(output)?;
         output.timed("tokenizer", |output| {
             if shown == Shown::Image {
-                return still(&tokenizer, video, models);
+                return Ok(tokenizer.tokenize_image(video)?);
             }
             let bar = output.bar("clips", "{pos}/{len}");
             let tokens = tokenizer.tokenize_video(video, self.clips, |done, total| {
@@ -125,17 +125,6 @@ impl Arguments {
             Ok(tokens?.ok_or(Stopped)?)
         })
     }
-}
-
-/// Tokens of a clip that is the first frame all along.
-fn still(tokenizer: &Tokenizer, video: &Video, models: &Models) -> Result<Tensor<3>> {
-    let transform = Transform {
-        size: tokenizer.frame_size,
-        ..Transform::default()
-    };
-    let frame = transform.frame(&video.frames(&[0])?[0])?;
-    let clip = Clip::new(vec![frame; divot::data::sampling::CLIP_FRAMES])?;
-    Ok(tokenizer.tokenize(clip.sparse(&models.device)))
 }
 
 /// Asks and prints the answer, a line of its own.

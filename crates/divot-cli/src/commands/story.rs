@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use divot::data::Frame;
 use divot::language::{LlmError, Prompt};
-use divot::{Story, StoryPart};
+use divot::{Story, StoryEnd, StoryPart};
 use serde_json::json;
 
 use crate::files::{ClipFiles, check_folder, not_written, rows, staging};
@@ -80,15 +80,19 @@ impl Arguments {
                 &drawing,
                 |part| match part {
                     StoryPart::Text(text) => output.stream(text),
-                    StoryPart::Clip(scene) => output.stream(&format!("\n[{}]\n", clip_name(scene))),
+                    StoryPart::Scene(number, _) => {
+                        output.stream(&format!("\n[{}]\n", clip_name(number)))
+                    }
                 },
             );
             Ok(told?)
         })?;
         drop(llm);
         output.check()?;
-        if story.stopped {
-            return Err(Stopped.into());
+        match story.end {
+            StoryEnd::Caller => return Err(Stopped.into()),
+            StoryEnd::Window => output.remark("it ends there: the model's window is full"),
+            StoryEnd::Scenes | StoryEnd::Itself => {}
         }
         if !story.ending.is_empty() {
             output.line("")?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use divot_gmm::{GmmConfig, HeadConfig};
 use divot_llm::{
-    DivotLlmConfig, LlmError, LoraConfig, LoraTarget, MistralConfig, TextTokenizer, VideoTokens,
+    DivotLlmConfig, LlmError, LoraConfig, LoraTarget, MistralConfig, SpecialTokens, TextTokenizer,
 };
 use divot_nn::CheckSizes;
 use serde::Deserialize;
@@ -21,12 +21,27 @@ use crate::weights::{ParamSpec, Source, SourceTensor, WeightsError, module_layou
 /// three times the mean in the output head.
 const HEAD_FACTOR: f64 = 3.0;
 
+/// What to do about tensors that do not fit each other.
+const ONE_MODEL: &str = "give the files of one model";
+
 /// Where a language model's pieces were found.
 pub(super) struct Found {
     sources: Vec<Source>,
     config: MistralConfig,
     tokenizer: TextTokenizer,
+    adapter: Option<AdapterConfig>,
 }
+
+/// What PEFT keeps beside the matrices of an adapter.
+#[derive(Deserialize)]
+struct AdapterConfig {
+    lora_alpha: f64,
+    #[serde(default)]
+    use_rslora: bool,
+}
+
+/// Name of an adapter's configuration.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// A decoder's sizes, as its own `config.json` gives them.
 #[derive(Deserialize)]
@@ -99,6 +114,38 @@ impl DecoderConfig {
     }
 }
 
+impl AdapterConfig {
+    fn read(path: &Path) -> Result<Self> {
+        let refused = |problem: String| {
+            Error::config(path, problem, "give the adapter's folder as PEFT saved it")
+        };
+        let text =
+            std::fs::read(path).map_err(|error| refused(format!("cannot be read ({error})")))?;
+        serde_json::from_slice(&text)
+            .map_err(|error| refused(format!("does not say LoRA's alpha ({error})")))
+    }
+
+    /// Alpha, where the product counts alpha / rank times.
+    fn alpha(&self, rank: f64) -> f64 {
+        match self.use_rslora {
+            true => self.lora_alpha * rank.sqrt(),
+            false => self.lora_alpha,
+        }
+    }
+}
+
+/// Whether a folder looks as if it held a checkpoint, whole or not.
+fn holds_weights(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| {
+        let extension = path.extension().unwrap_or_default();
+        ["bin", "safetensors", "pt", "pth", "ckpt"]
+            .iter()
+            .any(|known| extension == *known)
+            || path.to_string_lossy().ends_with(".index.json")
+    })
+}
+
 impl Found {
     /// Sorts a job's files and folders: weights, the decoder's `config.json`, the tokenizer. One
     /// folder may hold all three.
@@ -106,6 +153,7 @@ impl Found {
         let mut sources = Vec::new();
         let mut config = None;
         let mut tokenizer = None;
+        let mut adapter = None;
         for path in &job.sources {
             let is_tokenizer = ["tokenizer.json", "tokenizer.model"]
                 .iter()
@@ -113,17 +161,22 @@ impl Found {
             if is_tokenizer && tokenizer.is_none() {
                 tokenizer = Some(TextTokenizer::open(path).map_err(LlmError::from)?);
             }
-            let own = match path.is_dir() {
-                true => path.join(CONFIG),
-                // Beside a checkpoint of training, which is one file.
-                false => path.with_file_name(CONFIG),
+            // In a folder, or beside a checkpoint of training, which is one file.
+            let beside = |name: &str| match path.is_dir() {
+                true => path.join(name),
+                false => path.with_file_name(name),
             };
+            let own = beside(CONFIG);
+            if adapter.is_none() && beside(ADAPTER_CONFIG).is_file() {
+                adapter = Some(AdapterConfig::read(&beside(ADAPTER_CONFIG))?);
+            }
             if config.is_none() && own.is_file() {
                 config = Some(DecoderConfig::read(&own)?);
             }
             match Source::open(path) {
                 Ok(source) => sources.push(source),
-                Err(_) if is_tokenizer || (path.is_dir() && own.is_file()) => {}
+                // Of a tokenizer, or of a decoder whose sizes are all that is wanted.
+                Err(_) if path.is_dir() && !holds_weights(path) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -149,6 +202,7 @@ impl Found {
             sources,
             config,
             tokenizer,
+            adapter,
         })
     }
 
@@ -166,7 +220,7 @@ impl Found {
     pub fn plan(&self, job: &Job, sizes: &ReleasedConfig) -> Result<(Vec<Plan<'_>>, String)> {
         let grows = job.target == Target::Mistral;
         let num_queries = sizes.tokenizer.resampler.tokens;
-        VideoTokens::of(&self.tokenizer, num_queries)?;
+        SpecialTokens::of(&self.tokenizer, num_queries)?;
 
         let table = self.decoder_tensor("model.embed_tokens.weight");
         let rows = table.and_then(|table| table.shape.first()).copied();
@@ -183,11 +237,16 @@ impl Found {
             .with_num_queries(num_queries)
             .with_lora(match job.lora {
                 Lora::Merge { .. } => None,
-                Lora::Keep { alpha } => self.lora(alpha),
+                Lora::Keep { alpha } => self.lora(alpha)?,
             });
+        if matches!(job.lora, Lora::Merge { .. }) && self.lora(None)?.is_none() {
+            return Err(self.refused(
+                "holds no LoRA to merge",
+                "leave --merge-lora out, or name the checkpoint that holds it with --from",
+            ));
+        }
         config.check_sizes().map_err(|error| {
-            Error::config(
-                self.sources.first().map_or(Path::new(""), Source::path),
+            self.refused(
                 format!("describes no network that can be ({error})"),
                 "give the files of one model",
             )
@@ -198,7 +257,7 @@ impl Found {
         let mut plans = Vec::new();
         for (index, spec) in layout.into_iter().enumerate() {
             let wanted = released_name(&spec.path);
-            match self.recipe(job, &spec, &wanted, index) {
+            match self.recipe(job, &spec, &wanted, index)? {
                 Some(recipe) => plans.push(Plan {
                     name: spec.path.clone(),
                     spec: ParamSpec {
@@ -212,11 +271,25 @@ impl Found {
         }
         if !missing.is_empty() {
             missing.sort();
-            let path = self.sources.first().map_or(Path::new(""), Source::path);
             return Err(Error::Weights(WeightsError::Lacking {
-                path: path.to_path_buf(),
+                path: self.path().to_path_buf(),
                 names: missing,
             }));
+        }
+        let used: Vec<&str> = plans
+            .iter()
+            .flat_map(|plan| plan.recipe.sources())
+            .map(|source| source.name.as_str())
+            .collect();
+        let all = self.sources.iter().flat_map(Source::tensors);
+        if let Some(lost) = all
+            .map(|tensor| tensor.name.as_str())
+            .find(|name| name.contains(".lora_") && !used.contains(name))
+        {
+            return Err(self.refused(
+                format!("has `{lost}`, which would be lost"),
+                "give a checkpoint with one adapter, the default, whose matrices come in pairs",
+            ));
         }
         let json = serde_json::to_string_pretty(&config).unwrap_or_default();
         Ok((plans, json))
@@ -228,14 +301,13 @@ impl Found {
         spec: &ParamSpec,
         wanted: &str,
         index: usize,
-    ) -> Option<Recipe<'a>> {
+    ) -> Result<Option<Recipe<'a>>> {
         let start = job.target == Target::Mistral;
         let Some(stem) = wanted
             .strip_suffix(".weight")
             .filter(|_| is_decoder(wanted))
         else {
-            let found = self.find(wanted);
-            return match found {
+            return Ok(match self.find(wanted) {
                 Some(source) => Some(Recipe::Copy(source)),
                 // Training starts with projections as PyTorch makes them.
                 None if start => Some(Recipe::Fresh {
@@ -243,32 +315,66 @@ impl Found {
                     seed: index as u64,
                 }),
                 None => None,
-            };
-        };
-        let source = self.decoder_tensor(wanted)?;
-        if start && (stem == "model.embed_tokens" || stem == "lm_head") {
-            let rows = self.tokenizer.vocab_size().max(source.shape[0]);
-            let factor = if stem == "lm_head" { HEAD_FACTOR } else { 1.0 };
-            let table = source;
-            return Some(Recipe::Grown {
-                table,
-                rows,
-                factor,
             });
+        };
+        let Some(source) = self.decoder_tensor(wanted) else {
+            return Ok(None);
+        };
+        if start && (stem == "model.embed_tokens" || stem == "lm_head") {
+            let &[rows, _] = &source.shape[..] else {
+                return Err(self.refused(format!("`{}` is no table", source.name), ONE_MODEL));
+            };
+            return Ok(Some(Recipe::Grown {
+                table: source,
+                rows: self.tokenizer.vocab_size().max(rows),
+                factor: if stem == "lm_head" { HEAD_FACTOR } else { 1.0 },
+            }));
         }
         if let Lora::Merge { alpha } = job.lora
-            && let Some(a) = self.decoder_tensor(&format!("{stem}.lora_A.weight"))
-            && let Some(b) = self.decoder_tensor(&format!("{stem}.lora_B.weight"))
+            && let (Some(a), Some(b)) = (
+                self.decoder_tensor(&format!("{stem}.lora_A.weight")),
+                self.decoder_tensor(&format!("{stem}.lora_B.weight")),
+            )
         {
-            let rank = a.shape.first().copied().unwrap_or(1) as f64;
-            return Some(Recipe::Merged {
+            let fit = match (&a.shape[..], &b.shape[..], &source.shape[..]) {
+                (&[rank, input], &[output, other], base) => {
+                    rank > 0 && rank == other && base == [output, input]
+                }
+                _ => false,
+            };
+            if !fit {
+                return Err(self.refused(
+                    format!(
+                        "has LoRA of {:?} and {:?} for `{}` of {:?}, whose product does not fit",
+                        b.shape, a.shape, source.name, source.shape
+                    ),
+                    ONE_MODEL,
+                ));
+            }
+            let rank = a.shape[0] as f64;
+            return Ok(Some(Recipe::Merged {
                 base: source,
                 a,
                 b,
-                scale: alpha.unwrap_or(rank) / rank,
-            });
+                scale: self.alpha(alpha, rank) / rank,
+            }));
         }
-        Some(Recipe::Copy(source))
+        Ok(Some(Recipe::Copy(source)))
+    }
+
+    /// LoRA's alpha: as asked for, as PEFT says, or the rank, as released.
+    fn alpha(&self, asked: Option<f64>, rank: f64) -> f64 {
+        asked
+            .or_else(|| Some(self.adapter.as_ref()?.alpha(rank)))
+            .unwrap_or(rank)
+    }
+
+    fn path(&self) -> &Path {
+        self.sources.first().map_or(Path::new(""), Source::path)
+    }
+
+    fn refused(&self, problem: impl Into<String>, remedy: &str) -> Error {
+        Error::config(self.path(), problem, remedy)
     }
 
     /// Inputs of the linear layer that a parameter of a projection belongs to.
@@ -300,9 +406,7 @@ impl Found {
         );
         // k means and variances of `dim` numbers and k weights.
         if dim == 0 || width == 0 || width % (2 * dim + 1) != 0 {
-            let path = self.sources.first().map_or(Path::new(""), Source::path);
-            return Err(Error::config(
-                path,
+            return Err(self.refused(
                 format!("has an output projection of {width}, which holds no mixture over {dim}"),
                 "give the agent's file of the same model",
             ));
@@ -314,7 +418,7 @@ impl Found {
     }
 
     /// The LoRA that is in the files, if one is.
-    fn lora(&self, alpha: Option<f64>) -> Option<LoraConfig> {
+    fn lora(&self, alpha: Option<f64>) -> Result<Option<LoraConfig>> {
         let matrix = |target: LoraTarget| {
             let group = match target {
                 LoraTarget::GateProj | LoraTarget::UpProj | LoraTarget::DownProj => "mlp",
@@ -327,26 +431,33 @@ impl Found {
             .into_iter()
             .filter(|&target| matrix(target).is_some())
             .collect();
-        let rank = matrix(*targets.first()?)?.shape.first().copied()?;
-        Some(
+        let Some(a) = targets.first().and_then(|&target| matrix(target)) else {
+            return Ok(None);
+        };
+        let &[rank, _] = &a.shape[..] else {
+            return Err(self.refused(format!("`{}` is no matrix", a.name), ONE_MODEL));
+        };
+        Ok(Some(
             LoraConfig::new()
                 .with_rank(rank)
-                .with_alpha(alpha.unwrap_or(rank as f64))
+                .with_alpha(self.alpha(alpha, rank as f64))
                 .with_targets(targets),
-        )
+        ))
     }
 
     /// A tensor of the decoder, by Mistral's name, or by the name that PEFT or the agent around it
     /// makes of that. What PEFT trained in full goes before what it started from.
     fn decoder_tensor(&self, name: &str) -> Option<&SourceTensor> {
         let stem = name.strip_suffix(".weight")?;
-        ["modules_to_save.default.", "", "default.", "base_layer."]
-            .iter()
-            .find_map(|form| {
-                ["", "llm.", "base_model.model.", "llm.base_model.model."]
-                    .iter()
-                    .find_map(|prefix| self.find(&format!("{prefix}{stem}.{form}weight")))
+        let forms = ["modules_to_save.default.", "", "default.", "base_layer."];
+        let prefixes = ["", "llm.", "base_model.model.", "llm.base_model.model."];
+        self.sources.iter().find_map(|source| {
+            forms.iter().find_map(|form| {
+                prefixes.iter().find_map(|prefix| {
+                    super::names::find(source, &format!("{prefix}{stem}.{form}weight"))
+                })
             })
+        })
     }
 
     fn find(&self, name: &str) -> Option<&SourceTensor> {

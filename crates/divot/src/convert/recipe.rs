@@ -155,7 +155,9 @@ fn grow(table: TensorData, rows: usize, factor: f64) -> TensorData {
         .collect();
     let dtype = table.dtype();
     let row = TensorData::new(mean, [width]).convert_dtype(dtype);
-    let mut bytes = table.into_bytes().to_vec();
+    let mut bytes = Vec::with_capacity(rows * width * dtype.size());
+    bytes.extend_from_slice(table.as_bytes());
+    drop(table);
     for _ in old..rows {
         bytes.extend_from_slice(row.as_bytes());
     }
