@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use burn::tensor::Tensor;
 use clap::Args;
-use divot::data::sampling::comprehend_indices;
-use divot::data::Video;
-use divot::language::{LlmError, Prompt, Shown};
 use divot::Chat;
+use divot::data::Video;
+use divot::data::sampling::comprehend_indices;
+use divot::language::{LlmError, Prompt, Shown};
 use serde_json::{Value, json};
 
 use crate::interrupt::{self, Stopped};
