@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Folder that `convert-weights` wrote, for `llm`; without it a random decoder of 0.2 B is timed
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// Text to measure `--model`'s perplexity on
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
     /// What the weights of `--model` are loaded in
     #[arg(long, value_enum, default_value = "q8")]
     dtype: language::Dtype,
@@ -49,6 +52,8 @@ enum Work {
     Llm,
     /// A token of the language model at position 1,400 against one at 200
     LlmCache,
+    /// How well the language model of --model foretells --text: lower is better
+    Perplexity,
 }
 
 /// Runs and prints one line each.
@@ -108,6 +113,7 @@ fn measure(work: Work, arguments: &Arguments, device: &Device) -> Result<()> {
         }
         Work::Llm => language::tokens(&name, arguments, device),
         Work::LlmCache => language::cache(&name, device),
+        Work::Perplexity => language::perplexity(&name, arguments, device),
     }
 }
 

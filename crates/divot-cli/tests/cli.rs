@@ -363,7 +363,7 @@ fn images_are_shown_as_images() {
         frame["answers"][0]["prompt_tokens"]
     );
     // The video's frame is another picture.
-    let greedy = |input: &str| {
+    let answer = |input: &str| {
         let arguments = [
             "describe",
             "--input",
@@ -374,7 +374,7 @@ fn images_are_shown_as_images() {
         ];
         bench.works(&[&arguments[..], &["--temperature", "5", "--top-p", "1"]].concat())
     };
-    assert_ne!(greedy("photo.png"), greedy("clip.mp4"));
+    assert_ne!(answer("photo.png"), answer("clip.mp4"));
 }
 
 #[test]

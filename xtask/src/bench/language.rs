@@ -3,13 +3,17 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, FloatDType, Tensor};
 use clap::ValueEnum;
 use divot::checkpoint::Checkpoint;
 use divot::{Noise, Task, VideoLlm, peak_memory};
-use divot_llm::{Context, Mistral, MistralConfig, Projection, Quantization, Rules, TextSampling};
+use divot_llm::tokenizer::Segment;
+use divot_llm::{
+    Context, Mistral, MistralConfig, Projection, Quantization, Role, Rules, TextSampling,
+};
 
 use super::Arguments;
 
@@ -55,18 +59,60 @@ fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }
 
+/// The language model of `--model`, if one was named.
+fn load(arguments: &Arguments, device: &Device) -> Result<Option<VideoLlm>> {
+    let Some(model) = &arguments.model else {
+        return Ok(None);
+    };
+    let mut checkpoint = Checkpoint::new(model, device);
+    if let Some(dtype) = arguments.dtype.float() {
+        checkpoint = checkpoint.with_dtype(dtype);
+    }
+    let quantization = arguments.dtype.quantization();
+    let llm = VideoLlm::load(&mut checkpoint, Task::Comprehension, quantization)?;
+    Ok(Some(llm))
+}
+
+/// Perplexity of a text: exp of the mean negative log-likelihood of its tokens, in windows of 512.
+pub fn perplexity(name: &str, arguments: &Arguments, device: &Device) -> Result<()> {
+    let (Some(path), Some(llm)) = (&arguments.text, load(arguments, device)?) else {
+        println!("{name:12} skipped: it needs --model and --text");
+        return Ok(());
+    };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{}: cannot be read as text", path.display()))?;
+    let ids = llm.text.encode(&[Segment::Text(&text)])?;
+    ensure!(!ids.is_empty(), "{}: holds no text", path.display());
+    let decoder = &llm.model.llm;
+    let mut total = 0.0;
+    for window in ids.chunks(512) {
+        let read: Vec<u32> = std::iter::once(llm.text.bos())
+            .chain(window[..window.len() - 1].iter().copied())
+            .collect();
+        let roles = vec![Role::Causal; read.len()];
+        let hidden = decoder.forward(decoder.embed_ids(&read), &[roles], None);
+        let scores = log_softmax(decoder.logits(hidden), 2);
+        let vocabulary = scores.dims()[2];
+        let scores: Vec<f32> = scores.into_data().iter().collect();
+        for (row, &id) in scores.chunks_exact(vocabulary).zip(window) {
+            total -= f64::from(row[id as usize]);
+        }
+    }
+    println!(
+        "{name:12} {:?}: {:.4} over {} tokens",
+        arguments.dtype,
+        (total / ids.len() as f64).exp(),
+        ids.len()
+    );
+    Ok(())
+}
+
 /// A prompt, and text behind it.
 pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> {
     let started = Instant::now();
-    let (decoder, what) = match &arguments.model {
+    let (decoder, what) = match load(arguments, device)? {
         None => (mid_size(device), "0.2 B, random, f32".to_owned()),
-        Some(model) => {
-            let mut checkpoint = Checkpoint::new(model, device);
-            if let Some(dtype) = arguments.dtype.float() {
-                checkpoint = checkpoint.with_dtype(dtype);
-            }
-            let quantization = arguments.dtype.quantization();
-            let llm = VideoLlm::load(&mut checkpoint, Task::Comprehension, quantization)?;
+        Some(llm) => {
             let decoder = llm.model.llm;
             println!(
                 "{name:12} loaded in {:.1} s: {:.2} GiB of decoder, peak memory {:.2} GiB",

@@ -225,6 +225,7 @@ fn scenes(story: &Story) -> Vec<serde_json::Value> {
     let scene = |(i, scene): (usize, &divot::Scene)| {
         json!({
             "text": scene.text,
+                "forced": scene.forced,
             "clip": clip_name(i + 1),
             "sheet": sheet_name(i + 1),
         })

@@ -493,7 +493,7 @@ fn networks(target: Target, sizes: &ReleasedConfig) -> (Vec<(Network, Vec<ParamS
     }
 }
 
-/// Finds the source of every parameter and checks its shape before anything is read.
+/// Finds the source of every parameter, before anything is read.
 fn plan<'a>(
     networks: &[(Network, Vec<ParamSpec>)],
     sources: &'a [Source],
