@@ -3,7 +3,7 @@ use burn::module::{Initializer, Module};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor};
-use divot_nn::{CheckSizes, Noise, SizeError, check_depths, check_widths};
+use divot_nn::{CheckSizes, Noise, SizeError, check_depths, check_widths, timestep_embedding};
 
 use crate::diffusion::Diffusion;
 use crate::{Prediction, SampleOptions, Schedule, TokenHead};
@@ -162,7 +162,7 @@ impl DenoisingMlp {
     /// - `condition`: `[rows, cond_dim]`.
     pub fn forward(&self, x: Tensor<2>, timesteps: Tensor<1>, condition: Tensor<2>) -> Tensor<2> {
         let dtype = self.input.weight.val().dtype();
-        let time = timestep_embedding(timesteps).cast(dtype);
+        let time = timestep_embedding(timesteps, TIMESTEP_WIDTH).cast(dtype);
         let time = self.timestep2.forward(silu(self.timestep1.forward(time)));
         let condition = silu(time + self.condition.forward(condition.cast(dtype)));
         let mut x = self.input.forward(x.cast(dtype));
@@ -179,19 +179,6 @@ impl DenoisingMlp {
 fn split<const N: usize>(x: Tensor<2>) -> [Tensor<2>; N] {
     let width = x.dims()[1] / N;
     std::array::from_fn(|part| x.clone().narrow(1, part * width, width))
-}
-
-/// Sinusoidal embedding, `[rows]` → `[rows, 256]`: cosines before sines, of frequencies from 1 to
-/// almost 1/10000.
-fn timestep_embedding(timesteps: Tensor<1>) -> Tensor<2> {
-    let half = TIMESTEP_WIDTH / 2;
-    let frequencies: Vec<f32> = (0..half)
-        .map(|i| 10_000f32.powf(-(i as f32) / half as f32))
-        .collect();
-    let options = (&timesteps.device(), DType::F32);
-    let frequencies = Tensor::<1>::from_data(frequencies.as_slice(), options);
-    let angles = timesteps.unsqueeze_dim::<2>(1) * frequencies.unsqueeze_dim::<2>(0);
-    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
 }
 
 impl TokenHead for DenoisingMlp {

@@ -13,7 +13,8 @@ pub use attention::{
     ContextAttention, FeedForward, SpatialTransformer, TemporalTransformer, TransformerConfig,
 };
 pub use ddim::{Ddim, DdimConfig, DdimError, DdimStep, Spacing};
-pub use embedding::{TimestepMlp, timestep_embedding};
+pub use divot_nn::timestep_embedding;
+pub use embedding::TimestepMlp;
 pub use guidance::{Denoiser, guide};
 pub use resblock::{ResBlock, ResBlockConfig, TemporalConv};
 pub use schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};

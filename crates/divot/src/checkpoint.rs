@@ -145,10 +145,14 @@ impl<'a> Checkpoint<'a> {
     pub fn config<C: Config + CheckSizes>(&self, part: Part) -> Result<C> {
         let path = part.folder(&self.folder).join(CONFIG);
         let text = std::fs::read(&path).map_err(|error| {
+            if self.folder.is_dir() {
+                let remedy = "point --model at a folder that `convert-weights` or `divot convert` wrote";
+                return Error::config(&path, format!("cannot be read ({error})"), remedy);
+            }
             Error::config(
-                &path,
-                format!("cannot be read ({error})"),
-                "point --model at a folder that `convert-weights` wrote",
+                &self.folder,
+                "is no folder with a model",
+                "get one: `divot download`, or `cargo xtask convert-weights --from pretrained --to FOLDER`",
             )
         })?;
         let refused = |problem: String| Error::config(&path, problem, "convert the weights again");

@@ -492,7 +492,12 @@ impl Task {
                 Error::config(
                     checkpoint,
                     "holds no language model",
-                    "convert one: `convert-weights --from pretrained`, or `divot download`",
+                    match self {
+                        Task::Comprehension => "get one: `divot download llm-comprehension`, or convert one",
+                        Task::Generation => {
+                            "get one: `divot download llm-generation detokenizer-adapted`, or convert one"
+                        }
+                    },
                 )
             })
     }

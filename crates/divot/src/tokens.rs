@@ -9,7 +9,7 @@ use std::path::Path;
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::weights::{Source, TensorSpec, write_safetensors};
+use crate::weights::{Source, TensorSpec, WeightsError, write_safetensors};
 
 /// The tokens of a video.
 #[derive(Debug, Clone)]
@@ -55,7 +55,10 @@ impl VideoTokens {
     /// # Errors
     /// If it is missing, damaged, or holds no tokens.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
-        let source = Source::open(path)?;
+        let source = Source::open(path).map_err(|error| match error {
+            WeightsError::File { .. } => refused(path, "is no file of tokens"),
+            error => error.into(),
+        })?;
         let read = |name: &str| -> Result<Option<Tensor<3>>> {
             let Some(tensor) = source.get(name) else {
                 return Ok(None);

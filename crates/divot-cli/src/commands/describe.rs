@@ -42,7 +42,7 @@ pub struct Arguments {
         default_value = "What does this video describe?"
     )]
     question: String,
-    /// Read further questions from standard input, one a line, until it ends
+    /// After --question, read further ones from standard input, one a line, until it ends
     #[arg(long)]
     chat: bool,
     /// Clips that are shown at most; of a longer video they are spread evenly

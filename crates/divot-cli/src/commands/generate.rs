@@ -83,6 +83,7 @@ impl Arguments {
         output.set("output", files.clip.to_string_lossy());
         output.set("sheet", files.sheet.to_string_lossy());
         output.set("frames", frames.len());
+        output.set("forced", scene.forced);
         output.set("seed", self.seed.seed);
         output.line(format!(
             "{} and {}",

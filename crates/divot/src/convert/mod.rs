@@ -192,6 +192,13 @@ impl Job {
     /// # Errors
     /// If there are none.
     pub fn find(from: &Path) -> Result<Found> {
+        if !from.is_dir() {
+            return Err(Error::config(
+                from,
+                "is no folder",
+                "give the one that the released files were downloaded into, or name a part and its files",
+            ));
+        }
         let mut found = Found {
             jobs: Vec::new(),
             lacking: Vec::new(),
