@@ -34,7 +34,7 @@ pub struct Generated {
     pub end: FinishReason,
 }
 
-/// What a prompt left behind, to be continued: the decoder's memory and the scores of what is next.
+/// What a prompt left behind, to be continued: keys and values, and the last hidden state.
 #[derive(Debug)]
 pub struct Context {
     cache: KvCache,
@@ -69,8 +69,8 @@ impl Context {
         self.cache.capacity()
     }
 
-    /// Forgets all but the first `len` positions, and all but one of a search's beams. What comes next must be read before text can be
-    /// generated.
+    /// Forgets all but the first `len` positions, and all but one of a search's beams. What comes next
+    /// must be read before text can be generated.
     pub fn truncate(&mut self, len: usize) {
         self.cache.select(&[0]);
         self.cache.truncate(len);

@@ -13,7 +13,6 @@ use divot_llm::{
 use divot_nn::Noise;
 
 use crate::Tokenizer;
-
 use crate::checkpoint::{Checkpoint, Loading, Part, TOKENIZER};
 use crate::device;
 use crate::error::{Error, Result};
@@ -216,7 +215,7 @@ impl VideoLlm {
         &self,
         shown: Shown,
         features: Option<Tensor<3>>,
-        drawing: GenerationConfig,
+        config: GenerationConfig,
     ) -> Chat<'_> {
         Chat {
             llm: self,
@@ -224,8 +223,8 @@ impl VideoLlm {
             features,
             context: None,
             pending: Vec::new(),
-            noise: Noise::new(drawing.seed),
-            drawing,
+            noise: Noise::new(config.seed),
+            config,
         }
     }
 
@@ -239,20 +238,19 @@ impl VideoLlm {
     pub fn generate(
         &self,
         caption: &str,
-        drawing: &GenerationConfig,
+        config: &GenerationConfig,
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Scene>> {
-        drawing.check()?;
+        config.check()?;
         let prompt = Prompt::generation(&self.text, caption)?;
-        let mut noise = Noise::new(drawing.seed);
-        let mut context = self.context(&prompt, drawing);
+        let mut noise = Noise::new(config.seed);
+        let mut context = self.context(&prompt, config);
         self.model.read(&mut context, &prompt, None)?;
-        let said = self.say(&mut context, drawing, &mut noise, &mut on_text)?;
+        let said = self.say(&mut context, config, &mut noise, &mut on_text)?;
         if said.end == FinishReason::Caller {
             return Ok(None);
         }
-        self.scene(&mut context, said, drawing, &mut noise)
-            .map(Some)
+        self.scene(&mut context, said, config, &mut noise).map(Some)
     }
 
     /// Tells a story of at most `scenes` clips: text and clip in turns, each clip read again before
@@ -265,7 +263,7 @@ impl VideoLlm {
         &self,
         instruction: &str,
         scenes: usize,
-        drawing: &GenerationConfig,
+        config: &GenerationConfig,
         mut on_part: impl FnMut(StoryPart<'_>) -> ControlFlow<()>,
     ) -> Result<Story> {
         if scenes == 0 {
@@ -276,14 +274,14 @@ impl VideoLlm {
             }
             .into());
         }
-        drawing.check()?;
+        config.check()?;
         let prompt = Prompt::instruction(&self.text, instruction)?;
-        let mut noise = Noise::new(drawing.seed);
-        let mut context = self.context(&prompt, drawing);
+        let mut noise = Noise::new(config.seed);
+        let mut context = self.context(&prompt, config);
         self.model.read(&mut context, &prompt, None)?;
         let mut story = Story::default();
         while story.scenes.len() < scenes {
-            let turn = self.turn(&mut context, &mut story, drawing, &mut noise, &mut on_part);
+            let turn = self.turn(&mut context, &mut story, config, &mut noise, &mut on_part);
             story.end = match turn {
                 Ok(StoryEnd::Scenes) => continue,
                 Ok(end) => end,
@@ -303,7 +301,7 @@ impl VideoLlm {
         &self,
         context: &mut Context,
         story: &mut Story,
-        drawing: &GenerationConfig,
+        config: &GenerationConfig,
         noise: &mut Noise,
         on_part: &mut impl FnMut(StoryPart<'_>) -> ControlFlow<()>,
     ) -> Result<StoryEnd> {
@@ -312,7 +310,7 @@ impl VideoLlm {
             let features = last.features.clone();
             self.model.read(context, &clip, Some(features))?;
         }
-        let said = self.say(context, drawing, noise, &mut |text| {
+        let said = self.say(context, config, noise, &mut |text| {
             on_part(StoryPart::Text(text))
         })?;
         match said.end {
@@ -323,7 +321,7 @@ impl VideoLlm {
             }
             _ => {}
         }
-        let scene = self.scene(context, said, drawing, noise)?;
+        let scene = self.scene(context, said, config, noise)?;
         let number = story.scenes.len() + 1;
         let flow = on_part(StoryPart::Scene(number, &scene));
         story.scenes.push(scene);
@@ -334,10 +332,10 @@ impl VideoLlm {
     }
 
     /// Room for the prompt, an answer and a clip.
-    fn context(&self, prompt: &Prompt, drawing: &GenerationConfig) -> Context {
+    fn context(&self, prompt: &Prompt, config: &GenerationConfig) -> Context {
         let clip = self.tokens.features.len() + 4;
         // A longer answer makes its own room when it comes to it.
-        let answer = drawing.text.max_new_tokens.min(256);
+        let answer = config.text.max_new_tokens.min(256);
         let positions = prompt.ids.len() + answer + clip;
         Context::new(&self.model.llm, positions.min(self.model.window()))
     }
@@ -346,12 +344,12 @@ impl VideoLlm {
     fn say(
         &self,
         context: &mut Context,
-        drawing: &GenerationConfig,
+        config: &GenerationConfig,
         noise: &mut Noise,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Said> {
         let stop = [self.tokens.video, self.text.eos()];
-        self.speak(context, &drawing.text, &stop, noise, on_text)
+        self.speak(context, &config.text, &stop, noise, on_text)
     }
 
     fn speak(
@@ -404,7 +402,7 @@ impl VideoLlm {
         &self,
         context: &mut Context,
         said: Said,
-        drawing: &GenerationConfig,
+        config: &GenerationConfig,
         noise: &mut Noise,
     ) -> Result<Scene> {
         // What was generated last is not part of the context yet.
@@ -423,7 +421,7 @@ impl VideoLlm {
         self.model.read(context, &start, None)?;
         let features =
             self.model
-                .predict_clip(context, &self.tokens.features, &drawing.features, noise)?;
+                .predict_clip(context, &self.tokens.features, &config.features, noise)?;
         let finite = features.clone().is_finite().all().into_scalar::<bool>();
         if !finite {
             let dtype = self.model.llm.norm.gamma.val().dtype();
@@ -513,7 +511,7 @@ pub struct Chat<'a> {
     /// Tokens that were said and are not read yet.
     pending: Vec<u32>,
     noise: Noise,
-    drawing: GenerationConfig,
+    config: GenerationConfig,
 }
 
 impl Chat<'_> {
@@ -531,7 +529,7 @@ impl Chat<'_> {
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
         let llm = self.llm;
-        self.drawing.check()?;
+        self.config.check()?;
         let (prompt, features) = match &self.context {
             None => (
                 Prompt::question(&llm.text, &llm.tokens, self.shown, question)?,
@@ -546,7 +544,7 @@ impl Chat<'_> {
         };
         let mut context = match self.context.take() {
             Some(context) => context,
-            None => llm.context(&prompt, &self.drawing),
+            None => llm.context(&prompt, &self.config),
         };
         let before = context.len();
         let eos = llm.text.eos();
@@ -555,7 +553,7 @@ impl Chat<'_> {
             .read(&mut context, &prompt, features)
             .map_err(Error::from)
             .and_then(|()| {
-                let sampling = &self.drawing.text;
+                let sampling = &self.config.text;
                 llm.speak(
                     &mut context,
                     sampling,

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, Lora, ReleasedConfig, Report, Target, convert};
+use divot::data::{Frame, Video, write_gif, write_png};
 use divot::language::{Context, Prompt, Quantization, Rules, Shown, TextSampling, TextTokenizer};
 use divot::weights::{Source, TensorSpec, write_safetensors};
-use divot::{Error, GenerationConfig, Noise, StoryEnd, StoryPart, VideoLlm};
+use divot::{Error, GenerationConfig, Noise, StoryEnd, StoryPart, Tokenizer, VideoLlm};
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixture")
@@ -90,30 +91,28 @@ fn rows(data: &TensorData, count: usize) -> TensorData {
     TensorData::new(values, [count, width])
 }
 
-#[test]
-fn a_plain_mistral_gets_the_tokens_of_video() {
-    let dir = tempfile::tempdir().unwrap();
-    // The fixture's decoder as it was before its vocabulary grew, with a tokenizer to match.
-    let base = dir.path().join("base");
+/// The fixture's decoder as it was before its vocabulary grew, and how many tokens it had.
+fn before_growth(folder: &Path) -> (BTreeMap<String, TensorData>, usize) {
     let mut weights = tensors(&pretrained("Divot_sft_gen/llm"));
     let old = weights["lm_head.weight"].shape()[0] - 262;
     for name in ["model.embed_tokens.weight", "lm_head.weight"] {
         let short = rows(&weights[name], old);
         weights.insert(name.to_owned(), short);
     }
-    write(&base.join("model.safetensors"), &weights);
+    write(&folder.join("model.safetensors"), &weights);
     let config = pretrained("Divot_sft_gen/llm").join("config.json");
-    fs::copy(config, base.join("config.json")).unwrap();
+    fs::copy(config, folder.join("config.json")).unwrap();
+    (weights, old)
+}
+
+#[test]
+fn a_plain_mistral_gets_the_tokens_of_video() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    let (_, old) = before_growth(&base);
     let model = pretrained("cvlm_mistral_instruct_tokenizer").join("tokenizer.model");
     fs::copy(model, base.join("tokenizer.model")).unwrap();
-
-    let report = converted(
-        Target::Mistral,
-        KEEP,
-        std::slice::from_ref(&base),
-        dir.path(),
-    );
-    let report = report.unwrap();
+    let report = converted(Target::Mistral, KEEP, &[base], dir.path()).unwrap();
     assert_eq!(report.fresh.len(), 8, "{report}");
     let llm = load(dir.path(), Part::Mistral, None).unwrap();
     assert_eq!(llm.text.vocab_size(), old + 262);
@@ -124,18 +123,7 @@ fn a_plain_mistral_gets_the_tokens_of_video() {
 fn new_rows_are_the_mean_and_three_times_the_mean() {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base");
-    let mut weights = tensors(&pretrained("Divot_sft_gen/llm"));
-    let old = weights["lm_head.weight"].shape()[0] - 262;
-    for name in ["model.embed_tokens.weight", "lm_head.weight"] {
-        let short = rows(&weights[name], old);
-        weights.insert(name.to_owned(), short);
-    }
-    write(&base.join("model.safetensors"), &weights);
-    fs::copy(
-        pretrained("Divot_sft_gen/llm").join("config.json"),
-        base.join("config.json"),
-    )
-    .unwrap();
+    let (weights, old) = before_growth(&base);
     let tokenizer = pretrained("cvlm_mistral_instruct_tokenizer");
     let report = converted(Target::Mistral, KEEP, &[base, tokenizer], dir.path()).unwrap();
     assert_eq!(report.fresh.len(), 8, "{report}");
@@ -417,6 +405,44 @@ fn a_second_question_is_read_behind_all_that_was_said() {
     all.ids.extend(&next[said_eos..]);
     assert_eq!(second.ids, continued(&llm, &all, Some(shown), &[eos], 9));
     assert_ne!(first.ids, second.ids);
+}
+
+#[test]
+fn describe_shows_a_video_and_an_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let llm = llm(dir.path());
+    let from = [
+        pretrained("Divot_tokenizer_detokenizer/Divot_tokenizer.bin"),
+        pretrained("CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin"),
+    ];
+    converted(Target::Tokenizer, KEEP, &from, dir.path()).unwrap();
+    let mut checkpoint = Checkpoint::new(dir.path(), &Device::flex());
+    let (tokenizer, _) = Tokenizer::load(&mut checkpoint).unwrap();
+    let frames: Vec<Frame> = (0..40)
+        .map(|t| Frame::filled(32, 24, [6 * t, 90, 200]).unwrap())
+        .collect();
+    let (clip, picture) = (dir.path().join("clip.gif"), dir.path().join("picture.png"));
+    write_gif(&clip, &frames, 10.0).unwrap();
+    write_png(&picture, &frames[30]).unwrap();
+
+    let answer = |path: &Path| {
+        let video = Video::open(path).unwrap();
+        let answer = llm.describe(&tokenizer, &video, 2, "What is this?", greedy(8));
+        (video, answer.unwrap())
+    };
+    let asked = |shown, features| {
+        let mut chat = llm.chat(shown, Some(features), greedy(8));
+        let go_on = |_: &str| ControlFlow::Continue(());
+        chat.ask("What is this?", go_on).unwrap()
+    };
+    let (video, described) = answer(&clip);
+    let go_on = |_, _| ControlFlow::Continue(());
+    let features = tokenizer.tokenize_video(&video, 2, go_on).unwrap().unwrap();
+    assert_eq!(features.dims()[0], 2);
+    assert_eq!(described, asked(Shown::Video(2), features));
+    let (image, described) = answer(&picture);
+    let features = tokenizer.tokenize_image(&image).unwrap();
+    assert_eq!(described, asked(Shown::Image, features));
 }
 
 #[test]
