@@ -1,6 +1,7 @@
 use burn::config::Config;
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, sigmoid};
+
+use crate::ops::{gelu, quick_gelu};
 
 /// The activation of a feed-forward layer.
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
@@ -19,26 +20,4 @@ impl Activation {
             Self::QuickGelu => quick_gelu(x),
         }
     }
-}
-
-/// QuickGELU, x·σ(1.702x): OpenAI CLIP's approximation of GELU, which Divot's temporal
-/// transformer keeps.
-pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    sigmoid(x.clone() * 1.702) * x
-}
-
-/// Gated GELU: the last axis holds value and gate side by side, `[..., 2·width]` →
-/// `[..., width]`.
-///
-/// # Panics
-/// If the last axis is odd.
-pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let width = x.dims()[D - 1];
-    assert!(
-        width.is_multiple_of(2),
-        "GEGLU needs an even width, not {width}"
-    );
-    let value = x.clone().narrow(D - 1, 0, width / 2);
-    let gate = x.narrow(D - 1, width / 2, width / 2);
-    value * gelu(gate)
 }

@@ -1,19 +1,77 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Tensor};
 
-/// Scaled dot-product attention over `heads` equal slices of the width.
+#[cfg(feature = "flex")]
+use crate::kernels;
+use crate::ops::linear;
+
+/// Scaled dot-product attention, softmax(q·kᵀ / √head_dim + mask)·v.
 ///
 /// # Shapes
-/// - `query`: `[batch, queries, width]`
-/// - `key`, `value`: `[batch, keys, width]`
-/// - output: `[batch, queries, width]`
+/// - `query`: `[batch, heads, queries, head_dim]`
+/// - `key`, `value`: `[shared, key_heads, keys, head_dim]`, where `shared` divides the batch and
+///   `key_heads` the heads: consecutive ones share keys and values
+/// - `mask`: `[batch or 1, 1, queries, keys]`, added to the scores, f32
+/// - output: `[batch, heads, queries, head_dim]`
 ///
 /// With `causal`, query i sees keys 0 to i only. Scores and softmax are in float32 whatever the
 /// tensors are: in float16 the scores of wide heads overflow.
+pub fn attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: Option<Tensor<4>>,
+    causal: bool,
+) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if kernels::apply(&query) && kernels::apply(&key) {
+        let kernel = kernels::attention::Attention { causal };
+        let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
+        return match mask {
+            Some(mask) => kernels::run(kernel, [query, key, value, mask.into_dispatch()]),
+            None => kernels::run(kernel, [query, key, value]),
+        };
+    }
+    let options = AttentionModuleOptions {
+        is_causal: causal,
+        ..Default::default()
+    };
+    let [batch, heads, queries, _] = query.dims();
+    let keys = key.dims()[2];
+    let mask = mask.map(|mask| mask.expand([batch, heads, queries, keys]));
+    let dtype = query.dtype();
+    let [key, value] = [key, value].map(|x| share(x, batch, heads));
+    let [query, key, value] = [query, key, value].map(|x| x.cast(DType::F32));
+    burn::tensor::module::attention(query, key, value, None, mask, options).cast(dtype)
+}
+
+/// Repeats each batch and each head in place until there are as many as asked for.
+fn share(x: Tensor<4>, batch: usize, heads: usize) -> Tensor<4> {
+    let [shared, key_heads, tokens, width] = x.dims();
+    if [shared, key_heads] == [batch, heads] {
+        return x;
+    }
+    x.reshape([shared, 1, key_heads, 1, tokens, width])
+        .expand([
+            shared,
+            batch / shared,
+            key_heads,
+            heads / key_heads,
+            tokens,
+            width,
+        ])
+        .reshape([batch, heads, tokens, width])
+}
+
+/// [`attention`] over `heads` equal slices of the width.
+///
+/// # Shapes
+/// - `query`: `[batch, queries, width]`
+/// - `key`, `value`: `[shared, keys, width]`, where `shared` divides the batch
+/// - output: `[batch, queries, width]`
 ///
 /// # Panics
 /// If `heads` does not divide the width.
@@ -24,22 +82,15 @@ pub fn multi_head_attention(
     heads: usize,
     causal: bool,
 ) -> Tensor<3> {
-    let [batch, queries, width] = query.dims();
-    let split = |x: Tensor<3>| {
+    let size = query.dims();
+    let [query, key, value] = [query, key, value].map(|x| {
         let [batch, tokens, width] = x.dims();
         x.reshape([batch, tokens, heads, width / heads])
             .swap_dims(1, 2)
-    };
-    let options = AttentionModuleOptions {
-        is_causal: causal,
-        ..Default::default()
-    };
-    let dtype = query.dtype();
-    let [query, key, value] = [query, key, value].map(|x| split(x.cast(DType::F32)));
-    attention(query, key, value, None, None, options)
-        .cast(dtype)
+    });
+    attention(query, key, value, None, causal)
         .swap_dims(1, 2)
-        .reshape([batch, queries, width])
+        .reshape(size)
 }
 
 /// Sizes of a [`SelfAttention`].
@@ -77,10 +128,12 @@ impl SelfAttention {
     /// `[batch, tokens, width]` → `[batch, tokens, width]`; with `causal`, a token sees itself and
     /// the ones before it.
     pub fn forward(&self, x: Tensor<3>, causal: bool) -> Tensor<3> {
-        let width = x.dims()[2];
-        let qkv = self.qkv.forward(x);
-        let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(2, part * width, width));
-        self.proj
-            .forward(multi_head_attention(q, k, v, self.heads, causal))
+        let [batch, tokens, width] = x.dims();
+        let qkv = linear(&self.qkv, x)
+            .reshape([batch, tokens, 3 * self.heads, width / self.heads])
+            .swap_dims(1, 2);
+        let [q, k, v] = [0, 1, 2].map(|part| qkv.clone().narrow(1, part * self.heads, self.heads));
+        let heads = attention(q, k, v, None, causal).swap_dims(1, 2);
+        linear(&self.proj, heads.reshape([batch, tokens, width]))
     }
 }

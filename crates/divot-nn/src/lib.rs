@@ -4,12 +4,17 @@ mod activation;
 mod attention;
 mod check;
 mod embedding;
+#[cfg(feature = "flex")]
+mod kernels;
 mod noise;
+mod norm;
+pub mod ops;
 mod transformer;
 
-pub use activation::{Activation, geglu, quick_gelu};
-pub use attention::{SelfAttention, SelfAttentionConfig, multi_head_attention};
+pub use activation::Activation;
+pub use attention::{SelfAttention, SelfAttentionConfig, attention, multi_head_attention};
 pub use check::{CheckSizes, SizeError, check_depths, check_divides, check_same, check_widths};
 pub use embedding::timestep_embedding;
 pub use noise::Noise;
+pub use norm::{LayerNorm, LayerNormConfig};
 pub use transformer::{Mlp, TransformerBlock, TransformerBlockConfig};

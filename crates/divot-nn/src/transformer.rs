@@ -1,9 +1,10 @@
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 
-use crate::{Activation, SelfAttention, SelfAttentionConfig};
+use crate::ops::linear;
+use crate::{Activation, LayerNorm, LayerNormConfig, SelfAttention, SelfAttentionConfig};
 
 /// Sizes of a [`TransformerBlock`].
 #[derive(Config, Debug)]
@@ -77,7 +78,6 @@ impl TransformerBlock {
 impl Mlp {
     /// `[batch, tokens, width]` → the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2
-            .forward(self.activation.forward(self.fc1.forward(x)))
+        linear(&self.fc2, self.activation.forward(linear(&self.fc1, x)))
     }
 }

@@ -1,0 +1,76 @@
+use burn::backend::flex::FlexTensor;
+
+use super::norm::column_sums;
+use super::product::{Gather, Rows, Weights, product, weight_gradient};
+use super::{Kernel, contiguous, floats, matrix, shape, tensor};
+
+/// x · weight + bias, of `[…, in]`, `[in, out]` and, if there is one, `[out]`.
+#[derive(Debug)]
+pub(crate) struct Linear;
+
+impl Kernel for Linear {
+    fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
+        let (x, weight) = (contiguous(&inputs[0]), contiguous(&inputs[1]));
+        let bias = inputs.get(2).map(contiguous);
+        let (m, channels) = matrix(&x);
+        let outputs = matrix(&weight).1;
+        let rows = Rows {
+            data: floats(&x),
+            channels,
+            gather: &Gather::identity(),
+        };
+        let weights = Weights {
+            data: floats(&weight),
+            outputs,
+            tap: 0,
+            channel: outputs,
+            output: 1,
+        };
+        let values = product(rows, weights, bias.as_ref().map(floats), m);
+        let mut shape = shape(&x);
+        let last = shape.num_dims() - 1;
+        shape[last] = outputs;
+        tensor(values, shape)
+    }
+
+    fn backward(
+        &self,
+        inputs: &[FlexTensor],
+        grad: FlexTensor,
+        wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let grad = contiguous(&grad);
+        let (m, outputs) = matrix(&grad);
+        let (x, weight) = (&inputs[0], &inputs[1]);
+        let channels = matrix(x).1;
+        let gather = Gather::identity();
+        let rows = Rows {
+            data: floats(&grad),
+            channels: outputs,
+            gather: &gather,
+        };
+        let to_x = wanted[0].then(|| {
+            let weight = contiguous(weight);
+            let transposed = Weights {
+                data: floats(&weight),
+                outputs: channels,
+                tap: 0,
+                channel: 1,
+                output: outputs,
+            };
+            tensor(product(rows, transposed, None, m), shape(x))
+        });
+        let to_weight = wanted[1].then(|| {
+            let x = contiguous(x);
+            tensor(
+                weight_gradient(rows, floats(&x), m, channels),
+                shape(weight),
+            )
+        });
+        let mut found = vec![to_x, to_weight];
+        if let Some(bias) = inputs.get(2) {
+            found.push(wanted[2].then(|| tensor(column_sums(floats(&grad), outputs), shape(bias))));
+        }
+        found
+    }
+}

@@ -1,0 +1,669 @@
+//! Matrix products whose left operand need not be a matrix: its rows may be gathered from
+//! anywhere, so a convolution is a product that never builds its im2col matrix.
+//!
+//! A tile of [`ROWS`] × a few vectors of the result stays in registers while the left operand is
+//! read in place, element by element, and the right one from a panel that was packed so that it
+//! lies in the order in which it is used and fits the second-level cache.
+//!
+//! Plain loops over the arrays of vectors are what keeps them in registers: closures that
+//! `array::from_fn` or `map` call are not always compiled for the same processor as their caller.
+
+#![allow(clippy::needless_range_loop)]
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::simd::{self, Shared, uninit};
+
+/// Rows of a tile.
+const ROWS: usize = 6;
+/// Floats of a tile's widest row: four vectors of AVX-512.
+const MAX_WIDTH: usize = 64;
+/// Inner length of a packed panel when the left operand is read along its rows.
+const DEPTH: usize = 512;
+/// The same when it is read along its columns, where each step touches another cache line.
+const TRANSPOSED_DEPTH: usize = 192;
+/// Floats of a cache line.
+const LINE: usize = 16;
+/// Multiplications below which threads do not pay.
+const SERIAL: usize = 1 << 19;
+/// Fewest rows for which another thread packs a panel again.
+const MIN_CHUNK: usize = 768;
+
+static ZEROS: [f32; DEPTH] = [0.0; DEPTH];
+
+/// Which rows of the input make a row of the result: for each tap of a convolution one, or none
+/// where the kernel reaches over the edge. The pattern repeats every `period` rows of the result
+/// (an image, a clip), each of which has `source` rows of its own in the input.
+#[derive(Debug, Clone)]
+pub(super) struct Gather {
+    /// `[period, taps]`; [`Gather::EDGE`] where there is none.
+    pub table: Vec<u32>,
+    pub taps: usize,
+    pub period: usize,
+    pub source: usize,
+}
+
+impl Gather {
+    pub const EDGE: u32 = u32::MAX;
+
+    /// Each row from the row of the same number.
+    pub fn identity() -> Self {
+        Self {
+            table: vec![0],
+            taps: 1,
+            period: 1,
+            source: 1,
+        }
+    }
+
+    /// The gather of the gradient: which rows of the result a row of the input went into.
+    pub fn inverse(&self) -> Self {
+        let mut table = vec![Self::EDGE; self.source * self.taps];
+        for (to, taps) in self.table.chunks(self.taps).enumerate() {
+            for (tap, &from) in taps.iter().enumerate() {
+                if from != Self::EDGE {
+                    table[from as usize * self.taps + tap] = to as u32;
+                }
+            }
+        }
+        Self {
+            table,
+            taps: self.taps,
+            period: self.source,
+            source: self.period,
+        }
+    }
+
+    /// Where row `m` of the result is in the table, and where its period begins in the input.
+    #[inline(always)]
+    fn place(&self, m: usize) -> (usize, usize) {
+        (m % self.period * self.taps, m / self.period * self.source)
+    }
+}
+
+/// The left operand: rows of `channels` floats.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub data: &'a [f32],
+    pub channels: usize,
+    pub gather: &'a Gather,
+}
+
+/// The right operand, `[taps, channels, outputs]` with any strides.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    pub data: &'a [f32],
+    pub outputs: usize,
+    pub tap: usize,
+    pub channel: usize,
+    pub output: usize,
+}
+
+/// Σ over taps and channels of rows · weights, plus the bias: `[m, outputs]`.
+pub(super) fn product(
+    rows: Rows<'_>,
+    weights: Weights<'_>,
+    bias: Option<&[f32]>,
+    m: usize,
+) -> Vec<f32> {
+    let n = weights.outputs;
+    let (channels, taps) = (rows.channels, rows.gather.taps);
+    assert!(rows.data.len() >= m / rows.gather.period * rows.gather.source * channels);
+    assert!(bias.is_none_or(|bias| bias.len() == n));
+    if m * n * channels == 0 {
+        return vec![0.0; m * n];
+    }
+    if m <= 2 && taps == 1 && weights.output == 1 {
+        return vector_product(rows, weights, bias, m);
+    }
+    uninit(m * n, |out| {
+        let out = Shared(out);
+        let arch = Arch::new();
+        let width = arch.dispatch(TileWidth);
+        let panels = n.div_ceil(width);
+        let serial = m * n * channels * taps < SERIAL;
+        let splits = if serial { 1 } else { simd::tasks(panels) };
+        let chunk = m
+            .div_ceil(splits)
+            .max(MIN_CHUNK)
+            .min(m)
+            .next_multiple_of(ROWS);
+        let task = |i: usize| {
+            let (first, column) = (i / panels * chunk, i % panels * width);
+            arch.dispatch(Forward {
+                rows,
+                weights,
+                bias,
+                m: first..(first + chunk).min(m),
+                column,
+                out,
+            });
+        };
+        simd::each(panels * m.div_ceil(chunk), serial, task);
+    })
+}
+
+/// One or two rows, where reading the weights is all the work: they are read once and in order.
+fn vector_product(
+    rows: Rows<'_>,
+    weights: Weights<'_>,
+    bias: Option<&[f32]>,
+    m: usize,
+) -> Vec<f32> {
+    let (n, channels) = (weights.outputs, rows.channels);
+    let width = n.div_ceil(simd::tasks(1)).max(256);
+    uninit(m * n, |out| {
+        let out = Shared(out);
+        let task = |i: usize| {
+            let (row, columns) = (i % m, i / m * width..(i / m * width + width).min(n));
+            // SAFETY: each task has a part of a row to itself.
+            let out = unsafe { out.slice(row * n + columns.start, columns.len()) };
+            match bias {
+                Some(bias) => out.copy_from_slice(&bias[columns.clone()]),
+                None => out.fill(0.0),
+            }
+            let x = &rows.data[row * channels..(row + 1) * channels];
+            let line = |c: usize| &weights.data[c * weights.channel..][columns.clone()];
+            simd::vectorised(
+                #[inline(always)]
+                || {
+                    let (fours, rest) = x.as_chunks::<4>();
+                    for (c, x) in fours.iter().enumerate() {
+                        let [a, b, c, d] = [0, 1, 2, 3].map(|i| line(4 * c + i));
+                        for ((((out, a), b), c), d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                            *out += (x[0] * a + x[1] * b) + (x[2] * c + x[3] * d);
+                        }
+                    }
+                    for (c, x) in rest.iter().enumerate() {
+                        for (out, w) in out.iter_mut().zip(line(4 * fours.len() + c)) {
+                            *out += x * w;
+                        }
+                    }
+                },
+            );
+        };
+        simd::each(m * n.div_ceil(width), m * n * channels < SERIAL, task);
+    })
+}
+
+/// The gradient of the weights of [`product`]: Σ over rows of gradᵀ · rows, `[taps, outputs,
+/// channels]`; `grad` is `[m, outputs]`.
+pub(super) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: usize) -> Vec<f32> {
+    let (channels, taps) = (rows.channels, rows.gather.taps);
+    assert!(grad.len() == m * outputs);
+    assert!(rows.data.len() >= m / rows.gather.period * rows.gather.source * channels);
+    if m * outputs * channels == 0 {
+        return vec![0.0; taps * outputs * channels];
+    }
+    uninit(taps * outputs * channels, |out| {
+        let out = Shared(out);
+        let arch = Arch::new();
+        let width = arch.dispatch(TileWidth);
+        let panels = channels.div_ceil(width);
+        let serial = m * outputs * channels * taps < SERIAL;
+        let splits = if serial {
+            1
+        } else {
+            simd::tasks(taps * panels)
+        };
+        let chunk = outputs
+            .div_ceil(splits)
+            .next_multiple_of(ROWS)
+            .min(outputs.next_multiple_of(ROWS));
+        let task = |i: usize| {
+            let (first, i) = (i / (taps * panels) * chunk, i % (taps * panels));
+            arch.dispatch(Transposed {
+                rows,
+                grad,
+                m,
+                tap: i / panels,
+                column: i % panels * width,
+                outputs: first..(first + chunk).min(outputs),
+                stride: outputs,
+                out,
+            });
+        };
+        simd::each(taps * panels * outputs.div_ceil(chunk), serial, task);
+    })
+}
+
+/// Floats of a tile's row on this processor.
+struct TileWidth;
+
+impl WithSimd for TileWidth {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        vectors::<S>() * S::F32_LANES
+    }
+}
+
+/// Vectors of a tile's row: with [`ROWS`] rows they and the operands fill the registers.
+#[inline(always)]
+const fn vectors<S: Simd>() -> usize {
+    if S::REGISTER_COUNT >= 32 { 4 } else { 2 }
+}
+
+/// `acc[r][v] + Σₖ left[r][k·stride] · panel[k][v]`.
+///
+/// # Safety
+/// Each `left` is readable at `k·stride` for k below `depth`, the panel for `depth·V` vectors.
+#[inline(always)]
+unsafe fn tile<S: Simd, const V: usize>(
+    simd: S,
+    left: [*const f32; ROWS],
+    stride: usize,
+    panel: *const f32,
+    depth: usize,
+    mut acc: [[S::f32s; V]; ROWS],
+) -> [[S::f32s; V]; ROWS] {
+    for k in 0..depth {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let line = panel.add(k * V * S::F32_LANES).cast::<S::f32s>();
+            let mut right = [simd.splat_f32s(0.0); V];
+            for v in 0..V {
+                right[v] = line.add(v).read_unaligned();
+            }
+            for r in 0..ROWS {
+                let left = simd.splat_f32s(*left[r].add(k * stride));
+                for v in 0..V {
+                    acc[r][v] = simd.mul_add_e_f32s(left, right[v], acc[r][v]);
+                }
+            }
+        }
+    }
+    acc
+}
+
+/// The rectangle of the result that a tile covers.
+struct Target {
+    first: *mut f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl Target {
+    /// # Safety
+    /// The rectangle is readable and no other thread touches it.
+    #[inline(always)]
+    unsafe fn load<S: Simd, const V: usize>(&self, simd: S) -> [[S::f32s; V]; ROWS] {
+        let mut acc = [[simd.splat_f32s(0.0); V]; ROWS];
+        let mut padded = [0.0f32; MAX_WIDTH];
+        for r in 0..self.rows {
+            // SAFETY: as the caller promises; a line that fills no vectors goes by `padded`.
+            unsafe {
+                let mut line = self.first.add(r * self.stride).cast_const();
+                if self.columns < V * S::F32_LANES {
+                    line.copy_to_nonoverlapping(padded.as_mut_ptr(), self.columns);
+                    line = padded.as_ptr();
+                }
+                for v in 0..V {
+                    acc[r][v] = line.cast::<S::f32s>().add(v).read_unaligned();
+                }
+            }
+        }
+        acc
+    }
+
+    /// # Safety
+    /// The rectangle is writable and no other thread touches it.
+    #[inline(always)]
+    unsafe fn store<S: Simd, const V: usize>(&self, acc: &[[S::f32s; V]; ROWS]) {
+        let mut padded = [0.0f32; MAX_WIDTH];
+        for r in 0..self.rows {
+            // SAFETY: as the caller promises; a line that fills no vectors goes by `padded`.
+            unsafe {
+                let line = self.first.add(r * self.stride);
+                let whole = self.columns == V * S::F32_LANES;
+                let to = if whole { line } else { padded.as_mut_ptr() };
+                for v in 0..V {
+                    to.cast::<S::f32s>().add(v).write_unaligned(acc[r][v]);
+                }
+                if !whole {
+                    padded.as_ptr().copy_to_nonoverlapping(line, self.columns);
+                }
+            }
+        }
+    }
+}
+
+/// A part of [`product`]: some rows by one panel.
+struct Forward<'a> {
+    rows: Rows<'a>,
+    weights: Weights<'a>,
+    bias: Option<&'a [f32]>,
+    m: Range<usize>,
+    column: usize,
+    out: Shared,
+}
+
+impl WithSimd for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match (self.weights.outputs - self.column).div_ceil(S::F32_LANES) {
+            1 => self.run::<S, 1>(simd),
+            2 => self.run::<S, 2>(simd),
+            3 if vectors::<S>() > 2 => self.run::<S, 3>(simd),
+            _ if vectors::<S>() > 2 => self.run::<S, 4>(simd),
+            _ => self.run::<S, 2>(simd),
+        }
+    }
+}
+
+impl Forward<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const V: usize>(self, simd: S) {
+        let width = V * S::F32_LANES;
+        let n = self.weights.outputs;
+        let columns = (n - self.column).min(width);
+        let Rows {
+            data,
+            channels,
+            gather,
+        } = self.rows;
+        let depth = (DEPTH / gather.taps).next_multiple_of(16).min(channels);
+        let mut panel = vec![0.0; gather.taps * depth * width];
+        let mut bias = [0.0; MAX_WIDTH];
+        if let Some(values) = self.bias {
+            bias[..columns].copy_from_slice(&values[self.column..self.column + columns]);
+        }
+        for first in (0..channels).step_by(depth) {
+            let depth = depth.min(channels - first);
+            let block = first..first + depth;
+            self.weights.pack(
+                gather.taps,
+                block,
+                self.column..self.column + columns,
+                width,
+                &mut panel,
+            );
+            for m in self.m.clone().step_by(ROWS) {
+                let target = Target {
+                    // SAFETY: the row begins within the result.
+                    first: unsafe { self.out.0.add(m * n + self.column) },
+                    stride: n,
+                    rows: ROWS.min(self.m.end - m),
+                    columns,
+                };
+                let mut acc = if first == 0 {
+                    let mut line = [simd.splat_f32s(0.0); V];
+                    for v in 0..V {
+                        // SAFETY: the bias is as long as the widest line.
+                        line[v] =
+                            unsafe { bias.as_ptr().cast::<S::f32s>().add(v).read_unaligned() };
+                    }
+                    [line; ROWS]
+                } else {
+                    // SAFETY: the rectangle is this task's, and was written for `first == 0`.
+                    unsafe { target.load(simd) }
+                };
+                let mut places = [(0, 0); ROWS];
+                for r in 0..ROWS {
+                    places[r] = gather.place((m + r).min(self.m.end - 1));
+                }
+                for tap in 0..gather.taps {
+                    let mut left = [ZEROS.as_ptr(); ROWS];
+                    for r in 0..ROWS {
+                        let (at, base) = places[r];
+                        let row = gather.table[at + tap];
+                        if row != Gather::EDGE {
+                            let row = (base + row as usize) * channels + first;
+                            left[r] = data[row..][..depth].as_ptr();
+                        }
+                    }
+                    let panel = panel[tap * depth * width..].as_ptr();
+                    // SAFETY: the slices above are `depth` long, the panel holds that many lines.
+                    acc = unsafe { tile::<S, V>(simd, left, 1, panel, depth, acc) };
+                }
+                // SAFETY: the rectangle is this task's.
+                unsafe { target.store::<S, V>(&acc) };
+            }
+        }
+    }
+}
+
+impl Weights<'_> {
+    /// Copies `[taps, channels, columns]` into lines of `width`, padded with zeros.
+    #[inline(always)]
+    fn pack(
+        &self,
+        taps: usize,
+        channels: Range<usize>,
+        columns: Range<usize>,
+        width: usize,
+        panel: &mut [f32],
+    ) {
+        let depth = channels.len();
+        // A cache line of the panel at a time, however the weights lie.
+        for at in (0..width).step_by(LINE) {
+            let filled = LINE.min(columns.len().saturating_sub(at));
+            for (c, channel) in channels.clone().enumerate() {
+                for tap in 0..taps {
+                    let line = &mut panel[(tap * depth + c) * width + at..][..LINE.min(width - at)];
+                    let first = tap * self.tap
+                        + channel * self.channel
+                        + (columns.start + at) * self.output;
+                    let (line, padding) = line.split_at_mut(filled);
+                    padding.fill(0.0);
+                    if self.output == 1 {
+                        line.copy_from_slice(&self.data[first..first + filled]);
+                    } else {
+                        for (n, value) in line.iter_mut().enumerate() {
+                            *value = self.data[first + n * self.output];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A part of [`weight_gradient`]: some outputs by one panel of channels, for one tap.
+struct Transposed<'a> {
+    rows: Rows<'a>,
+    grad: &'a [f32],
+    m: usize,
+    tap: usize,
+    column: usize,
+    outputs: Range<usize>,
+    stride: usize,
+    out: Shared,
+}
+
+impl WithSimd for Transposed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match (self.rows.channels - self.column).div_ceil(S::F32_LANES) {
+            1 => self.run::<S, 1>(simd),
+            2 => self.run::<S, 2>(simd),
+            3 if vectors::<S>() > 2 => self.run::<S, 3>(simd),
+            _ if vectors::<S>() > 2 => self.run::<S, 4>(simd),
+            _ => self.run::<S, 2>(simd),
+        }
+    }
+}
+
+impl Transposed<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const V: usize>(self, simd: S) {
+        let width = V * S::F32_LANES;
+        let channels = self.rows.channels;
+        let columns = (channels - self.column).min(width);
+        let mut panel = vec![0.0; TRANSPOSED_DEPTH * width];
+        for first in (0..self.m).step_by(TRANSPOSED_DEPTH) {
+            let depth = TRANSPOSED_DEPTH.min(self.m - first);
+            for (m, line) in (first..).zip(panel.chunks_exact_mut(width).take(depth)) {
+                let (at, base) = self.rows.gather.place(m);
+                match self.rows.gather.table[at + self.tap] {
+                    Gather::EDGE => line.fill(0.0),
+                    row => {
+                        let row = (base + row as usize) * channels + self.column;
+                        line[..columns].copy_from_slice(&self.rows.data[row..row + columns]);
+                    }
+                }
+            }
+            for output in self.outputs.clone().step_by(ROWS) {
+                let target = Target {
+                    // SAFETY: the row begins within the result.
+                    first: unsafe {
+                        let row = self.tap * self.stride + output;
+                        self.out.0.add(row * channels + self.column)
+                    },
+                    stride: channels,
+                    rows: ROWS.min(self.outputs.end - output),
+                    columns,
+                };
+                let acc = if first == 0 {
+                    [[simd.splat_f32s(0.0); V]; ROWS]
+                } else {
+                    // SAFETY: the rectangle is this task's, and was written for `first == 0`.
+                    unsafe { target.load(simd) }
+                };
+                let grad = &self.grad[first * self.stride..(first + depth) * self.stride];
+                let mut left = [grad.as_ptr(); ROWS];
+                for r in 0..ROWS {
+                    left[r] = grad[(output + r).min(self.outputs.end - 1)..].as_ptr();
+                }
+                // SAFETY: `left` begins in the first of `depth` rows of `stride` floats.
+                unsafe {
+                    let acc = tile::<S, V>(simd, left, self.stride, panel.as_ptr(), depth, acc);
+                    target.store::<S, V>(&acc);
+                }
+            }
+        }
+    }
+}
+
+/// The right operand of many small products, packed once: `[depth, columns]`.
+#[derive(Default)]
+pub(super) struct Packed {
+    panels: Vec<f32>,
+    depth: usize,
+    columns: usize,
+}
+
+impl Packed {
+    /// Packs `[depth, columns]` with any strides.
+    #[inline(always)]
+    pub fn fill<S: Simd>(
+        &mut self,
+        data: &[f32],
+        [depth, columns]: [usize; 2],
+        [row, column]: [usize; 2],
+    ) {
+        let widest = vectors::<S>() * S::F32_LANES;
+        let weights = Weights {
+            data,
+            outputs: columns,
+            tap: 0,
+            channel: row,
+            output: column,
+        };
+        self.panels
+            .resize(depth * columns.next_multiple_of(S::F32_LANES), 0.0);
+        (self.depth, self.columns) = (depth, columns);
+        for first in (0..columns).step_by(widest) {
+            let last = (first + widest).min(columns);
+            let width = (last - first).next_multiple_of(S::F32_LANES);
+            let panel = &mut self.panels[first * depth..];
+            weights.pack(1, 0..depth, first..last, width, panel);
+        }
+    }
+
+    /// `out[r] = Σₖ left[r·step + k·stride] · packed[k]` for `rows` of the left operand, or added
+    /// to what is there.
+    #[inline(always)]
+    pub fn multiply<S: Simd>(
+        &self,
+        simd: S,
+        left: Strided<'_>,
+        rows: usize,
+        out: (&mut [f32], usize),
+        add: bool,
+    ) {
+        let widest = vectors::<S>() * S::F32_LANES;
+        let (out, out_stride) = out;
+        assert!(rows == 0 || (rows - 1) * out_stride + self.columns <= out.len());
+        assert!(rows * self.depth == 0 || left.last(rows, self.depth) < left.data.len());
+        for first_column in (0..self.columns).step_by(widest) {
+            let columns = (self.columns - first_column).min(widest);
+            let panel = self.panels[first_column * self.depth..].as_ptr();
+            for first in (0..rows).step_by(ROWS) {
+                let target = Target {
+                    first: out[first * out_stride + first_column..].as_mut_ptr(),
+                    stride: out_stride,
+                    rows: ROWS.min(rows - first),
+                    columns,
+                };
+                let mut from = [left.data.as_ptr(); ROWS];
+                for r in 0..ROWS {
+                    from[r] = left.data[(first + r).min(rows - 1) * left.step..].as_ptr();
+                }
+                // SAFETY: both operands and the result were measured above.
+                unsafe {
+                    match columns.div_ceil(S::F32_LANES) {
+                        1 => {
+                            block::<S, 1>(simd, from, left.stride, panel, self.depth, &target, add)
+                        }
+                        2 => {
+                            block::<S, 2>(simd, from, left.stride, panel, self.depth, &target, add)
+                        }
+                        3 if vectors::<S>() > 2 => {
+                            block::<S, 3>(simd, from, left.stride, panel, self.depth, &target, add);
+                        }
+                        _ => {
+                            block::<S, 4>(simd, from, left.stride, panel, self.depth, &target, add)
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A left operand whose rows are `step` apart and whose columns `stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Strided<'a> {
+    pub data: &'a [f32],
+    pub step: usize,
+    pub stride: usize,
+}
+
+impl Strided<'_> {
+    fn last(&self, rows: usize, depth: usize) -> usize {
+        (rows - 1) * self.step + (depth - 1) * self.stride
+    }
+}
+
+/// # Safety
+/// As [`tile`], and the target is this thread's.
+#[inline(always)]
+unsafe fn block<S: Simd, const V: usize>(
+    simd: S,
+    left: [*const f32; ROWS],
+    stride: usize,
+    panel: *const f32,
+    depth: usize,
+    target: &Target,
+    add: bool,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let acc = if add {
+            target.load::<S, V>(simd)
+        } else {
+            [[simd.splat_f32s(0.0); V]; ROWS]
+        };
+        let acc = tile::<S, V>(simd, left, stride, panel, depth, acc);
+        target.store::<S, V>(&acc);
+    }
+}

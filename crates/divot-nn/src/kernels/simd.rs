@@ -1,0 +1,143 @@
+//! What the kernels share: threads, memory without zeroing it first, and exp and erf written so
+//! that the compiler vectorises them.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Elements that one task of an element-wise kernel works on.
+pub(super) const CHUNK: usize = 1 << 15;
+
+/// A result that several threads fill, each its own part.
+#[derive(Clone, Copy)]
+pub(super) struct Shared(pub *mut f32);
+
+// SAFETY: who makes slices of it promises that they do not overlap.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// The part is inside the buffer, and nobody else has it.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+/// A buffer of `len` floats, each of which `fill` writes.
+pub(super) fn uninit(len: usize, fill: impl FnOnce(*mut f32)) -> Vec<f32> {
+    let mut buffer = Vec::with_capacity(len);
+    fill(buffer.as_mut_ptr());
+    // SAFETY: the capacity is there and `fill` has written it.
+    unsafe { buffer.set_len(len) };
+    buffer
+}
+
+/// How many parts to split each of `groups` into so that all threads stay busy to the end.
+pub(super) fn tasks(groups: usize) -> usize {
+    (4 * rayon::current_num_threads()).div_ceil(groups)
+}
+
+/// Runs tasks 0 to `count`, on this thread if `serial`.
+pub(super) fn each(count: usize, serial: bool, task: impl Fn(usize) + Send + Sync) {
+    if serial || count == 1 {
+        (0..count).for_each(task);
+    } else {
+        (0..count).into_par_iter().for_each(task);
+    }
+}
+
+/// Runs `f` compiled for the vectors of this processor. `f` and what it calls must be
+/// `#[inline(always)]`, or it is the plain version of them that runs.
+#[inline(always)]
+pub(super) fn vectorised(f: impl FnMut()) {
+    struct Run<F>(F);
+
+    impl<F: FnMut()> WithSimd for Run<F> {
+        type Output = ();
+
+        // Called as `FnMut`: as `FnOnce` it would go by a shim that is not inlined.
+        #[inline(always)]
+        fn with_simd<S: Simd>(mut self, _: S) {
+            (self.0)();
+        }
+    }
+
+    Arch::new().dispatch(Run(f));
+}
+
+/// A buffer of `rows` rows of `width` floats, each of which `f` writes.
+#[inline(always)]
+pub(super) fn by_rows(
+    rows: usize,
+    width: usize,
+    f: impl Fn(usize, &mut [f32]) + Copy + Send + Sync,
+) -> Vec<f32> {
+    let step = (CHUNK / width.max(1)).max(1);
+    uninit(rows * width, |out| {
+        let out = Shared(out);
+        let tasks = rows.div_ceil(step);
+        each(tasks, tasks < 3, |i| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for row in i * step..(i * step + step).min(rows) {
+                        // SAFETY: each task has its rows to itself.
+                        f(row, unsafe { out.slice(row * width, width) });
+                    }
+                },
+            );
+        });
+    })
+}
+
+/// e^x to 2 units in the last place; 0 below -87.3, at most e^88.3.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    /// Adding it rounds to a whole number, which is then in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.336, 88.37);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5e-1;
+    let p = p * r * r + r + 1.0;
+    f32::from_bits((p.to_bits() as i32).wrapping_add((shifted.to_bits() << 23) as i32) as u32)
+}
+
+/// 1 / (1 + e^-x).
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The error function, to 3e-7: a ratio of polynomials, odd over even.
+#[inline(always)]
+pub(super) fn erf(x: f32) -> f32 {
+    if x.abs() >= 4.0 {
+        return 1f32.copysign(x);
+    }
+    let y = x * x;
+    let p = -2.726_142_3e-10;
+    let p = p * y + 2.770_681_4e-8;
+    let p = p * y - 2.101_024e-6;
+    let p = p * y - 5.692_506_4e-5;
+    let p = p * y - 7.349_906_3e-4;
+    let p = p * y - 2.954_599_8e-3;
+    let p = p * y - 1.609_603_3e-2;
+    let q = -1.456_607_2e-5;
+    let q = q * y - 2.133_740_6e-4;
+    let q = q * y - 1.682_827e-3;
+    let q = q * y - 7.373_329e-3;
+    let q = q * y - 1.426_473_9e-2;
+    x * p / q
+}

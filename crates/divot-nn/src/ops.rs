@@ -1,0 +1,229 @@
+//! Operations of Divot's networks. Each runs as one fused kernel on Burn's CPU backend, in f32 and
+//! with the feature `flex`, and as a few operations of Burn everywhere else. Convolutions and group
+//! norm take channels last.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::nn::conv::{Conv2d, Conv3d};
+use burn::nn::{GroupNorm, Linear, PaddingConfig2d, RmsNorm};
+use burn::tensor::module::{conv2d, conv3d};
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, Tensor, activation};
+
+#[cfg(feature = "flex")]
+use crate::kernels;
+
+static ENABLED: AtomicBool = AtomicBool::new(true);
+
+/// Switches the fused kernels on or off, for the whole process: off, the same operations run on
+/// Burn alone, which shows whether a difference comes from a kernel.
+pub fn enable_kernels(on: bool) {
+    ENABLED.store(on, Ordering::Relaxed);
+}
+
+/// Whether the fused kernels are on.
+pub fn kernels_enabled() -> bool {
+    ENABLED.load(Ordering::Relaxed)
+}
+
+/// SiLU, x·σ(x).
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x) {
+        return kernels::run(kernels::activation::Elementwise::Silu, [x.into_dispatch()]);
+    }
+    activation::silu(x)
+}
+
+/// GELU, x·Φ(x), with the exact distribution function.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x) {
+        return kernels::run(kernels::activation::Elementwise::Gelu, [x.into_dispatch()]);
+    }
+    activation::gelu(x)
+}
+
+/// QuickGELU, x·σ(1.702x): OpenAI CLIP's approximation of GELU, which Divot's temporal
+/// transformer keeps.
+pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x) {
+        let kernel = kernels::activation::Elementwise::QuickGelu;
+        return kernels::run(kernel, [x.into_dispatch()]);
+    }
+    activation::sigmoid(x.clone() * 1.702) * x
+}
+
+/// Gated GELU: the last axis holds value and gate side by side, `[..., 2·width]` →
+/// `[..., width]`.
+///
+/// # Panics
+/// If the last axis is odd.
+pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let width = x.dims()[D - 1];
+    assert!(
+        width.is_multiple_of(2),
+        "GEGLU needs an even width, not {width}"
+    );
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x) {
+        return kernels::run(kernels::activation::Geglu, [x.into_dispatch()]);
+    }
+    let value = x.clone().narrow(D - 1, 0, width / 2);
+    let gate = x.narrow(D - 1, width / 2, width / 2);
+    value * gelu(gate)
+}
+
+/// `[..., in]` → `[..., out]`.
+pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x) && layer.weight.val().dtype() == DType::F32 {
+        let weight = layer.weight.val().into_dispatch();
+        return match &layer.bias {
+            Some(bias) => {
+                let inputs = [x.into_dispatch(), weight, bias.val().into_dispatch()];
+                kernels::run(kernels::linear::Linear, inputs)
+            }
+            None => kernels::run(kernels::linear::Linear, [x.into_dispatch(), weight]),
+        };
+    }
+    layer.forward(x)
+}
+
+/// Layer norm over the last axis, whose width the scale `gamma` and the shift `beta` have.
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x) {
+        let kernel = kernels::norm::RowNorm {
+            centred: true,
+            epsilon: epsilon as f32,
+        };
+        let inputs = [
+            x.into_dispatch(),
+            gamma.into_dispatch(),
+            beta.into_dispatch(),
+        ];
+        return kernels::run(kernel, inputs);
+    }
+    burn::tensor::module::layer_norm(x, gamma, Some(beta), epsilon)
+}
+
+/// Root-mean-square norm over the last axis.
+pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x) {
+        let kernel = kernels::norm::RowNorm {
+            centred: false,
+            epsilon: norm.epsilon as f32,
+        };
+        let inputs = [x.into_dispatch(), norm.gamma.val().into_dispatch()];
+        return kernels::run(kernel, inputs);
+    }
+    norm.forward(x)
+}
+
+/// Group norm of `[samples, ..., channels]`, and SiLU after it with `then_silu`.
+///
+/// # Panics
+/// If the norm has no scale and shift.
+pub fn group_norm<const D: usize>(norm: &GroupNorm, x: Tensor<D>, then_silu: bool) -> Tensor<D> {
+    let (Some(gamma), Some(beta)) = (&norm.gamma, &norm.beta) else {
+        panic!("a group norm without scale and shift");
+    };
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x) {
+        let kernel = kernels::norm::GroupNorm {
+            groups: norm.num_groups,
+            epsilon: norm.epsilon,
+            silu: then_silu,
+        };
+        let inputs = [
+            x.into_dispatch(),
+            gamma.val().into_dispatch(),
+            beta.val().into_dispatch(),
+        ];
+        return kernels::run(kernel, inputs);
+    }
+    let _ = (gamma, beta);
+    let x = norm.forward(channels_first(x));
+    channels_last(if then_silu { activation::silu(x) } else { x })
+}
+
+/// `[n, height, width, in]` → `[n, height, width, out]`, smaller where the convolution strides.
+///
+/// # Panics
+/// If the padding is not explicit and the same on both sides.
+pub fn conv2d_last(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
+    let padding = match conv.padding {
+        PaddingConfig2d::Valid => [0, 0],
+        PaddingConfig2d::Explicit(top, left, bottom, right) if (top, left) == (bottom, right) => {
+            [top, left]
+        }
+        _ => panic!("a convolution with {:?}", conv.padding),
+    };
+    let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(|bias| bias.val()));
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x)
+        && weight.dtype() == DType::F32
+        && conv.groups == 1
+        && conv.dilation == [1, 1]
+    {
+        let [_, height, width, _] = x.dims();
+        let kernel =
+            kernels::conv::Conv::spatial([height, width], conv.kernel_size, conv.stride, padding);
+        return match bias {
+            Some(bias) => kernels::run(
+                kernel,
+                [
+                    x.into_dispatch(),
+                    weight.into_dispatch(),
+                    bias.into_dispatch(),
+                ],
+            ),
+            None => kernels::run(kernel, [x.into_dispatch(), weight.into_dispatch()]),
+        };
+    }
+    let options = ConvOptions::new(conv.stride, padding, conv.dilation, conv.groups);
+    channels_last(conv2d(channels_first(x), weight, bias, options))
+}
+
+/// A convolution over time alone, kernel `[frames, 1, 1]` with as much padding as keeps their
+/// number: `[n, frames, height, width, in]` → `[n, frames, height, width, out]`.
+pub fn temporal_conv(conv: &Conv3d, x: Tensor<5>) -> Tensor<5> {
+    let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(|bias| bias.val()));
+    let [kernel, ..] = conv.kernel_size;
+    #[cfg(feature = "flex")]
+    if kernels::apply(&x) && weight.dtype() == DType::F32 {
+        let [_, frames, height, width, _] = x.dims();
+        let kernel = kernels::conv::Conv::temporal(frames, &[height, width], kernel);
+        return match bias {
+            Some(bias) => kernels::run(
+                kernel,
+                [
+                    x.into_dispatch(),
+                    weight.into_dispatch(),
+                    bias.into_dispatch(),
+                ],
+            ),
+            None => kernels::run(kernel, [x.into_dispatch(), weight.into_dispatch()]),
+        };
+    }
+    let options = ConvOptions::new([1, 1, 1], [kernel / 2, 0, 0], [1, 1, 1], 1);
+    channels_last(conv3d(channels_first(x), weight, bias, options))
+}
+
+/// `[n, ..., channels]` → `[n, channels, ...]`.
+pub fn channels_first<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    (2..D).rev().fold(x, |x, axis| x.swap_dims(axis - 1, axis))
+}
+
+/// `[n, channels, ...]` → `[n, ..., channels]`.
+pub fn channels_last<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    (2..D).fold(x, |x, axis| x.swap_dims(axis - 1, axis))
+}

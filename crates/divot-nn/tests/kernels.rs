@@ -1,0 +1,331 @@
+//! Every fused kernel against the operations of Burn that it stands for: results and gradients, of
+//! sizes that fill no vector evenly, of views that are not contiguous, and of nothing.
+
+#![cfg(feature = "flex")]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use burn::nn::conv::{Conv2d, Conv2dConfig, Conv3d, Conv3dConfig};
+use burn::nn::{
+    GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d, PaddingConfig3d, RmsNorm,
+    RmsNormConfig,
+};
+use burn::tensor::{Device, Tensor};
+use divot_nn::{LayerNorm, LayerNormConfig, Noise, attention, ops};
+
+/// The switch is the process's.
+static SWITCH: Mutex<()> = Mutex::new(());
+
+fn switch() -> MutexGuard<'static, ()> {
+    SWITCH.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn device() -> Device {
+    Device::default().autodiff()
+}
+
+fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
+    Noise::new(seed).normal(shape, &device())
+}
+
+/// Result and gradients of `inputs` under a random direction.
+fn run<const D: usize, const E: usize, const N: usize>(
+    inputs: &[Tensor<D>; N],
+    f: &impl Fn([Tensor<D>; N]) -> Tensor<E>,
+) -> Vec<Vec<f32>> {
+    let inputs = inputs.clone().map(|x| x.detach().require_grad());
+    let out = f(inputs.clone());
+    let direction = random(out.dims(), 99);
+    let grads = (out.clone() * direction).sum().backward();
+    let values = |data: burn::tensor::TensorData| data.try_to_vec::<f32>().unwrap();
+    let mut found = vec![values(out.into_data())];
+    for input in &inputs {
+        found.push(
+            input
+                .grad(&grads)
+                .map_or_else(Vec::new, |g| values(g.into_data())),
+        );
+    }
+    found
+}
+
+fn same<const D: usize, const E: usize, const N: usize>(
+    what: &str,
+    inputs: [Tensor<D>; N],
+    f: impl Fn([Tensor<D>; N]) -> Tensor<E>,
+) {
+    let _switch = switch();
+    ops::enable_kernels(false);
+    let plain = run(&inputs, &f);
+    ops::enable_kernels(true);
+    let fused = run(&inputs, &f);
+    for (i, (plain, fused)) in plain.iter().zip(&fused).enumerate() {
+        assert_eq!(plain.len(), fused.len(), "{what}: result {i}");
+        let largest = plain.iter().fold(1e-3, |a: f32, b| a.max(b.abs()));
+        for (j, (p, f)) in plain.iter().zip(fused).enumerate() {
+            assert!(
+                (p - f).abs() <= 2e-5 * largest,
+                "{what}: result {i} differs at {j}: {p} and {f} (largest {largest})"
+            );
+        }
+    }
+}
+
+#[test]
+fn activations() {
+    for size in [1, 5, 16, 70_000] {
+        // From −12 to 12, so that both tails are in it.
+        let x = random([size], 1) * 3.0;
+        same("SiLU", [x.clone()], |[x]| ops::silu(x));
+        same("GELU", [x.clone()], |[x]| ops::gelu(x));
+        same("QuickGELU", [x], |[x]| ops::quick_gelu(x));
+    }
+    for [rows, width] in [[1, 2], [7, 10], [300, 258]] {
+        same("GEGLU", [random([rows, width], 2)], |[x]| ops::geglu(x));
+    }
+    same("SiLU of a view", [random([40, 30], 3)], |[x]| {
+        ops::silu(x.swap_dims(0, 1).narrow(0, 3, 20))
+    });
+    same("SiLU of nothing", [random([0, 4], 3)], |[x]| ops::silu(x));
+}
+
+#[test]
+fn activations_far_out() {
+    let _switch = switch();
+    let x = [-1e30, -200.0, -88.0, -30.0, 0.0, 30.0, 88.0, 200.0, 1e30];
+    let x = Tensor::<1>::from_floats(x, &Device::default());
+    for f in [ops::silu::<1>, ops::gelu::<1>, ops::quick_gelu::<1>] {
+        let y = f(x.clone()).into_data().try_to_vec::<f32>().unwrap();
+        for (x, y) in x
+            .clone()
+            .into_data()
+            .try_to_vec::<f32>()
+            .unwrap()
+            .iter()
+            .zip(y)
+        {
+            let expected = x.max(0.0);
+            assert!(
+                (y - expected).abs() <= 1e-6 * (1.0 + expected),
+                "{x} gives {y}"
+            );
+        }
+    }
+}
+
+fn linear_of(layer: &Linear, weight: Tensor<2>) -> Linear {
+    let mut layer = layer.clone();
+    layer.weight = layer.weight.map(|_| weight);
+    layer
+}
+
+#[test]
+fn linear() {
+    let device = device();
+    for [rows, from, to] in [
+        [1, 3, 5],
+        [2, 700, 515],
+        [3, 8, 8],
+        [37, 65, 130],
+        [1700, 530, 70],
+    ] {
+        for bias in [true, false] {
+            let layer = LinearConfig::new(from, to).with_bias(bias).init(&device);
+            let x = random([rows, from], 4);
+            let what = format!("linear {rows}x{from} to {to}, bias {bias}");
+            let weight = random([from, to], 5);
+            same(&what, [x, weight], |[x, w]| {
+                ops::linear(&linear_of(&layer, w), x)
+            });
+        }
+    }
+    let layer = LinearConfig::new(6, 4).init(&device);
+    same("linear of a view", [random([6, 20], 6)], |[x]| {
+        ops::linear(&layer, x.swap_dims(0, 1))
+    });
+    same("linear of nothing", [random([0, 6], 6)], |[x]| {
+        ops::linear(&layer, x)
+    });
+}
+
+#[test]
+fn parameters() {
+    // Gradients of what the layers own, of which `same` sees none.
+    let _switch = switch();
+    let device = device();
+    let linear: Linear = LinearConfig::new(20, 33).init(&device);
+    let layer: LayerNorm = LayerNormConfig::new(33).init(&device);
+    let rms: RmsNorm = RmsNormConfig::new(33).init(&device);
+    let group: GroupNorm = GroupNormConfig::new(3, 33).init(&device);
+    let conv: Conv2d = Conv2dConfig::new([33, 7], [3, 3])
+        .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+        .init(&device);
+    let temporal: Conv3d = Conv3dConfig::new([7, 5], [3, 1, 1])
+        .with_padding(PaddingConfig3d::Explicit(1, 0, 0))
+        .init(&device);
+    let run = |on: bool| {
+        ops::enable_kernels(on);
+        let x = ops::linear(&linear, random([8, 5, 6, 20], 7));
+        let x = ops::group_norm(&group, ops::rms_norm(&rms, layer.forward(x)), true);
+        let x = ops::conv2d_last(&conv, x);
+        let x = ops::temporal_conv(&temporal, x.reshape([2, 4, 5, 6, 7]));
+        let grads = (x.clone() * random(x.dims(), 8)).sum().backward();
+        let conv_bias = conv.bias.as_ref().unwrap();
+        let temporal_bias = temporal.bias.as_ref().unwrap();
+        let vectors = [
+            linear.bias.as_ref().unwrap(),
+            &layer.gamma,
+            &layer.beta,
+            &rms.gamma,
+            group.gamma.as_ref().unwrap(),
+            group.beta.as_ref().unwrap(),
+            conv_bias,
+            temporal_bias,
+        ];
+        let mut found: Vec<_> = vectors
+            .map(|p| p.val().grad(&grads).unwrap().into_data())
+            .into();
+        found.push(linear.weight.val().grad(&grads).unwrap().into_data());
+        found.push(conv.weight.val().grad(&grads).unwrap().into_data());
+        found.push(temporal.weight.val().grad(&grads).unwrap().into_data());
+        found
+    };
+    let (plain, fused) = (run(false), run(true));
+    ops::enable_kernels(true);
+    for (i, (plain, fused)) in plain.into_iter().zip(fused).enumerate() {
+        let (plain, fused) = (
+            plain.try_to_vec::<f32>().unwrap(),
+            fused.try_to_vec::<f32>().unwrap(),
+        );
+        let largest = plain.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+        assert!(largest > 0.0, "parameter {i} has a gradient");
+        for (p, f) in plain.iter().zip(&fused) {
+            assert!(
+                (p - f).abs() <= 5e-5 * largest,
+                "parameter {i}: {p} and {f}"
+            );
+        }
+    }
+}
+
+#[test]
+fn norms() {
+    let device = device();
+    for [rows, width] in [[1, 1], [3, 7], [50, 320], [700, 130]] {
+        let layer = LayerNormConfig::new(width).init(&device);
+        let rms = RmsNormConfig::new(width).init(&device);
+        // Away from zero, where a variance from squares alone would lose digits.
+        let x = random([rows, width], 9) + 30.0;
+        if width > 1 {
+            same("layer norm", [x.clone()], |[x]| layer.forward(x));
+        }
+        same("RMS norm", [x], |[x]| ops::rms_norm(&rms, x));
+    }
+    for [samples, positions, channels, groups] in [
+        [1, 3, 4, 2],
+        [2, 300, 96, 32],
+        [5, 7, 33, 3],
+        [1, 2000, 32, 32],
+    ] {
+        let norm: GroupNorm = GroupNormConfig::new(groups, channels).init(&device);
+        let x = random([samples, positions, channels], 10);
+        for silu in [false, true] {
+            same("group norm", [x.clone()], |[x]| {
+                ops::group_norm(&norm, x, silu)
+            });
+        }
+    }
+}
+
+#[test]
+fn convolutions() {
+    let device = device();
+    for (size, channels, kernel, stride, padding) in [
+        ([2, 5, 7], [3, 4], 3, 1, 1),
+        ([1, 1, 1], [2, 2], 3, 1, 1),
+        ([3, 8, 8], [70, 65], 3, 2, 1),
+        ([2, 9, 6], [130, 20], 3, 1, 0),
+        ([2, 6, 6], [5, 9], 1, 1, 0),
+        ([2, 6, 8], [5, 9], 2, 2, 0),
+        ([4, 16, 16], [64, 64], 3, 1, 1),
+    ] {
+        let [n, height, width] = size;
+        let conv: Conv2d = Conv2dConfig::new(channels, [kernel, kernel])
+            .with_stride([stride, stride])
+            .with_padding(PaddingConfig2d::Explicit(
+                padding, padding, padding, padding,
+            ))
+            .init(&device);
+        let what = format!("{kernel}x{kernel} of {size:?}, {channels:?}, stride {stride}");
+        let x = random([n, height, width, channels[0]], 11);
+        let weight = random([channels[1], channels[0], kernel, kernel], 12);
+        same(&what, [x, weight], |[x, weight]| {
+            let mut conv = conv.clone();
+            conv.weight = conv.weight.map(|_| weight);
+            ops::conv2d_last(&conv, x)
+        });
+    }
+    for (size, channels) in [
+        ([2, 4, 3, 5], [6, 7]),
+        ([1, 1, 2, 2], [3, 3]),
+        ([1, 16, 8, 8], [32, 64]),
+    ] {
+        let [n, frames, height, width] = size;
+        let conv: Conv3d = Conv3dConfig::new(channels, [3, 1, 1])
+            .with_padding(PaddingConfig3d::Explicit(1, 0, 0))
+            .init(&device);
+        let x = random([n, frames, height, width, channels[0]], 13);
+        let weight = random([channels[1], channels[0], 3, 1, 1], 14);
+        same(
+            &format!("temporal of {size:?}"),
+            [x, weight],
+            |[x, weight]| {
+                let mut conv = conv.clone();
+                conv.weight = conv.weight.map(|_| weight);
+                ops::temporal_conv(&conv, x)
+            },
+        );
+    }
+}
+
+#[test]
+fn attention_and_its_gradients() {
+    // [batch, heads, queries], [batch, heads, keys] of keys and values, width
+    for ([batch, heads, queries], [shared, key_heads, keys], width) in [
+        ([1, 1, 1], [1, 1, 1], 1),
+        ([2, 3, 5], [2, 3, 7], 4),
+        ([4, 2, 50], [2, 2, 77], 33),
+        ([2, 8, 30], [2, 2, 30], 64),
+        ([6, 4, 16], [6, 4, 16], 32),
+        ([1, 2, 200], [1, 2, 131], 80),
+    ] {
+        let q = random([batch, heads, queries, width], 15);
+        let [k, v] = [16, 17].map(|seed| random([shared, key_heads, keys, width], seed));
+        let what = format!("attention {batch}x{heads}x{queries}x{keys}x{width}");
+        same(&what, [q.clone(), k.clone(), v.clone()], |[q, k, v]| {
+            attention(q, k, v, None, false)
+        });
+        if queries == keys {
+            same(&what, [q.clone(), k.clone(), v.clone()], |[q, k, v]| {
+                attention(q, k, v, None, true)
+            });
+        }
+        let mask = random([batch, 1, queries, keys], 18);
+        same(&what, [q, k, v], |[q, k, v]| {
+            attention(q, k, v, Some(mask.clone()), false)
+        });
+    }
+    same("attention of views", [random([2, 9, 3, 8], 19)], |[x]| {
+        let [q, k, v] = [0, 1, 2].map(|part| x.clone().narrow(2, part, 1).swap_dims(1, 2));
+        attention(q, k, v, None, true)
+    });
+}
+
+#[test]
+fn the_switch_switches() {
+    let _switch = switch();
+    assert!(ops::kernels_enabled());
+    ops::enable_kernels(false);
+    assert!(!ops::kernels_enabled());
+    ops::enable_kernels(true);
+}
