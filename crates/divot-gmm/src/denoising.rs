@@ -1,9 +1,12 @@
 use burn::config::Config;
 use burn::module::{Initializer, Module};
-use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::silu;
+use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Tensor};
-use divot_nn::{CheckSizes, Noise, SizeError, check_depths, check_widths, timestep_embedding};
+use divot_nn::ops::{linear, silu};
+use divot_nn::{
+    CheckSizes, LayerNorm, LayerNormConfig, Noise, SizeError, check_depths, check_widths,
+    timestep_embedding,
+};
 
 use crate::diffusion::Diffusion;
 use crate::{Prediction, SampleOptions, Schedule, TokenHead};
@@ -147,9 +150,9 @@ impl DenoisingMlpConfig {
 impl AdaLnBlock {
     /// `x`, `condition`: `[rows, width]` → `[rows, width]`.
     pub fn forward(&self, x: Tensor<2>, condition: Tensor<2>) -> Tensor<2> {
-        let [shift, scale, gate] = split(self.modulation.forward(condition));
+        let [shift, scale, gate] = split(linear(&self.modulation, condition));
         let hidden = self.norm.forward(x.clone()) * (scale + 1.0) + shift;
-        x + gate * self.fc2.forward(silu(self.fc1.forward(hidden)))
+        x + gate * linear(&self.fc2, silu(linear(&self.fc1, hidden)))
     }
 }
 
@@ -163,15 +166,15 @@ impl DenoisingMlp {
     pub fn forward(&self, x: Tensor<2>, timesteps: Tensor<1>, condition: Tensor<2>) -> Tensor<2> {
         let dtype = self.input.weight.val().dtype();
         let time = timestep_embedding(timesteps, TIMESTEP_WIDTH).cast(dtype);
-        let time = self.timestep2.forward(silu(self.timestep1.forward(time)));
-        let condition = silu(time + self.condition.forward(condition.cast(dtype)));
-        let mut x = self.input.forward(x.cast(dtype));
+        let time = linear(&self.timestep2, silu(linear(&self.timestep1, time)));
+        let condition = silu(time + linear(&self.condition, condition.cast(dtype)));
+        let mut x = linear(&self.input, x.cast(dtype));
         for block in &self.blocks {
             x = block.forward(x, condition.clone());
         }
-        let [shift, scale] = split(self.modulation.forward(condition));
+        let [shift, scale] = split(linear(&self.modulation, condition));
         let x = self.norm.forward(x) * (scale + 1.0) + shift;
-        self.output.forward(x).cast(DType::F32)
+        linear(&self.output, x).cast(DType::F32)
     }
 }
 

@@ -2,6 +2,7 @@ use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Initializer, Linear, LinearConfig};
 use burn::tensor::Tensor;
+use divot_nn::ops::linear;
 use divot_nn::{CheckSizes, SizeError, check_widths};
 use serde::{Deserialize, Serialize};
 
@@ -135,8 +136,8 @@ impl LoraConfig {
 impl LoraLinear {
     /// `[batch, tokens, input]` → `[batch, tokens, output]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let low_rank = self.lora_a.forward(self.dropout.forward(x.clone()));
-        self.base.forward(x) + self.lora_b.forward(low_rank) * self.scale
+        let low_rank = linear(&self.lora_a, self.dropout.forward(x.clone()));
+        linear(&self.base, x) + linear(&self.lora_b, low_rank) * self.scale
     }
 
     /// The plain layer that computes the same.

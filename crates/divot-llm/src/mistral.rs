@@ -4,8 +4,9 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{DType, Device, Int, Tensor};
+use divot_nn::attention;
+use divot_nn::ops::{rms_norm, silu};
 use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
 
 use crate::cache::{KvCache, LayerCache};
@@ -214,7 +215,7 @@ impl Mistral {
             .fold(embeds, |hidden, (layer, cache)| {
                 layer.forward(hidden, &angles, mask.as_ref(), cache)
             });
-        self.norm.forward(hidden)
+        rms_norm(&self.norm, hidden)
     }
 
     /// Scores of the next token: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`, in f32.
@@ -258,9 +259,9 @@ impl DecoderLayer {
         mask: Option<&Tensor<4>>,
         cache: &mut LayerCache,
     ) -> Tensor<3> {
-        let normed = self.input_layernorm.forward(x.clone());
+        let normed = rms_norm(&self.input_layernorm, x.clone());
         let x = x + self.self_attn.forward(normed, angles, mask, cache);
-        let normed = self.post_attention_layernorm.forward(x.clone());
+        let normed = rms_norm(&self.post_attention_layernorm, x.clone());
         x + self.mlp.forward(normed)
     }
 }
@@ -300,43 +301,10 @@ impl Attention {
         let values = split(self.v_proj.forward(x), self.key_value_heads);
         let queries = angles.rotate(queries);
         let (keys, values) = cache.push(angles.rotate(keys), values);
-        let heads = attend(queries, keys, values, mask);
+        let heads = attention(queries, keys, values, mask.cloned(), false);
         self.o_proj
             .forward(heads.swap_dims(1, 2).reshape([batch, tokens, width]))
     }
-}
-
-/// Scaled dot-product attention, scores and softmax in f32.
-///
-/// - `queries`: `[batch, heads, tokens, head_dim]`
-/// - `keys`, `values`: `[batch, key_value_heads, positions, head_dim]`
-/// - `mask`: `[batch, 1, tokens, positions]`, added to the scores
-fn attend(
-    queries: Tensor<4>,
-    keys: Tensor<4>,
-    values: Tensor<4>,
-    mask: Option<&Tensor<4>>,
-) -> Tensor<4> {
-    let [batch, heads, tokens, head_dim] = queries.dims();
-    let [_, key_value_heads, positions, _] = keys.dims();
-    let rows = heads / key_value_heads * tokens;
-    let dtype = queries.dtype();
-
-    // The query heads of a group are rows of one product with the keys that they share.
-    let queries = queries.reshape([batch, key_value_heads, rows, head_dim]);
-    let scores = (queries * (head_dim as f64).powf(-0.5)).matmul(keys.swap_dims(2, 3));
-    let mut scores = scores
-        .cast(DType::F32)
-        .reshape([batch, heads, tokens, positions]);
-    if let Some(mask) = mask {
-        scores = scores + mask.clone();
-    }
-    let weights = softmax(scores, 3)
-        .cast(dtype)
-        .reshape([batch, key_value_heads, rows, positions]);
-    weights
-        .matmul(values)
-        .reshape([batch, heads, tokens, head_dim])
 }
 
 /// The gated feed-forward layer: down(silu(gate(x)) · up(x)).

@@ -4,9 +4,10 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::activation::{gelu, log_softmax};
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use divot_gmm::{Head, HeadConfig, SampleOptions, TokenHead};
+use divot_nn::ops::{gelu, linear};
 use divot_nn::{CheckSizes, Noise, SizeError, check_widths};
 
 use crate::error::LlmError;
@@ -111,7 +112,7 @@ impl FeatureProjection {
     /// `[batch, tokens, input]` → `[batch, tokens, output]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let x = x.cast(self.fc1.weight.val().dtype());
-        self.fc2.forward(gelu(self.fc1.forward(x)))
+        linear(&self.fc2, gelu(linear(&self.fc1, x)))
     }
 }
 

@@ -1,6 +1,7 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
+use divot_nn::ops::linear;
 
 use crate::lora::LoraLinear;
 use crate::packed::{PackedLinear, Quantization};
@@ -21,7 +22,7 @@ impl Projection {
     /// `[batch, tokens, input]` → `[batch, tokens, output]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Dense(linear) => linear.forward(x),
+            Self::Dense(dense) => linear(dense, x),
             Self::Lora(lora) => lora.forward(x),
             Self::Packed(packed) => packed.forward(x),
         }

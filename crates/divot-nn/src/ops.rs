@@ -4,10 +4,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+#[cfg(feature = "flex")]
+use burn::module::Param;
 use burn::nn::conv::{Conv2d, Conv3d};
 use burn::nn::{GroupNorm, Linear, PaddingConfig2d, RmsNorm};
-use burn::tensor::module::{conv2d, conv3d};
-use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
@@ -158,64 +158,57 @@ pub fn group_norm<const D: usize>(norm: &GroupNorm, x: Tensor<D>, then_silu: boo
 /// `[n, height, width, in]` → `[n, height, width, out]`, smaller where the convolution strides.
 ///
 /// # Panics
-/// If the padding is not explicit and the same on both sides.
+/// If the padding is [`PaddingConfig2d::Same`], or the convolution has groups or dilation.
 pub fn conv2d_last(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
-    let padding = match conv.padding {
-        PaddingConfig2d::Valid => [0, 0],
-        PaddingConfig2d::Explicit(top, left, bottom, right) if (top, left) == (bottom, right) => {
-            [top, left]
-        }
-        _ => panic!("a convolution with {:?}", conv.padding),
+    let [top, left, bottom, right] = match conv.padding {
+        PaddingConfig2d::Valid => [0; 4],
+        PaddingConfig2d::Explicit(top, left, bottom, right) => [top, left, bottom, right],
+        PaddingConfig2d::Same => panic!("the padding must be given in numbers"),
     };
-    let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(|bias| bias.val()));
+    assert!(
+        conv.groups == 1 && conv.dilation == [1, 1],
+        "groups or dilation"
+    );
     #[cfg(feature = "flex")]
-    if kernels::apply(&x)
-        && weight.dtype() == DType::F32
-        && conv.groups == 1
-        && conv.dilation == [1, 1]
-    {
+    if kernels::apply(&x) && conv.weight.val().dtype() == DType::F32 {
         let [_, height, width, _] = x.dims();
-        let kernel =
-            kernels::conv::Conv::spatial([height, width], conv.kernel_size, conv.stride, padding);
-        return match bias {
-            Some(bias) => kernels::run(
-                kernel,
-                [
-                    x.into_dispatch(),
-                    weight.into_dispatch(),
-                    bias.into_dispatch(),
-                ],
-            ),
-            None => kernels::run(kernel, [x.into_dispatch(), weight.into_dispatch()]),
-        };
+        let kernel = kernels::conv::Conv::spatial(
+            [height, width],
+            conv.kernel_size,
+            conv.stride,
+            [[top, bottom], [left, right]],
+        );
+        return convolve(kernel, x, conv.weight.val(), conv.bias.as_ref());
     }
-    let options = ConvOptions::new(conv.stride, padding, conv.dilation, conv.groups);
-    channels_last(conv2d(channels_first(x), weight, bias, options))
+    let _ = (top, left, bottom, right);
+    channels_last(conv.forward(channels_first(x)))
+}
+
+#[cfg(feature = "flex")]
+fn convolve<const D: usize>(
+    kernel: kernels::conv::Conv,
+    x: Tensor<D>,
+    weight: Tensor<D>,
+    bias: Option<&Param<Tensor<1>>>,
+) -> Tensor<D> {
+    let [x, weight] = [x, weight].map(Tensor::into_dispatch);
+    match bias {
+        Some(bias) => kernels::run(kernel, [x, weight, bias.val().into_dispatch()]),
+        None => kernels::run(kernel, [x, weight]),
+    }
 }
 
 /// A convolution over time alone, kernel `[frames, 1, 1]` with as much padding as keeps their
 /// number: `[n, frames, height, width, in]` → `[n, frames, height, width, out]`.
 pub fn temporal_conv(conv: &Conv3d, x: Tensor<5>) -> Tensor<5> {
-    let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(|bias| bias.val()));
-    let [kernel, ..] = conv.kernel_size;
     #[cfg(feature = "flex")]
-    if kernels::apply(&x) && weight.dtype() == DType::F32 {
+    if kernels::apply(&x) && conv.weight.val().dtype() == DType::F32 {
         let [_, frames, height, width, _] = x.dims();
-        let kernel = kernels::conv::Conv::temporal(frames, &[height, width], kernel);
-        return match bias {
-            Some(bias) => kernels::run(
-                kernel,
-                [
-                    x.into_dispatch(),
-                    weight.into_dispatch(),
-                    bias.into_dispatch(),
-                ],
-            ),
-            None => kernels::run(kernel, [x.into_dispatch(), weight.into_dispatch()]),
-        };
+        let taps = conv.kernel_size[0];
+        let kernel = kernels::conv::Conv::temporal(frames, &[height, width], taps);
+        return convolve(kernel, x, conv.weight.val(), conv.bias.as_ref());
     }
-    let options = ConvOptions::new([1, 1, 1], [kernel / 2, 0, 0], [1, 1, 1], 1);
-    channels_last(conv3d(channels_first(x), weight, bias, options))
+    channels_last(conv.forward(channels_first(x)))
 }
 
 /// `[n, ..., channels]` → `[n, channels, ...]`.

@@ -1,9 +1,12 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::gelu;
+use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use divot_nn::{CheckSizes, SizeError, check_depths, check_widths, multi_head_attention};
+use divot_nn::ops::{gelu, linear};
+use divot_nn::{
+    CheckSizes, LayerNorm, LayerNormConfig, SizeError, check_depths, check_widths,
+    multi_head_attention,
+};
 
 /// Sizes of a [`PerceiverResampler`].
 #[derive(Config, Debug)]
@@ -134,11 +137,11 @@ impl PerceiverResampler {
         let latents = self.latents.val();
         let [_, queries, width] = latents.dims();
         let latents = latents.expand([batch, queries, width]);
-        let inputs = self.proj_in.forward(inputs);
+        let inputs = linear(&self.proj_in, inputs);
         let latents = self.layers.iter().fold(latents, |latents, layer| {
             layer.forward(inputs.clone(), latents)
         });
-        self.norm_out.forward(self.proj_out.forward(latents))
+        self.norm_out.forward(linear(&self.proj_out, latents))
     }
 }
 
@@ -146,19 +149,21 @@ impl PerceiverLayer {
     /// `inputs`: `[batch, tokens, width]`; `latents`: `[batch, queries, width]` → the same.
     pub fn forward(&self, inputs: Tensor<3>, latents: Tensor<3>) -> Tensor<3> {
         let latents = latents.clone() + self.attention(inputs, latents);
-        let hidden = gelu(self.fc1.forward(self.norm_mlp.forward(latents.clone())));
-        latents + self.fc2.forward(hidden)
+        let hidden = gelu(linear(&self.fc1, self.norm_mlp.forward(latents.clone())));
+        latents + linear(&self.fc2, hidden)
     }
 
     fn attention(&self, inputs: Tensor<3>, latents: Tensor<3>) -> Tensor<3> {
         let inputs = self.norm_inputs.forward(inputs);
         let latents = self.norm_latents.forward(latents);
-        let q = self.to_q.forward(latents.clone());
+        let q = linear(&self.to_q, latents.clone());
         let inner = q.dims()[2];
-        let kv = self.to_kv.forward(Tensor::cat(vec![inputs, latents], 1));
+        let kv = linear(&self.to_kv, Tensor::cat(vec![inputs, latents], 1));
         let k = kv.clone().narrow(2, 0, inner);
         let v = kv.narrow(2, inner, inner);
-        self.to_out
-            .forward(multi_head_attention(q, k, v, self.heads, false))
+        linear(
+            &self.to_out,
+            multi_head_attention(q, k, v, self.heads, false),
+        )
     }
 }

@@ -1,8 +1,8 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::nn::{Initializer, LayerNorm, LayerNormConfig};
+use burn::nn::Initializer;
 use burn::tensor::{Device, Tensor};
-use divot_nn::{TransformerBlock, TransformerBlockConfig};
+use divot_nn::{LayerNorm, LayerNormConfig, TransformerBlock, TransformerBlockConfig};
 
 /// Sizes of a [`SpatialTemporalTransformer`].
 #[derive(Config, Debug)]

@@ -1,8 +1,9 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use divot_nn::{Activation, TransformerBlock, TransformerBlockConfig};
+use divot_nn::ops::linear;
+use divot_nn::{Activation, LayerNorm, LayerNormConfig, TransformerBlock, TransformerBlockConfig};
 
 /// Sizes of a [`TemporalTransformer`].
 #[derive(Config, Debug)]
@@ -65,11 +66,11 @@ impl TemporalTransformerConfig {
 impl TemporalTransformer {
     /// `[positions, frames, input_dim]` → `[positions, frames, output_dim]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = self.proj_in.forward(x) + self.positional_embedding.val().unsqueeze::<3>();
+        let x = linear(&self.proj_in, x) + self.positional_embedding.val().unsqueeze::<3>();
         let x = self
             .blocks
             .iter()
             .fold(x, |x, block| block.forward(x, false));
-        self.proj_out.forward(self.norm.forward(x))
+        linear(&self.proj_out, self.norm.forward(x))
     }
 }

@@ -1,10 +1,11 @@
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::module::adaptive_avg_pool2d;
 use burn::tensor::{Device, Tensor};
 
-use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
+use divot_nn::{
+    CheckSizes, LayerNorm, LayerNormConfig, SizeError, check_depths, check_divides, check_widths,
+};
 
 use crate::{
     PerceiverResampler, PerceiverResamplerConfig, SpatialTemporalTransformer,

@@ -1,10 +1,9 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::nn::{
-    GroupNorm, GroupNormConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig,
-};
+use burn::nn::{GroupNorm, GroupNormConfig, Initializer, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use divot_nn::{geglu, multi_head_attention};
+use divot_nn::ops::{geglu, group_norm, linear};
+use divot_nn::{LayerNorm, LayerNormConfig, multi_head_attention};
 
 use crate::resblock::GROUPS;
 
@@ -81,48 +80,56 @@ impl ContextAttention {
         }
     }
 
-    /// `x`: `[n, queries, width]`; `context`: `[batch, tokens, context width]` where batch divides
-    /// n: consecutive rows of `x` share a context. Without one, `x` attends over itself.
-    pub fn forward(&self, x: Tensor<3>, context: Option<Tensor<3>>) -> Tensor<3> {
-        let q = self.to_q.forward(x.clone());
-        let attend = |context: Tensor<3>, to_k: &Linear, to_v: &Linear| {
-            let rows = q.dims()[0];
-            let k = repeat_rows(to_k.forward(context.clone()), rows);
-            let v = repeat_rows(to_v.forward(context), rows);
-            multi_head_attention(q.clone(), k, v, self.heads, false)
+    /// What queries attend over: keys and values of `[batch, tokens, context width]`, those of a
+    /// split context's parts apart.
+    pub fn encode(&self, context: Tensor<3>) -> Vec<KeysValues> {
+        let encode = |context: &Tensor<3>, to_k: &Linear, to_v: &Linear| KeysValues {
+            keys: linear(to_k, context.clone()),
+            values: linear(to_v, context.clone()),
         };
-        let out = match (&self.split, context) {
-            (Some(split), Some(context)) => {
-                let tokens = context.dims()[1];
-                let primary = tokens.min(PRIMARY_CONTEXT);
-                let out = attend(
-                    context.clone().narrow(1, 0, primary),
-                    &self.to_k,
-                    &self.to_v,
-                );
-                if tokens > primary {
-                    let rest = context.narrow(1, primary, tokens - primary);
-                    let scale = split.alpha.val().tanh() + 1.0;
-                    out + attend(rest, &split.to_k, &split.to_v) * scale.unsqueeze::<3>()
-                } else {
-                    out
-                }
+        let tokens = context.dims()[1];
+        match &self.split {
+            Some(split) if tokens > PRIMARY_CONTEXT => {
+                let primary = context.clone().narrow(1, 0, PRIMARY_CONTEXT);
+                let rest = context.narrow(1, PRIMARY_CONTEXT, tokens - PRIMARY_CONTEXT);
+                vec![
+                    encode(&primary, &self.to_k, &self.to_v),
+                    encode(&rest, &split.to_k, &split.to_v),
+                ]
             }
-            (_, context) => attend(context.unwrap_or(x), &self.to_k, &self.to_v),
+            _ => vec![encode(&context, &self.to_k, &self.to_v)],
+        }
+    }
+
+    /// `x`: `[n, queries, width]`; `context` as [`encode`](Self::encode) gives it, of a batch that
+    /// divides n: consecutive rows of `x` share a context. Without one, `x` attends over itself.
+    pub fn forward(&self, x: Tensor<3>, context: Option<&[KeysValues]>) -> Tensor<3> {
+        let own = context.is_none().then(|| self.encode(x.clone()));
+        let q = linear(&self.to_q, x);
+        let mut parts = context
+            .or(own.as_deref())
+            .into_iter()
+            .flatten()
+            .map(|part| {
+                let (keys, values) = (part.keys.clone(), part.values.clone());
+                multi_head_attention(q.clone(), keys, values, self.heads, false)
+            });
+        let primary = parts.next().expect("a context has one or two parts");
+        let out = match (&self.split, parts.next()) {
+            (Some(split), Some(rest)) => {
+                primary + rest * (split.alpha.val().tanh() + 1.0).unsqueeze::<3>()
+            }
+            _ => primary,
         };
-        self.to_out.forward(out)
+        linear(&self.to_out, out)
     }
 }
 
-/// Repeats every row of `[batch, tokens, width]` in place until there are `rows`.
-fn repeat_rows(x: Tensor<3>, rows: usize) -> Tensor<3> {
-    let [batch, tokens, width] = x.dims();
-    if batch == rows {
-        return x;
-    }
-    x.unsqueeze_dim::<4>(1)
-        .expand([batch, rows / batch, tokens, width])
-        .reshape([rows, tokens, width])
+/// Keys and values of a part of a context, `[batch, tokens, heads·head_dim]` each.
+#[derive(Debug, Clone)]
+pub struct KeysValues {
+    keys: Tensor<3>,
+    values: Tensor<3>,
 }
 
 /// Gated-GELU feed-forward layer, four times as wide inside.
@@ -145,7 +152,7 @@ impl FeedForward {
 
     /// `[n, tokens, width]` → the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(geglu(self.fc1.forward(x)))
+        linear(&self.fc2, geglu(linear(&self.fc1, x)))
     }
 }
 
@@ -185,7 +192,7 @@ impl TransformerBlock {
         }
     }
 
-    fn forward(&self, x: Tensor<3>, context: Option<Tensor<3>>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, context: Option<&[KeysValues]>) -> Tensor<3> {
         let x = x.clone() + self.attn1.forward(self.norm1.forward(x), None);
         let x = x.clone() + self.attn2.forward(self.norm2.forward(x), context);
         x.clone() + self.ff.forward(self.norm3.forward(x))
@@ -221,23 +228,28 @@ impl SpatialTransformer {
         }
     }
 
-    /// `x`: `[batch·frames, channels, height, width]` → the same; `context`: `[batch, tokens,
-    /// context_dim]`.
-    pub fn forward(&self, x: Tensor<4>, context: Tensor<3>) -> Tensor<4> {
-        let [n, channels, height, width] = x.dims();
-        let tokens = self
-            .norm
-            .forward(x.clone())
-            .reshape([n, channels, height * width])
-            .swap_dims(1, 2);
+    /// What each block attends over, of a context `[batch, tokens, context_dim]`.
+    pub fn encode(&self, context: &Tensor<3>) -> Vec<Vec<KeysValues>> {
+        let blocks = self.blocks.iter();
+        blocks
+            .map(|block| block.attn2.encode(context.clone()))
+            .collect()
+    }
+
+    /// `x`: `[batch·frames, height, width, channels]` → the same; `context` as
+    /// [`encode`](Self::encode) gives it.
+    pub fn forward(&self, x: Tensor<4>, context: &[Vec<KeysValues>]) -> Tensor<4> {
+        let size @ [n, height, width, channels] = x.dims();
+        let tokens = x.clone().reshape([n, height * width, channels]);
+        let tokens = linear(&self.proj_in, group_norm(&self.norm, tokens, false));
         let tokens = self
             .blocks
             .iter()
-            .fold(self.proj_in.forward(tokens), |h, block| {
-                block.forward(h, Some(context.clone()))
+            .zip(context)
+            .fold(tokens, |h, (block, context)| {
+                block.forward(h, Some(context))
             });
-        let h = self.proj_out.forward(tokens).swap_dims(1, 2);
-        x + h.reshape([n, channels, height, width])
+        x + linear(&self.proj_out, tokens).reshape(size)
     }
 }
 
@@ -270,31 +282,25 @@ impl TemporalTransformer {
         }
     }
 
-    /// `x`: `[batch·frames, channels, height, width]` → the same.
+    /// `x`: `[batch·frames, height, width, channels]` → the same.
     pub fn forward(&self, x: Tensor<4>, batch: usize) -> Tensor<4> {
-        let [n, channels, height, width] = x.dims();
-        let frames = n / batch;
-        let clip = x
-            .clone()
-            .reshape([batch, frames, channels, height * width])
-            .swap_dims(1, 2);
-        let tokens = self.norm.forward(clip).permute([0, 3, 2, 1]).reshape([
-            batch * height * width,
-            frames,
-            channels,
-        ]);
+        let size @ [n, height, width, channels] = x.dims();
+        let (frames, positions) = (n / batch, height * width);
+        let clip = x.clone().reshape([batch, frames * positions, channels]);
+        let tokens = group_norm(&self.norm, clip, false)
+            .reshape([batch, frames, positions, channels])
+            .swap_dims(1, 2)
+            .reshape([batch * positions, frames, channels]);
         let tokens = self
             .blocks
             .iter()
-            .fold(self.proj_in.forward(tokens), |h, block| {
+            .fold(linear(&self.proj_in, tokens), |h, block| {
                 block.forward(h, None)
             });
-        let h = self
-            .proj_out
-            .forward(tokens)
-            .reshape([batch, height * width, frames, channels])
-            .permute([0, 2, 3, 1])
-            .reshape([n, channels, height, width]);
+        let h = linear(&self.proj_out, tokens)
+            .reshape([batch, positions, frames, channels])
+            .swap_dims(1, 2)
+            .reshape(size);
         x + h
     }
 }

@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
+use divot_nn::ops::{linear, silu};
 use divot_nn::timestep_embedding;
 
 /// Linear, SiLU, linear: what makes an embedding of a number into a condition of the UNet.
@@ -26,6 +26,6 @@ impl TimestepMlp {
     pub fn forward(&self, numbers: Tensor<1>) -> Tensor<2> {
         let weight = self.fc1.weight.val();
         let embedding = timestep_embedding(numbers, weight.dims()[0]).cast(weight.dtype());
-        self.fc2.forward(silu(self.fc1.forward(embedding)))
+        linear(&self.fc2, silu(linear(&self.fc1, embedding)))
     }
 }

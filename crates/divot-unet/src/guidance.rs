@@ -1,6 +1,8 @@
+use std::cell::OnceCell;
+
 use burn::tensor::{DType, Tensor};
 
-use crate::Unet;
+use crate::{Unet, UnetContext};
 
 /// Classifier-free guidance with rescale.
 ///
@@ -37,6 +39,8 @@ pub struct Denoiser<'a> {
     context: Tensor<3>,
     /// Context of the unconditional branch, with guidance scale and rescale.
     guidance: Option<(Tensor<3>, f64, f64)>,
+    /// Context of both branches as the network reads it, from the first prediction on.
+    encoded: OnceCell<UnetContext>,
     fs: f64,
 }
 
@@ -47,6 +51,7 @@ impl<'a> Denoiser<'a> {
             unet,
             context,
             guidance: None,
+            encoded: OnceCell::new(),
             fs,
         }
     }
@@ -69,23 +74,28 @@ impl<'a> Denoiser<'a> {
     ///
     /// Whatever the weights' dtype, the prediction has the latents': a sampler keeps its precision.
     pub fn predict(&self, latents: Tensor<5>, timestep: usize) -> Tensor<5> {
-        let batch = latents.dims()[0];
-        let Some((unconditional, scale, rescale)) = &self.guidance else {
-            return self.forward(latents, timestep, self.context.clone());
+        let Some((_, scale, rescale)) = self.guidance else {
+            return self.forward(latents, timestep);
         };
-        let [_, tokens, width] = self.context.dims();
-        let unconditional = unconditional.clone().expand([batch, tokens, width]);
-        let both = self.forward(
-            Tensor::cat(vec![latents.clone(), latents], 0),
-            timestep,
-            Tensor::cat(vec![self.context.clone(), unconditional], 0),
-        );
+        let batch = latents.dims()[0];
+        let both = self.forward(Tensor::cat(vec![latents.clone(), latents], 0), timestep);
         let conditional = both.clone().narrow(0, 0, batch);
         let unconditional = both.narrow(0, batch, batch);
-        guide(conditional, unconditional, *scale, *rescale)
+        guide(conditional, unconditional, scale, rescale)
     }
 
-    fn forward(&self, latents: Tensor<5>, timestep: usize, context: Tensor<3>) -> Tensor<5> {
+    fn encoded(&self) -> &UnetContext {
+        self.encoded.get_or_init(|| {
+            let mut context = self.context.clone();
+            if let Some((unconditional, ..)) = &self.guidance {
+                let unconditional = unconditional.clone().expand(context.dims());
+                context = Tensor::cat(vec![context, unconditional], 0);
+            }
+            self.unet.encode_context(&context.cast(self.unet.dtype()))
+        })
+    }
+
+    fn forward(&self, latents: Tensor<5>, timestep: usize) -> Tensor<5> {
         let batch = latents.dims()[0];
         let dtype = latents.dtype();
         let constant = |value: f64| {
@@ -93,14 +103,9 @@ impl<'a> Denoiser<'a> {
             Tensor::<1>::full([batch], value, options)
         };
         let (timesteps, fs) = (constant(timestep as f64), constant(self.fs));
-        let weights = self.unet.dtype();
+        let latents = latents.cast(self.unet.dtype());
         self.unet
-            .forward(
-                latents.cast(weights),
-                timesteps,
-                context.cast(weights),
-                Some(fs),
-            )
+            .forward_encoded(latents, timesteps, self.encoded(), Some(fs))
             .cast(dtype)
     }
 }

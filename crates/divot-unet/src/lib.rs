@@ -10,7 +10,8 @@ mod unet;
 mod vae;
 
 pub use attention::{
-    ContextAttention, FeedForward, SpatialTransformer, TemporalTransformer, TransformerConfig,
+    ContextAttention, FeedForward, KeysValues, SpatialTransformer, TemporalTransformer,
+    TransformerConfig,
 };
 pub use ddim::{Ddim, DdimConfig, DdimError, DdimStep, Spacing};
 pub use divot_nn::timestep_embedding;
@@ -18,5 +19,5 @@ pub use embedding::TimestepMlp;
 pub use guidance::{Denoiser, guide};
 pub use resblock::{ResBlock, ResBlockConfig, TemporalConv};
 pub use schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};
-pub use unet::{Resample, Unet, UnetBlock, UnetConfig};
+pub use unet::{Resample, Unet, UnetBlock, UnetConfig, UnetContext};
 pub use vae::{Gaussian, Vae, VaeConfig};

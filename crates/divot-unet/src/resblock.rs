@@ -5,8 +5,8 @@ use burn::nn::{
     Dropout, DropoutConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d,
     PaddingConfig3d,
 };
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
+use divot_nn::ops::{conv2d_last, group_norm, linear, temporal_conv};
 
 /// Groups of every group norm.
 pub(crate) const GROUPS: usize = 32;
@@ -77,24 +77,21 @@ impl ResBlockConfig {
 }
 
 impl ResBlock {
-    /// `x`: `[batch·frames, channels_in, height, width]`; `embedding`: `[batch, embed_dim]`, one
-    /// for all frames of a clip. Returns `[batch·frames, channels_out, height, width]`.
+    /// `x`: `[batch·frames, height, width, channels_in]`; `embedding`: `[batch, embed_dim]` after
+    /// its SiLU, one for all frames of a clip. Returns `[batch·frames, height, width,
+    /// channels_out]`.
     pub fn forward(&self, x: Tensor<4>, embedding: Tensor<2>) -> Tensor<4> {
         let batch = embedding.dims()[0];
-        let frames = x.dims()[0] / batch;
-        let shift = self.embed.forward(silu(embedding));
-        let channels = shift.dims()[1];
-        let shift = shift
-            .reshape([batch, 1, channels, 1, 1])
-            .expand([batch, frames, channels, 1, 1])
-            .reshape([batch * frames, channels, 1, 1]);
+        let shift = linear(&self.embed, embedding).unsqueeze_dim::<3>(1);
 
-        let h = self.conv1.forward(silu(self.norm1.forward(x.clone()))) + shift;
-        let h = self
-            .conv2
-            .forward(self.dropout.forward(silu(self.norm2.forward(h))));
+        let h = conv2d_last(&self.conv1, group_norm(&self.norm1, x.clone(), true));
+        let [n, height, width, channels] = h.dims();
+        let clip = [batch, n / batch * height * width, channels];
+        let h = (h.reshape(clip) + shift).reshape([n, height, width, channels]);
+        let h = self.dropout.forward(group_norm(&self.norm2, h, true));
+        let h = conv2d_last(&self.conv2, h);
         let x = match &self.skip {
-            Some(skip) => skip.forward(x),
+            Some(skip) => conv2d_last(skip, x),
             None => x,
         };
         let x = x + h;
@@ -138,21 +135,20 @@ impl TemporalConv {
         }
     }
 
-    /// `[batch·frames, channels, height, width]` → the same.
+    /// `[batch·frames, height, width, channels]` → the same.
     pub fn forward(&self, x: Tensor<4>, batch: usize) -> Tensor<4> {
-        let [n, channels, height, width] = x.dims();
+        let size @ [n, height, width, channels] = x.dims();
         let clip = x
             .clone()
-            .reshape([batch, n / batch, channels, height, width])
-            .swap_dims(1, 2);
+            .reshape([batch, n / batch, height, width, channels]);
         let mut h = clip;
         for (i, layer) in self.layers.iter().enumerate() {
-            h = silu(layer.norm.forward(h));
+            h = group_norm(&layer.norm, h, true);
             if i > 0 {
                 h = self.dropout.forward(h);
             }
-            h = layer.conv.forward(h);
+            h = temporal_conv(&layer.conv, h);
         }
-        x + h.swap_dims(1, 2).reshape([n, channels, height, width])
+        x + h.reshape(size)
     }
 }

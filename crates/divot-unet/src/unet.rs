@@ -2,13 +2,12 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
-use burn::tensor::activation::silu;
-use burn::tensor::module::interpolate;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Device, Tensor};
 
+use divot_nn::ops::{conv2d_last, group_norm, silu};
 use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
 
+use crate::attention::KeysValues;
 use crate::resblock::{GROUPS, conv3x3};
 use crate::{
     ResBlock, ResBlockConfig, SpatialTransformer, TemporalTransformer, TimestepMlp,
@@ -257,6 +256,19 @@ impl Unet {
         self.conv_in.weight.val().dtype()
     }
 
+    /// What the network reads of a context, `[batch, tokens, context_dim]`: the keys and values of
+    /// every attention over it. They hold for all frames and all steps, so a sampler encodes once.
+    pub fn encode_context(&self, context: &Tensor<3>) -> UnetContext {
+        let middle = std::iter::once(&self.middle);
+        let blocks = self
+            .input_blocks
+            .iter()
+            .chain(middle)
+            .chain(&self.output_blocks);
+        let encode = |block: &UnetBlock| Some(block.spatial.as_ref()?.encode(context));
+        UnetContext(blocks.map(encode).collect())
+    }
+
     /// Predicts v (or ε, as trained) of noisy latents.
     ///
     /// # Arguments
@@ -274,40 +286,63 @@ impl Unet {
         context: Tensor<3>,
         fs: Option<Tensor<1>>,
     ) -> Tensor<5> {
+        self.forward_encoded(latents, timesteps, &self.encode_context(&context), fs)
+    }
+
+    /// [`forward`](Self::forward) with a context that is already encoded.
+    pub fn forward_encoded(
+        &self,
+        latents: Tensor<5>,
+        timesteps: Tensor<1>,
+        context: &UnetContext,
+        fs: Option<Tensor<1>>,
+    ) -> Tensor<5> {
         let [batch, channels, frames, height, width] = latents.dims();
         let fs = fs.unwrap_or_else(|| timesteps.zeros_like() + self.default_fs);
         let embedding = self.time_embed.forward(timesteps) + self.fs_embed.forward(fs);
+        let embedding = silu(embedding);
+        let mut context = context.0.iter().map(Option::as_deref);
+        let mut next = || context.next().flatten().unwrap_or_default();
 
+        // Channels last from here to the end: every layer reads the tokens as they lie.
         let x = latents
-            .swap_dims(1, 2)
-            .reshape([batch * frames, channels, height, width]);
-        let x = self.init_attn.forward(self.conv_in.forward(x), batch);
+            .permute([0, 2, 3, 4, 1])
+            .reshape([batch * frames, height, width, channels]);
+        let mut x = self.init_attn.forward(conv2d_last(&self.conv_in, x), batch);
 
         let mut skips = vec![x.clone()];
-        let mut x = x;
         for block in &self.input_blocks {
-            x = block.forward(x, embedding.clone(), context.clone());
+            x = block.forward(x, embedding.clone(), next());
             skips.push(x.clone());
         }
-        x = self.middle.forward(x, embedding.clone(), context.clone());
+        x = self.middle.forward(x, embedding.clone(), next());
         x = self.middle_out.forward(x, embedding.clone());
-        for (block, skip) in self.output_blocks.iter().zip(skips.into_iter().rev()) {
-            x = block.forward(
-                Tensor::cat(vec![x, skip], 1),
-                embedding.clone(),
-                context.clone(),
-            );
+        for block in &self.output_blocks {
+            let skip = skips
+                .pop()
+                .expect("a block up for each output on the way down");
+            let x_and_skip = Tensor::cat(vec![x, skip], 3);
+            x = block.forward(x_and_skip, embedding.clone(), next());
         }
 
-        let x = self.conv_out.forward(silu(self.norm_out.forward(x)));
-        let channels = x.dims()[1];
-        x.reshape([batch, frames, channels, height, width])
-            .swap_dims(1, 2)
+        let x = conv2d_last(&self.conv_out, group_norm(&self.norm_out, x, true));
+        let channels = x.dims()[3];
+        x.reshape([batch, frames, height, width, channels])
+            .permute([0, 4, 1, 2, 3])
     }
 }
 
+/// A context as the UNet's attention reads it; see [`Unet::encode_context`].
+#[derive(Debug, Clone)]
+pub struct UnetContext(Vec<Option<Vec<Vec<KeysValues>>>>);
+
 impl UnetBlock {
-    fn forward(&self, mut x: Tensor<4>, embedding: Tensor<2>, context: Tensor<3>) -> Tensor<4> {
+    fn forward(
+        &self,
+        mut x: Tensor<4>,
+        embedding: Tensor<2>,
+        context: &[Vec<KeysValues>],
+    ) -> Tensor<4> {
         let batch = embedding.dims()[0];
         if let Some(res) = &self.res {
             x = res.forward(x, embedding);
@@ -344,15 +379,15 @@ impl Resample {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.conv.forward(if self.up { double_size(x) } else { x })
+        conv2d_last(&self.conv, if self.up { double_size(x) } else { x })
     }
 }
 
-/// Doubles height and width, nearest neighbour.
+/// Doubles height and width, nearest neighbour: `[n, height, width, channels]` → `[n, 2·height,
+/// 2·width, channels]`.
 pub(crate) fn double_size(x: Tensor<4>) -> Tensor<4> {
-    let [_, _, height, width] = x.dims();
-    interpolate(
-        x,
-        InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * height, 2 * width]),
-    )
+    let [n, height, width, channels] = x.dims();
+    x.reshape([n, height, 1, width, 1, channels])
+        .expand([n, height, 2, width, 2, channels])
+        .reshape([n, 2 * height, 2 * width, channels])
 }

@@ -2,8 +2,8 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
+use divot_nn::ops::{channels_first, channels_last, conv2d_last, group_norm};
 use divot_nn::{
     CheckSizes, SizeError, check_depths, check_divides, check_widths, multi_head_attention,
 };
@@ -265,7 +265,8 @@ impl Vae {
     /// `images`: `[batch, 3, height, width]`, RGB in [-1, 1]; height and width are multiples of
     /// [`VaeConfig::downsampling`]. Returns `[batch, latent_channels, height/d, width/d]`.
     pub fn encode(&self, images: Tensor<4>) -> Gaussian {
-        let moments = self.quant_conv.forward(self.encoder.forward(images));
+        let moments = self.encoder.forward(channels_last(images));
+        let moments = channels_first(conv2d_last(&self.quant_conv, moments));
         let channels = moments.dims()[1] / 2;
         Gaussian {
             mean: moments.clone().narrow(1, 0, channels),
@@ -276,7 +277,8 @@ impl Vae {
     /// Images of latents without the scale factor: `[batch, latent_channels, h, w]` → `[batch, 3,
     /// h·d, w·d]`, RGB in about [-1, 1].
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.decoder.forward(self.post_quant_conv.forward(latents))
+        let latents = conv2d_last(&self.post_quant_conv, channels_last(latents));
+        channels_first(self.decoder.forward(latents))
     }
 
     /// Diffusion latents of a clip: the mean of each frame's distribution, or a draw with `noise`,
@@ -332,31 +334,31 @@ fn to_clip(frames: Tensor<4>, batch: usize) -> Tensor<5> {
 }
 
 impl Encoder {
-    /// `[batch, 3, height, width]` → `[batch, 2·latent_channels, height/d, width/d]`.
+    /// `[batch, height, width, 3]` → `[batch, height/d, width/d, 2·latent_channels]`.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<4> {
-        let mut x = self.conv_in.forward(images);
+        let mut x = conv2d_last(&self.conv_in, images);
         for level in &self.levels {
             x = level.blocks.iter().fold(x, |x, block| block.forward(x));
             if let Some(conv) = &level.resample {
-                x = conv.forward(x);
+                x = conv2d_last(conv, x);
             }
         }
         let x = self.middle.forward(x);
-        self.conv_out.forward(silu(self.norm_out.forward(x)))
+        conv2d_last(&self.conv_out, group_norm(&self.norm_out, x, true))
     }
 }
 
 impl Decoder {
-    /// `[batch, latent_channels, h, w]` → `[batch, 3, h·d, w·d]`.
+    /// `[batch, h, w, latent_channels]` → `[batch, h·d, w·d, 3]`.
     pub fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
-        let mut x = self.middle.forward(self.conv_in.forward(latents));
+        let mut x = self.middle.forward(conv2d_last(&self.conv_in, latents));
         for level in &self.levels {
             x = level.blocks.iter().fold(x, |x, block| block.forward(x));
             if let Some(conv) = &level.resample {
-                x = conv.forward(double_size(x));
+                x = conv2d_last(conv, double_size(x));
             }
         }
-        self.conv_out.forward(silu(self.norm_out.forward(x)))
+        conv2d_last(&self.conv_out, group_norm(&self.norm_out, x, true))
     }
 }
 
@@ -393,10 +395,10 @@ impl VaeResBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let h = self.conv1.forward(silu(self.norm1.forward(x.clone())));
-        let h = self.conv2.forward(silu(self.norm2.forward(h)));
+        let h = conv2d_last(&self.conv1, group_norm(&self.norm1, x.clone(), true));
+        let h = conv2d_last(&self.conv2, group_norm(&self.norm2, h, true));
         match &self.skip {
-            Some(skip) => skip.forward(x) + h,
+            Some(skip) => conv2d_last(skip, x) + h,
             None => x + h,
         }
     }
@@ -404,13 +406,11 @@ impl VaeResBlock {
 
 impl VaeAttention {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, channels, height, width] = x.dims();
-        let h = self.norm.forward(x.clone());
+        let size @ [batch, height, width, channels] = x.dims();
+        let h = group_norm(&self.norm, x.clone(), false);
         let [q, k, v] = [&self.q, &self.k, &self.v]
-            .map(|conv| conv.forward(h.clone()).flatten::<3>(2, 3).swap_dims(1, 2));
-        let h = multi_head_attention(q, k, v, 1, false)
-            .swap_dims(1, 2)
-            .reshape([batch, channels, height, width]);
-        x + self.proj.forward(h)
+            .map(|conv| conv2d_last(conv, h.clone()).reshape([batch, height * width, channels]));
+        let h = multi_head_attention(q, k, v, 1, false).reshape(size);
+        x + conv2d_last(&self.proj, h)
     }
 }

@@ -1,12 +1,11 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::nn::{
-    Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig,
-};
+use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig};
 use burn::tensor::{Device, Int, Tensor};
+use divot_nn::ops::linear;
 use divot_nn::{
-    CheckSizes, SizeError, TransformerBlock, TransformerBlockConfig, check_depths, check_divides,
-    check_widths,
+    CheckSizes, LayerNorm, LayerNormConfig, SizeError, TransformerBlock, TransformerBlockConfig,
+    check_depths, check_divides, check_widths,
 };
 
 /// Sizes of OpenCLIP's text tower.
@@ -111,6 +110,6 @@ impl TextTower {
         let pooled = x
             .gather(1, end_of_text.expand([batch, 1, width]))
             .squeeze_dim::<2>(1);
-        self.proj.forward(pooled)
+        linear(&self.proj, pooled)
     }
 }

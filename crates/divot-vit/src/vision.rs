@@ -1,11 +1,12 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
+use divot_nn::ops::{channels_last, conv2d_last, linear};
 use divot_nn::{
-    CheckSizes, SizeError, TransformerBlock, TransformerBlockConfig, check_depths, check_divides,
-    check_widths,
+    CheckSizes, LayerNorm, LayerNormConfig, SizeError, TransformerBlock, TransformerBlockConfig,
+    check_depths, check_divides, check_widths,
 };
 
 /// Sizes of OpenCLIP's vision tower.
@@ -114,11 +115,7 @@ impl VisionTower {
     /// them. Returns `[batch, 1 + patches, width]`, the class token first.
     pub fn tokens(&self, images: Tensor<4>) -> Tensor<3> {
         let batch = images.dims()[0];
-        let patches = self
-            .patch_embed
-            .forward(images)
-            .flatten::<3>(2, 3)
-            .swap_dims(1, 2);
+        let patches = conv2d_last(&self.patch_embed, channels_last(images)).flatten::<3>(1, 2);
         let class = self.class_embedding.val();
         let width = class.dims()[0];
         let class = class.reshape([1, 1, width]).expand([batch, 1, width]);
@@ -144,6 +141,6 @@ impl VisionTower {
     /// [normalised](crate::normalize).
     pub fn image_features(&self, images: Tensor<4>) -> Tensor<2> {
         let class = self.tokens(images).narrow(1, 0, 1).squeeze_dim::<2>(1);
-        self.proj.forward(self.ln_post.forward(class))
+        linear(&self.proj, self.ln_post.forward(class))
     }
 }

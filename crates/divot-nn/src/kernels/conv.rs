@@ -15,20 +15,20 @@ pub(crate) struct Conv {
 }
 
 impl Conv {
-    /// Over height and width; `from` is `[height, width]`, as are the others.
+    /// Over height and width of `from`; `padding` is what is added before and after each.
     pub fn spatial(
         from: [usize; 2],
         kernel: [usize; 2],
         stride: [usize; 2],
-        padding: [usize; 2],
+        padding: [[usize; 2]; 2],
     ) -> Self {
-        let [height, width] =
-            [0, 1].map(|i| (from[i] + 2 * padding[i] - kernel[i]) / stride[i] + 1);
+        let size = |i: usize| (from[i] + padding[i][0] + padding[i][1] - kernel[i]) / stride[i] + 1;
+        let [height, width] = [size(0), size(1)];
         let mut table = Vec::with_capacity(height * width * kernel[0] * kernel[1]);
         for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
             for (i, j) in (0..kernel[0]).flat_map(|i| (0..kernel[1]).map(move |j| (i, j))) {
-                let row = (y * stride[0] + i).wrapping_sub(padding[0]);
-                let column = (x * stride[1] + j).wrapping_sub(padding[1]);
+                let row = (y * stride[0] + i).wrapping_sub(padding[0][0]);
+                let column = (x * stride[1] + j).wrapping_sub(padding[1][0]);
                 table.push(if row < from[0] && column < from[1] {
                     (row * from[1] + column) as u32
                 } else {
