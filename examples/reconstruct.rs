@@ -12,6 +12,7 @@ use clap::{Parser, ValueEnum};
 use common::Stopped;
 use divot::data::transform::resize;
 use divot::data::{Frame, Video, check_writable, metrics, write_mp4, write_png};
+use divot::unet::Solver;
 use divot::{Reconstructor, SamplingConfig, device, peak_memory};
 
 /// Turns two seconds of video into 64 tokens and the tokens back into video.
@@ -32,15 +33,19 @@ struct Arguments {
     /// Where to write the reconstruction; the contact sheet goes beside it as .png
     #[arg(long, value_name = "FILE", default_value = "out.mp4")]
     output: PathBuf,
-    /// DDIM steps, 1 to 1000; one that does not divide 1000 is made one near it
-    #[arg(long, default_value_t = 50)]
-    steps: usize,
+    /// How each step is made; the last two need fewer steps and draw no fresh noise
+    #[arg(long, value_enum, default_value = "ddim")]
+    sampler: Sampler,
+    /// Sampling steps, 1 to 1000 [default: 50 of ddim, 20 of the others]; of ddim, a number that does
+    /// not divide 1000 is made one near it
+    #[arg(long)]
+    steps: Option<usize>,
     /// Strength of classifier-free guidance; 1 is none and takes half the time
     #[arg(long, default_value_t = 7.5, allow_negative_numbers = true)]
     guidance: f64,
-    /// Share of fresh noise in each step, 0 to 1
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    eta: f64,
+    /// Share of fresh noise in each step of ddim, 0 to 1 [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    eta: Option<f64>,
     /// Seed of the noise, which is the same on every device
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -66,6 +71,15 @@ enum Dtype {
     F32,
     F16,
     Bf16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Sampler {
+    Ddim,
+    #[value(name = "dpm-solver++")]
+    DpmSolverPlusPlus,
+    #[value(name = "unipc")]
+    UniPc,
 }
 
 fn main() -> ExitCode {
@@ -101,16 +115,27 @@ fn run(arguments: &Arguments) -> Result<()> {
     check_writable(&arguments.output)?;
     check_writable(&sheet_path)?;
     let video = Video::open(input)?;
+    let (solver, steps) = match (arguments.sampler, arguments.eta) {
+        (Sampler::Ddim, eta) => (
+            Solver::Ddim {
+                eta: eta.unwrap_or(1.0),
+            },
+            50,
+        ),
+        (_, Some(_)) => {
+            bail!("--eta is for --sampler ddim; the other samplers draw no fresh noise")
+        }
+        (Sampler::DpmSolverPlusPlus, None) => (Solver::DpmSolverPlusPlus, 20),
+        (Sampler::UniPc, None) => (Solver::UniPc, 20),
+    };
+    let asked = arguments.steps.unwrap_or(steps);
     let sampling = SamplingConfig::new()
-        .with_steps(arguments.steps)
-        .with_guidance_scale(arguments.guidance)
-        .with_eta(arguments.eta);
+        .with_steps(asked)
+        .with_solver(solver)
+        .with_guidance_scale(arguments.guidance);
     let steps = sampling.check()?;
-    if steps != arguments.steps {
-        eprintln!(
-            "{steps} steps are taken: uniform spacing gives that many for {}",
-            arguments.steps
-        );
+    if steps != asked {
+        eprintln!("{steps} steps are taken: uniform spacing gives that many for {asked}");
     }
     let device = device::select(&arguments.device)?;
 

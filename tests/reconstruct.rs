@@ -253,6 +253,7 @@ fn options_out_of_range() {
         (&["--steps", "2000"], "use 1 to 1000"),
         (&["--eta", "2"], "0 to 1"),
         (&["--eta", "nan"], "0 to 1"),
+        (&["--sampler", "unipc", "--eta", "1"], "--sampler ddim"),
         (&["--guidance", "nan"], "finite"),
         (&["--guidance", "inf"], "finite"),
         (&["--start", "nan"], "start"),

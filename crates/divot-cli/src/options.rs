@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
 use divot::gmm::SampleOptions;
 use divot::language::{Quantization, TextSampling};
+use divot::unet::{Solver, Spacing};
 use divot::{GenerationConfig, SamplingConfig};
 
 use crate::models::Models;
@@ -99,29 +100,72 @@ pub struct Seed {
 #[derive(Args)]
 #[command(next_help_heading = "Video sampling")]
 pub struct Diffusion {
-    /// DDIM steps, 1 to 1000; one that does not divide 1000 is made one near it
-    #[arg(long, default_value_t = 50)]
-    steps: usize,
+    /// How each step is made; the last two need fewer steps and draw no fresh noise
+    #[arg(long, value_enum, default_value = "ddim")]
+    sampler: Sampler,
+    /// Sampling steps, 1 to 1000 [default: 50 of ddim, 20 of the others]; where spacing is uniform, a
+    /// number that does not divide 1000 is made one near it
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Which timesteps are visited [default: uniform with ddim, quadratic with the others]; all but
+    /// uniform start at pure noise
+    #[arg(long, value_enum)]
+    spacing: Option<Timesteps>,
     /// Strength of classifier-free guidance; 1 is none and takes half the time
     #[arg(long, default_value_t = 7.5, allow_negative_numbers = true)]
     guidance: f64,
-    /// Share of fresh noise in each step, 0 to 1
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    eta: f64,
+    /// Share of fresh noise in each step of ddim, 0 to 1 [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    eta: Option<f64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Sampler {
+    Ddim,
+    #[value(name = "dpm-solver++")]
+    DpmSolverPlusPlus,
+    #[value(name = "unipc")]
+    UniPc,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Timesteps {
+    Uniform,
+    Trailing,
+    Quadratic,
 }
 
 impl Diffusion {
     /// The options, checked.
     pub fn sampling(&self, output: &mut Output) -> Result<SamplingConfig> {
+        let (solver, steps) = match (self.sampler, self.eta) {
+            (Sampler::Ddim, eta) => (
+                Solver::Ddim {
+                    eta: eta.unwrap_or(1.0),
+                },
+                50,
+            ),
+            (_, Some(_)) => {
+                bail!("--eta is for --sampler ddim; the other samplers draw no fresh noise")
+            }
+            (Sampler::DpmSolverPlusPlus, None) => (Solver::DpmSolverPlusPlus, 20),
+            (Sampler::UniPc, None) => (Solver::UniPc, 20),
+        };
+        let spacing = self.spacing.map(|spacing| match spacing {
+            Timesteps::Uniform => Spacing::Uniform,
+            Timesteps::Trailing => Spacing::UniformTrailing,
+            Timesteps::Quadratic => Spacing::QuadraticTrailing,
+        });
+        let asked = self.steps.unwrap_or(steps);
         let sampling = SamplingConfig::new()
-            .with_steps(self.steps)
-            .with_guidance_scale(self.guidance)
-            .with_eta(self.eta);
+            .with_steps(asked)
+            .with_solver(solver)
+            .with_spacing(spacing)
+            .with_guidance_scale(self.guidance);
         let steps = sampling.check()?;
-        if steps != self.steps {
+        if steps != asked {
             output.note(format!(
-                "{steps} steps are taken: uniform spacing gives that many for {}",
-                self.steps
+                "{steps} steps are taken: uniform spacing gives that many for {asked}"
             ));
         }
         output.set("steps", steps);

@@ -215,6 +215,15 @@ fn reconstruct_writes_a_clip_and_a_sheet() {
     assert!(bench.bytes("out.png") == bench.bytes("again.png"));
     assert!(bench.bytes("out.mp4") != bench.bytes("other.mp4"));
 
+    for name in ["dpm-solver++", "unipc"] {
+        let arguments = ["reconstruct", "--input", "clip.mp4", "--sampler", name];
+        let object = bench.json(&[&arguments[..], &["--guidance", "1"]].concat());
+        assert_eq!(object["steps"], 20);
+        let arguments = [&arguments[..], &["--spacing", "trailing", "--steps", "3"]].concat();
+        assert_eq!(bench.json(&arguments)["steps"], 3);
+        assert!(bench.bytes("out.mp4") != bench.bytes("again.mp4"));
+    }
+
     let printed = bench.works(&quick(&["reconstruct", "--input", "clip.mp4"]));
     assert!(
         printed.contains("64 tokens of 12") && printed.contains("PSNR"),
@@ -837,6 +846,17 @@ fn options_that_make_no_sense() {
         ("reconstruct", &["--steps", "0"][..], "use 1 to 1000"),
         ("reconstruct", &["--guidance", "nan"], "finite"),
         ("reconstruct", &["--eta", "-1"], "0 to 1"),
+        ("reconstruct", &["--sampler", "euler"], "dpm-solver++"),
+        (
+            "reconstruct",
+            &["--sampler", "unipc", "--eta", "0"],
+            "--sampler ddim",
+        ),
+        (
+            "reconstruct",
+            &["--sampler", "dpm-solver++", "--steps", "0"],
+            "use 1 to 1000",
+        ),
         ("reconstruct", &["--start", "99"], "99"),
         ("reconstruct", &["--start", "-1"], "-1"),
         ("reconstruct", &["--dtype", "q8"], "'q8'"),

@@ -3,16 +3,7 @@ use std::ops::ControlFlow;
 use burn::config::Config;
 use burn::tensor::Tensor;
 
-use crate::{NoiseSchedule, Prediction};
-
-/// Which timesteps a sampler visits.
-#[derive(Config, Debug, Copy, PartialEq, Eq)]
-pub enum Spacing {
-    /// Every (timesteps / steps)-th, plus one: the released default. It never visits pure noise.
-    Uniform,
-    /// Back from the last timestep, so that it starts at pure noise.
-    UniformTrailing,
-}
+use crate::{NoiseSchedule, Prediction, SamplerError, SamplerStep, Spacing};
 
 /// How to sample with DDIM.
 #[derive(Config, Debug)]
@@ -25,27 +16,6 @@ pub struct DdimConfig {
     /// Share of fresh noise in each step: 0 is deterministic, 1 is released.
     #[config(default = 1.0)]
     pub eta: f64,
-}
-
-/// What can be wrong with a [`DdimConfig`].
-#[derive(Debug, thiserror::Error, PartialEq)]
-pub enum DdimError {
-    /// The number of steps is not between one and the schedule's timesteps.
-    #[error("{steps} sampling steps were asked for; use 1 to {timesteps}")]
-    Steps {
-        /// Asked for.
-        steps: usize,
-        /// In the schedule.
-        timesteps: usize,
-    },
-    /// Eta is not between 0 and 1.
-    #[error("eta is {0}; use a number from 0 to 1")]
-    Eta(f64),
-    /// ε-prediction says nothing about the clip at pure noise.
-    #[error(
-        "ε-prediction cannot start at pure noise; use uniform spacing or a schedule without zero terminal SNR"
-    )]
-    EpsilonAtPureNoise,
 }
 
 /// A DDIM sampler's tables, in increasing order of timestep.
@@ -64,55 +34,15 @@ pub struct Ddim {
     prediction: Prediction,
 }
 
-/// Where the sampler stands, told after each step.
-#[derive(Debug)]
-pub struct DdimStep {
-    /// Steps done, from 1.
-    pub done: usize,
-    /// Steps in all.
-    pub total: usize,
-    /// The timestep just left.
-    pub timestep: usize,
-    /// Estimate of the clean latents, `[batch, channels, frames, height, width]`.
-    pub pred_x0: Tensor<5>,
-}
-
 impl DdimConfig {
     /// Computes the tables.
     ///
-    /// With uniform spacing, a number of steps that does not divide the timesteps gives a few steps
-    /// more, as released.
-    ///
     /// # Errors
     /// If the number of steps or eta is out of range, or ε-prediction would start at pure noise.
-    pub fn init(&self, schedule: &NoiseSchedule) -> Result<Ddim, DdimError> {
-        let total = schedule.alphas_cumprod.len();
-        if self.steps == 0 || self.steps > total {
-            return Err(DdimError::Steps {
-                steps: self.steps,
-                timesteps: total,
-            });
-        }
+    pub fn init(&self, schedule: &NoiseSchedule) -> Result<Ddim, SamplerError> {
+        let timesteps = self.spacing.timesteps(self.steps, schedule)?;
         if !(0.0..=1.0).contains(&self.eta) {
-            return Err(DdimError::Eta(self.eta));
-        }
-        let timesteps: Vec<usize> = match self.spacing {
-            // The last multiple may be the last timestep itself, which plus one is out of range.
-            Spacing::Uniform => (0..total)
-                .step_by(total / self.steps)
-                .map(|t| t + 1)
-                .filter(|&t| t < total)
-                .collect(),
-            Spacing::UniformTrailing => {
-                let stride = total as f64 / self.steps as f64;
-                (0..self.steps)
-                    .rev()
-                    .map(|i| (total as f64 - i as f64 * stride).round_ties_even() as usize - 1)
-                    .collect()
-            }
-        };
-        if self.prediction_is_undefined(schedule, &timesteps) {
-            return Err(DdimError::EpsilonAtPureNoise);
+            return Err(SamplerError::Eta(self.eta));
         }
 
         let alpha = |t: usize| half::f16::from_f32(schedule.alphas_cumprod[t] as f32).to_f32();
@@ -135,11 +65,6 @@ impl DdimConfig {
             sigmas,
             prediction: schedule.prediction,
         })
-    }
-
-    fn prediction_is_undefined(&self, schedule: &NoiseSchedule, timesteps: &[usize]) -> bool {
-        schedule.prediction == Prediction::Epsilon
-            && timesteps.iter().any(|&t| schedule.alphas_cumprod[t] == 0.0)
     }
 }
 
@@ -170,7 +95,7 @@ impl Ddim {
         latents: Tensor<5>,
         predict: impl Fn(Tensor<5>, usize) -> Tensor<5>,
         mut noise: impl FnMut(usize) -> Tensor<5>,
-        mut on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
+        mut on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
     ) -> Option<Tensor<5>> {
         let total = self.timesteps.len();
         let mut latents = latents;
@@ -184,7 +109,7 @@ impl Ddim {
             if sigma > 0.0 {
                 latents = latents + noise(done) * sigma;
             }
-            let step = DdimStep {
+            let step = SamplerStep {
                 done: done + 1,
                 total,
                 timestep,
@@ -206,13 +131,11 @@ impl Ddim {
     ) -> (Tensor<5>, Tensor<5>) {
         let alpha = self.alphas_cumprod[index];
         let (signal, sigma) = (alpha.sqrt(), (1.0 - alpha).sqrt());
-        match self.prediction {
-            Prediction::V => (
-                latents.clone() * signal - prediction.clone() * sigma,
-                prediction * signal + latents * sigma,
-            ),
-            Prediction::Epsilon => ((latents - prediction.clone() * sigma) / signal, prediction),
-        }
+        let clean = self
+            .prediction
+            .clean(latents.clone(), prediction.clone(), signal, sigma);
+        let noise = self.prediction.noise(latents, prediction, signal, sigma);
+        (clean, noise)
     }
 }
 
@@ -234,7 +157,7 @@ mod tests {
             let error = DdimConfig::new(steps).init(&schedule).unwrap_err();
             assert_eq!(
                 error,
-                DdimError::Steps {
+                SamplerError::Steps {
                     steps,
                     timesteps: 1000
                 }
@@ -248,11 +171,15 @@ mod tests {
     #[test]
     fn every_number_of_steps_stays_in_the_schedule() {
         let schedule = schedule(Prediction::V);
-        for spacing in [Spacing::Uniform, Spacing::UniformTrailing] {
+        for spacing in [
+            Spacing::Uniform,
+            Spacing::UniformTrailing,
+            Spacing::QuadraticTrailing,
+        ] {
             for steps in 1..=1000 {
                 let config = DdimConfig::new(steps).with_spacing(spacing);
                 let ddim = config.init(&schedule).unwrap();
-                assert!(ddim.timesteps.is_sorted());
+                assert!(ddim.timesteps.windows(2).all(|pair| pair[0] < pair[1]));
                 assert!(ddim.timesteps.iter().all(|&t| t < 1000));
                 assert!(ddim.sigmas.iter().all(|s| s.is_finite()), "{steps}");
             }
@@ -263,7 +190,7 @@ mod tests {
     fn epsilon_at_pure_noise_is_refused() {
         let config = DdimConfig::new(5).with_spacing(Spacing::UniformTrailing);
         let error = config.init(&schedule(Prediction::Epsilon)).unwrap_err();
-        assert_eq!(error, DdimError::EpsilonAtPureNoise);
+        assert_eq!(error, SamplerError::EpsilonAtPureNoise);
     }
 
     /// A network that always knows the clip leads every sampler to it, whatever it predicts.

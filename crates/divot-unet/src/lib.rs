@@ -4,7 +4,9 @@ mod attention;
 mod ddim;
 mod embedding;
 mod guidance;
+mod multistep;
 mod resblock;
+mod sampler;
 mod schedule;
 mod unet;
 mod vae;
@@ -13,11 +15,13 @@ pub use attention::{
     ContextAttention, FeedForward, KeysValues, SpatialTransformer, TemporalTransformer,
     TransformerConfig,
 };
-pub use ddim::{Ddim, DdimConfig, DdimError, DdimStep, Spacing};
+pub use ddim::{Ddim, DdimConfig};
 pub use divot_nn::timestep_embedding;
 pub use embedding::TimestepMlp;
 pub use guidance::{Denoiser, guide};
+pub use multistep::Multistep;
 pub use resblock::{ResBlock, ResBlockConfig, TemporalConv};
+pub use sampler::{Sampler, SamplerConfig, SamplerError, SamplerStep, Solver, Spacing};
 pub use schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};
 pub use unet::{Resample, Unet, UnetBlock, UnetConfig, UnetContext};
 pub use vae::{Gaussian, Vae, VaeConfig};

@@ -44,6 +44,37 @@ pub struct NoiseSchedule {
     pub prediction: Prediction,
 }
 
+impl Prediction {
+    /// Estimate of z₀ from noisy latents and what was predicted for them, where they are
+    /// `signal`·z₀ + `sigma`·ε; any shape.
+    pub(crate) fn clean(
+        self,
+        latents: Tensor<5>,
+        prediction: Tensor<5>,
+        signal: f32,
+        sigma: f32,
+    ) -> Tensor<5> {
+        match self {
+            Self::V => latents * signal - prediction * sigma,
+            Self::Epsilon => (latents - prediction * sigma) / signal,
+        }
+    }
+
+    /// Estimate of ε, as [`clean`](Self::clean) is of z₀.
+    pub(crate) fn noise(
+        self,
+        latents: Tensor<5>,
+        prediction: Tensor<5>,
+        signal: f32,
+        sigma: f32,
+    ) -> Tensor<5> {
+        match self {
+            Self::V => prediction * signal + latents * sigma,
+            Self::Epsilon => prediction,
+        }
+    }
+}
+
 impl CheckSizes for NoiseScheduleConfig {
     fn check_sizes(&self) -> Result<(), SizeError> {
         check_widths(&[("timesteps", self.timesteps)])?;

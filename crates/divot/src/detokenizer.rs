@@ -7,8 +7,8 @@ use divot_data::{Frame, chw_to_clip};
 use divot_nn::{CheckSizes, Noise, SizeError, check_divides, check_same, check_widths};
 use divot_resampler::{PerceiverResampler, PerceiverResamplerConfig};
 use divot_unet::{
-    Ddim, DdimConfig, DdimStep, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing, Unet,
-    UnetConfig, Vae, VaeConfig,
+    Denoiser, NoiseSchedule, NoiseScheduleConfig, Sampler, SamplerConfig, SamplerStep, Solver,
+    Spacing, Unet, UnetConfig, Vae, VaeConfig,
 };
 
 use crate::checkpoint::{Checkpoint, Part};
@@ -33,15 +33,16 @@ pub struct DetokenizerConfig {
 /// How tokens are turned into video; the defaults are the released ones.
 #[derive(Config, Debug)]
 pub struct SamplingConfig {
-    /// DDIM steps.
+    /// Sampling steps; 15 to 20 of [`Solver::DpmSolverPlusPlus`] and [`Solver::UniPc`] stand for 50 of
+    /// DDIM.
     #[config(default = 50)]
     pub steps: usize,
-    /// Which timesteps DDIM visits.
-    #[config(default = "Spacing::Uniform")]
-    pub spacing: Spacing,
-    /// Share of fresh noise in each step, 0 to 1.
-    #[config(default = 1.0)]
-    pub eta: f64,
+    /// How each step is made.
+    #[config(default = "Solver::Ddim { eta: 1.0 }")]
+    pub solver: Solver,
+    /// Which timesteps are visited; the solver's own ([`Solver::spacing`]) where there are none.
+    #[config(default = "None")]
+    pub spacing: Option<Spacing>,
     /// Strength of classifier-free guidance; 1 is none and takes half the time.
     #[config(default = 7.5)]
     pub guidance_scale: f64,
@@ -103,14 +104,14 @@ impl SamplingConfig {
                 remedy: "at least 1",
             });
         }
-        let ddim = self.ddim(&NoiseSchedule::new(&NoiseScheduleConfig::new()))?;
-        Ok(ddim.timesteps.len())
+        let sampler = self.sampler(&NoiseSchedule::new(&NoiseScheduleConfig::new()))?;
+        Ok(sampler.steps())
     }
 
-    fn ddim(&self, schedule: &NoiseSchedule) -> Result<Ddim> {
-        Ok(DdimConfig::new(self.steps)
+    fn sampler(&self, schedule: &NoiseSchedule) -> Result<Sampler> {
+        Ok(SamplerConfig::new(self.steps)
+            .with_solver(self.solver)
             .with_spacing(self.spacing)
-            .with_eta(self.eta)
             .init(schedule)?)
     }
 }
@@ -218,7 +219,7 @@ impl Detokenizer {
         unconditional: Option<Tensor<3>>,
         sampling: &SamplingConfig,
         seed: u64,
-        on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
+        on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Frame>>> {
         let mut noise = Noise::new(seed);
         let latents = self.sample(tokens, unconditional, sampling, &mut noise, on_step)?;
@@ -264,7 +265,7 @@ impl Detokenizer {
         unconditional: Option<Tensor<3>>,
         sampling: &SamplingConfig,
         noise: &mut Noise,
-        on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
+        on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
     ) -> Result<Option<Tensor<5>>> {
         sampling.check()?;
         let expected = self.token_dim();
@@ -277,7 +278,7 @@ impl Detokenizer {
                 return Err(Error::TokenWidth { found, expected });
             }
         }
-        let ddim = sampling.ddim(&self.schedule)?;
+        let sampler = sampling.sampler(&self.schedule)?;
         let device = tokens.device();
         let [height, width] = self.latent_size;
         let channels = self.unet.conv_in.weight.dims()[1];
@@ -292,7 +293,7 @@ impl Detokenizer {
             );
         }
         let start = noise.normal(shape, &device);
-        Ok(ddim.sample(
+        Ok(sampler.sample(
             start,
             |latents, timestep| denoiser.predict(latents, timestep),
             |_| noise.normal(shape, &device),

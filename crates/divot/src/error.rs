@@ -26,7 +26,7 @@ pub enum Error {
     Device(#[from] DeviceError),
     /// The sampler cannot run so.
     #[error(transparent)]
-    Sampling(#[from] divot_unet::DdimError),
+    Sampling(#[from] divot_unet::SamplerError),
     /// The language model cannot do it.
     #[error(transparent)]
     Llm(#[from] divot_llm::LlmError),

@@ -7,7 +7,7 @@ use divot_data::sampling::{CLIP_FRAMES, TOKENIZER_FRAMES};
 use divot_data::transform::frame_to_chw;
 use divot_data::{Frame, Video};
 use divot_nn::check_same;
-use divot_unet::DdimStep;
+use divot_unet::SamplerStep;
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
@@ -106,7 +106,7 @@ impl Reconstructor {
         tokens: Tensor<3>,
         sampling: &SamplingConfig,
         seed: u64,
-        on_step: impl FnMut(DdimStep) -> ControlFlow<()>,
+        on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Frame>>> {
         let unconditional = (sampling.guidance_scale != 1.0).then(|| self.unconditional());
         self.detokenizer

@@ -1,0 +1,213 @@
+use std::ops::ControlFlow;
+
+use burn::config::Config;
+use burn::tensor::Tensor;
+
+use crate::{Ddim, DdimConfig, Multistep, NoiseSchedule, Prediction};
+
+/// Which timesteps a sampler visits.
+#[derive(Config, Debug, Copy, PartialEq, Eq)]
+pub enum Spacing {
+    /// Every (timesteps / steps)-th, plus one: the released default. It never visits pure noise.
+    Uniform,
+    /// Back from the last timestep, so that it starts at pure noise.
+    UniformTrailing,
+    /// From pure noise too, and the closer the less noise there is: timesteps grow as the square of
+    /// the step's number ("Denoising Diffusion Implicit Models", arXiv:2010.02502, appendix D.2).
+    ///
+    /// Even timesteps leave most of the log-SNR to the last few steps, where an extrapolation of
+    /// second order has nothing to hold on to; these share it out.
+    QuadraticTrailing,
+}
+
+/// How the way from noise to a clip is solved.
+#[derive(Config, Debug, Copy, PartialEq)]
+pub enum Solver {
+    /// "Denoising Diffusion Implicit Models", arXiv:2010.02502: of first order, as released.
+    Ddim {
+        /// Share of fresh noise in each step: 0 is deterministic, 1 is released.
+        eta: f64,
+    },
+    /// DPM-Solver++(2M) of "DPM-Solver++", arXiv:2211.01095: deterministic, of second order.
+    DpmSolverPlusPlus,
+    /// UniPC of order 2 with B₂(h) of "UniPC", arXiv:2302.04867: deterministic, as above with a
+    /// corrector that costs no further run of the network.
+    UniPc,
+}
+
+/// How to sample.
+///
+/// All solvers come to the same clip of the same noise in the limit of many steps, DDIM with an eta
+/// of 0.
+#[derive(Config, Debug)]
+pub struct SamplerConfig {
+    /// Number of steps.
+    pub steps: usize,
+    /// How each step is made.
+    #[config(default = "Solver::Ddim { eta: 1.0 }")]
+    pub solver: Solver,
+    /// Which timesteps; the solver's own ([`Solver::spacing`]) where there are none.
+    #[config(default = "None")]
+    pub spacing: Option<Spacing>,
+}
+
+/// What can be wrong with a sampler's configuration.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SamplerError {
+    /// The number of steps is not between one and the schedule's timesteps.
+    #[error("{steps} sampling steps were asked for; use 1 to {timesteps}")]
+    Steps {
+        /// Asked for.
+        steps: usize,
+        /// In the schedule.
+        timesteps: usize,
+    },
+    /// Eta is not between 0 and 1.
+    #[error("eta is {0}; use a number from 0 to 1")]
+    Eta(f64),
+    /// ε-prediction says nothing about the clip at pure noise.
+    #[error(
+        "ε-prediction cannot start at pure noise; use uniform spacing or a schedule without zero terminal SNR"
+    )]
+    EpsilonAtPureNoise,
+}
+
+/// Any of the samplers, with its tables.
+#[derive(Debug, Clone)]
+pub enum Sampler {
+    /// DDIM.
+    Ddim(Ddim),
+    /// DPM-Solver++(2M) or UniPC.
+    Multistep(Multistep),
+}
+
+/// Where a sampler stands, told after each step.
+#[derive(Debug)]
+pub struct SamplerStep {
+    /// Steps done, from 1.
+    pub done: usize,
+    /// Steps in all.
+    pub total: usize,
+    /// The timestep just left.
+    pub timestep: usize,
+    /// Estimate of the clean latents, `[batch, channels, frames, height, width]`.
+    pub pred_x0: Tensor<5>,
+}
+
+impl Spacing {
+    /// The timesteps visited, increasing and each once.
+    ///
+    /// With [`Uniform`](Self::Uniform), a number of steps that does not divide the schedule's
+    /// timesteps gives a few more, as released.
+    ///
+    /// # Errors
+    /// If there are no steps or more than timesteps, or ε-prediction would start at pure noise.
+    pub fn timesteps(
+        self,
+        steps: usize,
+        schedule: &NoiseSchedule,
+    ) -> Result<Vec<usize>, SamplerError> {
+        let total = schedule.alphas_cumprod.len();
+        if steps == 0 || steps > total {
+            return Err(SamplerError::Steps {
+                steps,
+                timesteps: total,
+            });
+        }
+        let timesteps: Vec<usize> = match self {
+            // The last multiple may be the last timestep itself, which plus one is out of range.
+            Self::Uniform => (0..total)
+                .step_by(total / steps)
+                .map(|t| t + 1)
+                .filter(|&t| t < total)
+                .collect(),
+            Self::UniformTrailing => {
+                let stride = total as f64 / steps as f64;
+                (0..steps)
+                    .rev()
+                    .map(|i| (total as f64 - i as f64 * stride).round_ties_even() as usize - 1)
+                    .collect()
+            }
+            // Squares of many steps begin closer than timesteps are: those go one by one.
+            Self::QuadraticTrailing => (1..=steps)
+                .map(|i| {
+                    let share = i as f64 / steps as f64;
+                    let square = (total as f64 * share * share).round_ties_even() as usize;
+                    square.max(i) - 1
+                })
+                .collect(),
+        };
+        let pure_noise = |&t: &usize| schedule.alphas_cumprod[t] == 0.0;
+        if schedule.prediction == Prediction::Epsilon && timesteps.iter().any(pure_noise) {
+            return Err(SamplerError::EpsilonAtPureNoise);
+        }
+        Ok(timesteps)
+    }
+}
+
+impl Solver {
+    /// The spacing that suits it: uniform for DDIM, as released, quadratic for second order.
+    pub fn spacing(self) -> Spacing {
+        match self {
+            Self::Ddim { .. } => Spacing::Uniform,
+            Self::DpmSolverPlusPlus | Self::UniPc => Spacing::QuadraticTrailing,
+        }
+    }
+}
+
+impl SamplerConfig {
+    /// Computes the tables.
+    ///
+    /// # Errors
+    /// If the number of steps or eta is out of range, or ε-prediction would start at pure noise.
+    pub fn init(&self, schedule: &NoiseSchedule) -> Result<Sampler, SamplerError> {
+        let spacing = self.spacing.unwrap_or_else(|| self.solver.spacing());
+        let multistep = |init: fn(Vec<usize>, &NoiseSchedule) -> Multistep| {
+            let timesteps = spacing.timesteps(self.steps, schedule)?;
+            Ok(Sampler::Multistep(init(timesteps, schedule)))
+        };
+        match self.solver {
+            Solver::Ddim { eta } => DdimConfig::new(self.steps)
+                .with_spacing(spacing)
+                .with_eta(eta)
+                .init(schedule)
+                .map(Sampler::Ddim),
+            Solver::DpmSolverPlusPlus => multistep(Multistep::dpm_solver_plus_plus),
+            Solver::UniPc => multistep(Multistep::unipc),
+        }
+    }
+}
+
+impl Sampler {
+    /// Number of steps that will be taken.
+    pub fn steps(&self) -> usize {
+        match self {
+            Self::Ddim(ddim) => ddim.timesteps.len(),
+            Self::Multistep(multistep) => multistep.steps(),
+        }
+    }
+
+    /// Denoises latents.
+    ///
+    /// # Arguments
+    /// - `latents`: noise, `[batch, channels, frames, height, width]`.
+    /// - `predict`: the network's prediction for noisy latents at a timestep, for instance
+    ///   [`Denoiser::predict`](crate::Denoiser::predict); run once a step.
+    /// - `noise`: fresh noise of the latents' shape for the step of that number, from 0; only DDIM
+    ///   asks for it, where eta is not 0.
+    /// - `on_step`: told about each step; may stop the sampling.
+    ///
+    /// Returns the latents of the last step, or `None` if `on_step` stopped it.
+    pub fn sample(
+        &self,
+        latents: Tensor<5>,
+        predict: impl Fn(Tensor<5>, usize) -> Tensor<5>,
+        noise: impl FnMut(usize) -> Tensor<5>,
+        on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
+    ) -> Option<Tensor<5>> {
+        match self {
+            Self::Ddim(ddim) => ddim.sample(latents, predict, noise, on_step),
+            Self::Multistep(multistep) => multistep.sample(latents, predict, on_step),
+        }
+    }
+}
