@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
 
-use turns::{Side, take_turns};
+use turns::{Measured, Side, take_turns};
 
 /// Arguments of `bench`.
 #[derive(Args, Clone)]
@@ -205,7 +205,7 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
         if !told {
             told = true;
             println!(
-                "Ours: {}{}. {} threads each, {:?}, {repeat} runs in turns; least / median / most.\n",
+                "Ours: {}{}. {} threads each, in {}; {repeat} of each, in turns: least / **median** / most.\n",
                 sides[0].device,
                 match sides.get(1) {
                     Some(theirs) if arguments.peer => format!(
@@ -221,7 +221,7 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
                     _ => String::new(),
                 },
                 arguments.threads(),
-                arguments.float(work),
+                float_name(arguments.float(Work::Unet)),
             );
             println!("| work | ours | theirs | ours / theirs | peak, ours | peak, theirs |");
             println!("| --- | --- | --- | --- | --- | --- |");
@@ -232,18 +232,23 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
         };
         let same = work != Work::LlmTokenQ8;
         let measured = take_turns(&mut sides, count, same).context(name.clone())?;
+        let note = match arguments.float(work) == arguments.float(Work::Unet) {
+            true => "",
+            false => " (f32)",
+        };
         let ours = &measured[0];
+        let typical = measured.iter().map(Measured::median).fold(0.0, f64::max);
         let (theirs, ratio, peak) = match measured.get(1) {
             Some(theirs) => (
-                theirs.times(),
+                theirs.times(typical),
                 format!("**{:.2}**", ours.median() / theirs.median()),
                 theirs.peak(),
             ),
             None => Default::default(),
         };
         println!(
-            "| {name} | {} | {theirs} | {ratio} | {} | {peak} |",
-            ours.times(),
+            "| {name}{note} | {} | {theirs} | {ratio} | {} | {peak} |",
+            ours.times(typical),
             ours.peak()
         );
     }
@@ -284,11 +289,7 @@ fn python(arguments: &Arguments, script: &str) -> Command {
 
 fn start_peer(work: Work, arguments: &Arguments) -> Result<Side> {
     let mut command = python(arguments, "peer/peer.py");
-    let dtype = match arguments.float(work) {
-        FloatDType::F16 => "f16",
-        FloatDType::BF16 => "bf16",
-        _ => "f32",
-    };
+    let dtype = float_name(arguments.float(work));
     command
         .args(["--serve", &work.name(), "--dtype", dtype])
         .args(["--device", &peer_device(&arguments.device)?])
@@ -298,6 +299,14 @@ fn start_peer(work: Work, arguments: &Arguments) -> Result<Side> {
         command.arg("--compile");
     }
     Side::start("theirs", command, REMEDY)
+}
+
+fn float_name(dtype: FloatDType) -> &'static str {
+    match dtype {
+        FloatDType::F16 => "f16",
+        FloatDType::BF16 => "bf16",
+        _ => "f32",
+    }
 }
 
 /// PyTorch's name of the device that ours is computed on.

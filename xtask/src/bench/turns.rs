@@ -92,10 +92,10 @@ impl Measured {
         }
     }
 
-    /// Least, median and most.
-    pub fn times(&self) -> String {
+    /// Least, median and most, in the unit that suits `typical`.
+    pub fn times(&self, typical: f64) -> String {
         let (first, last) = (self.seconds[0], self.seconds[self.seconds.len() - 1]);
-        let (factor, unit) = match self.median() < 1.0 {
+        let (factor, unit) = match typical < 1.0 {
             true => (1e3, "ms"),
             false => (1.0, "s"),
         };
@@ -155,14 +155,10 @@ mod tests {
             seconds: seconds.to_vec(),
             peak: Some(3 << 29),
         };
-        assert_eq!(
-            measured(&[1.0, 2.0, 40.0]).times(),
-            "1.00 / **2.00** / 40.00 s"
-        );
-        assert_eq!(
-            measured(&[0.25, 0.75]).times(),
-            "250.0 / **500.0** / 750.0 ms"
-        );
+        let times = measured(&[1.0, 2.0, 40.0]).times(2.0);
+        assert_eq!(times, "1.00 / **2.00** / 40.00 s");
+        let times = measured(&[0.25, 0.75]).times(0.5);
+        assert_eq!(times, "250.0 / **500.0** / 750.0 ms");
         assert_eq!(measured(&[1.0]).peak(), "1.50 GiB");
     }
 }
