@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
 
-use turns::{Measured, Side, take_turns};
+use turns::{Measured, Others, Side, take_turns};
 
 /// Arguments of `bench`.
 #[derive(Args, Clone)]
@@ -185,6 +185,7 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
         .repeat
         .unwrap_or(if arguments.peer { 3 } else { 1 });
     let mut told = false;
+    let mut others = Others::default();
     for &work in works {
         let name = work.name();
         let mut sides = vec![Side::start(
@@ -231,7 +232,7 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
             _ => repeat,
         };
         let same = work != Work::LlmTokenQ8;
-        let measured = take_turns(&mut sides, count, same).context(name.clone())?;
+        let measured = take_turns(&mut sides, count, same, &mut others).context(name.clone())?;
         let note = match arguments.float(work) == arguments.float(Work::Unet) {
             true => "",
             false => " (f32)",
@@ -252,7 +253,12 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
             ours.peak()
         );
     }
-    println!();
+    match others.percent() {
+        Some(percent) => {
+            println!("\nBetween turns other programs kept the CPUs {percent} % busy.\n")
+        }
+        None => println!(),
+    }
     Ok(())
 }
 

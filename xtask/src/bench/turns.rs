@@ -112,8 +112,54 @@ impl Measured {
     }
 }
 
+/// What other programs did of the CPUs between turns, when both sides sleep: turns are fair to both only
+/// where that is little, since threads that share the work evenly wait for the one that was held up.
+#[derive(Default)]
+pub struct Others {
+    busy: u64,
+    all: u64,
+}
+
+impl Others {
+    fn pause(&mut self) {
+        let before = cpu_ticks();
+        std::thread::sleep(PAUSE);
+        if let (Some(before), Some(after)) = (before, cpu_ticks()) {
+            self.busy += after.0.saturating_sub(before.0);
+            self.all += after.1.saturating_sub(before.1);
+        }
+    }
+
+    /// In percent, where the system says.
+    pub fn percent(&self) -> Option<u64> {
+        (100 * self.busy).checked_div(self.all)
+    }
+}
+
+/// Of all CPUs since the system started: ticks that were not idle, and all of them (Linux).
+fn cpu_ticks() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<u64> = text
+        .lines()
+        .next()?
+        .split_whitespace()
+        .skip(1)
+        .take(8)
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    let all = ticks.iter().sum();
+    // The fourth is idle, the fifth waits for disks.
+    let idle: u64 = ticks.get(3..5)?.iter().sum();
+    Some((all - idle, all))
+}
+
 /// Runs every side `count` times, one after the other. `same`: they must have as many parameters.
-pub fn take_turns(sides: &mut [Side], count: usize, same: bool) -> Result<Vec<Measured>> {
+pub fn take_turns(
+    sides: &mut [Side],
+    count: usize,
+    same: bool,
+    others: &mut Others,
+) -> Result<Vec<Measured>> {
     if let [ours, theirs] = sides
         && same
     {
@@ -129,7 +175,7 @@ pub fn take_turns(sides: &mut [Side], count: usize, same: bool) -> Result<Vec<Me
     let mut seconds = vec![Vec::new(); sides.len()];
     for _ in 0..count {
         for (side, seconds) in sides.iter_mut().zip(&mut seconds) {
-            std::thread::sleep(PAUSE);
+            others.pause();
             let answer = side.ask("run")?;
             seconds.push(answer["seconds"].as_f64().context("no seconds")?);
         }
