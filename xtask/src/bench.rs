@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
 
-use turns::{Measured, Others, Side, take_turns};
+use turns::{Measured, Side, take_turns};
 
 /// Arguments of `bench`.
 #[derive(Args, Clone)]
@@ -25,7 +25,8 @@ Examples:
 
 Weights are random, sizes are the released ones but for the language model, whose are 1.1 B (0.2 B for llm
 and llm-cache), and the training steps. Each work runs in a process of its own, so peak memory is its own;
-with --peer two processes are there at a time, up to 17 GiB together for guided-step.
+with --peer two processes are there at a time, together up to 14 GiB (guided-step). The last column says
+what other programs took of the CPUs meanwhile: repeat what was disturbed.
 
 --peer needs Python with xtask/fixture/requirements.txt, which nothing here installs.")]
 pub struct Arguments {
@@ -185,7 +186,6 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
         .repeat
         .unwrap_or(if arguments.peer { 3 } else { 1 });
     let mut told = false;
-    let mut others = Others::default();
     for &work in works {
         let name = work.name();
         let mut sides = vec![Side::start(
@@ -224,41 +224,40 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
                 arguments.threads(),
                 float_name(arguments.float(Work::Unet)),
             );
-            println!("| work | ours | theirs | ours / theirs | peak, ours | peak, theirs |");
-            println!("| --- | --- | --- | --- | --- | --- |");
+            println!(
+                "| work | ours | theirs | ours / theirs | peak, ours | peak, theirs | others took |"
+            );
+            println!("| --- | --- | --- | --- | --- | --- | --- |");
         }
         let count = match work {
             Work::LlmToken | Work::LlmTokenQ8 => repeat.max(16),
             _ => repeat,
         };
         let same = work != Work::LlmTokenQ8;
-        let measured = take_turns(&mut sides, count, same, &mut others).context(name.clone())?;
+        let measured = take_turns(&mut sides, count, same).context(name.clone())?;
         let note = match arguments.float(work) == arguments.float(Work::Unet) {
             true => "",
             false => " (f32)",
         };
         let ours = &measured[0];
         let typical = measured.iter().map(Measured::median).fold(0.0, f64::max);
-        let (theirs, ratio, peak) = match measured.get(1) {
-            Some(theirs) => (
+        let mut columns = vec![ours.times(typical)];
+        match measured.get(1) {
+            Some(theirs) => columns.extend([
                 theirs.times(typical),
                 format!("**{:.2}**", ours.median() / theirs.median()),
+                ours.peak(),
                 theirs.peak(),
-            ),
-            None => Default::default(),
-        };
-        println!(
-            "| {name}{note} | {} | {theirs} | {ratio} | {} | {peak} |",
-            ours.times(typical),
-            ours.peak()
-        );
-    }
-    match others.percent() {
-        Some(percent) => {
-            println!("\nBetween turns other programs kept the CPUs {percent} % busy.\n")
+                format!("{}, {}", ours.others(), theirs.others()),
+            ]),
+            None => {
+                let none = String::new();
+                columns.extend([none.clone(), none.clone(), ours.peak(), none, ours.others()]);
+            }
         }
-        None => println!(),
+        println!("| {name}{note} | {} |", columns.join(" | "));
     }
+    println!();
     Ok(())
 }
 

@@ -77,10 +77,12 @@ impl Drop for Side {
     }
 }
 
-/// Of one side: seconds of each run, and its peak of memory where the system says.
+/// Of one side: seconds of each run, and where the system says, its peak of memory and what the CPUs did.
+#[derive(Default)]
 pub struct Measured {
     seconds: Vec<f64>,
     peak: Option<u64>,
+    ticks: Ticks,
 }
 
 impl Measured {
@@ -104,6 +106,16 @@ impl Measured {
         format!("{first:.digits$} / **{median:.digits$}** / {last:.digits$} {unit}")
     }
 
+    /// What other programs took of all CPUs during its runs. Turns are fair only where that is little:
+    /// threads that share the work evenly wait for the one that was held up.
+    pub fn others(&self) -> String {
+        let ticks = self.ticks.busy.saturating_sub(self.ticks.own);
+        match (100 * ticks).checked_div(self.ticks.all) {
+            Some(percent) => format!("{percent} %"),
+            None => "unknown".to_owned(),
+        }
+    }
+
     pub fn peak(&self) -> String {
         match self.peak {
             Some(bytes) => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
@@ -112,54 +124,46 @@ impl Measured {
     }
 }
 
-/// What other programs did of the CPUs between turns, when both sides sleep: turns are fair to both only
-/// where that is little, since threads that share the work evenly wait for the one that was held up.
-#[derive(Default)]
-pub struct Others {
-    busy: u64,
+/// What all CPUs did, in ticks since the system started, and what one process did of it (Linux).
+#[derive(Clone, Copy, Default)]
+struct Ticks {
     all: u64,
+    busy: u64,
+    own: u64,
 }
 
-impl Others {
-    fn pause(&mut self) {
-        let before = cpu_ticks();
-        std::thread::sleep(PAUSE);
-        if let (Some(before), Some(after)) = (before, cpu_ticks()) {
-            self.busy += after.0.saturating_sub(before.0);
-            self.all += after.1.saturating_sub(before.1);
-        }
+impl Ticks {
+    fn now(process: u32) -> Option<Self> {
+        let numbers = |text: &str, skip: usize| -> Vec<u64> {
+            text.split_whitespace()
+                .skip(skip)
+                .map(|number| number.parse().unwrap_or(0))
+                .collect()
+        };
+        let text = std::fs::read_to_string("/proc/stat").ok()?;
+        let all = numbers(text.lines().next()?, 1);
+        // A program's name may hold spaces and ends with the last bracket.
+        let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        let own = numbers(text.rsplit_once(')')?.1, 0);
+        let total: u64 = all.get(..8)?.iter().sum();
+        // Idle, and waiting for disks.
+        let idle: u64 = all[3..5].iter().sum();
+        Some(Self {
+            all: total,
+            busy: total - idle,
+            own: own.get(11..13)?.iter().sum(),
+        })
     }
 
-    /// In percent, where the system says.
-    pub fn percent(&self) -> Option<u64> {
-        (100 * self.busy).checked_div(self.all)
+    fn add(&mut self, before: Self, after: Self) {
+        self.all += after.all.saturating_sub(before.all);
+        self.busy += after.busy.saturating_sub(before.busy);
+        self.own += after.own.saturating_sub(before.own);
     }
-}
-
-/// Of all CPUs since the system started: ticks that were not idle, and all of them (Linux).
-fn cpu_ticks() -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/stat").ok()?;
-    let ticks: Vec<u64> = text
-        .lines()
-        .next()?
-        .split_whitespace()
-        .skip(1)
-        .take(8)
-        .filter_map(|number| number.parse().ok())
-        .collect();
-    let all = ticks.iter().sum();
-    // The fourth is idle, the fifth waits for disks.
-    let idle: u64 = ticks.get(3..5)?.iter().sum();
-    Some((all - idle, all))
 }
 
 /// Runs every side `count` times, one after the other. `same`: they must have as many parameters.
-pub fn take_turns(
-    sides: &mut [Side],
-    count: usize,
-    same: bool,
-    others: &mut Others,
-) -> Result<Vec<Measured>> {
+pub fn take_turns(sides: &mut [Side], count: usize, same: bool) -> Result<Vec<Measured>> {
     if let [ours, theirs] = sides
         && same
     {
@@ -172,23 +176,24 @@ pub fn take_turns(
             theirs.parameters
         );
     }
-    let mut seconds = vec![Vec::new(); sides.len()];
+    let mut measured: Vec<_> = sides.iter().map(|_| Measured::default()).collect();
     for _ in 0..count {
-        for (side, seconds) in sides.iter_mut().zip(&mut seconds) {
-            others.pause();
+        for (side, measured) in sides.iter_mut().zip(&mut measured) {
+            std::thread::sleep(PAUSE);
+            let before = Ticks::now(side.process.id());
             let answer = side.ask("run")?;
-            seconds.push(answer["seconds"].as_f64().context("no seconds")?);
+            if let (Some(before), Some(after)) = (before, Ticks::now(side.process.id())) {
+                measured.ticks.add(before, after);
+            }
+            let seconds = answer["seconds"].as_f64().context("no seconds")?;
+            measured.seconds.push(seconds);
         }
     }
-    sides
-        .iter_mut()
-        .zip(seconds)
-        .map(|(side, mut seconds)| {
-            seconds.sort_by(f64::total_cmp);
-            let peak = side.ask("peak")?["peak_bytes"].as_u64();
-            Ok(Measured { seconds, peak })
-        })
-        .collect()
+    for (side, measured) in sides.iter_mut().zip(&mut measured) {
+        measured.seconds.sort_by(f64::total_cmp);
+        measured.peak = side.ask("peak")?["peak_bytes"].as_u64();
+    }
+    Ok(measured)
 }
 
 #[cfg(test)]
@@ -200,6 +205,7 @@ mod tests {
         let measured = |seconds: &[f64]| Measured {
             seconds: seconds.to_vec(),
             peak: Some(3 << 29),
+            ..Measured::default()
         };
         let times = measured(&[1.0, 2.0, 40.0]).times(2.0);
         assert_eq!(times, "1.00 / **2.00** / 40.00 s");
