@@ -18,6 +18,10 @@ use divot::language::Quantization;
 use divot::{Detokenizer, SamplingConfig};
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// Memory of a tensor serves the next one.
+#[global_allocator]
+static ALLOCATOR: divot::Recycler = divot::Recycler;
+
 /// Element types of networks among which is a language model.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Dtype {

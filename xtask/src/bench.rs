@@ -1,41 +1,83 @@
-//! `cargo xtask bench`: how long the networks take at full size, and how much memory.
+//! `cargo xtask bench`: how long the networks take at full size and how much memory, and with `--peer`
+//! how long PyTorch takes, in turns with ours.
 
 mod language;
+mod turns;
+mod works;
 
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, ensure};
-use burn::tensor::{Device, FloatDType, Tensor};
+use anyhow::{Context as _, Result, bail, ensure};
+use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
-use divot::{DetokenizerConfig, TokenizerConfig, peak_memory};
+
+use turns::{Measured, Side, take_turns};
 
 /// Arguments of `bench`.
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(after_help = "\
-Example: cargo xtask bench --only unet --repeat 3
+Examples:
+  cargo xtask bench --only unet --repeat 3
+  cargo xtask bench --only unet --only train-small --peer
+  cargo xtask bench --peer --check
+  cargo xtask bench --only llm --model models/divot --dtype q4
 
-Weights are random, sizes are the released ones but for the language model, which takes --model. Peak memory is the process's: measure one part at a
-time with --only.")]
+Weights are random, sizes are the released ones but for the language model, whose are 1.1 B (0.2 B for llm
+and llm-cache), and the training steps. Each work runs in a process of its own, so peak memory is its own;
+with --peer two processes are there at a time, together up to 14 GiB (guided-step). The last column says
+what other programs took of the CPUs meanwhile: repeat what was disturbed.
+
+--peer needs Python with xtask/fixture/requirements.txt, which nothing here installs.")]
 pub struct Arguments {
     /// What to run; everything if left out
-    #[arg(long, value_enum, value_name = "PART")]
+    #[arg(long, value_enum, value_name = "WORK")]
     only: Vec<Work>,
-    /// Runs of each, after one that is not counted
-    #[arg(long, default_value_t = 1)]
-    repeat: usize,
+    /// Runs of each, after one that is not counted; a token's at least 16 [default: 1, 3 with --peer]
+    #[arg(long, value_name = "COUNT")]
+    repeat: Option<usize>,
     /// auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
     #[arg(long, default_value = "auto")]
     device: String,
+    /// CPU threads of ours, and of theirs [default: as many as the machine has]
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<usize>,
+    /// What to compute in, f32 if left out (training steps always); q8 and q4 are for the weights of
+    /// --model alone, q8 if left out
+    #[arg(long, value_enum)]
+    dtype: Option<language::Dtype>,
+    /// Let PyTorch do the same, in turns
+    #[arg(long)]
+    peer: bool,
+    /// Compare what both compute on the same small weights, and time nothing
+    #[arg(long, requires = "peer")]
+    check: bool,
+    /// Python that has PyTorch [default: $DIVOT_PYTHON or python3]
+    #[arg(long, value_name = "PATH")]
+    python: Option<PathBuf>,
+    /// PyTorch's attention: as the released system computes it, or fused
+    #[arg(long, value_enum, default_value = "eager", value_name = "KIND")]
+    peer_attention: Attention,
+    /// Let torch.compile compile the networks that PyTorch runs, but for the language model
+    #[arg(long)]
+    peer_compile: bool,
     /// Folder that `convert-weights` wrote, for `llm`; without it a random decoder of 0.2 B is timed
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Text to measure `--model`'s perplexity on
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// What the weights of `--model` are loaded in
-    #[arg(long, value_enum, default_value = "q8")]
-    dtype: language::Dtype,
+    /// Do the one work of --only for the process that asks for it
+    #[arg(long, hide = true)]
+    serve: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Attention {
+    /// Product, softmax, product
+    Eager,
+    /// scaled_dot_product_attention
+    Fused,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -48,6 +90,18 @@ enum Work {
     VaeEncode,
     /// Latents to 16 frames of 256x256
     VaeDecode,
+    /// One step of DDIM with guidance: both branches, 1x4x16x32x32
+    GuidedStep,
+    /// A prompt of 512 tokens through a language model of 1.1 B
+    LlmPrompt,
+    /// A token after that prompt
+    LlmToken,
+    /// The same with our weights in 8 bits, against ours in f32
+    LlmTokenQ8,
+    /// A training step of a UNet of 3 M: 8x4x16x8x8
+    TrainSmall,
+    /// A training step of tokenizer and UNet of 149 M together: 1x4x16x16x16
+    TrainMid,
     /// The language model: a prompt of 256 tokens, and text token by token
     Llm,
     /// A token of the language model at position 1,400 against one at 200
@@ -56,87 +110,276 @@ enum Work {
     Perplexity,
 }
 
-/// Runs and prints one line each.
+impl Work {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Whether it reports by itself instead of being timed from outside.
+    fn reports(self) -> bool {
+        matches!(self, Self::Llm | Self::LlmCache | Self::Perplexity)
+    }
+
+    fn trains(self) -> bool {
+        matches!(self, Self::TrainSmall | Self::TrainMid)
+    }
+}
+
+/// Runs what was asked for.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.serve {
+        return serve(arguments);
+    }
     ensure!(
-        arguments.repeat > 0,
+        arguments.repeat != Some(0),
         "--repeat 0 measures nothing; use at least 1"
     );
-    let device = divot::device::select(&arguments.device)?;
-    println!(
-        "{}; networks in float32, median (minimum to maximum) of {}",
-        divot::device::name(&device),
-        arguments.repeat
+    ensure!(
+        arguments.threads != Some(0),
+        "--threads 0 computes nothing; use at least 1"
     );
-    for work in Work::value_variants() {
-        if arguments.only.is_empty() || arguments.only.contains(work) {
-            measure(*work, arguments, &device)?;
-        }
+    if arguments.check {
+        return check(arguments);
+    }
+    let everything = Work::value_variants();
+    let wanted = |work: &&Work| arguments.only.is_empty() || arguments.only.contains(work);
+    let (reports, timed): (Vec<Work>, Vec<Work>) = everything
+        .iter()
+        .filter(wanted)
+        .partition(|work| work.reports());
+    if !timed.is_empty() {
+        time(&timed, arguments)?;
+    }
+    for work in reports {
+        // In a process of its own too, for its peak of memory.
+        let status = ourselves(work, arguments)?.status()?;
+        ensure!(status.success(), "{} failed", work.name());
     }
     Ok(())
 }
 
-fn measure(work: Work, arguments: &Arguments, device: &Device) -> Result<()> {
-    let tokenizer = TokenizerConfig::divot();
-    let detokenizer = DetokenizerConfig::divot();
-    let zeros5 = |shape: [usize; 5]| Tensor::<5>::zeros(shape, device);
-    let name = work
-        .to_possible_value()
-        .map_or_else(String::new, |value| value.get_name().to_owned());
+/// The child's half: one work.
+fn serve(arguments: &Arguments) -> Result<()> {
+    let [work] = arguments.only[..] else {
+        bail!("--serve takes one work")
+    };
+    let device = divot::device::select(&arguments.device)?;
     match work {
-        Work::Tokenizer => {
-            let module = tokenizer.init(device);
-            time(&name, arguments, || {
-                module.tokenize(zeros5([1, 5, 3, 256, 256])).sum()
-            })
+        Work::Llm => language::tokens(&work.name(), arguments, &device),
+        Work::LlmCache => language::cache(&work.name(), &device),
+        Work::Perplexity => language::perplexity(&work.name(), arguments, &device),
+        work => {
+            let result = works::serve(work, &device, arguments.float(work));
+            if let Err(error) = result {
+                let error = divot::one_line(error.as_ref());
+                println!("{}", serde_json::json!({"error": error}));
+            }
+            Ok(())
         }
-        Work::Unet => {
-            let module = detokenizer.unet.init(device);
-            time(&name, arguments, || {
-                let number = Tensor::<1>::full([1], 500.0, device);
-                let context = Tensor::<3>::ones([1, 125, 1024], device);
-                let latents = zeros5([1, 4, 16, 32, 32]);
-                module.forward(latents, number, context, None).sum()
-            })
-        }
-        Work::VaeEncode => {
-            let module = detokenizer.vae.init(device);
-            time(&name, arguments, || {
-                module.encode_clip(zeros5([1, 3, 16, 256, 256]), None).sum()
-            })
-        }
-        Work::VaeDecode => {
-            let module = detokenizer.vae.init(device);
-            time(&name, arguments, || {
-                module.decode_clip(zeros5([1, 4, 16, 32, 32])).sum()
-            })
-        }
-        Work::Llm => language::tokens(&name, arguments, device),
-        Work::LlmCache => language::cache(&name, device),
-        Work::Perplexity => language::perplexity(&name, arguments, device),
     }
 }
 
-/// Times `work`, which ends in a number that is read back, so that all of it has happened.
-fn time(name: &str, arguments: &Arguments, work: impl Fn() -> Tensor<1>) -> Result<()> {
-    let once = || -> Result<f64> {
-        let started = Instant::now();
-        let sum = work().cast(FloatDType::F32).into_scalar::<f32>();
-        ensure!(!sum.is_nan(), "{name} gives NaN");
-        Ok(started.elapsed().as_secs_f64())
-    };
-    // Initialises the weights, and on a GPU compiles the kernels.
-    once()?;
-    let mut seconds = (0..arguments.repeat)
-        .map(|_| once())
-        .collect::<Result<Vec<_>>>()?;
-    seconds.sort_by(f64::total_cmp);
-    let median = seconds[seconds.len() / 2];
-    let memory = match peak_memory() {
-        Some(bytes) => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
-        None => "unknown".to_owned(),
-    };
-    let (minimum, maximum) = (seconds[0], seconds[seconds.len() - 1]);
-    println!("{name:12} {median:8.2} s ({minimum:.2} to {maximum:.2}), peak memory {memory}");
+/// Times each work, prints a table.
+fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
+    let repeat = arguments
+        .repeat
+        .unwrap_or(if arguments.peer { 3 } else { 1 });
+    let mut told = false;
+    for &work in works {
+        let name = work.name();
+        let mut sides = vec![Side::start(
+            "ours",
+            ourselves(work, arguments)?,
+            "build it again",
+        )?];
+        match work {
+            // Against our own, as what it is worth.
+            Work::LlmTokenQ8 => sides.push(Side::start(
+                "ours in f32",
+                ourselves(Work::LlmToken, arguments)?,
+                "build it again",
+            )?),
+            _ if arguments.peer => sides.push(start_peer(work, arguments)?),
+            _ => {}
+        }
+        if !told {
+            told = true;
+            println!(
+                "Ours: {}{}. {} threads each, in {}; {repeat} of each, in turns: least / **median** / most.\n",
+                sides[0].device,
+                match sides.get(1) {
+                    Some(theirs) if arguments.peer => format!(
+                        "; theirs: {}, {} attention{}",
+                        theirs.device,
+                        arguments.attention(),
+                        if arguments.peer_compile {
+                            ", compiled"
+                        } else {
+                            ""
+                        }
+                    ),
+                    _ => String::new(),
+                },
+                arguments.threads(),
+                float_name(arguments.float(Work::Unet)),
+            );
+            println!(
+                "| work | ours | theirs | ours / theirs | peak, ours | peak, theirs | others took |"
+            );
+            println!("| --- | --- | --- | --- | --- | --- | --- |");
+        }
+        let count = match work {
+            Work::LlmToken | Work::LlmTokenQ8 => repeat.max(16),
+            _ => repeat,
+        };
+        let same = work != Work::LlmTokenQ8;
+        let measured = take_turns(&mut sides, count, same).context(name.clone())?;
+        let note = match arguments.float(work) == arguments.float(Work::Unet) {
+            true => "",
+            false => " (f32)",
+        };
+        let ours = &measured[0];
+        let typical = measured.iter().map(Measured::median).fold(0.0, f64::max);
+        let mut columns = vec![ours.times(typical)];
+        match measured.get(1) {
+            Some(theirs) => columns.extend([
+                theirs.times(typical),
+                format!("**{:.2}**", ours.median() / theirs.median()),
+                ours.peak(),
+                theirs.peak(),
+                format!("{}, {}", ours.others(), theirs.others()),
+            ]),
+            None => {
+                let none = String::new();
+                columns.extend([none.clone(), none.clone(), ours.peak(), none, ours.others()]);
+            }
+        }
+        println!("| {name}{note} | {} |", columns.join(" | "));
+    }
+    println!();
     Ok(())
+}
+
+/// This program again, to do one work.
+fn ourselves(work: Work, arguments: &Arguments) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["bench", "--serve", "--only", &work.name()])
+        .args(["--device", &arguments.device])
+        .env("RAYON_NUM_THREADS", arguments.threads().to_string());
+    if let Some(dtype) = arguments.dtype.and_then(|dtype| dtype.to_possible_value()) {
+        command.args(["--dtype", dtype.get_name()]);
+    }
+    for (option, path) in [("--model", &arguments.model), ("--text", &arguments.text)] {
+        if let Some(path) = path {
+            command.arg(option).arg(path);
+        }
+    }
+    Ok(command)
+}
+
+const REMEDY: &str = "install Python with xtask/fixture/requirements.txt, or name one that has them with --python or DIVOT_PYTHON";
+
+fn python(arguments: &Arguments, script: &str) -> Command {
+    let python = match (&arguments.python, std::env::var_os("DIVOT_PYTHON")) {
+        (Some(path), _) => path.clone(),
+        (None, Some(path)) => path.into(),
+        (None, None) => "python3".into(),
+    };
+    let mut command = Command::new(python);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script));
+    command
+}
+
+fn start_peer(work: Work, arguments: &Arguments) -> Result<Side> {
+    let mut command = python(arguments, "peer/peer.py");
+    let dtype = float_name(arguments.float(work));
+    command
+        .args(["--serve", &work.name(), "--dtype", dtype])
+        .args(["--device", &peer_device(&arguments.device)?])
+        .args(["--threads", &arguments.threads().to_string()])
+        .args(["--attention", arguments.attention()]);
+    if arguments.peer_compile {
+        command.arg("--compile");
+    }
+    Side::start("theirs", command, REMEDY)
+}
+
+fn float_name(dtype: FloatDType) -> &'static str {
+    match dtype {
+        FloatDType::F16 => "f16",
+        FloatDType::BF16 => "bf16",
+        _ => "f32",
+    }
+}
+
+/// PyTorch's name of the device that ours is computed on.
+fn peer_device(name: &str) -> Result<String> {
+    if name.starts_with("cuda") {
+        return Ok(name.to_owned());
+    }
+    match divot::device::is_cpu(&divot::device::select(name)?) {
+        true => Ok("cpu".to_owned()),
+        false if name == "auto" && cfg!(feature = "cuda") => Ok("cuda".to_owned()),
+        false => bail!("PyTorch does not compute on this device; use --device cpu or cuda"),
+    }
+}
+
+/// The networks that PyTorch runs, at a small size and on the same weights, against ours: a fixture that
+/// they compute, and parity with it.
+fn check(arguments: &Arguments) -> Result<()> {
+    let folder = tempfile::tempdir().context("a temporary folder cannot be made")?;
+    let run = |mut command: Command, what: &str| -> Result<()> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let status = command
+            .status()
+            .with_context(|| format!("`{program}` cannot be run; {REMEDY}"))?;
+        ensure!(status.success(), "{what}");
+        Ok(())
+    };
+    let mut peer = python(arguments, "peer/peer.py");
+    peer.arg("--self-check");
+    run(peer, "peer.py disagrees with make_fixture.py")?;
+    let mut fixture = python(arguments, "fixture/make_fixture.py");
+    fixture
+        .args(["--preset", "tiny", "--out"])
+        .arg(folder.path())
+        .args(["--threads", &arguments.threads().to_string()])
+        .stdout(Stdio::null());
+    run(fixture, "make_fixture.py made no fixture")?;
+    let parity = crate::parity::Arguments {
+        fixture: folder.path().to_owned(),
+        only: None,
+        device: arguments.device.clone(),
+    };
+    ensure!(
+        crate::parity::run(&parity)?,
+        "ours does not compute what PyTorch does"
+    );
+    Ok(())
+}
+
+impl Arguments {
+    fn threads(&self) -> usize {
+        self.threads
+            .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
+            .unwrap_or(1)
+    }
+
+    /// What a work's networks compute in.
+    fn float(&self, work: Work) -> FloatDType {
+        let asked = self.dtype.and_then(language::Dtype::float);
+        match work.trains() {
+            true => FloatDType::F32,
+            false => asked.unwrap_or(FloatDType::F32),
+        }
+    }
+
+    fn attention(&self) -> &'static str {
+        match self.peer_attention {
+            Attention::Eager => "eager",
+            Attention::Fused => "fused",
+        }
+    }
 }

@@ -30,13 +30,13 @@ Examples:
 pub struct Arguments {
     /// Folder of the fixture
     #[arg(value_name = "DIR")]
-    fixture: PathBuf,
+    pub fixture: PathBuf,
     /// Check only the tensors whose names start with this
     #[arg(long, value_name = "NAME")]
-    only: Option<String>,
+    pub only: Option<String>,
     /// Device to compute on: auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
     #[arg(long, default_value = "cpu")]
-    device: String,
+    pub device: String,
 }
 
 /// Runs the sections that were asked for; false if any tensor fails.

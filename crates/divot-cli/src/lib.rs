@@ -27,6 +27,10 @@ use commands::{
 use interrupt::Stopped;
 use output::Output;
 
+/// For this program and for xtask, which links it.
+#[global_allocator]
+static ALLOCATOR: divot::Recycler = divot::Recycler;
+
 /// Divot: video to tokens, tokens to video, and a language model that reads and writes them
 ///
 /// Two seconds of video become 64 continuous tokens. A diffusion model turns tokens back into

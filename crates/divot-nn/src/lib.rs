@@ -9,6 +9,7 @@ mod kernels;
 mod noise;
 mod norm;
 pub mod ops;
+mod recycler;
 mod transformer;
 
 pub use activation::Activation;
@@ -17,4 +18,5 @@ pub use check::{CheckSizes, SizeError, check_depths, check_divides, check_same, 
 pub use embedding::timestep_embedding;
 pub use noise::Noise;
 pub use norm::{LayerNorm, LayerNormConfig};
+pub use recycler::Recycler;
 pub use transformer::{Mlp, TransformerBlock, TransformerBlockConfig};

@@ -15,7 +15,7 @@ pub mod tokens;
 pub mod weights;
 
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
-pub use divot_nn::Noise;
+pub use divot_nn::{Noise, Recycler};
 pub use error::{Error, Result, one_line};
 pub use llm::{Answer, Chat, GenerationConfig, Scene, Story, StoryEnd, StoryPart, Task, VideoLlm};
 pub use memory::peak_memory;

@@ -36,7 +36,7 @@ impl Dtype {
         }
     }
 
-    fn float(self) -> Option<FloatDType> {
+    pub fn float(self) -> Option<FloatDType> {
         match self {
             Self::F32 => Some(FloatDType::F32),
             Self::F16 => Some(FloatDType::F16),
@@ -51,12 +51,17 @@ fn mid_size(device: &Device) -> Mistral {
     MistralConfig::new(8192, 1024, 3584, 12, 16, 4).init(device)
 }
 
-fn prompt(tokens: usize) -> Vec<u32> {
+pub fn prompt(tokens: usize) -> Vec<u32> {
     (0..tokens as u32).map(|i| 3 + i % 500).collect()
 }
 
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
+}
+
+/// What the weights of `--model` are loaded in.
+fn dtype(arguments: &Arguments) -> Dtype {
+    arguments.dtype.unwrap_or(Dtype::Q8)
 }
 
 /// The language model of `--model`, if one was named.
@@ -65,10 +70,10 @@ fn load(arguments: &Arguments, device: &Device) -> Result<Option<VideoLlm>> {
         return Ok(None);
     };
     let mut checkpoint = Checkpoint::new(model, device);
-    if let Some(dtype) = arguments.dtype.float() {
-        checkpoint = checkpoint.with_dtype(dtype);
+    if let Some(float) = dtype(arguments).float() {
+        checkpoint = checkpoint.with_dtype(float);
     }
-    let quantization = arguments.dtype.quantization();
+    let quantization = dtype(arguments).quantization();
     let llm = VideoLlm::load(&mut checkpoint, Task::Comprehension, quantization)?;
     Ok(Some(llm))
 }
@@ -100,7 +105,7 @@ pub fn perplexity(name: &str, arguments: &Arguments, device: &Device) -> Result<
     }
     println!(
         "{name:12} {:?}: {:.4} over {} tokens",
-        arguments.dtype,
+        dtype(arguments),
         (total / ids.len() as f64).exp(),
         ids.len()
     );
@@ -120,7 +125,7 @@ pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> 
                 gib(size(decoder.clone())),
                 gib(peak_memory().unwrap_or(0))
             );
-            (decoder, format!("{:?}", arguments.dtype).to_lowercase())
+            (decoder, format!("{:?}", dtype(arguments)).to_lowercase())
         }
     };
     let (prompt, count) = (prompt(256), 16);
@@ -183,7 +188,7 @@ pub fn cache(name: &str, device: &Device) -> Result<()> {
     Ok(())
 }
 
-fn generate(decoder: &Mistral, context: &mut Context, count: usize) -> Result<Vec<u32>> {
+pub fn generate(decoder: &Mistral, context: &mut Context, count: usize) -> Result<Vec<u32>> {
     let sampling = TextSampling::greedy().with_max_new_tokens(count);
     let rules = Rules {
         sampling: &sampling,

@@ -1,0 +1,209 @@
+//! Memory of large tensors, kept for the next one.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::{Mutex, PoisonError};
+
+/// Blocks at least this large are kept when they are freed.
+const LARGE: usize = 1 << 20;
+/// Alignment of what is kept: a cache line.
+const ALIGN: usize = 64;
+/// Kept at most.
+const LIMIT: usize = 1 << 30;
+/// Blocks kept at most.
+const SLOTS: usize = 64;
+
+/// An allocator for programs that compute on the CPU: it keeps up to 1 GiB of freed tensors, where
+/// the system's gives every large block back to the kernel and gets it anew, zeroed and page by
+/// page, for the next tensor. Between layers that takes as long as some of the layers.
+///
+/// ```
+/// #[global_allocator]
+/// static ALLOCATOR: divot_nn::Recycler = divot_nn::Recycler;
+/// ```
+#[derive(Debug)]
+pub struct Recycler;
+
+/// Freed blocks, longest kept first.
+static KEPT: Mutex<Kept> = Mutex::new(Kept {
+    blocks: [(0, 0); SLOTS],
+    count: 0,
+    bytes: 0,
+});
+
+struct Kept {
+    /// Address and size.
+    blocks: [(usize, usize); SLOTS],
+    count: usize,
+    bytes: usize,
+}
+
+impl Kept {
+    fn remove(&mut self, i: usize) -> (usize, usize) {
+        let block = self.blocks[i];
+        self.blocks.copy_within(i + 1..self.count, i);
+        self.count -= 1;
+        self.bytes -= block.1;
+        block
+    }
+
+    /// The block of this size that was freed last.
+    fn take(&mut self, size: usize) -> Option<*mut u8> {
+        let i = (0..self.count).rev().find(|i| self.blocks[*i].1 == size)?;
+        Some(self.remove(i).0 as *mut u8)
+    }
+
+    /// Whether there is room for another block of this size.
+    fn fits(&self, size: usize) -> bool {
+        self.count < SLOTS && self.bytes + size <= LIMIT
+    }
+
+    fn put(&mut self, pointer: *mut u8, size: usize) {
+        self.blocks[self.count] = (pointer as usize, size);
+        self.count += 1;
+        self.bytes += size;
+    }
+}
+
+fn kept() -> std::sync::MutexGuard<'static, Kept> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The layout of the block that is kept for such a one, if any is: sizes are rounded up by at most
+/// an eighth, so that tensors of about the same size share blocks.
+fn large(layout: Layout) -> Option<Layout> {
+    if layout.size() < LARGE || layout.align() > ALIGN {
+        return None;
+    }
+    let step = layout.size().next_power_of_two() / 16;
+    let size = layout.size().checked_next_multiple_of(step)?;
+    Layout::from_size_align(size, ALIGN).ok()
+}
+
+// SAFETY: a block comes from `System` with the layout that `large` gives, or the one asked for
+// where it gives none, is in one place at a time, and goes back with the same layout.
+unsafe impl GlobalAlloc for Recycler {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match large(layout) {
+            Some(large) => {
+                let block = kept().take(large.size());
+                // SAFETY: the layout is not empty.
+                block.unwrap_or_else(|| unsafe { System.alloc(large) })
+            }
+            // SAFETY: as the caller promises.
+            None => unsafe { System.alloc(layout) },
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let Some(large) = large(layout) else {
+            // SAFETY: as the caller promises.
+            return unsafe { System.alloc_zeroed(layout) };
+        };
+        let block = kept().take(large.size());
+        match block {
+            Some(block) => {
+                // SAFETY: the block is that large and nobody has it.
+                unsafe { block.write_bytes(0, layout.size()) };
+                block
+            }
+            // SAFETY: the layout is not empty.
+            None => unsafe { System.alloc_zeroed(large) },
+        }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        let Some(large) = large(layout) else {
+            // SAFETY: as the caller promises.
+            return unsafe { System.dealloc(pointer, layout) };
+        };
+        if large.size() > LIMIT {
+            // SAFETY: it came with this layout.
+            return unsafe { System.dealloc(pointer, large) };
+        }
+        loop {
+            let mut kept = kept();
+            if kept.fits(large.size()) {
+                return kept.put(pointer, large.size());
+            }
+            let (oldest, size) = kept.remove(0);
+            drop(kept);
+            // SAFETY: it was allocated with this size and alignment, and is no longer in the list.
+            unsafe {
+                let layout = Layout::from_size_align_unchecked(size, ALIGN);
+                System.dealloc(oldest as *mut u8, layout);
+            }
+        }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller promises that the size is not too large for the alignment.
+        let wanted = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        match (large(layout), large(wanted)) {
+            // SAFETY: as the caller promises.
+            (None, None) => unsafe { System.realloc(pointer, layout, size) },
+            (Some(old), Some(new)) if old == new => pointer,
+            // SAFETY: both are from this allocator, and the kernel moves pages without copying.
+            (Some(old), Some(new)) => unsafe { System.realloc(pointer, old, new.size()) },
+            // SAFETY: the new block is as large as what is copied, and nobody has it yet.
+            _ => unsafe {
+                let new = self.alloc(wanted);
+                if !new.is_null() {
+                    new.copy_from_nonoverlapping(pointer, layout.size().min(size));
+                    self.dealloc(pointer, layout);
+                }
+                new
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_block_serves_the_next_tensor_of_about_its_size() {
+        let layout = |size| Layout::from_size_align(size, 4).unwrap();
+        // SAFETY: every block goes back with the layout it came with.
+        unsafe {
+            let first = Recycler.alloc(layout(5 * LARGE + 12));
+            first.write_bytes(7, 5 * LARGE + 12);
+            Recycler.dealloc(first, layout(5 * LARGE + 12));
+            let again = Recycler.alloc_zeroed(layout(5 * LARGE + 400));
+            assert_eq!(first, again);
+            let bytes = std::slice::from_raw_parts(again, 5 * LARGE + 400);
+            assert!(bytes.iter().all(|byte| *byte == 0));
+
+            again.write_bytes(3, 5 * LARGE);
+            let grown = Recycler.realloc(again, layout(5 * LARGE + 400), 9 * LARGE);
+            let shrunk = Recycler.realloc(grown, layout(9 * LARGE), 1000);
+            assert!(
+                std::slice::from_raw_parts(shrunk, 1000)
+                    .iter()
+                    .all(|byte| *byte == 3)
+            );
+            Recycler.dealloc(shrunk, layout(1000));
+        }
+        // What is kept is the process's: not in a test of its own, which would run beside this one.
+        no_more_is_kept_than_the_limit();
+    }
+
+    fn no_more_is_kept_than_the_limit() {
+        let layout = Layout::from_size_align(LIMIT / 8, 4).unwrap();
+        // SAFETY: every block goes back with the layout it came with.
+        unsafe {
+            let blocks: Vec<_> = (0..12).map(|_| Recycler.alloc(layout)).collect();
+            for block in blocks {
+                Recycler.dealloc(block, layout);
+            }
+        }
+        let kept = kept();
+        assert!(kept.bytes <= LIMIT && kept.count <= SLOTS);
+        assert_eq!(
+            kept.bytes,
+            kept.blocks[..kept.count].iter().map(|b| b.1).sum::<usize>()
+        );
+    }
+}

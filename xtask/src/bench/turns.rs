@@ -1,0 +1,216 @@
+//! Two processes that do the same work in turns.
+//!
+//! Each makes its networks, runs them once and says that it is ready; then it waits for its turn. So
+//! whatever else the machine does meets both, and each one's peak of memory is its own.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+/// Between turns: threads that wait actively for more (OpenMP's do, a few milliseconds) fall asleep.
+/// To forbid it (`OMP_WAIT_POLICY=PASSIVE`) would cost PyTorch a sixth of its speed on small networks.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// A process that serves a work.
+pub struct Side {
+    name: &'static str,
+    process: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    parameters: u64,
+    /// What it computes on.
+    pub device: String,
+}
+
+impl Side {
+    /// Starts it and waits until it is ready. `remedy`: what to do if there is no such program.
+    pub fn start(name: &'static str, mut command: Command, remedy: &str) -> Result<Self> {
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| {
+                let program = command.get_program().to_string_lossy();
+                format!("`{program}` cannot be run; {remedy}")
+            })?;
+        let input = process.stdin.take().context("no pipe to it")?;
+        let output = process.stdout.take().context("no pipe from it")?;
+        let mut side = Self {
+            name,
+            process,
+            input,
+            output: BufReader::new(output),
+            parameters: 0,
+            device: String::new(),
+        };
+        let ready = side.answer()?;
+        side.parameters = ready["parameters"].as_u64().context("no parameters")?;
+        side.device = ready["device"].as_str().unwrap_or_default().to_owned();
+        Ok(side)
+    }
+
+    fn answer(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "{} ended without a word", self.name);
+        let answer: Value = serde_json::from_str(&line)
+            .with_context(|| format!("{} said: {}", self.name, line.trim()))?;
+        match answer["error"].as_str() {
+            Some(error) => bail!("{}: {error}", self.name),
+            None => Ok(answer),
+        }
+    }
+
+    fn ask(&mut self, question: &str) -> Result<Value> {
+        writeln!(self.input, "{question}")?;
+        self.answer()
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Of one side: seconds of each run, and where the system says, its peak of memory and what the CPUs did.
+#[derive(Default)]
+pub struct Measured {
+    seconds: Vec<f64>,
+    peak: Option<u64>,
+    ticks: Ticks,
+}
+
+impl Measured {
+    pub fn median(&self) -> f64 {
+        let middle = self.seconds.len() / 2;
+        match self.seconds.len() % 2 {
+            1 => self.seconds[middle],
+            _ => (self.seconds[middle - 1] + self.seconds[middle]) / 2.0,
+        }
+    }
+
+    /// Least, median and most, in the unit that suits `typical`.
+    pub fn times(&self, typical: f64) -> String {
+        let (first, last) = (self.seconds[0], self.seconds[self.seconds.len() - 1]);
+        let (factor, unit) = match typical < 1.0 {
+            true => (1e3, "ms"),
+            false => (1.0, "s"),
+        };
+        let [first, median, last] = [first, self.median(), last].map(|seconds| factor * seconds);
+        let digits = if median < 10.0 { 2 } else { 1 };
+        format!("{first:.digits$} / **{median:.digits$}** / {last:.digits$} {unit}")
+    }
+
+    /// What other programs took of all CPUs during its runs. Turns are fair only where that is little:
+    /// threads that share the work evenly wait for the one that was held up.
+    pub fn others(&self) -> String {
+        let ticks = self.ticks.busy.saturating_sub(self.ticks.own);
+        match (100 * ticks).checked_div(self.ticks.all) {
+            Some(percent) => format!("{percent} %"),
+            None => "unknown".to_owned(),
+        }
+    }
+
+    pub fn peak(&self) -> String {
+        match self.peak {
+            Some(bytes) => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
+            None => "unknown".to_owned(),
+        }
+    }
+}
+
+/// What all CPUs did, in ticks since the system started, and what one process did of it (Linux).
+#[derive(Clone, Copy, Default)]
+struct Ticks {
+    all: u64,
+    busy: u64,
+    own: u64,
+}
+
+impl Ticks {
+    fn now(process: u32) -> Option<Self> {
+        let numbers = |text: &str, skip: usize| -> Vec<u64> {
+            text.split_whitespace()
+                .skip(skip)
+                .map(|number| number.parse().unwrap_or(0))
+                .collect()
+        };
+        let text = std::fs::read_to_string("/proc/stat").ok()?;
+        let all = numbers(text.lines().next()?, 1);
+        // A program's name may hold spaces and ends with the last bracket.
+        let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        let own = numbers(text.rsplit_once(')')?.1, 0);
+        let total: u64 = all.get(..8)?.iter().sum();
+        // Idle, and waiting for disks.
+        let idle: u64 = all[3..5].iter().sum();
+        Some(Self {
+            all: total,
+            busy: total - idle,
+            own: own.get(11..13)?.iter().sum(),
+        })
+    }
+
+    fn add(&mut self, before: Self, after: Self) {
+        self.all += after.all.saturating_sub(before.all);
+        self.busy += after.busy.saturating_sub(before.busy);
+        self.own += after.own.saturating_sub(before.own);
+    }
+}
+
+/// Runs every side `count` times, one after the other. `same`: they must have as many parameters.
+pub fn take_turns(sides: &mut [Side], count: usize, same: bool) -> Result<Vec<Measured>> {
+    if let [ours, theirs] = sides
+        && same
+    {
+        ensure!(
+            ours.parameters == theirs.parameters,
+            "{} has {} parameters and {} {}: not the same network",
+            ours.name,
+            ours.parameters,
+            theirs.name,
+            theirs.parameters
+        );
+    }
+    let mut measured: Vec<_> = sides.iter().map(|_| Measured::default()).collect();
+    for _ in 0..count {
+        for (side, measured) in sides.iter_mut().zip(&mut measured) {
+            std::thread::sleep(PAUSE);
+            let before = Ticks::now(side.process.id());
+            let answer = side.ask("run")?;
+            if let (Some(before), Some(after)) = (before, Ticks::now(side.process.id())) {
+                measured.ticks.add(before, after);
+            }
+            let seconds = answer["seconds"].as_f64().context("no seconds")?;
+            measured.seconds.push(seconds);
+        }
+    }
+    for (side, measured) in sides.iter_mut().zip(&mut measured) {
+        measured.seconds.sort_by(f64::total_cmp);
+        measured.peak = side.ask("peak")?["peak_bytes"].as_u64();
+    }
+    Ok(measured)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn least_median_most() {
+        let measured = |seconds: &[f64]| Measured {
+            seconds: seconds.to_vec(),
+            peak: Some(3 << 29),
+            ..Measured::default()
+        };
+        let times = measured(&[1.0, 2.0, 40.0]).times(2.0);
+        assert_eq!(times, "1.00 / **2.00** / 40.00 s");
+        let times = measured(&[0.25, 0.75]).times(0.5);
+        assert_eq!(times, "250.0 / **500.0** / 750.0 ms");
+        assert_eq!(measured(&[1.0]).peak(), "1.50 GiB");
+    }
+}

@@ -1,0 +1,322 @@
+//! Our side of the works that PyTorch can take turns with.
+
+use anyhow::{Result, ensure};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use divot::resampler::{PerceiverResampler, PerceiverResamplerConfig, VideoResamplerConfig};
+use divot::{DetokenizerConfig, Noise, Tokenizer, TokenizerConfig};
+use divot_llm::{Context, Mistral, MistralConfig, Quantization};
+use divot_unet::{DdimConfig, Denoiser, NoiseSchedule, NoiseScheduleConfig, Unet, UnetConfig, Vae};
+use divot_vit::VisionTowerConfig;
+
+use super::Work;
+use super::language::{generate, prompt};
+
+/// A network with its inputs.
+pub struct Ready {
+    /// Of all its networks, frozen ones too.
+    pub parameters: usize,
+    /// Does the work and gives a number that depends on all of it.
+    pub run: Box<dyn FnMut() -> Result<f32>>,
+    /// A smaller run that is enough to start with, where there is one.
+    pub warm_up: Option<Box<dyn FnMut() -> Result<f32>>>,
+}
+
+impl Ready {
+    fn new(parameters: usize, run: impl FnMut() -> Result<f32> + 'static) -> Self {
+        Self {
+            parameters,
+            run: Box::new(run),
+            warm_up: None,
+        }
+    }
+}
+
+/// Positions of the language model's prompt, and of its cache.
+const PROMPT: usize = 512;
+const ROOM: usize = 2048;
+
+/// Makes a work's networks and inputs. Sizes are those of `xtask/peer/peer.py`.
+pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
+    let mut inputs = Inputs {
+        noise: Noise::new(0),
+        device: device.clone(),
+        dtype,
+    };
+    Ok(match work {
+        Work::Tokenizer => {
+            let module = cast(TokenizerConfig::divot().init(device), dtype);
+            let clip = inputs.video();
+            Ready::new(module.num_params(), move || {
+                total(module.tokenize(clip.clone()))
+            })
+        }
+        Work::Unet => {
+            let module = cast(DetokenizerConfig::divot().unet.init(device), dtype);
+            let latents = inputs.normal([1, 4, 16, 32, 32]);
+            let context = inputs.normal([1, 125, 1024]);
+            let timestep = inputs.full(1, 500.0);
+            Ready::new(module.num_params(), move || {
+                let (latents, timestep) = (latents.clone(), timestep.clone());
+                total(module.forward(latents, timestep, context.clone(), None))
+            })
+        }
+        Work::VaeEncode => {
+            let clip = inputs.normal([1, 3, 16, 256, 256]).clamp(-1.0, 1.0);
+            by_frame(vae(device, dtype), clip, |vae, clip| {
+                vae.encode_clip(clip, None)
+            })
+        }
+        Work::VaeDecode => {
+            let latents = inputs.normal([1, 4, 16, 32, 32]);
+            by_frame(vae(device, dtype), latents, Vae::decode_clip)
+        }
+        Work::GuidedStep => guided_step(device, dtype, &mut inputs)?,
+        Work::LlmPrompt => {
+            let decoder = cast(decoder(device), dtype);
+            let ids = prompt(PROMPT);
+            Ready::new(decoder.num_params(), move || {
+                let mut context = Context::new(&decoder, ROOM);
+                context.read(&decoder, decoder.embed_ids(&ids), 0);
+                Ok(generate(&decoder, &mut context, 1)?[0] as f32)
+            })
+        }
+        Work::LlmToken => token_by_token(cast(decoder(device), dtype))?,
+        Work::LlmTokenQ8 => {
+            let mut decoder = decoder(device);
+            let on_host = divot::device::is_cpu(device);
+            for layer in &mut decoder.layers {
+                for (_, slot) in layer.projections_mut() {
+                    *slot = slot.clone().quantize(Quantization::Q8, on_host);
+                }
+            }
+            decoder.lm_head = decoder.lm_head.quantize(Quantization::Q8, on_host);
+            token_by_token(decoder)?
+        }
+        Work::TrainSmall => train_small(inputs),
+        Work::TrainMid => train_mid(inputs),
+        Work::Llm | Work::LlmCache | Work::Perplexity => {
+            unreachable!("PyTorch takes no turns in these")
+        }
+    })
+}
+
+/// Draws inputs.
+struct Inputs {
+    noise: Noise,
+    device: Device,
+    dtype: FloatDType,
+}
+
+impl Inputs {
+    fn normal<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<D> {
+        self.noise.normal(shape, &self.device).cast(self.dtype)
+    }
+
+    fn full(&self, count: usize, value: f64) -> Tensor<1> {
+        Tensor::full([count], value, (&self.device, DType::F32))
+    }
+
+    /// Five frames; the tokenizer takes them in f32.
+    fn video(&mut self) -> Tensor<5> {
+        let video = self.noise.normal([1, 5, 3, 256, 256], &self.device);
+        video.clamp(-1.0, 1.0)
+    }
+}
+
+/// Waits for a result: the sum of it.
+fn total<const D: usize>(result: Tensor<D>) -> Result<f32> {
+    Ok(result.cast(FloatDType::F32).sum().into_scalar::<f32>())
+}
+
+fn cast<M: Module>(module: M, dtype: FloatDType) -> M {
+    struct Cast(FloatDType);
+    impl ModuleMapper for Cast {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|tensor| tensor.cast(self.0))
+        }
+    }
+    match dtype {
+        // As it is initialised.
+        FloatDType::F32 => module,
+        dtype => module.map(&mut Cast(dtype)),
+    }
+}
+
+fn vae(device: &Device, dtype: FloatDType) -> Vae {
+    cast(DetokenizerConfig::divot().vae.init(device), dtype)
+}
+
+/// Both directions of the autoencoder go frame by frame: one of them warms up.
+fn by_frame(vae: Vae, clip: Tensor<5>, go: fn(&Vae, Tensor<5>) -> Tensor<5>) -> Ready {
+    let vae = std::rc::Rc::new(vae);
+    let (first, one) = (vae.clone(), clip.clone().narrow(2, 0, 1));
+    let parameters = vae.num_params();
+    Ready {
+        warm_up: Some(Box::new(move || total(go(&first, one.clone())))),
+        ..Ready::new(parameters, move || total(go(&vae, clip.clone())))
+    }
+}
+
+/// One step of DDIM with guidance, released settings.
+fn guided_step(device: &Device, dtype: FloatDType, inputs: &mut Inputs) -> Result<Ready> {
+    let unet = cast(DetokenizerConfig::divot().unet.init(device), dtype);
+    let contexts = [(); 2].map(|()| inputs.normal([1, 125, 1024]));
+    let [start, noise] = [(); 2].map(|()| inputs.noise.normal([1, 4, 16, 32, 32], device));
+    let ddim = DdimConfig::new(1).init(&NoiseSchedule::new(&NoiseScheduleConfig::new()))?;
+    Ok(Ready::new(unet.num_params(), move || {
+        let [context, unconditional] = contexts.clone();
+        let denoiser = Denoiser::new(&unet, context, 3.0).with_guidance(unconditional, 7.5, 0.7);
+        let latents = ddim.sample(
+            start.clone(),
+            |latents, timestep| denoiser.predict(latents, timestep),
+            |_| noise.clone(),
+            |_| std::ops::ControlFlow::Continue(()),
+        );
+        total(latents.expect("nothing stops it"))
+    }))
+}
+
+/// 1.1 B parameters in Mistral's shape.
+fn decoder(device: &Device) -> Mistral {
+    MistralConfig::new(32_000, 2048, 5632, 22, 32, 4).init(device)
+}
+
+/// A run is a token after the prompt and those before it.
+fn token_by_token(decoder: Mistral) -> Result<Ready> {
+    let mut context = Context::new(&decoder, ROOM);
+    context.read(&decoder, decoder.embed_ids(&prompt(PROMPT)), 0);
+    let mut last = generate(&decoder, &mut context, 1)?;
+    Ok(Ready::new(decoder.num_params(), move || {
+        context.read(&decoder, decoder.embed_ids(&last), last[0]);
+        last = generate(&decoder, &mut context, 1)?;
+        Ok(last[0] as f32)
+    }))
+}
+
+/// One step after another: what `loss_of` says of the module, its gradients, AdamW.
+fn training<M: Module + 'static>(
+    module: M,
+    device: Device,
+    mut loss_of: impl FnMut(&M) -> Tensor<1> + 'static,
+) -> Ready {
+    let mut optimizer: ModuleOptimizer = AdamWConfig::new()
+        .with_epsilon(1e-8)
+        .with_weight_decay(0.01)
+        .init();
+    let parameters = module.num_params();
+    let mut learning = Some(module);
+    Ready::new(parameters, move || {
+        let module = learning.take().expect("it is put back");
+        let loss = loss_of(&module);
+        let gradients = GradientsParams::from_grads(loss.backward(), &module);
+        learning = Some(optimizer.step(1e-4, module, gradients));
+        device.sync()?;
+        total(loss.inner())
+    })
+}
+
+fn train_small(mut inputs: Inputs) -> Ready {
+    inputs.device = inputs.device.autodiff();
+    let unet = UnetConfig::new(32, vec![1, 2], 64)
+        .with_num_res_blocks(1)
+        .with_attention_resolutions(vec![1, 2])
+        .with_head_dim(32)
+        .with_dropout(0.0)
+        .init(&inputs.device);
+    let [latents, target] = [(); 2].map(|()| inputs.normal([8, 4, 16, 8, 8]));
+    let (context, timesteps) = (inputs.normal([8, 125, 64]), inputs.full(8, 500.0));
+    training(unet, inputs.device, move |unet: &Unet| {
+        let (latents, timesteps) = (latents.clone(), timesteps.clone());
+        let prediction = unet.forward(latents, timesteps, context.clone(), None);
+        (prediction - target.clone()).square().mean()
+    })
+}
+
+/// What learns together in the paper's first stage.
+#[derive(Module, Debug)]
+struct Joint {
+    tokenizer: Tokenizer,
+    perceiver: PerceiverResampler,
+    unet: Unet,
+}
+
+/// The released proportions at less than a third of the width; the vision tower is frozen, as it is in
+/// every stage of training.
+fn train_mid(mut inputs: Inputs) -> Ready {
+    inputs.device = inputs.device.autodiff();
+    let device = &inputs.device;
+    let mut tokenizer = TokenizerConfig::new(
+        VisionTowerConfig::new(224, 16, 384, 12, 6, 384),
+        VideoResamplerConfig::new(384, 320, 240)
+            .with_temporal_depth(3)
+            .with_spatial_temporal_depth(2)
+            .with_resampler_depth(3)
+            .with_token_dim(96),
+    )
+    .init(device);
+    tokenizer.vision = tokenizer.vision.no_grad();
+    let joint = Joint {
+        tokenizer,
+        perceiver: PerceiverResamplerConfig::new(125, 96, 320, 1024)
+            .with_depth(3)
+            .with_heads(8)
+            .init(device),
+        unet: UnetConfig::new(96, vec![1, 2, 4], 1024)
+            .with_head_dim(32)
+            .with_dropout(0.0)
+            .init(device),
+    };
+    let schedule = NoiseSchedule::new(&NoiseScheduleConfig::new());
+    let [clean, noise] = [(); 2].map(|()| inputs.normal([1, 4, 16, 16, 16]));
+    let (video, timesteps) = (inputs.video(), inputs.full(1, 500.0));
+    training(joint, inputs.device, move |joint: &Joint| {
+        let (clean, noise) = (clean.clone(), noise.clone());
+        let target = schedule.target(clean.clone(), noise.clone(), &[500]);
+        let noisy = schedule.add_noise(clean, noise, &[500]);
+        let tokens = joint.tokenizer.tokenize(video.clone());
+        let context = joint.perceiver.forward(tokens);
+        let prediction = joint.unet.forward(noisy, timesteps.clone(), context, None);
+        (prediction - target).square().mean()
+    })
+}
+
+/// Serves one work to [`turns`](super::turns): a line for each line of standard input.
+pub fn serve(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
+    let mut ready = build(work, device, dtype)?;
+    let timed = |run: &mut dyn FnMut() -> Result<f32>| -> Result<f64> {
+        let started = std::time::Instant::now();
+        let sum = run()?;
+        ensure!(!sum.is_nan(), "the result is NaN");
+        Ok(started.elapsed().as_secs_f64())
+    };
+    // Initialises the weights, and on a GPU compiles the kernels.
+    timed(ready.warm_up.as_mut().unwrap_or(&mut ready.run))?;
+    println!(
+        "{}",
+        serde_json::json!({
+            "ready": true,
+            "parameters": ready.parameters,
+            "device": divot::device::name(device),
+        })
+    );
+    for line in std::io::stdin().lines() {
+        let answer = match line?.trim() {
+            "run" => serde_json::json!({"seconds": timed(&mut ready.run)?}),
+            "peak" => serde_json::json!({"peak_bytes": peak(device)}),
+            other => anyhow::bail!("`{other}` is neither run nor peak"),
+        };
+        println!("{answer}");
+    }
+    Ok(())
+}
+
+/// The process's own memory; on a GPU what was taken of its memory, none of which goes back before the
+/// end.
+fn peak(device: &Device) -> Option<u64> {
+    match divot::device::is_cpu(device) {
+        true => divot::peak_memory(),
+        false => device.memory_pool_usage().map(|usage| usage.bytes_reserved),
+    }
+}
