@@ -10,6 +10,7 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::quantization::{QuantScheme, QuantValue, ScaleDtype};
 use burn::tensor::{DType, Device, Tensor, TensorData, f16};
+use divot_nn::vectorised;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -124,7 +125,12 @@ impl PackedLinear {
                 let slab = weight.clone().narrow(1, start, SLAB.min(output - start));
                 let rows = slab.transpose().cast(DType::F32).into_data();
                 let rows = rows.as_slice().expect("it was cast to f32");
-                pulp::Arch::new().dispatch(|| quantization.pack(rows))
+                let mut packed = (Vec::new(), Vec::new());
+                vectorised(
+                    #[inline(always)]
+                    || packed = quantization.pack(rows),
+                );
+                packed
             })
             .collect();
         for (values, scales) in slabs {
@@ -254,19 +260,24 @@ impl Matrix {
             .par_chunks_exact_mut(self.input)
             .enumerate()
             .for_each(|(i, weights)| {
-                let (values, scales) = self.row(start + i);
-                let bytes = self.quantization.bytes(BLOCK);
-                let blocks = weights
-                    .chunks_exact_mut(BLOCK)
-                    .zip(values.chunks_exact(bytes));
-                for ((weights, values), scale) in blocks.zip(scales) {
-                    let scale = scale.to_f32();
-                    for i in 0..LANES {
-                        let (low, high) = self.quantization.pair(values, i);
-                        weights[i] = low * scale;
-                        weights[i + LANES] = high * scale;
-                    }
-                }
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let (values, scales) = self.row(start + i);
+                        let bytes = self.quantization.bytes(BLOCK);
+                        let blocks = weights
+                            .chunks_exact_mut(BLOCK)
+                            .zip(values.chunks_exact(bytes));
+                        for ((weights, values), scale) in blocks.zip(scales) {
+                            let scale = scale.to_f32();
+                            for i in 0..LANES {
+                                let (low, high) = self.quantization.pair(values, i);
+                                weights[i] = low * scale;
+                                weights[i + LANES] = high * scale;
+                            }
+                        }
+                    },
+                )
             });
         let data = TensorData::new(weights, [rows, self.input]);
         Tensor::from_data(data, (device, DType::F32))
@@ -275,7 +286,6 @@ impl Matrix {
     /// `[rows, input]` → `[rows, output]`, without unpacking the matrix.
     fn multiply(&self, x: &[f32]) -> Vec<f32> {
         let rows = x.len() / self.input;
-        let arch = pulp::Arch::new();
         // [output, rows] first: threads share the outputs.
         let mut columns = vec![0f32; self.output * rows];
         let outputs = self
@@ -286,20 +296,23 @@ impl Matrix {
             .par_chunks_mut(outputs * rows)
             .enumerate()
             .for_each(|(chunk, columns)| {
-                arch.dispatch(|| {
-                    let mut scales = vec![0f32; self.input / BLOCK];
-                    for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
-                        let (values, halves) = self.row(chunk * outputs + i);
-                        halves.convert_to_f32_slice(&mut scales);
-                        for (y, x) in column.iter_mut().zip(x.chunks_exact(self.input)) {
-                            // Told apart out here, so that the loops within know their form.
-                            *y = match self.quantization {
-                                Quantization::Q8 => dot(Quantization::Q8, values, &scales, x),
-                                Quantization::Q4 => dot(Quantization::Q4, values, &scales, x),
-                            };
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let mut scales = vec![0f32; self.input / BLOCK];
+                        for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
+                            let (values, halves) = self.row(chunk * outputs + i);
+                            halves.convert_to_f32_slice(&mut scales);
+                            for (y, x) in column.iter_mut().zip(x.chunks_exact(self.input)) {
+                                // Told apart out here, so that the loops within know their form.
+                                *y = match self.quantization {
+                                    Quantization::Q8 => dot(Quantization::Q8, values, &scales, x),
+                                    Quantization::Q4 => dot(Quantization::Q4, values, &scales, x),
+                                };
+                            }
                         }
-                    }
-                });
+                    },
+                );
             });
         if rows == 1 {
             return columns;

@@ -11,6 +11,7 @@ mod norm;
 pub mod ops;
 mod recycler;
 mod transformer;
+mod vectorised;
 
 pub use activation::Activation;
 pub use attention::{SelfAttention, SelfAttentionConfig, attention, multi_head_attention};
@@ -20,3 +21,4 @@ pub use noise::Noise;
 pub use norm::{LayerNorm, LayerNormConfig};
 pub use recycler::Recycler;
 pub use transformer::{Mlp, TransformerBlock, TransformerBlockConfig};
+pub use vectorised::vectorised;

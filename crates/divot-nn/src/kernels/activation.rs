@@ -1,7 +1,8 @@
 use burn::backend::flex::FlexTensor;
 
-use super::simd::{self, CHUNK, Shared, by_rows, erf, exp, sigmoid, uninit, vectorised};
+use super::simd::{self, CHUNK, Shared, by_rows, erf, exp, sigmoid, uninit};
 use super::{Kernel, contiguous, floats, matrix, shape, tensor};
+use crate::vectorised;
 
 const QUICK: f32 = 1.702;
 

@@ -1,8 +1,9 @@
 use burn::backend::flex::FlexTensor;
 
 use super::activation::{silu, silu_slope};
-use super::simd::{self, CHUNK, Shared, by_rows, uninit, vectorised};
+use super::simd::{self, CHUNK, Shared, by_rows, uninit};
 use super::{Kernel, contiguous, floats, matrix, shape, tensor};
+use crate::vectorised;
 
 /// Rows that are summed in f32 before they go to the f64 total.
 const BLOCK: usize = 128;

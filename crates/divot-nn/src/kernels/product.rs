@@ -166,7 +166,7 @@ fn vector_product(
             }
             let x = &rows.data[row * channels..(row + 1) * channels];
             let line = |c: usize| &weights.data[c * weights.channel..][columns.clone()];
-            simd::vectorised(
+            crate::vectorised(
                 #[inline(always)]
                 || {
                     let (fours, rest) = x.as_chunks::<4>();

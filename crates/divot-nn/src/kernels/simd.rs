@@ -1,8 +1,9 @@
 //! What the kernels share: threads, memory without zeroing it first, and exp and erf written so
 //! that the compiler vectorises them.
 
-use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+
+use crate::vectorised;
 
 /// Elements that one task of an element-wise kernel works on.
 pub(super) const CHUNK: usize = 1 << 15;
@@ -47,25 +48,6 @@ pub(super) fn each(count: usize, serial: bool, task: impl Fn(usize) + Send + Syn
     } else {
         (0..count).into_par_iter().for_each(task);
     }
-}
-
-/// Runs `f` compiled for the vectors of this processor. `f` and what it calls must be
-/// `#[inline(always)]`, or it is the plain version of them that runs.
-#[inline(always)]
-pub(super) fn vectorised(f: impl FnMut()) {
-    struct Run<F>(F);
-
-    impl<F: FnMut()> WithSimd for Run<F> {
-        type Output = ();
-
-        // Called as `FnMut`: as `FnOnce` it would go by a shim that is not inlined.
-        #[inline(always)]
-        fn with_simd<S: Simd>(mut self, _: S) {
-            (self.0)();
-        }
-    }
-
-    Arch::new().dispatch(Run(f));
 }
 
 /// A buffer of `rows` rows of `width` floats, each of which `f` writes.
