@@ -104,6 +104,8 @@ class Peer:
         torch.manual_seed(0)
         if self.fused:
             fixture.attend = fused_attend
+        if compiled:  # every width is compiled by itself
+            torch._dynamo.config.recompile_limit = 256
 
     def made(self, build):
         """The network that `build` makes; weights that it leaves without a value get one."""

@@ -164,14 +164,15 @@ fn serve(arguments: &Arguments) -> Result<()> {
     let [work] = arguments.only[..] else {
         bail!("--serve takes one work")
     };
-    let device = divot::device::select(&arguments.device)?;
+    let device = || divot::device::select(&arguments.device);
     match work {
-        Work::Llm => language::tokens(&work.name(), arguments, &device),
-        Work::LlmCache => language::cache(&work.name(), &device),
-        Work::Perplexity => language::perplexity(&work.name(), arguments, &device),
+        Work::Llm => language::tokens(&work.name(), arguments, &device()?),
+        Work::LlmCache => language::cache(&work.name(), &device()?),
+        Work::Perplexity => language::perplexity(&work.name(), arguments, &device()?),
         work => {
-            let result = works::serve(work, &device, arguments.float(work));
-            if let Err(error) = result {
+            let serve = |device| works::serve(work, &device, arguments.float(work));
+            // The parent tells it.
+            if let Err(error) = device().map_err(Into::into).and_then(serve) {
                 let error = divot::one_line(error.as_ref());
                 println!("{}", serde_json::json!({"error": error}));
             }
