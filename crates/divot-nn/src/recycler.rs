@@ -12,7 +12,7 @@ const ALIGN: usize = 64;
 /// Kept at most.
 const LIMIT: usize = 1 << 30;
 /// Blocks kept at most.
-const SLOTS: usize = 64;
+const SLOTS: usize = 1024;
 
 /// An allocator for programs that compute on the CPU: it keeps up to 1 GiB of freed tensors, where
 /// the system's gives every large block back to the kernel and gets it anew, zeroed and page by

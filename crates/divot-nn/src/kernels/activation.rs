@@ -32,8 +32,13 @@ fn gelu(x: f32) -> f32 {
 
 #[inline(always)]
 fn gelu_slope(x: f32) -> f32 {
+    normal_cdf(x) + x * normal_pdf(x)
+}
+
+#[inline(always)]
+fn normal_pdf(x: f32) -> f32 {
     const INV_SQRT_2PI: f32 = 0.398_942_3;
-    normal_cdf(x) + x * INV_SQRT_2PI * exp(-0.5 * x * x)
+    INV_SQRT_2PI * exp(-0.5 * x * x)
 }
 
 #[inline(always)]
@@ -159,12 +164,13 @@ impl Kernel for Geglu {
                 let (value, gate) = xs[row * width..(row + 1) * width].split_at(half);
                 let grad = &gs[row * half..(row + 1) * half];
                 let (to_value, to_gate) = out.split_at_mut(half);
-                for ((to, gate), grad) in to_value.iter_mut().zip(gate).zip(grad) {
-                    *to = grad * gelu(*gate);
-                }
-                for (((to, value), gate), grad) in to_gate.iter_mut().zip(value).zip(gate).zip(grad)
+                let outputs = to_value.iter_mut().zip(to_gate);
+                for ((((to_value, to_gate), value), gate), grad) in
+                    outputs.zip(value).zip(gate).zip(grad)
                 {
-                    *to = grad * value * gelu_slope(*gate);
+                    let cdf = normal_cdf(*gate);
+                    *to_value = grad * gate * cdf;
+                    *to_gate = grad * value * (cdf + gate * normal_pdf(*gate));
                 }
             },
         );

@@ -23,7 +23,7 @@ const MAX_WIDTH: usize = 64;
 /// Inner length of a packed panel when the left operand is read along its rows.
 const DEPTH: usize = 512;
 /// The same when it is read along its columns, where each step touches another cache line.
-const TRANSPOSED_DEPTH: usize = 192;
+const TRANSPOSED_DEPTH: usize = 96;
 /// Floats of a cache line.
 const LINE: usize = 16;
 /// Multiplications below which threads do not pay.
@@ -441,24 +441,32 @@ impl Weights<'_> {
         panel: &mut [f32],
     ) {
         let depth = channels.len();
-        // A cache line of the panel at a time, however the weights lie.
+        let lines = channels
+            .enumerate()
+            .flat_map(|(c, channel)| (0..taps).map(move |tap| (tap * depth + c, tap, channel)));
+        if self.output == 1 {
+            for (line, tap, channel) in lines {
+                let first = tap * self.tap + channel * self.channel;
+                let (line, padding) =
+                    panel[line * width..(line + 1) * width].split_at_mut(columns.len());
+                line.copy_from_slice(&self.data[first..][columns.clone()]);
+                padding.fill(0.0);
+            }
+            return;
+        }
+        // A cache line of the panel at a time: as many streams are read side by side.
         for at in (0..width).step_by(LINE) {
             let filled = LINE.min(columns.len().saturating_sub(at));
-            for (c, channel) in channels.clone().enumerate() {
-                for tap in 0..taps {
-                    let line = &mut panel[(tap * depth + c) * width + at..][..LINE.min(width - at)];
-                    let first = tap * self.tap
-                        + channel * self.channel
-                        + (columns.start + at) * self.output;
-                    let (line, padding) = line.split_at_mut(filled);
-                    padding.fill(0.0);
-                    if self.output == 1 {
-                        line.copy_from_slice(&self.data[first..first + filled]);
+            for (line, tap, channel) in lines.clone() {
+                let first = tap * self.tap + channel * self.channel;
+                let from = &self.data[first + (columns.start + at) * self.output..];
+                let line = &mut panel[line * width + at..][..LINE.min(width - at)];
+                for (n, value) in line.iter_mut().enumerate() {
+                    *value = if n < filled {
+                        from[n * self.output]
                     } else {
-                        for (n, value) in line.iter_mut().enumerate() {
-                            *value = self.data[first + n * self.output];
-                        }
-                    }
+                        0.0
+                    };
                 }
             }
         }
