@@ -164,7 +164,7 @@ impl DenoisingMlp {
     /// - `timesteps`: `[rows]`, or `[1]` if it is the same for all.
     /// - `condition`: `[rows, cond_dim]`.
     pub fn forward(&self, x: Tensor<2>, timesteps: Tensor<1>, condition: Tensor<2>) -> Tensor<2> {
-        let dtype = self.input.weight.val().dtype();
+        let dtype = self.norm.gamma.val().dtype();
         let time = timestep_embedding(timesteps, TIMESTEP_WIDTH).cast(dtype);
         let time = linear(&self.timestep2, silu(linear(&self.timestep1, time)));
         let condition = silu(time + linear(&self.condition, condition.cast(dtype)));

@@ -111,7 +111,8 @@ impl FeatureProjection {
 
     /// `[batch, tokens, input]` → `[batch, tokens, output]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.cast(self.fc1.weight.val().dtype());
+        let bias = self.fc1.bias.as_ref();
+        let x = x.cast(bias.map_or(DType::F32, |bias| bias.val().dtype()));
         linear(&self.fc2, gelu(linear(&self.fc1, x)))
     }
 }

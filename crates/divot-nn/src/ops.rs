@@ -4,8 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-#[cfg(feature = "flex")]
-use burn::module::Param;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv3d};
 use burn::nn::{GroupNorm, Linear, PaddingConfig2d, RmsNorm};
 use burn::tensor::{DType, Tensor, activation};
@@ -75,20 +74,25 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     value * gelu(gate)
 }
 
-/// `[..., in]` → `[..., out]`.
+/// `[..., in]` → `[..., out]`. Weights of another type than `x` are computed with in that of `x`.
 pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    let dtype = x.dtype();
+    let bias = layer.bias.as_ref().map(|bias| bias.val().cast(dtype));
     #[cfg(feature = "flex")]
-    if kernels::apply(&x) && layer.weight.val().dtype() == DType::F32 {
-        let weight = layer.weight.val().into_dispatch();
-        return match &layer.bias {
-            Some(bias) => {
-                let inputs = [x.into_dispatch(), weight, bias.val().into_dispatch()];
-                kernels::run(kernels::linear::Linear, inputs)
-            }
-            None => kernels::run(kernels::linear::Linear, [x.into_dispatch(), weight]),
+    if kernels::apply(&x) && layer.weight.val().dtype().is_float() {
+        let [x, weight] = [x.into_dispatch(), layer.weight.val().into_dispatch()];
+        return match bias {
+            Some(bias) => kernels::run(kernels::linear::Linear, [x, weight, bias.into_dispatch()]),
+            None => kernels::run(kernels::linear::Linear, [x, weight]),
         };
     }
-    layer.forward(x)
+    let weight = layer.weight.val();
+    // Quantised weights stay what they are.
+    let weight = match weight.dtype().is_float() {
+        true => weight.cast(dtype),
+        false => weight,
+    };
+    burn::tensor::module::linear(x, weight, bias)
 }
 
 /// Layer norm over the last axis, whose width the scale `gamma` and the shift `beta` have.
@@ -170,7 +174,7 @@ pub fn conv2d_last(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
         "groups or dilation"
     );
     #[cfg(feature = "flex")]
-    if kernels::apply(&x) && conv.weight.val().dtype() == DType::F32 {
+    if kernels::apply(&x) {
         let [_, height, width, _] = x.dims();
         let kernel = kernels::conv::Conv::spatial(
             [height, width],
@@ -181,6 +185,7 @@ pub fn conv2d_last(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
         return convolve(kernel, x, conv.weight.val(), conv.bias.as_ref());
     }
     let _ = (top, left, bottom, right);
+    let conv = in_type_of(&x, conv.clone());
     channels_last(conv.forward(channels_first(x)))
 }
 
@@ -193,7 +198,10 @@ fn convolve<const D: usize>(
 ) -> Tensor<D> {
     let [x, weight] = [x, weight].map(Tensor::into_dispatch);
     match bias {
-        Some(bias) => kernels::run(kernel, [x, weight, bias.val().into_dispatch()]),
+        Some(bias) => kernels::run(
+            kernel,
+            [x, weight, bias.val().cast(DType::F32).into_dispatch()],
+        ),
         None => kernels::run(kernel, [x, weight]),
     }
 }
@@ -202,13 +210,30 @@ fn convolve<const D: usize>(
 /// number: `[n, frames, height, width, in]` → `[n, frames, height, width, out]`.
 pub fn temporal_conv(conv: &Conv3d, x: Tensor<5>) -> Tensor<5> {
     #[cfg(feature = "flex")]
-    if kernels::apply(&x) && conv.weight.val().dtype() == DType::F32 {
+    if kernels::apply(&x) {
         let [_, frames, height, width, _] = x.dims();
         let taps = conv.kernel_size[0];
         let kernel = kernels::conv::Conv::temporal(frames, &[height, width], taps);
         return convolve(kernel, x, conv.weight.val(), conv.bias.as_ref());
     }
+    let conv = in_type_of(&x, conv.clone());
     channels_last(conv.forward(channels_first(x)))
+}
+
+/// A layer with its weights in the type of `x`.
+fn in_type_of<M: Module, const D: usize>(x: &Tensor<D>, layer: M) -> M {
+    struct Cast(DType);
+
+    impl ModuleMapper for Cast {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            match param.val().dtype() == self.0 {
+                true => param,
+                false => param.map(|tensor| tensor.cast(self.0)),
+            }
+        }
+    }
+
+    layer.map(&mut Cast(x.dtype()))
 }
 
 /// `[n, ..., channels]` → `[n, channels, ...]`.

@@ -10,7 +10,7 @@ use burn::nn::{
     GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d, PaddingConfig3d, RmsNorm,
     RmsNormConfig,
 };
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use divot_nn::{LayerNorm, LayerNormConfig, Noise, attention, ops};
 
 /// The switch is the process's.
@@ -146,6 +146,41 @@ fn linear() {
     same("linear of nothing", [random([0, 6], 6)], |[x]| {
         ops::linear(&layer, x)
     });
+}
+
+#[test]
+fn weights_in_half_precision() {
+    let device = device();
+    for dtype in [DType::F16, DType::BF16] {
+        for rows in [1, 40] {
+            let layer: Linear = LinearConfig::new(70, 90).init(&device);
+            let halved = |w: Tensor<2>| linear_of(&layer, w.cast(dtype));
+            let what = format!("linear, {dtype:?} weights, {rows} rows");
+            let inputs = [random([rows, 70], 31), random([70, 90], 32)];
+            // As it would be with the rounded weights in f32; their gradient is rounded once more.
+            let fused = run(&inputs, &|[x, w]| ops::linear(&halved(w), x));
+            let rounded = run(&inputs, &|[x, w]| {
+                ops::linear(&linear_of(&layer, w.cast(dtype).cast(DType::F32)), x)
+            });
+            for (i, (fused, rounded)) in fused.iter().zip(&rounded).enumerate() {
+                let largest = rounded.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+                let tolerance = if i == 2 { 4e-3 } else { 1e-6 } * largest;
+                for (f, r) in fused.iter().zip(rounded) {
+                    assert!((f - r).abs() <= tolerance, "{what}, {i}: {f} and {r}");
+                }
+            }
+        }
+        let conv: Conv2d = Conv2dConfig::new([9, 20], [3, 3])
+            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+            .init(&device);
+        let mut halved = conv.clone();
+        halved.weight = halved.weight.map(|w| w.cast(dtype));
+        let mut rounded = conv.clone();
+        rounded.weight = rounded.weight.map(|w| w.cast(dtype).cast(DType::F32));
+        let x = random([2, 5, 6, 9], 33);
+        let [a, b] = [halved, rounded].map(|conv| ops::conv2d_last(&conv, x.clone()).into_data());
+        a.assert_eq(&b, true);
+    }
 }
 
 #[test]

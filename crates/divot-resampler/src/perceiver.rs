@@ -136,7 +136,7 @@ impl PerceiverResampler {
         let batch = inputs.dims()[0];
         let latents = self.latents.val();
         let [_, queries, width] = latents.dims();
-        let latents = latents.expand([batch, queries, width]);
+        let latents = latents.cast(inputs.dtype()).expand([batch, queries, width]);
         let inputs = linear(&self.proj_in, inputs);
         let latents = self.layers.iter().fold(latents, |latents, layer| {
             layer.forward(inputs.clone(), latents)

@@ -59,7 +59,8 @@ impl SpatialTemporalTransformer {
         let [_, tokens, width] = x.dims();
         let spatial = self.spatial_embedding.val().unsqueeze_dim::<3>(0);
         let temporal = self.temporal_embedding.val().unsqueeze_dim::<3>(1);
-        let x = x + (temporal + spatial).reshape([1, tokens, width]);
+        let position = (temporal + spatial).reshape([1, tokens, width]);
+        let x = x.clone() + position.cast(x.dtype());
         let x = self
             .blocks
             .iter()

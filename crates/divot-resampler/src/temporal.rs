@@ -66,7 +66,9 @@ impl TemporalTransformerConfig {
 impl TemporalTransformer {
     /// `[positions, frames, input_dim]` → `[positions, frames, output_dim]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = linear(&self.proj_in, x) + self.positional_embedding.val().unsqueeze::<3>();
+        let x = linear(&self.proj_in, x);
+        let position = self.positional_embedding.val().cast(x.dtype());
+        let x = x + position.unsqueeze::<3>();
         let x = self
             .blocks
             .iter()

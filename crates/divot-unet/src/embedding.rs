@@ -1,6 +1,6 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use divot_nn::ops::{linear, silu};
 use divot_nn::timestep_embedding;
 
@@ -22,10 +22,15 @@ impl TimestepMlp {
         }
     }
 
-    /// `[batch]` numbers → `[batch, hidden]`, in the dtype of the weights.
+    /// `[batch]` numbers → `[batch, hidden]`, in the dtype of the biases.
     pub fn forward(&self, numbers: Tensor<1>) -> Tensor<2> {
-        let weight = self.fc1.weight.val();
-        let embedding = timestep_embedding(numbers, weight.dims()[0]).cast(weight.dtype());
+        let [width, _] = self.fc1.weight.dims();
+        let dtype = self
+            .fc1
+            .bias
+            .as_ref()
+            .map_or(DType::F32, |bias| bias.val().dtype());
+        let embedding = timestep_embedding(numbers, width).cast(dtype);
         linear(&self.fc2, silu(linear(&self.fc1, embedding)))
     }
 }

@@ -251,9 +251,11 @@ impl CheckSizes for UnetConfig {
 }
 
 impl Unet {
-    /// The dtype of the weights.
+    /// The dtype that is computed in: that of the norms. On the CPU it is f32 whatever the weights
+    /// are kept in.
     pub fn dtype(&self) -> DType {
-        self.conv_in.weight.val().dtype()
+        let gamma = self.norm_out.gamma.as_ref();
+        gamma.map_or(DType::F32, |gamma| gamma.val().dtype())
     }
 
     /// What the network reads of a context, `[batch, tokens, context_dim]`: the keys and values of

@@ -2,7 +2,7 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use divot_nn::ops::{channels_first, channels_last, conv2d_last, group_norm};
 use divot_nn::{
     CheckSizes, SizeError, check_depths, check_divides, check_widths, multi_head_attention,
@@ -260,6 +260,12 @@ fn blocks(count: usize, from: usize, to: usize, device: &Device) -> Vec<VaeResBl
 }
 
 impl Vae {
+    /// The dtype that is computed in: that of the norms.
+    pub fn dtype(&self) -> DType {
+        let gamma = self.decoder.norm_out.gamma.as_ref();
+        gamma.map_or(DType::F32, |gamma| gamma.val().dtype())
+    }
+
     /// The latents' distribution, without the scale factor.
     ///
     /// `images`: `[batch, 3, height, width]`, RGB in [-1, 1]; height and width are multiples of

@@ -99,6 +99,7 @@ impl TextTower {
         let [batch, tokens] = ids.dims();
         let position = self.positional_embedding.val().narrow(0, 0, tokens);
         let x = self.token_embedding.forward(ids.clone()) + position.unsqueeze::<3>();
+        let x = x.cast(self.ln_final.gamma.val().dtype());
         let x = self
             .blocks
             .iter()

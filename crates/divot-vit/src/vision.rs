@@ -119,8 +119,8 @@ impl VisionTower {
         let class = self.class_embedding.val();
         let width = class.dims()[0];
         let class = class.reshape([1, 1, width]).expand([batch, 1, width]);
-        let x =
-            Tensor::cat(vec![class, patches], 1) + self.positional_embedding.val().unsqueeze::<3>();
+        let position = self.positional_embedding.val().cast(patches.dtype());
+        let x = Tensor::cat(vec![class, patches], 1) + position.unsqueeze::<3>();
         self.blocks
             .iter()
             .fold(self.ln_pre.forward(x), |x, block| block.forward(x, false))

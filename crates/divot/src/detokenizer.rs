@@ -243,7 +243,7 @@ impl Detokenizer {
 
     /// The UNet's context of video tokens: `[batch, 64, 256]` → `[batch, 125, 1024]`.
     pub fn context(&self, tokens: Tensor<3>) -> Tensor<3> {
-        let dtype = self.resampler.latents.val().dtype();
+        let dtype = self.resampler.norm_out.gamma.val().dtype();
         self.resampler.forward(tokens.cast(dtype))
     }
 
@@ -304,7 +304,7 @@ impl Detokenizer {
     /// Frames of latents: `[batch, 4, frames, height, width]` → `[batch, 3, frames, height, width]`
     /// in pixels, RGB clamped to [-1, 1], in f32.
     pub fn decode(&self, latents: Tensor<5>) -> Tensor<5> {
-        let dtype = self.vae.post_quant_conv.weight.val().dtype();
+        let dtype = self.vae.dtype();
         self.vae
             .decode_clip(latents.cast(dtype))
             .cast(DType::F32)

@@ -2,8 +2,8 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 
 use super::norm::column_sums;
-use super::product::{Gather, Rows, Weights, product, weight_gradient};
-use super::{Kernel, contiguous, floats, tensor};
+use super::product::{Gather, Rows, Values, Weights, product, weight_gradient};
+use super::{Kernel, as_type_of, contiguous, floats, in_order, tensor};
 
 /// A convolution with channels last: `[n, …positions, in]`, weights `[out, in, …kernel]` and, if
 /// there is one, a bias `[out]`.
@@ -83,7 +83,7 @@ impl Conv {
 
 impl Kernel for Conv {
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
-        let (x, weight) = (contiguous(&inputs[0]), contiguous(&inputs[1]));
+        let (x, weight) = (contiguous(&inputs[0]), in_order(&inputs[1]));
         let bias = inputs.get(2).map(contiguous);
         let (m, channels, outputs) = self.sizes(&x, &weight);
         let rows = Rows {
@@ -92,7 +92,7 @@ impl Kernel for Conv {
             gather: &self.gather,
         };
         let weights = Weights {
-            data: floats(&weight),
+            data: Values::of(&weight),
             outputs,
             tap: 1,
             channel: self.gather.taps,
@@ -116,14 +116,14 @@ impl Kernel for Conv {
         let (m, channels, outputs) = self.sizes(x, weight);
         let taps = self.gather.taps;
         let to_x = wanted[0].then(|| {
-            let weight = contiguous(weight);
+            let weight = in_order(weight);
             let rows = Rows {
                 data: floats(&grad),
                 channels: outputs,
                 gather: &self.gather.inverse(),
             };
             let transposed = Weights {
-                data: floats(&weight),
+                data: Values::of(&weight),
                 outputs: channels,
                 tap: 1,
                 channel: channels * taps,
@@ -150,7 +150,7 @@ impl Kernel for Conv {
             for i in 0..outputs * channels {
                 values.extend((0..taps).map(|tap| found[tap * outputs * channels + i]));
             }
-            tensor(values, super::shape(weight))
+            as_type_of(weight, tensor(values, super::shape(weight)))
         });
         let mut found = vec![to_x, to_weight];
         if let Some(bias) = inputs.get(2) {

@@ -1,8 +1,8 @@
 use burn::backend::flex::FlexTensor;
 
 use super::norm::column_sums;
-use super::product::{Gather, Rows, Weights, product, weight_gradient};
-use super::{Kernel, contiguous, floats, matrix, shape, tensor};
+use super::product::{Gather, Rows, Values, Weights, product, weight_gradient};
+use super::{Kernel, as_type_of, contiguous, floats, in_order, matrix, shape, tensor};
 
 /// x · weight + bias, of `[…, in]`, `[in, out]` and, if there is one, `[out]`.
 #[derive(Debug)]
@@ -10,7 +10,7 @@ pub(crate) struct Linear;
 
 impl Kernel for Linear {
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
-        let (x, weight) = (contiguous(&inputs[0]), contiguous(&inputs[1]));
+        let (x, weight) = (contiguous(&inputs[0]), in_order(&inputs[1]));
         let bias = inputs.get(2).map(contiguous);
         let (m, channels) = matrix(&x);
         let outputs = matrix(&weight).1;
@@ -20,7 +20,7 @@ impl Kernel for Linear {
             gather: &Gather::identity(),
         };
         let weights = Weights {
-            data: floats(&weight),
+            data: Values::of(&weight),
             outputs,
             tap: 0,
             channel: outputs,
@@ -50,9 +50,9 @@ impl Kernel for Linear {
             gather: &gather,
         };
         let to_x = wanted[0].then(|| {
-            let weight = contiguous(weight);
+            let weight = in_order(weight);
             let transposed = Weights {
-                data: floats(&weight),
+                data: Values::of(&weight),
                 outputs: channels,
                 tap: 0,
                 channel: 1,
@@ -62,10 +62,8 @@ impl Kernel for Linear {
         });
         let to_weight = wanted[1].then(|| {
             let x = contiguous(x);
-            tensor(
-                weight_gradient(rows, floats(&x), m, channels),
-                shape(weight),
-            )
+            let found = weight_gradient(rows, floats(&x), m, channels);
+            as_type_of(weight, tensor(found, shape(weight)))
         });
         let mut found = vec![to_x, to_weight];
         if let Some(bias) = inputs.get(2) {

@@ -22,6 +22,7 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::flex::{FlexTensor, Layout};
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{
     Autodiff, Backend, Dispatch, DispatchDevice, DispatchTensor, ExtensionType, Flex,
@@ -157,9 +158,23 @@ pub(crate) fn run<const D: usize, const N: usize>(
 
 /// The floats of a tensor in order, which are copied if they lie otherwise.
 fn contiguous(tensor: &FlexTensor) -> FlexTensor {
-    match tensor.as_slice::<f32>() {
-        Some(_) => tensor.clone(),
-        None => tensor.to_contiguous(),
+    assert_eq!(tensor.dtype(), DType::F32, "kernels compute in f32");
+    in_order(tensor)
+}
+
+/// The same of a tensor of any type.
+fn in_order(tensor: &FlexTensor) -> FlexTensor {
+    match tensor.is_contiguous() {
+        true => tensor.clone(),
+        false => tensor.to_contiguous(),
+    }
+}
+
+/// A gradient in the type of what it is the gradient of.
+fn as_type_of(like: &FlexTensor, grad: FlexTensor) -> FlexTensor {
+    match like.dtype() {
+        DType::F32 => grad,
+        dtype => Flex::float_cast(grad, dtype.into()),
     }
 }
 

@@ -12,6 +12,9 @@
 
 use std::ops::Range;
 
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{DType, bf16, f16};
+use half::slice::HalfFloatSliceExt;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::simd::{self, Shared, uninit};
@@ -91,10 +94,67 @@ pub(super) struct Rows<'a> {
     pub gather: &'a Gather,
 }
 
+/// Weights in the type that they are kept in; they are computed with in f32.
+#[derive(Clone, Copy)]
+pub(super) enum Values<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Values<'a> {
+    /// Those of a contiguous tensor.
+    pub fn of(tensor: &'a FlexTensor) -> Self {
+        let contiguous = "made contiguous";
+        match tensor.dtype() {
+            DType::F16 => Self::F16(tensor.as_slice().expect(contiguous)),
+            DType::BF16 => Self::Bf16(tensor.as_slice().expect(contiguous)),
+            _ => Self::F32(tensor.as_slice().expect(contiguous)),
+        }
+    }
+
+    /// As many as `to` has, from `first` on.
+    #[inline(always)]
+    fn copy(self, first: usize, to: &mut [f32]) {
+        match self {
+            Self::F32(values) => to.copy_from_slice(&values[first..first + to.len()]),
+            Self::F16(values) => values[first..first + to.len()].convert_to_f32_slice(to),
+            Self::Bf16(values) => {
+                for (to, value) in to.iter_mut().zip(&values[first..]) {
+                    *to = value.to_f32();
+                }
+            }
+        }
+    }
+
+    /// As many as `to` has, `stride` apart.
+    #[inline(always)]
+    fn gather(self, first: usize, stride: usize, to: &mut [f32]) {
+        match self {
+            Self::F32(values) => {
+                let values = &values[first..];
+                for (n, to) in to.iter_mut().enumerate() {
+                    *to = values[n * stride];
+                }
+            }
+            Self::F16(values) => {
+                for (n, to) in to.iter_mut().enumerate() {
+                    *to = values[first + n * stride].to_f32();
+                }
+            }
+            Self::Bf16(values) => {
+                for (n, to) in to.iter_mut().enumerate() {
+                    *to = values[first + n * stride].to_f32();
+                }
+            }
+        }
+    }
+}
+
 /// The right operand, `[taps, channels, outputs]` with any strides.
 #[derive(Clone, Copy)]
 pub(super) struct Weights<'a> {
-    pub data: &'a [f32],
+    pub data: Values<'a>,
     pub outputs: usize,
     pub tap: usize,
     pub channel: usize,
@@ -165,20 +225,34 @@ fn vector_product(
                 None => out.fill(0.0),
             }
             let x = &rows.data[row * channels..(row + 1) * channels];
-            let line = |c: usize| &weights.data[c * weights.channel..][columns.clone()];
+            let first = |c: usize| c * weights.channel + columns.start;
             crate::vectorised(
                 #[inline(always)]
-                || {
-                    let (fours, rest) = x.as_chunks::<4>();
-                    for (c, x) in fours.iter().enumerate() {
-                        let [a, b, c, d] = [0, 1, 2, 3].map(|i| line(4 * c + i));
-                        for ((((out, a), b), c), d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-                            *out += (x[0] * a + x[1] * b) + (x[2] * c + x[3] * d);
+                || match weights.data {
+                    Values::F32(values) => {
+                        let line = |c: usize| &values[first(c)..first(c) + columns.len()];
+                        let (fours, rest) = x.as_chunks::<4>();
+                        for (c, x) in fours.iter().enumerate() {
+                            let [a, b, c, d] = [0, 1, 2, 3].map(|i| line(4 * c + i));
+                            for ((((out, a), b), c), d) in
+                                out.iter_mut().zip(a).zip(b).zip(c).zip(d)
+                            {
+                                *out += (x[0] * a + x[1] * b) + (x[2] * c + x[3] * d);
+                            }
+                        }
+                        for (c, x) in rest.iter().enumerate() {
+                            for (out, w) in out.iter_mut().zip(line(4 * fours.len() + c)) {
+                                *out += x * w;
+                            }
                         }
                     }
-                    for (c, x) in rest.iter().enumerate() {
-                        for (out, w) in out.iter_mut().zip(line(4 * fours.len() + c)) {
-                            *out += x * w;
+                    halves => {
+                        let mut line = vec![0.0; columns.len()];
+                        for (c, x) in x.iter().enumerate() {
+                            halves.copy(first(c), &mut line);
+                            for (out, w) in out.iter_mut().zip(&line) {
+                                *out += x * w;
+                            }
                         }
                     }
                 },
@@ -446,10 +520,10 @@ impl Weights<'_> {
             .flat_map(|(c, channel)| (0..taps).map(move |tap| (tap * depth + c, tap, channel)));
         if self.output == 1 {
             for (line, tap, channel) in lines {
-                let first = tap * self.tap + channel * self.channel;
+                let first = tap * self.tap + channel * self.channel + columns.start;
                 let (line, padding) =
                     panel[line * width..(line + 1) * width].split_at_mut(columns.len());
-                line.copy_from_slice(&self.data[first..][columns.clone()]);
+                self.data.copy(first, line);
                 padding.fill(0.0);
             }
             return;
@@ -458,16 +532,12 @@ impl Weights<'_> {
         for at in (0..width).step_by(LINE) {
             let filled = LINE.min(columns.len().saturating_sub(at));
             for (line, tap, channel) in lines.clone() {
-                let first = tap * self.tap + channel * self.channel;
-                let from = &self.data[first + (columns.start + at) * self.output..];
+                let first =
+                    tap * self.tap + channel * self.channel + (columns.start + at) * self.output;
                 let line = &mut panel[line * width + at..][..LINE.min(width - at)];
-                for (n, value) in line.iter_mut().enumerate() {
-                    *value = if n < filled {
-                        from[n * self.output]
-                    } else {
-                        0.0
-                    };
-                }
+                let (line, padding) = line.split_at_mut(filled);
+                self.data.gather(first, self.output, line);
+                padding.fill(0.0);
             }
         }
     }
@@ -570,7 +640,7 @@ impl Packed {
     ) {
         let widest = vectors::<S>() * S::F32_LANES;
         let weights = Weights {
-            data,
+            data: Values::F32(data),
             outputs: columns,
             tap: 0,
             channel: row,

@@ -3,6 +3,7 @@
 use super::layout::{Place, cast_slice, wrong_shape};
 use super::safetensors::{Entry, SafetensorsFile};
 use super::{SafetensorsWriter, TensorSpec, WeightsError, module_layout};
+use crate::device::is_cpu;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
 use memmap2::{Mmap, MmapOptions};
@@ -273,7 +274,15 @@ impl<P: FnMut(u64, u64)> ModuleMapper for Loader<'_, P> {
             return param;
         }
         let name = format!("{}{}", self.prefix, self.place.path());
-        let data = match self.weights.read(&name, self.dtype) {
+        // The parameter's own device, which also says whether it is part of an autodiff graph.
+        let device = param.lazy_device();
+        // The CPU computes in f32 whatever the matrices are kept in; what computes with them asks the
+        // vectors (of norms, biases) for the type.
+        let dtype = match D == 1 && is_cpu(&device) {
+            true => Some(FloatDType::F32),
+            false => self.dtype,
+        };
+        let data = match self.weights.read(&name, dtype) {
             Ok(data) => data,
             Err(err) => {
                 self.error = Some(err);
@@ -284,8 +293,6 @@ impl<P: FnMut(u64, u64)> ModuleMapper for Loader<'_, P> {
         let (done, total) = self.weights.bytes();
         (self.progress)(done, total);
 
-        // The parameter's own device, which also says whether it is part of an autodiff graph.
-        let device = param.lazy_device();
         let dtype = data.dtype();
         // Devices take data in their own time. Without a stop now and then all of the model would
         // wait in host memory.
