@@ -11,7 +11,7 @@ use burn::nn::{GroupNorm, Linear, PaddingConfig2d, RmsNorm};
 use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
-use crate::kernels;
+use crate::kernels::{self, Cost};
 
 static ENABLED: AtomicBool = AtomicBool::new(true);
 
@@ -30,7 +30,11 @@ pub fn kernels_enabled() -> bool {
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
-        return kernels::run(kernels::activation::Elementwise::Silu, [x.into_dispatch()]);
+        return kernels::run(
+            kernels::activation::Elementwise::Silu,
+            Cost::Low,
+            [x.into_dispatch()],
+        );
     }
     activation::silu(x)
 }
@@ -39,7 +43,11 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
-        return kernels::run(kernels::activation::Elementwise::Gelu, [x.into_dispatch()]);
+        return kernels::run(
+            kernels::activation::Elementwise::Gelu,
+            Cost::Low,
+            [x.into_dispatch()],
+        );
     }
     activation::gelu(x)
 }
@@ -50,7 +58,7 @@ pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
         let kernel = kernels::activation::Elementwise::QuickGelu;
-        return kernels::run(kernel, [x.into_dispatch()]);
+        return kernels::run(kernel, Cost::Low, [x.into_dispatch()]);
     }
     activation::sigmoid(x.clone() * 1.702) * x
 }
@@ -68,7 +76,7 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     );
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
-        return kernels::run(kernels::activation::Geglu, [x.into_dispatch()]);
+        return kernels::run(kernels::activation::Geglu, Cost::Low, [x.into_dispatch()]);
     }
     let value = x.clone().narrow(D - 1, 0, width / 2);
     let gate = x.narrow(D - 1, width / 2, width / 2);
@@ -83,9 +91,13 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
         return match &layer.bias {
             Some(bias) => {
                 let inputs = [x.into_dispatch(), weight, bias.val().into_dispatch()];
-                kernels::run(kernels::linear::Linear, inputs)
+                kernels::run(kernels::linear::Linear, Cost::High, inputs)
             }
-            None => kernels::run(kernels::linear::Linear, [x.into_dispatch(), weight]),
+            None => kernels::run(
+                kernels::linear::Linear,
+                Cost::High,
+                [x.into_dispatch(), weight],
+            ),
         };
     }
     layer.forward(x)
@@ -109,7 +121,7 @@ pub fn layer_norm<const D: usize>(
             gamma.into_dispatch(),
             beta.into_dispatch(),
         ];
-        return kernels::run(kernel, inputs);
+        return kernels::run(kernel, Cost::Low, inputs);
     }
     burn::tensor::module::layer_norm(x, gamma, Some(beta), epsilon)
 }
@@ -123,7 +135,7 @@ pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
             epsilon: norm.epsilon as f32,
         };
         let inputs = [x.into_dispatch(), norm.gamma.val().into_dispatch()];
-        return kernels::run(kernel, inputs);
+        return kernels::run(kernel, Cost::Low, inputs);
     }
     norm.forward(x)
 }
@@ -148,7 +160,7 @@ pub fn group_norm<const D: usize>(norm: &GroupNorm, x: Tensor<D>, then_silu: boo
             gamma.val().into_dispatch(),
             beta.val().into_dispatch(),
         ];
-        return kernels::run(kernel, inputs);
+        return kernels::run(kernel, Cost::Low, inputs);
     }
     let _ = (gamma, beta);
     let x = norm.forward(channels_first(x));
@@ -193,8 +205,8 @@ fn convolve<const D: usize>(
 ) -> Tensor<D> {
     let [x, weight] = [x, weight].map(Tensor::into_dispatch);
     match bias {
-        Some(bias) => kernels::run(kernel, [x, weight, bias.val().into_dispatch()]),
-        None => kernels::run(kernel, [x, weight]),
+        Some(bias) => kernels::run(kernel, Cost::High, [x, weight, bias.val().into_dispatch()]),
+        None => kernels::run(kernel, Cost::High, [x, weight]),
     }
 }
 
