@@ -1,15 +1,16 @@
 //! Every fused kernel and the operations of Burn that it stands for, at shapes of the released
 //! networks, and the passes of training at small ones.
 
+use std::time::Duration;
+
 use burn::nn::conv::{Conv2d, Conv2dConfig, Conv3d, Conv3dConfig};
 use burn::nn::{
     GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d, PaddingConfig3d, RmsNorm,
     RmsNormConfig,
 };
 use burn::tensor::{Device, Tensor};
-use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
+use criterion::{Criterion, SamplingMode};
 use divot_nn::{LayerNormConfig, Noise, Recycler, attention, ops};
-use std::time::Duration;
 
 // As in the programs: without it, many of these would measure how fast the system gives pages.
 #[global_allocator]
@@ -125,17 +126,15 @@ fn training(criterion: &mut Criterion) {
     });
 }
 
-/// Few and short: the slowest take most of a second each.
-fn short() -> Criterion {
-    Criterion::default()
+fn main() {
+    // Few and short: the slowest take most of a second each.
+    let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    products(&mut criterion);
+    activations_and_norms(&mut criterion);
+    training(&mut criterion);
+    criterion.final_summary();
 }
-
-criterion_group! {
-    name = kernels;
-    config = short();
-    targets = products, activations_and_norms, training
-}
-criterion_main!(kernels);
