@@ -20,6 +20,7 @@ use turns::{Measured, Side, take_turns};
 Examples:
   cargo xtask bench --only unet --repeat 3
   cargo xtask bench --only unet --only train-small --peer
+  cargo xtask bench --only train-small --checkpointing
   cargo xtask bench --peer --check
   cargo xtask bench --only llm --model models/divot --dtype q4
 
@@ -67,6 +68,9 @@ pub struct Arguments {
     /// Text to measure `--model`'s perplexity on
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
+    /// Training steps compute what is cheap again in the backward pass instead of keeping it
+    #[arg(long)]
+    checkpointing: bool,
     /// Do the one work of --only for the process that asks for it
     #[arg(long, hide = true)]
     serve: bool,
@@ -170,7 +174,14 @@ fn serve(arguments: &Arguments) -> Result<()> {
         Work::LlmCache => language::cache(&work.name(), &device()?),
         Work::Perplexity => language::perplexity(&work.name(), arguments, &device()?),
         work => {
-            let serve = |device| works::serve(work, &device, arguments.float(work));
+            let serve = |device: burn::tensor::Device| {
+                let device = match (work.trains(), arguments.checkpointing) {
+                    (true, true) => device.autodiff().gradient_checkpointing(),
+                    (true, false) => device.autodiff(),
+                    (false, _) => device,
+                };
+                works::serve(work, &device, arguments.float(work))
+            };
             // The parent tells it.
             if let Err(error) = device().map_err(Into::into).and_then(serve) {
                 let error = divot::one_line(error.as_ref());
@@ -271,6 +282,9 @@ fn ourselves(work: Work, arguments: &Arguments) -> Result<Command> {
         .env("RAYON_NUM_THREADS", arguments.threads().to_string());
     if let Some(dtype) = arguments.dtype.and_then(|dtype| dtype.to_possible_value()) {
         command.args(["--dtype", dtype.get_name()]);
+    }
+    if arguments.checkpointing {
+        command.arg("--checkpointing");
     }
     for (option, path) in [("--model", &arguments.model), ("--text", &arguments.text)] {
         if let Some(path) = path {

@@ -5,7 +5,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Tensor};
 
 #[cfg(feature = "flex")]
-use crate::kernels;
+use crate::kernels::{self, Cost};
 use crate::ops::linear;
 
 /// Scaled dot-product attention, softmax(q·kᵀ / √head_dim + mask)·v.
@@ -31,8 +31,12 @@ pub fn attention(
         let kernel = kernels::attention::Attention { causal };
         let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
         return match mask {
-            Some(mask) => kernels::run(kernel, [query, key, value, mask.into_dispatch()]),
-            None => kernels::run(kernel, [query, key, value]),
+            Some(mask) => kernels::run(
+                kernel,
+                Cost::High,
+                [query, key, value, mask.into_dispatch()],
+            ),
+            None => kernels::run(kernel, Cost::High, [query, key, value]),
         };
     }
     let options = AttentionModuleOptions {

@@ -10,7 +10,7 @@ use burn::nn::{GroupNorm, Linear, PaddingConfig2d, RmsNorm};
 use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
-use crate::kernels;
+use crate::kernels::{self, Cost};
 
 static ENABLED: AtomicBool = AtomicBool::new(true);
 
@@ -29,7 +29,11 @@ pub fn kernels_enabled() -> bool {
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
-        return kernels::run(kernels::activation::Elementwise::Silu, [x.into_dispatch()]);
+        return kernels::run(
+            kernels::activation::Elementwise::Silu,
+            Cost::Low,
+            [x.into_dispatch()],
+        );
     }
     activation::silu(x)
 }
@@ -38,7 +42,11 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
-        return kernels::run(kernels::activation::Elementwise::Gelu, [x.into_dispatch()]);
+        return kernels::run(
+            kernels::activation::Elementwise::Gelu,
+            Cost::Low,
+            [x.into_dispatch()],
+        );
     }
     activation::gelu(x)
 }
@@ -49,7 +57,7 @@ pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
         let kernel = kernels::activation::Elementwise::QuickGelu;
-        return kernels::run(kernel, [x.into_dispatch()]);
+        return kernels::run(kernel, Cost::Low, [x.into_dispatch()]);
     }
     activation::sigmoid(x.clone() * 1.702) * x
 }
@@ -67,7 +75,7 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     );
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
-        return kernels::run(kernels::activation::Geglu, [x.into_dispatch()]);
+        return kernels::run(kernels::activation::Geglu, Cost::Low, [x.into_dispatch()]);
     }
     let value = x.clone().narrow(D - 1, 0, width / 2);
     let gate = x.narrow(D - 1, width / 2, width / 2);
@@ -82,8 +90,12 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     if kernels::apply(&x) && layer.weight.val().dtype().is_float() {
         let [x, weight] = [x.into_dispatch(), layer.weight.val().into_dispatch()];
         return match bias {
-            Some(bias) => kernels::run(kernels::linear::Linear, [x, weight, bias.into_dispatch()]),
-            None => kernels::run(kernels::linear::Linear, [x, weight]),
+            Some(bias) => kernels::run(
+                kernels::linear::Linear,
+                Cost::High,
+                [x, weight, bias.into_dispatch()],
+            ),
+            None => kernels::run(kernels::linear::Linear, Cost::High, [x, weight]),
         };
     }
     let weight = layer.weight.val();
@@ -113,7 +125,7 @@ pub fn layer_norm<const D: usize>(
             gamma.into_dispatch(),
             beta.into_dispatch(),
         ];
-        return kernels::run(kernel, inputs);
+        return kernels::run(kernel, Cost::Low, inputs);
     }
     burn::tensor::module::layer_norm(x, gamma, Some(beta), epsilon)
 }
@@ -127,7 +139,7 @@ pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
             epsilon: norm.epsilon as f32,
         };
         let inputs = [x.into_dispatch(), norm.gamma.val().into_dispatch()];
-        return kernels::run(kernel, inputs);
+        return kernels::run(kernel, Cost::Low, inputs);
     }
     norm.forward(x)
 }
@@ -152,7 +164,7 @@ pub fn group_norm<const D: usize>(norm: &GroupNorm, x: Tensor<D>, then_silu: boo
             gamma.val().into_dispatch(),
             beta.val().into_dispatch(),
         ];
-        return kernels::run(kernel, inputs);
+        return kernels::run(kernel, Cost::Low, inputs);
     }
     let _ = (gamma, beta);
     let x = norm.forward(channels_first(x));
@@ -200,9 +212,10 @@ fn convolve<const D: usize>(
     match bias {
         Some(bias) => kernels::run(
             kernel,
+            Cost::High,
             [x, weight, bias.val().cast(DType::F32).into_dispatch()],
         ),
-        None => kernels::run(kernel, [x, weight]),
+        None => kernels::run(kernel, Cost::High, [x, weight]),
     }
 }
 

@@ -5,13 +5,14 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig, Conv3d, Conv3dConfig};
 use burn::nn::{
     GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d, PaddingConfig3d, RmsNorm,
     RmsNormConfig,
 };
 use burn::tensor::{DType, Device, Tensor};
-use divot_nn::{LayerNorm, LayerNormConfig, Noise, attention, ops};
+use divot_nn::{LayerNorm, LayerNormConfig, Noise, attention, multi_head_attention, ops};
 
 /// The switch is the process's.
 static SWITCH: Mutex<()> = Mutex::new(());
@@ -363,4 +364,92 @@ fn the_switch_switches() {
     ops::enable_kernels(false);
     assert!(!ops::kernels_enabled());
     ops::enable_kernels(true);
+}
+
+/// One of each kind of kernel.
+#[derive(Module, Debug)]
+struct Layers {
+    linear: Linear,
+    layer: LayerNorm,
+    rms: RmsNorm,
+    group: GroupNorm,
+    conv: Conv2d,
+}
+
+impl Layers {
+    /// Results are used twice, norms follow each other, and `frozen` is not tracked.
+    fn forward(&self, x: Tensor<4>, frozen: Tensor<4>) -> Tensor<3> {
+        let first = self.layer.forward(x + ops::silu(frozen.clone()));
+        let wide = ops::linear(&self.linear, ops::gelu(first.clone()));
+        let normed = ops::group_norm(&self.group, ops::rms_norm(&self.rms, wide.clone()), true);
+        let seen = ops::conv2d_last(&self.conv, normed + wide.clone()) + first.clone();
+        let [q, k, v] = [first, seen, ops::geglu(wide)].map(|x| x.reshape([2, 20, 16]));
+        let out = multi_head_attention(q, k.clone(), v, 2, false) + self.layer.forward(k);
+        out.clone()
+            * ops::quick_gelu(ops::rms_norm(
+                &self.rms,
+                Tensor::cat(vec![out, frozen.reshape([2, 20, 16])], 2),
+            ))
+            .narrow(2, 5, 16)
+    }
+}
+
+/// Copies parameters to a device; `fork` takes devices that differ in checkpointing for the same.
+struct Onto<'a>(&'a Device);
+
+impl ModuleMapper for Onto<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        Param::from_data(param.val().into_data(), self.0)
+    }
+}
+
+#[test]
+fn gradients_are_the_same_with_checkpointing() {
+    let _switch = switch();
+    let plain = device();
+    let layers = Layers {
+        linear: LinearConfig::new(16, 32).init(&plain),
+        layer: LayerNormConfig::new(16).init(&plain),
+        rms: RmsNormConfig::new(32).init(&plain),
+        group: GroupNormConfig::new(4, 32).init(&plain),
+        conv: Conv2dConfig::new([32, 16], [3, 3])
+            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+            .init(&plain),
+    };
+    let run = |device: &Device| {
+        let layers = layers.clone().map(&mut Onto(device));
+        let [x, frozen] = [20, 21].map(|seed| Noise::new(seed).normal([2, 4, 5, 16], device));
+        let x = x.require_grad();
+        let out = layers.forward(x.clone(), frozen);
+        let grads = (out.clone() * Noise::new(22).normal(out.dims(), device))
+            .sum()
+            .backward();
+        let values = |data: burn::tensor::TensorData| data.try_to_vec::<f32>().unwrap();
+        let bias = |param: &Option<Param<Tensor<1>>>| {
+            values(
+                param
+                    .as_ref()
+                    .unwrap()
+                    .val()
+                    .grad(&grads)
+                    .unwrap()
+                    .into_data(),
+            )
+        };
+        [
+            values(x.grad(&grads).unwrap().into_data()),
+            values(layers.linear.weight.val().grad(&grads).unwrap().into_data()),
+            values(layers.conv.weight.val().grad(&grads).unwrap().into_data()),
+            values(layers.layer.gamma.val().grad(&grads).unwrap().into_data()),
+            values(layers.rms.gamma.val().grad(&grads).unwrap().into_data()),
+            bias(&layers.linear.bias),
+            bias(&layers.conv.bias),
+            bias(&layers.group.beta),
+        ]
+    };
+    let checkpointing = plain.clone().gradient_checkpointing();
+    for (i, (kept, again)) in run(&plain).iter().zip(&run(&checkpointing)).enumerate() {
+        assert!(kept.iter().any(|x| *x != 0.0), "gradient {i} is nothing");
+        assert_eq!(kept, again, "gradient {i}");
+    }
 }

@@ -37,7 +37,8 @@ impl Ready {
 const PROMPT: usize = 512;
 const ROOM: usize = 2048;
 
-/// Makes a work's networks and inputs. Sizes are those of `xtask/peer/peer.py`.
+/// Makes a work's networks and inputs; for a training step the device is one that tracks gradients. Sizes
+/// are those of `xtask/peer/peer.py`.
 pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
     let mut inputs = Inputs {
         noise: Noise::new(0),
@@ -218,7 +219,6 @@ fn training<M: Module + 'static>(
 }
 
 fn train_small(mut inputs: Inputs) -> Ready {
-    inputs.device = inputs.device.autodiff();
     let unet = UnetConfig::new(32, vec![1, 2], 64)
         .with_num_res_blocks(1)
         .with_attention_resolutions(vec![1, 2])
@@ -245,7 +245,6 @@ struct Joint {
 /// The released proportions at less than a third of the width; the vision tower is frozen, as it is in
 /// every stage of training.
 fn train_mid(mut inputs: Inputs) -> Ready {
-    inputs.device = inputs.device.autodiff();
     let device = &inputs.device;
     let mut tokenizer = TokenizerConfig::new(
         VisionTowerConfig::new(224, 16, 384, 12, 6, 384),

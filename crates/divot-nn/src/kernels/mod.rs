@@ -17,10 +17,13 @@ mod simd;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
@@ -42,6 +45,16 @@ pub trait Kernel: Debug + Send + Sync + 'static {
         grad: FlexTensor,
         wanted: &[bool],
     ) -> Vec<Option<FlexTensor>>;
+}
+
+/// What it takes to run a kernel again.
+#[derive(Debug, Clone, Copy)]
+pub enum Cost {
+    /// About as long as to read and write the tensors: gradient checkpointing, where it is on,
+    /// computes the result again in the backward pass instead of keeping it.
+    Low,
+    /// So long that the result is always kept.
+    High,
 }
 
 /// The inputs of a kernel.
@@ -74,22 +87,23 @@ pub trait KernelOps: Backend {
     fn run_kernel(
         #[extension_type] inputs: Inputs<Self>,
         kernel: Arc<dyn Kernel>,
+        cost: Cost,
     ) -> FloatTensor<Self>;
 }
 
 impl KernelOps for Flex {
-    fn run_kernel(inputs: Inputs<Self>, kernel: Arc<dyn Kernel>) -> FlexTensor {
+    fn run_kernel(inputs: Inputs<Self>, kernel: Arc<dyn Kernel>, _: Cost) -> FlexTensor {
         kernel.forward(&inputs.into_vec())
     }
 }
 
 impl<C: CheckpointStrategy> KernelOps for Autodiff<Flex, C> {
-    fn run_kernel(inputs: Inputs<Self>, kernel: Arc<dyn Kernel>) -> FloatTensor<Self> {
+    fn run_kernel(inputs: Inputs<Self>, kernel: Arc<dyn Kernel>, cost: Cost) -> FloatTensor<Self> {
         match inputs {
-            Inputs::One(a) => record::<C, 1>([a], kernel),
-            Inputs::Two(a, b) => record::<C, 2>([a, b], kernel),
-            Inputs::Three(a, b, c) => record::<C, 3>([a, b, c], kernel),
-            Inputs::Four(a, b, c, d) => record::<C, 4>([a, b, c, d], kernel),
+            Inputs::One(a) => record::<C, 1>([a], kernel, cost),
+            Inputs::Two(a, b) => record::<C, 2>([a, b], kernel, cost),
+            Inputs::Three(a, b, c) => record::<C, 3>([a, b, c], kernel, cost),
+            Inputs::Four(a, b, c, d) => record::<C, 4>([a, b, c, d], kernel, cost),
         }
     }
 }
@@ -98,20 +112,60 @@ impl<C: CheckpointStrategy> KernelOps for Autodiff<Flex, C> {
 fn record<C: CheckpointStrategy, const N: usize>(
     inputs: [FloatTensor<Autodiff<Flex, C>>; N],
     kernel: Arc<dyn Kernel>,
+    cost: Cost,
 ) -> FloatTensor<Autodiff<Flex, C>> {
-    let (inputs, nodes): (Vec<FlexTensor>, Vec<NodeGuard>) =
-        inputs.into_iter().map(|input| input.into_parts()).unzip();
-    let Ok(nodes): Result<[NodeGuard; N], _> = nodes.try_into() else {
-        unreachable!("called with N inputs");
+    let output = kernel.forward(&inputs.each_ref().map(|input| input.primitive().clone()));
+    let sources = inputs.each_ref().map(|input| match input.is_tracked() {
+        true => Source::Node(input.id()),
+        false => Source::Tensor(input.primitive().clone()),
+    });
+    let tracked = || inputs.iter().filter(|input| input.is_tracked());
+    let prep = Recorded(kernel.clone()).prepare::<C>(inputs.each_ref().map(|input| input.node()));
+    // Without a tracked input the graph would never ask for the result, so it could not run again.
+    let prep = match cost {
+        Cost::Low if tracked().next().is_some() => prep
+            .memory_bound()
+            .retro_forward(Again(kernel, sources.clone()))
+            .parents(tracked()),
+        _ => prep.compute_bound(),
     };
-    let output = kernel.forward(&inputs);
-    match Recorded(kernel)
-        .prepare::<C>(nodes)
-        .compute_bound()
-        .stateful()
-    {
-        OpsKind::Tracked(prep) => prep.finish(inputs, output),
+    match prep.stateful() {
+        OpsKind::Tracked(mut prep) => {
+            for input in tracked() {
+                prep.checkpoint(input);
+            }
+            prep.finish(sources, output)
+        }
         OpsKind::UnTracked(prep) => prep.finish(output),
+    }
+}
+
+/// Where the passes after the first find an input: the graph has it, or computes it again, if it is
+/// tracked.
+#[derive(Debug, Clone)]
+enum Source {
+    Node(NodeId),
+    Tensor(FlexTensor),
+}
+
+impl Source {
+    fn get(self, node: impl FnOnce(NodeId) -> FlexTensor) -> FlexTensor {
+        match self {
+            Self::Node(id) => node(id),
+            Self::Tensor(tensor) => tensor,
+        }
+    }
+}
+
+/// A kernel's forward pass within the backward pass.
+#[derive(Debug)]
+struct Again<const N: usize>(Arc<dyn Kernel>, [Source; N]);
+
+impl<const N: usize> RetroForward for Again<N> {
+    fn forward(&self, states: &mut BackwardStates, node: NodeId) {
+        let sources = self.1.clone();
+        let inputs = sources.map(|source| source.get(|id| states.get_state(&id)));
+        states.save(node, self.0.forward(&inputs));
     }
 }
 
@@ -119,12 +173,14 @@ fn record<C: CheckpointStrategy, const N: usize>(
 struct Recorded(Arc<dyn Kernel>);
 
 impl<const N: usize> Backward<Flex, N> for Recorded {
-    type State = Vec<FlexTensor>;
+    type State = [Source; N];
 
-    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, states: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let found = self.0.backward(&ops.state, grad, &wanted);
+        let sources = ops.state;
+        let inputs = sources.map(|source| source.get(|id| states.retrieve_node_output(id)));
+        let found = self.0.backward(&inputs, grad, &wanted);
         for (parent, grad) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<Flex>(parent.id, grad);
@@ -143,6 +199,7 @@ pub(crate) fn apply<const D: usize>(x: &Tensor<D>) -> bool {
 /// Runs a kernel on one to four tensors.
 pub(crate) fn run<const D: usize, const N: usize>(
     kernel: impl Kernel,
+    cost: Cost,
     inputs: [DispatchTensor; N],
 ) -> Tensor<D> {
     let mut inputs = inputs.into_iter();
@@ -153,7 +210,7 @@ pub(crate) fn run<const D: usize, const N: usize>(
         [Some(a), Some(b), Some(c), Some(d)] => Inputs::Four(a, b, c, d),
         _ => unreachable!("no kernel has {N} inputs"),
     };
-    Tensor::from_dispatch(Dispatch::run_kernel(inputs, Arc::new(kernel)))
+    Tensor::from_dispatch(Dispatch::run_kernel(inputs, Arc::new(kernel), cost))
 }
 
 /// The floats of a tensor in order, which are copied if they lie otherwise.
@@ -200,4 +257,56 @@ fn matrix(tensor: &FlexTensor) -> (usize, usize) {
     let shape = tensor.layout().shape();
     let width = shape[shape.num_dims() - 1];
     (shape.num_elements() / width.max(1), width)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use burn::tensor::Device;
+
+    use super::*;
+
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+
+    /// Doubles, and counts how often.
+    #[derive(Debug)]
+    struct Double;
+
+    impl Kernel for Double {
+        fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
+            RUNS.fetch_add(1, Ordering::Relaxed);
+            let doubled = floats(&inputs[0]).iter().map(|x| 2.0 * x).collect();
+            tensor(doubled, shape(&inputs[0]))
+        }
+
+        fn backward(
+            &self,
+            _: &[FlexTensor],
+            grad: FlexTensor,
+            _: &[bool],
+        ) -> Vec<Option<FlexTensor>> {
+            vec![Some(self.forward(&[grad]))]
+        }
+    }
+
+    #[test]
+    fn checkpointing_runs_cheap_kernels_again_and_no_others() {
+        let plain = Device::default().autodiff();
+        let checkpointing = plain.clone().gradient_checkpointing();
+        for (device, cost, expected) in [
+            (&plain, Cost::Low, 2),
+            (&checkpointing, Cost::High, 2),
+            (&checkpointing, Cost::Low, 3),
+        ] {
+            RUNS.store(0, Ordering::Relaxed);
+            let x = Tensor::<1>::from_floats([1.0, 3.0], device).require_grad();
+            let doubled: Tensor<1> = run(Double, cost, [x.clone().into_dispatch()]);
+            // The square's gradient needs what is squared.
+            let grads = (doubled.clone() * doubled).sum().backward();
+            let grad = x.grad(&grads).expect("it is tracked").into_data();
+            assert_eq!(grad.try_to_vec::<f32>().expect("it is f32"), [8.0, 24.0]);
+            assert_eq!(RUNS.load(Ordering::Relaxed), expected, "{cost:?}");
+        }
+    }
 }
