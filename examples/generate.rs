@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use common::{Dtype, Stopped};
 use divot::data::{check_writable, sampling::CLIP_FPS, write_mp4, write_png};
-use divot::{Detokenizer, GenerationConfig, Task, Tokenizer, VideoLlm, device};
+use divot::{Detokenizer, GenerationConfig, Task, VideoLlm, device};
 
 /// Makes a video of a caption.
 ///
@@ -64,11 +64,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     let device = device::select(&arguments.device)?;
     let dtype = arguments.dtype;
 
-    // One network is in memory at a time: the tokenizer, for the tokens of a grey clip that guidance
-    // leads away from …
-    let (tokenizer, _) = common::load(model, &device, dtype.float(), Tokenizer::load)?;
-    let unconditional = tokenizer.unconditional();
-    drop(tokenizer);
+    // First the tokens of a grey clip, which guidance leads away from. One network is in memory at a
+    // time after that …
+    let unconditional = common::unconditional(model, &device, dtype.float())?;
 
     // … the language model, which draws the tokens of the video …
     let llm = common::load(model, &device, dtype.float(), |checkpoint| {

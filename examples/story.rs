@@ -10,9 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use common::{Dtype, Stopped};
 use divot::data::{check_writable, sampling::CLIP_FPS, write_mp4};
-use divot::{
-    Detokenizer, GenerationConfig, StoryEnd, StoryPart, Task, Tokenizer, VideoLlm, device,
-};
+use divot::{Detokenizer, GenerationConfig, StoryEnd, StoryPart, Task, VideoLlm, device};
 
 /// Tells a story in text and videos.
 ///
@@ -73,9 +71,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     check_writable(&page_path)?;
 
     // One network is in memory at a time; the language model tells the whole story first.
-    let (tokenizer, _) = common::load(model, &device, dtype.float(), Tokenizer::load)?;
-    let unconditional = tokenizer.unconditional();
-    drop(tokenizer);
+    let unconditional = common::unconditional(model, &device, dtype.float())?;
     let llm = common::load(model, &device, dtype.float(), |checkpoint| {
         VideoLlm::load_part(checkpoint, part, dtype.quantization())
     })?;

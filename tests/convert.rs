@@ -4,11 +4,12 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Device, FloatDType, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, ReleasedConfig, Target, convert};
-use divot::weights::{Source, TensorSpec, write_safetensors};
+use divot::weights::{Saver, Source, TensorSpec, write_safetensors};
 use divot::{Detokenizer, Tokenizer};
 
 /// A parity fixture: the project's own, or the one that `DIVOT_FIXTURE` names.
@@ -48,6 +49,137 @@ fn every_part_of_the_fixture_converts_and_loads() {
             .collect();
         assert!(left.is_empty(), "{left:?}");
     }
+}
+
+fn numbers<const D: usize>(tokens: Tensor<D>) -> Vec<f32> {
+    tokens.into_data().iter().collect()
+}
+
+#[test]
+fn the_tokens_of_a_grey_clip_are_stored() {
+    let fixture = fixture();
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    let job = Job::of(Target::Tokenizer, &[fixture.join("pretrained")]);
+    let to = tempfile::tempdir().unwrap();
+    let device = Device::default();
+    let mut earlier: Option<Vec<f32>> = None;
+    for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+        let report = convert(&job, &sizes, to.path(), dtype, go).unwrap();
+        assert_eq!(report.not_stored, None);
+        let mut checkpoint = Checkpoint::new(to.path(), &device);
+        let stored = numbers(checkpoint.unconditional().unwrap().unwrap());
+
+        // What the program computes of the same weights, to the bit …
+        let (tokenizer, config) = Tokenizer::load(&mut checkpoint).unwrap();
+        assert_eq!(stored, numbers(tokenizer.unconditional()), "{dtype:?}");
+        // … which is what the whole clip gives.
+        let size = config.frame_size;
+        let whole = tokenizer.tokenize(Tensor::zeros([1, 5, 3, size, size], &device));
+        for (stored, whole) in stored.iter().zip(numbers(whole)) {
+            assert!((stored - whole).abs() < 1e-4, "{stored} is not {whole}");
+        }
+        // Coarser weights give other tokens (f16 holds the fixture's exactly): none are left over from
+        // an earlier conversion.
+        let same = earlier.replace(stored.clone()) == Some(stored);
+        assert_eq!(same, dtype == FloatDType::F16, "{dtype:?}");
+    }
+}
+
+#[test]
+fn a_conversion_can_be_stopped_at_the_grey_clip() {
+    let fixture = fixture();
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let job = Job::of(Target::Tokenizer, &[fixture.join("pretrained")]);
+    let mut complete = 0;
+    let stop = |progress: divot::convert::Progress| {
+        complete += usize::from(progress.done == progress.total);
+        match complete {
+            2 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    };
+    let error = convert(&job, &sizes, to.path(), FloatDType::F32, stop).unwrap_err();
+    assert_eq!(error.to_string(), "stopped");
+    assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn stored_tokens_that_do_not_fit_are_named() {
+    let fixture = fixture();
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    let job = Job::of(Target::Tokenizer, &[fixture.join("pretrained")]);
+    let to = tempfile::tempdir().unwrap();
+    convert(&job, &sizes, to.path(), FloatDType::F32, go).unwrap();
+    let device = Device::default();
+    let folder = to.path().join("tokenizer");
+    let file = folder.join("unconditional.safetensors");
+    let good = fs::read(&file).unwrap();
+    let refused = |says: &str| {
+        let error = Checkpoint::new(to.path(), &device).unconditional();
+        let line = error.unwrap_err().to_string();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.contains("unconditional.safetensors"), "{line}");
+        assert!(line.contains(says) && line.contains("convert"), "{line}");
+    };
+
+    for damaged in [&b""[..], b"no weights", &good[..good.len() - 1]] {
+        fs::write(&file, damaged).unwrap();
+        refused("is damaged");
+    }
+    let write = |name: &str, shape: &[usize], value: f32| {
+        let spec = TensorSpec {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            dtype: burn::tensor::DType::F32,
+        };
+        let data = TensorData::new(vec![value; shape.iter().product()], shape.to_vec());
+        write_safetensors(&file, &[spec], &Default::default(), |_| Ok(data.clone())).unwrap();
+    };
+    write("tokens", &[1, 64, 12], 0.0);
+    refused("holds no tokens");
+    write("unconditional", &[2, 64, 12], 0.0);
+    refused("holds no tokens");
+    write("unconditional", &[64, 12], 0.0);
+    refused("holds no tokens");
+    write("unconditional", &[1, 64, 13], 0.0);
+    refused("another tokenizer");
+    // As they should be, but nothing says of which weights.
+    write("unconditional", &[1, 64, 12], 0.0);
+    refused("other weights");
+
+    // Other weights of the same form, and then other sizes.
+    fs::write(&file, &good).unwrap();
+    let mut checkpoint = Checkpoint::new(to.path(), &device);
+    assert!(checkpoint.unconditional().unwrap().is_some());
+    let (tokenizer, config) = Tokenizer::load(&mut checkpoint).unwrap();
+    let weights = folder.join("model.safetensors");
+    let before = fs::read(&weights).unwrap();
+    let mut trained = tokenizer.clone();
+    let gamma = &mut trained.resampler.norm.gamma;
+    *gamma = burn::module::Param::from_tensor(gamma.val() * 1.001);
+    Saver::new(&weights, FloatDType::F32)
+        .add("", trained)
+        .finish()
+        .unwrap();
+    refused("other weights");
+    fs::write(&weights, &before).unwrap();
+    assert!(checkpoint.unconditional().unwrap().is_some());
+    let config_file = folder.join("config.json");
+    let before = fs::read(&config_file).unwrap();
+    config.with_frame_size(64).save(&config_file).unwrap();
+    refused("other weights");
+    fs::write(&config_file, &before).unwrap();
+
+    // Without the tokenizer there is nothing that they could be at odds with.
+    fs::remove_file(&weights).unwrap();
+    assert!(checkpoint.unconditional().unwrap().is_some());
+    fs::remove_file(&config_file).unwrap();
+    assert!(checkpoint.unconditional().unwrap().is_some());
+    write("unconditional", &[1, 64, 12], f32::NAN);
+    refused("no number");
+    fs::remove_file(&file).unwrap();
+    assert!(checkpoint.unconditional().unwrap().is_none());
 }
 
 #[test]

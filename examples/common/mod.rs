@@ -15,7 +15,7 @@ use divot::checkpoint::Checkpoint;
 use divot::data::transform::resize;
 use divot::data::{Frame, contact_sheet};
 use divot::language::Quantization;
-use divot::{Detokenizer, SamplingConfig};
+use divot::{Detokenizer, SamplingConfig, Tokenizer};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Memory of a tensor serves the next one.
@@ -160,6 +160,19 @@ pub fn load<T>(
     bar.finish_and_clear();
     check_interrupted()?;
     Ok(loaded?)
+}
+
+/// Tokens of a grey clip: stored with the tokenizer, or else computed with it.
+pub fn unconditional(
+    folder: &Path,
+    device: &Device,
+    dtype: Option<FloatDType>,
+) -> Result<Tensor<3>> {
+    if let Ok(Some(tokens)) = Checkpoint::new(folder, device).unconditional() {
+        return Ok(tokens);
+    }
+    let (tokenizer, _) = load(folder, device, dtype, Tokenizer::load)?;
+    Ok(tokenizer.unconditional())
 }
 
 /// Turns the tokens of one clip into frames and shows how far it is.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, FloatDType, Tensor};
-use divot::checkpoint::{Checkpoint, Part, TOKENIZER};
+use divot::checkpoint::{Checkpoint, Part, TOKENIZER, UNCONDITIONAL, WEIGHTS};
 use divot::data::Frame;
 use divot::gmm::HeadConfig;
 use divot::language::{
@@ -114,7 +114,7 @@ impl Models {
         prompt: impl FnOnce(&TextTokenizer, &SpecialTokens) -> Result<Prompt, LlmError>,
     ) -> Result<Part> {
         let (part, llm) = self.check_prompt(Task::Generation, prompt)?;
-        if is_guided(sampling) {
+        if is_guided(sampling) && !self.unconditional_path().is_file() {
             self.tokenizer_config()?;
         }
         let expected = self.detokenizer_config(true)?.resampler.input_dim;
@@ -151,17 +151,61 @@ impl Models {
         })
     }
 
-    /// Tokens of a mid-grey clip, which guidance needs.
+    /// Tokens of a mid-grey clip, which guidance needs: those stored with the tokenizer, or its own,
+    /// for which it is loaded. They fit the de-tokenizer; the adapted one, if there is one and
+    /// `adapted` is wanted.
     pub fn unconditional(
         &self,
         sampling: &SamplingConfig,
+        adapted: bool,
         output: &mut Output,
     ) -> Result<Option<Tensor<3>>> {
         if !is_guided(sampling) {
             return Ok(None);
         }
-        let tokenizer = self.tokenizer(output)?;
-        output.timed("tokenizer", |_| Ok(Some(tokenizer.unconditional())))
+        let tokens = self.stored_or(output, |output| {
+            let tokenizer = self.tokenizer(output)?;
+            output.timed("tokenizer", |_| Ok(tokenizer.unconditional()))
+        })?;
+        let expected = self.detokenizer_config(adapted)?.resampler.input_dim;
+        let [_, _, found] = tokens.dims();
+        if found != expected {
+            let error = divot::Error::TokenWidth { found, expected };
+            return Err(error).with_context(|| self.unconditional_path().display().to_string());
+        }
+        Ok(Some(tokens))
+    }
+
+    /// The same of a tokenizer that is loaded.
+    pub fn unconditional_of(
+        &self,
+        tokenizer: &Tokenizer,
+        output: &mut Output,
+    ) -> Result<Tensor<3>> {
+        self.stored_or(output, |_| Ok(tokenizer.unconditional()))
+    }
+
+    /// What is stored, if it fits the weights beside it, or else what is computed.
+    fn stored_or(
+        &self,
+        output: &mut Output,
+        compute: impl FnOnce(&mut Output) -> Result<Tensor<3>>,
+    ) -> Result<Tensor<3>> {
+        let weights = Part::Tokenizer.folder(&self.folder).join(WEIGHTS);
+        match self.checkpoint().unconditional() {
+            Ok(Some(tokens)) => Ok(tokens),
+            Ok(None) => compute(output),
+            Err(error) if weights.is_file() => {
+                let tokens = compute(output)?;
+                output.note(format!("not used: {}", divot::one_line(&error)));
+                Ok(tokens)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn unconditional_path(&self) -> PathBuf {
+        Part::Tokenizer.folder(&self.folder).join(UNCONDITIONAL)
     }
 
     fn checkpoint(&self) -> Checkpoint<'_> {

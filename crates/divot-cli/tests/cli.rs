@@ -317,6 +317,89 @@ fn tokens_go_through_a_file() {
 }
 
 #[test]
+fn stored_unconditional_tokens_stand_for_the_tokenizer() {
+    let bench = Bench::new();
+    let stored = "tokenizer/unconditional.safetensors";
+    bench.works(&["tokenize", "--input", "clip.mp4", "--clips", "1"]);
+    // Tokens alone, as other programs may write them.
+    let device = divot::device::select("cpu").unwrap();
+    let mut tokens =
+        divot::tokens::VideoTokens::open(&bench.path("tokens.safetensors"), &device).unwrap();
+    tokens.unconditional = None;
+    tokens.save(&bench.path("alone.safetensors")).unwrap();
+    let detokenize = |model: &str, output: &str| {
+        let arguments = ["detokenize", "--input", "alone.safetensors", "--model"];
+        bench.run(&quick(
+            &[&arguments[..], &[model, "--output", output]].concat(),
+        ))
+    };
+    let whole = model().to_str().unwrap();
+    assert!(detokenize(whole, "whole.mp4").status.success());
+
+    // Where they are stored, nothing else of the tokenizer is needed.
+    let parts = [
+        ("detokenizer", "detokenizer"),
+        ("llm-generation", "llm-generation"),
+    ];
+    bench.model_of("slim", &parts);
+    fs::create_dir(bench.path("slim/tokenizer")).unwrap();
+    fs::copy(model().join(stored), bench.path("slim").join(stored)).unwrap();
+    let output = detokenize("slim", "slim.mp4");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(bench.bytes("slim.mp4") == bench.bytes("whole.mp4"));
+    let generate = |model: &str, output: &str| {
+        bench.works(&quick(&short(&[
+            "generate", "a dog", "--model", model, "--output", output,
+        ])))
+    };
+    generate("slim", "slim-dog.mp4");
+    generate(whole, "whole-dog.mp4");
+    assert!(bench.bytes("slim-dog.mp4") == bench.bytes("whole-dog.mp4"));
+
+    // What does not fit is computed, and one line says so; without a tokenizer that line is the end.
+    let tokenizer = [("tokenizer", "tokenizer"), parts[0]];
+    for damage in ["damaged", "stale", "absent"] {
+        bench.model_of(damage, &tokenizer);
+        let file = bench.path(damage).join(stored);
+        match damage {
+            "damaged" => fs::write(&file, b"{}").unwrap(),
+            "stale" => {
+                let mut config: Value =
+                    serde_json::from_slice(&bench.bytes("stale/tokenizer/config.json")).unwrap();
+                config["note"] = "written by another program".into();
+                let config = serde_json::to_vec(&config).unwrap();
+                fs::write(bench.path("stale/tokenizer/config.json"), config).unwrap();
+            }
+            _ => fs::remove_file(&file).unwrap(),
+        }
+        let output = detokenize(damage, "again.mp4");
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{damage}: {said}");
+        assert!(
+            bench.bytes("again.mp4") == bench.bytes("whole.mp4"),
+            "{damage}"
+        );
+        let lines = usize::from(damage != "absent");
+        assert_eq!(said.lines().count(), lines, "{said}");
+        assert_eq!(
+            said.contains("unconditional.safetensors"),
+            lines == 1,
+            "{said}"
+        );
+        fs::remove_file(bench.path("again.mp4")).unwrap();
+        fs::remove_file(bench.path("again.png")).unwrap();
+    }
+    fs::write(bench.path("slim").join(stored), b"{}").unwrap();
+    for command in [
+        &["detokenize", "--input", "alone.safetensors"][..],
+        &["generate", "a dog"],
+    ] {
+        let line = bench.refused(&[command, &["--model", "slim"]].concat());
+        assert!(line.contains("unconditional.safetensors"), "{line}");
+    }
+}
+
+#[test]
 fn describe_answers() {
     let bench = Bench::new();
     let first = bench.works(&ask(&[]));

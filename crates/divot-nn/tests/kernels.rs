@@ -284,6 +284,8 @@ fn convolutions() {
         ([2, 6, 6], [5, 9], 1, 1, 0),
         ([2, 6, 8], [5, 9], 2, 2, 0),
         ([4, 16, 16], [64, 64], 3, 1, 1),
+        // Patches: more taps than a panel is deep.
+        ([2, 50, 25], [3, 20], 25, 25, 0),
     ] {
         let [n, height, width] = size;
         let conv: Conv2d = Conv2dConfig::new(channels, [kernel, kernel])

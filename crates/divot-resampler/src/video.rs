@@ -162,7 +162,10 @@ impl VideoResampler {
 
     /// Averages each frame's grid down to `pool_size` × `pool_size`: `[batch, patches, frames,
     /// hidden_dim]` → `[batch, frames·pool_size², hidden_dim]`.
-    fn pool(&self, x: Tensor<4>) -> Tensor<3> {
+    ///
+    /// # Panics
+    /// If the number of patches is not a square.
+    pub fn pool(&self, x: Tensor<4>) -> Tensor<3> {
         let [batch, positions, frames, hidden] = x.dims();
         let side = positions.isqrt();
         assert_eq!(side * side, positions, "the patches form a square grid");

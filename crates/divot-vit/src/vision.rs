@@ -114,6 +114,15 @@ impl VisionTower {
     /// `images`: `[batch, 3, image_size, image_size]`, as [`preprocess`](crate::preprocess) leaves
     /// them. Returns `[batch, 1 + patches, width]`, the class token first.
     pub fn tokens(&self, images: Tensor<4>) -> Tensor<3> {
+        self.blocks
+            .iter()
+            .fold(self.embed(images), |x, block| block.forward(x, false))
+    }
+
+    /// What the first block reads: patches and class token with their positions, normed.
+    ///
+    /// `[batch, 3, image_size, image_size]` → `[batch, 1 + patches, width]`, the class token first.
+    pub fn embed(&self, images: Tensor<4>) -> Tensor<3> {
         let batch = images.dims()[0];
         let patches = conv2d_last(&self.patch_embed, channels_last(images)).flatten::<3>(1, 2);
         let class = self.class_embedding.val();
@@ -121,9 +130,7 @@ impl VisionTower {
         let class = class.reshape([1, 1, width]).expand([batch, 1, width]);
         let position = self.positional_embedding.val().cast(patches.dtype());
         let x = Tensor::cat(vec![class, patches], 1) + position.unsqueeze::<3>();
-        self.blocks
-            .iter()
-            .fold(self.ln_pre.forward(x), |x, block| block.forward(x, false))
+        self.ln_pre.forward(x)
     }
 
     /// The patch tokens after the last block: what the Divot tokenizer reads.

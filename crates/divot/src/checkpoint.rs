@@ -84,6 +84,8 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub const CONFIG: &str = "config.json";
 /// Name of the text tokenizer in a language model's folder.
 pub const TOKENIZER: &str = "tokenizer.json";
+/// Name of the tokens of a mid-grey clip in the tokenizer's folder.
+pub const UNCONDITIONAL: &str = "unconditional.safetensors";
 
 /// How far the loading of a part is, in bytes of its file.
 #[derive(Debug, Clone, Copy)]

@@ -12,6 +12,7 @@ mod memory;
 mod reconstruct;
 mod tokenizer;
 pub mod tokens;
+mod unconditional;
 pub mod weights;
 
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};

@@ -81,10 +81,12 @@ impl Reconstructor {
             )
         })?;
         let (detokenizer, _) = Detokenizer::load(checkpoint)?;
+        // What is stored and does not fit is computed, like what is not stored: the tokenizer is here.
+        let unconditional = checkpoint.unconditional().ok().flatten();
         Ok(Self {
             tokenizer,
             detokenizer,
-            unconditional: OnceLock::new(),
+            unconditional: unconditional.map_or_else(OnceLock::new, OnceLock::from),
         })
     }
 
@@ -113,7 +115,7 @@ impl Reconstructor {
             .frames(tokens, unconditional, sampling, seed, on_step)
     }
 
-    /// Tokens of an all-zero clip, computed once.
+    /// Tokens of an all-zero clip, stored or computed once.
     fn unconditional(&self) -> Tensor<3> {
         self.unconditional
             .get_or_init(|| self.tokenizer.unconditional())

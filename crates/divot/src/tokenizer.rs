@@ -15,6 +15,7 @@ use divot_vit::{VisionTower, VisionTowerConfig, preprocess};
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::Result;
 use crate::reconstruct::Clip;
+use crate::weights::WeightsError;
 
 /// Sizes of the Divot tokenizer.
 #[derive(Config, Debug)]
@@ -109,12 +110,72 @@ impl Tokenizer {
     }
 
     /// Tokens of an all-zero (mid-grey) clip, `[1, 64, 256]`: the condition of the unconditional
-    /// branch of guidance.
+    /// branch of guidance. A conversion stores them with the weights, where
+    /// [`Checkpoint::unconditional`] finds them.
     pub fn unconditional(&self) -> Tensor<3> {
         let device = self.vision.class_embedding.device();
         let size = self.frame_size;
-        let shape = [1, TOKENIZER_FRAMES.len(), 3, size, size];
-        self.tokenize(Tensor::zeros(shape, &device))
+        // All frames are the same to the vision tower, so it sees one.
+        let patches = self.patch_tokens(Tensor::zeros([1, 1, 3, size, size], &device));
+        let patches = patches.repeat_dim(1, TOKENIZER_FRAMES.len());
+        self.resampler.forward(patches).cast(DType::F32)
+    }
+
+    /// [`unconditional`](Self::unconditional) of the part of that name, with the weights of one layer
+    /// of the vision tower, or of one of the networks after it, in memory at a time. The numbers are the same.
+    ///
+    /// `on_layer` is told after each of them, and may stop it.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load), or [`WeightsError::Stopped`].
+    pub(crate) fn unconditional_by_layers(
+        checkpoint: &mut Checkpoint<'_>,
+        mut on_layer: impl FnMut() -> ControlFlow<()>,
+    ) -> Result<Tensor<3>> {
+        let config: TokenizerConfig = checkpoint.config(Part::Tokenizer)?;
+        let device = checkpoint.device().clone();
+        let mut loading = checkpoint.loading(Part::Tokenizer)?;
+        let dtype = loading.dtype();
+        let mut go_on = || match on_layer() {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(WeightsError::Stopped),
+        };
+
+        // Parameters take no memory before they are filled.
+        let mut vision = config.vision.init(&device);
+        let blocks = std::mem::take(&mut vision.blocks);
+        let vision = loading.fill("vision.", vision, dtype)?;
+        let size = config.frame_size;
+        let images = preprocess(
+            Tensor::zeros([1, 3, size, size], &device),
+            config.vision.image_size,
+        );
+        let mut x = vision.embed(images.cast(vision.class_embedding.val().dtype()));
+        for (i, block) in blocks.into_iter().enumerate() {
+            let block = loading.fill(&format!("vision.blocks.{i}."), block, dtype)?;
+            x = block.forward(x, false);
+            go_on()?;
+        }
+        let patches = x.narrow(1, 1, config.vision.patches());
+        let patches = patches
+            .unsqueeze_dim::<4>(1)
+            .repeat_dim(1, TOKENIZER_FRAMES.len());
+
+        let mut first = config.resampler.init(&device);
+        first.temporal = loading.fill("resampler.temporal.", first.temporal, dtype)?;
+        let x = first.pool(first.temporal(patches));
+        drop(first);
+        go_on()?;
+        let rest = config.resampler.init(&device);
+        let norm = loading.fill("resampler.norm.", rest.norm, dtype)?;
+        let x = norm.forward(x);
+        let layer = loading.fill("resampler.spatial_temporal.", rest.spatial_temporal, dtype)?;
+        let x = layer.forward(x);
+        drop(layer);
+        go_on()?;
+        let layer = loading.fill("resampler.resampler.", rest.resampler, dtype)?;
+        loading.finish()?;
+        Ok(layer.forward(x).cast(DType::F32))
     }
 
     /// Reads the clip of a video that starts at `start` seconds, cut to the model's square.

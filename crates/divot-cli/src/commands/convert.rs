@@ -199,6 +199,7 @@ pub(crate) fn convert_all(
             "ignored": report.ignored,
             "defaulted": report.defaulted,
             "fresh": report.fresh,
+            "not_stored": report.not_stored,
         }));
     }
     output.set("to", to.to_string_lossy());

@@ -58,7 +58,7 @@ impl Arguments {
         }
         let unconditional = match unconditional {
             Some(tokens) if is_guided(&sampling) => Some(tokens),
-            _ => models.unconditional(&sampling, output)?,
+            _ => models.unconditional(&sampling, false, output)?,
         };
 
         let detokenizer = models.detokenizer(false, output)?;

@@ -56,7 +56,7 @@ impl Arguments {
         let part = models
             .check_generation(&sampling, |text, _| Prompt::generation(text, &self.caption))?;
 
-        let unconditional = models.unconditional(&sampling, output)?;
+        let unconditional = models.unconditional(&sampling, true, output)?;
         let llm = models.llm(part, output)?;
         let scene = output.timed("language model", |output| {
             Ok(llm.generate(&self.caption, &drawing, |text| output.stream(text))?)

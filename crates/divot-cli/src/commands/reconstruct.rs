@@ -58,10 +58,13 @@ impl Arguments {
         models.detokenizer_config(false)?;
 
         let tokenizer = models.tokenizer(output)?;
-        let (clip, tokens, unconditional) = output.timed("tokenizer", |_| {
+        let (clip, tokens, unconditional) = output.timed("tokenizer", |output| {
             let clip = tokenizer.read_clip(&video, self.start)?;
             let tokens = tokenizer.tokenize(clip.sparse(&models.device));
-            let unconditional = is_guided(&sampling).then(|| tokenizer.unconditional());
+            let unconditional = match is_guided(&sampling) {
+                true => Some(models.unconditional_of(&tokenizer, output)?),
+                false => None,
+            };
             Ok((clip, tokens, unconditional))
         })?;
         drop(tokenizer);

@@ -71,7 +71,7 @@ impl Arguments {
             Prompt::instruction(text, &self.instruction)
         })?;
 
-        let unconditional = models.unconditional(&sampling, output)?;
+        let unconditional = models.unconditional(&sampling, true, output)?;
         let llm = models.llm(part, output)?;
         let story = output.timed("language model", |output| {
             let told = llm.story(

@@ -90,7 +90,7 @@ impl Arguments {
             };
             Ok(VideoTokens {
                 tokens,
-                unconditional: Some(tokenizer.unconditional()),
+                unconditional: Some(models.unconditional_of(&tokenizer, output)?),
             })
         })?;
         interrupt::check()?;

@@ -442,7 +442,11 @@ impl Forward<'_> {
             channels,
             gather,
         } = self.rows;
-        let depth = (DEPTH / gather.taps).next_multiple_of(16).min(channels);
+        // A kernel may have more taps than that.
+        let depth = (DEPTH / gather.taps)
+            .max(1)
+            .next_multiple_of(16)
+            .min(channels);
         let mut panel = vec![0.0; gather.taps * depth * width];
         let mut bias = [0.0; MAX_WIDTH];
         if let Some(values) = self.bias {

@@ -35,11 +35,14 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType};
 use divot_llm::TextTokenizer;
 
-use crate::checkpoint::{CONFIG, Part, TOKENIZER, WEIGHTS};
+use crate::checkpoint::{CONFIG, Checkpoint, Part, TOKENIZER, UNCONDITIONAL, WEIGHTS};
+use crate::device;
 use crate::error::{Error, Result};
+use crate::unconditional;
 use crate::weights::{
     ParamSpec, Source, TensorSpec, WeightsError, module_layout, write_safetensors,
 };
+use crate::{Tokenizer, one_line};
 use names::{Network, Released};
 use recipe::{Plan, Recipe};
 
@@ -291,6 +294,9 @@ pub struct Report {
     pub defaulted: Vec<String>,
     /// Parameters that nothing was released for, as training starts them.
     pub fresh: Vec<String>,
+    /// Why the tokens of a mid-grey clip are not stored with a tokenizer, on one line; guidance then
+    /// has them computed.
+    pub not_stored: Option<String>,
 }
 
 impl fmt::Display for Report {
@@ -314,7 +320,14 @@ impl fmt::Display for Report {
         };
         list(f, "ignored", &self.ignored)?;
         list(f, "not in the source, left without effect", &self.defaulted)?;
-        list(f, "not in the source, new for training", &self.fresh)
+        list(f, "not in the source, new for training", &self.fresh)?;
+        if let Some(reason) = &self.not_stored {
+            write!(
+                f,
+                "\n  the tokens of a grey clip are not stored, guidance will compute them: {reason}"
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -331,7 +344,9 @@ pub struct Progress {
 
 /// Converts one part into `to/<part>`, as elements of `dtype`.
 ///
-/// One tensor is in memory at a time. The part's folder appears when it is complete; an older one is
+/// One tensor is in memory at a time. With a tokenizer the tokens of a mid-grey clip are stored, which
+/// guidance needs ([`Checkpoint::unconditional`]): its network runs once on the CPU, a layer at a
+/// time, over the weights as they were written. The part's folder appears when it is complete; an older one is
 /// replaced then. `progress` is told about each tensor and may stop the conversion, which leaves
 /// nothing behind.
 ///
@@ -413,7 +428,7 @@ fn write(
             .map(|plan| plan.name.clone())
             .collect()
     };
-    let report = Report {
+    let mut report = Report {
         part,
         folder: to.join(part),
         converted: plans.len(),
@@ -429,10 +444,11 @@ fn write(
             .collect(),
         defaulted: new(false),
         fresh: new(true),
+        not_stored: None,
     };
 
     check_replaceable(&report.folder)?;
-    let (_hidden, new) = staging(to, part)?;
+    let (hidden, new) = staging(to, part)?;
     let entries: Vec<TensorSpec> = plans
         .iter()
         .map(|plan| TensorSpec {
@@ -458,10 +474,41 @@ fn write(
         let saved = tokenizer.save(&new.join(TOKENIZER));
         saved.map_err(divot_llm::LlmError::from)?;
     }
-    fs::write(new.join(CONFIG), config)
-        .and_then(|()| put_in_place(&new, &report.folder, part))
+    fs::write(new.join(CONFIG), config).map_err(|error| not_written(&report.folder, &error))?;
+    if part == Part::Tokenizer.name() {
+        let step = Progress {
+            part,
+            done: plans.len(),
+            total: plans.len(),
+        };
+        report.not_stored = store_unconditional(hidden.path(), || progress(step))?;
+    }
+    put_in_place(&new, &report.folder, part)
         .map_err(|error| not_written(&report.folder, &error))?;
     Ok(report)
+}
+
+/// Stores the tokens of a mid-grey clip with the tokenizer of `checkpoint`, or says why that is not
+/// possible.
+///
+/// # Errors
+/// If they cannot be written, or `on_layer` stops it.
+fn store_unconditional(
+    checkpoint: &Path,
+    on_layer: impl FnMut() -> ControlFlow<()>,
+) -> Result<Option<String>> {
+    // The same numbers wherever a conversion runs, as far as processors go.
+    let cpu = match device::select("cpu") {
+        Ok(cpu) => cpu,
+        Err(error) => return Ok(Some(one_line(&error))),
+    };
+    let mut checkpoint = Checkpoint::new(checkpoint, &cpu);
+    match Tokenizer::unconditional_by_layers(&mut checkpoint, on_layer) {
+        Ok(tokens) => unconditional::store(&checkpoint, tokens),
+        Err(Error::Weights(WeightsError::Stopped)) => Err(WeightsError::Stopped.into()),
+        // Weights that cannot run are said so when they are loaded.
+        Err(error) => Ok(Some(one_line(&error))),
+    }
 }
 
 /// The networks of a part with their prefixes, and the part's sizes as JSON. No parameter is
@@ -562,7 +609,7 @@ fn check_replaceable(folder: &Path) -> Result<()> {
         .flatten()
         .map(|entry| entry.file_name())
         .find(|name| {
-            ![CONFIG, WEIGHTS, TOKENIZER]
+            ![CONFIG, WEIGHTS, TOKENIZER, UNCONDITIONAL]
                 .iter()
                 .any(|known| name == known)
         });
