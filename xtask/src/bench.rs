@@ -367,6 +367,7 @@ fn check(arguments: &Arguments) -> Result<()> {
         fixture: folder.path().to_owned(),
         only: None,
         device: arguments.device.clone(),
+        no_kernels: false,
     };
     ensure!(
         crate::parity::run(&parity)?,

@@ -37,10 +37,14 @@ pub struct Arguments {
     /// Device to compute on: auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
     #[arg(long, default_value = "cpu")]
     pub device: String,
+    /// Without the fused kernels of the CPU: the same operations on Burn alone
+    #[arg(long)]
+    pub no_kernels: bool,
 }
 
 /// Runs the sections that were asked for; false if any tensor fails.
 pub fn run(arguments: &Arguments) -> Result<bool> {
+    divot_nn::ops::enable_kernels(!arguments.no_kernels);
     let device = divot::device::select(&arguments.device)?;
     let parity = Parity::open(&arguments.fixture, arguments.only.clone(), device)?;
     type Section = (&'static str, fn(&Parity) -> Result<()>);

@@ -225,21 +225,25 @@ impl Quantization {
     }
 }
 
-/// The product of a packed row with a row of inputs. Sums are kept apart by lanes, which lets the
-/// compiler use vectors.
+/// The product of a packed row with a row of inputs, `BYTES` a block. Sums are kept apart by lanes and
+/// the sizes are known, which lets the compiler use vectors.
 #[inline(always)]
-fn dot(quantization: Quantization, values: &[u8], scales: &[f32], x: &[f32]) -> f32 {
-    let mut sums = [0f32; LANES];
-    let blocks = values
-        .chunks_exact(quantization.bytes(BLOCK))
-        .zip(x.chunks_exact(BLOCK));
-    for ((values, x), scale) in blocks.zip(scales) {
+fn dot<const BYTES: usize>(
+    quantization: Quantization,
+    values: &[u8],
+    scales: &[f32],
+    x: &[f32],
+) -> f32 {
+    let mut sums = [[0f32; LANES]; 2];
+    let blocks = values.as_chunks::<BYTES>().0.iter();
+    for ((values, x), scale) in blocks.zip(x.as_chunks::<BLOCK>().0).zip(scales) {
         for i in 0..LANES {
             let (low, high) = quantization.pair(values, i);
-            sums[i] += scale * (low * x[i] + high * x[i + LANES]);
+            sums[0][i] += scale * low * x[i];
+            sums[1][i] += scale * high * x[i + LANES];
         }
     }
-    sums.iter().sum()
+    sums.iter().flatten().sum()
 }
 
 impl Matrix {
@@ -306,8 +310,12 @@ impl Matrix {
                             for (y, x) in column.iter_mut().zip(x.chunks_exact(self.input)) {
                                 // Told apart out here, so that the loops within know their form.
                                 *y = match self.quantization {
-                                    Quantization::Q8 => dot(Quantization::Q8, values, &scales, x),
-                                    Quantization::Q4 => dot(Quantization::Q4, values, &scales, x),
+                                    Quantization::Q8 => {
+                                        dot::<BLOCK>(Quantization::Q8, values, &scales, x)
+                                    }
+                                    Quantization::Q4 => {
+                                        dot::<LANES>(Quantization::Q4, values, &scales, x)
+                                    }
                                 };
                             }
                         }

@@ -5,7 +5,7 @@ use burn::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::product::{Packed, Strided};
-use super::simd::{self, Shared, exp, uninit};
+use super::simd::{self, LANES, Shared, exp, row_sum, uninit};
 use super::{Kernel, tensor};
 
 /// Queries whose scores are held at a time.
@@ -156,35 +156,35 @@ impl<'a> Problem<'a> {
 /// Softmax in place.
 #[inline(always)]
 fn softmax(row: &mut [f32]) {
-    const LANES: usize = 16;
     let mut top = [f32::NEG_INFINITY; LANES];
     let (lines, rest) = row.as_chunks::<LANES>();
     for line in lines {
         for i in 0..LANES {
-            top[i] = if line[i] > top[i] { line[i] } else { top[i] };
+            top[i] = larger(top[i], line[i]);
         }
     }
-    let top = top
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-    let mut sums = [0.0; LANES];
-    let (lines, rest) = row.as_chunks_mut::<LANES>();
-    for line in lines {
-        for i in 0..LANES {
-            line[i] = exp(line[i] - top);
-            sums[i] += line[i];
-        }
-    }
-    let mut sum: f32 = sums.iter().sum();
+    let mut top = simd::fold(top, larger);
     for x in rest {
-        *x = exp(*x - top);
-        sum += *x;
+        top = larger(top, *x);
     }
+    for x in &mut *row {
+        *x = exp(*x - top);
+    }
+    let sum = row_sum(
+        row,
+        row,
+        #[inline(always)]
+        |x, _| x,
+    );
     let scale = 1.0 / sum;
     for x in row {
         *x *= scale;
     }
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 /// A range of the heads of all batches, those that share keys and values side by side.
@@ -288,7 +288,12 @@ impl WithSimd for Backward<'_> {
                 values.multiply(simd, grad, count, (&mut slopes, keys), false);
                 let weights = scratch.scores.chunks(keys).take(count);
                 for (weights, slopes) in weights.zip(slopes.chunks_mut(keys)) {
-                    let mean: f32 = dot(weights, slopes);
+                    let mean: f32 = row_sum(
+                        weights,
+                        slopes,
+                        #[inline(always)]
+                        |a, b| a * b,
+                    );
                     for (slope, weight) in slopes.iter_mut().zip(weights) {
                         *slope = (*slope - mean) * weight * scale;
                     }
@@ -331,21 +336,6 @@ impl WithSimd for Backward<'_> {
             }
         }
     }
-}
-
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0; LANES];
-    let (a_lines, a_rest) = a.as_chunks::<LANES>();
-    let (b_lines, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_lines.iter().zip(b_lines) {
-        for i in 0..LANES {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 /// `[batch, heads, tokens, width]` that lies as `[batch, tokens, heads, width]`.

@@ -76,6 +76,8 @@ impl Conv {
     fn sizes(&self, x: &FlexTensor, weight: &FlexTensor) -> (usize, usize, usize) {
         let (x, weight) = (x.layout().shape(), weight.layout().shape());
         let (outputs, channels) = (weight[0], weight[1]);
+        let width = x[x.num_dims() - 1];
+        assert_eq!(width, channels, "channels of the input and of the weights");
         let clips = x.num_elements() / (self.gather.source * channels).max(1);
         (clips * self.gather.period, channels, outputs)
     }

@@ -13,7 +13,8 @@ impl Kernel for Linear {
         let (x, weight) = (contiguous(&inputs[0]), in_order(&inputs[1]));
         let bias = inputs.get(2).map(contiguous);
         let (m, channels) = matrix(&x);
-        let outputs = matrix(&weight).1;
+        let (expected, outputs) = matrix(&weight);
+        assert_eq!(channels, expected, "widths of the input and of the weights");
         let rows = Rows {
             data: floats(&x),
             channels,

@@ -1,13 +1,12 @@
 use burn::backend::flex::FlexTensor;
 
 use super::activation::{silu, silu_slope};
-use super::simd::{self, CHUNK, Shared, by_rows, uninit};
+use super::simd::{self, CHUNK, Shared, by_rows, row_sum, uninit};
 use super::{Kernel, contiguous, floats, matrix, shape, tensor};
 use crate::vectorised;
 
 /// Rows that are summed in f32 before they go to the f64 total.
 const BLOCK: usize = 128;
-const LANES: usize = 16;
 
 /// Σ of the rows of `[rows, width]`.
 pub(super) fn column_sums(x: &[f32], width: usize) -> Vec<f32> {
@@ -59,21 +58,6 @@ fn sums(
         }
     }
     total
-}
-
-/// The sum of `f` over a row, in as many partial sums as make vectors.
-#[inline(always)]
-fn row_sum(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut sums = [0.0; LANES];
-    let (x_lines, x_rest) = x.as_chunks::<LANES>();
-    let (y_lines, y_rest) = y.as_chunks::<LANES>();
-    for (x, y) in x_lines.iter().zip(y_lines) {
-        for i in 0..LANES {
-            sums[i] += f(x[i], y[i]);
-        }
-    }
-    let rest: f32 = x_rest.iter().zip(y_rest).map(|(x, y)| f(*x, *y)).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 /// Layer norm over the last axis, or root-mean-square norm where `centred` is false: inputs x,

@@ -75,6 +75,44 @@ pub(super) fn by_rows(
     })
 }
 
+/// Partial sums of a loop over a row, as many as make vectors.
+pub(super) const LANES: usize = 16;
+
+/// All of them into one, by halves.
+#[inline(always)]
+pub(super) fn fold(mut parts: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            parts[i] = f(parts[i], parts[i + width]);
+        }
+        width /= 2;
+    }
+    parts[0]
+}
+
+/// The sum of `f` over two rows.
+#[inline(always)]
+pub(super) fn row_sum(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut sums = [0.0; LANES];
+    let (x_lines, x_rest) = x.as_chunks::<LANES>();
+    let (y_lines, y_rest) = y.as_chunks::<LANES>();
+    for (x, y) in x_lines.iter().zip(y_lines) {
+        for i in 0..LANES {
+            sums[i] += f(x[i], y[i]);
+        }
+    }
+    let mut sum = fold(
+        sums,
+        #[inline(always)]
+        |a, b| a + b,
+    );
+    for (x, y) in x_rest.iter().zip(y_rest) {
+        sum += f(*x, *y);
+    }
+    sum
+}
+
 /// e^x to 2 units in the last place; 0 below -87.3, at most e^88.3.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
