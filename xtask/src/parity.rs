@@ -660,6 +660,7 @@ mod tests {
             fixture: Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixture"),
             only: None,
             device: "cpu".to_owned(),
+            no_kernels: false,
         };
         assert!(run(&arguments).unwrap(), "a tensor is out of its limit");
     }
