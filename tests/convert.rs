@@ -78,10 +78,10 @@ fn the_tokens_of_a_grey_clip_are_stored() {
         for (stored, whole) in stored.iter().zip(numbers(whole)) {
             assert!((stored - whole).abs() < 1e-4, "{stored} is not {whole}");
         }
-        // Coarser weights give other tokens (f16 holds the fixture's exactly): none are left over from
+        // Coarser weights give other tokens (f16 may hold a fixture's exactly): none are left over from
         // an earlier conversion.
         let same = earlier.replace(stored.clone()) == Some(stored);
-        assert_eq!(same, dtype == FloatDType::F16, "{dtype:?}");
+        assert!(!same || dtype == FloatDType::F16, "{dtype:?}");
     }
 }
 
@@ -115,6 +115,8 @@ fn stored_tokens_that_do_not_fit_are_named() {
     let folder = to.path().join("tokenizer");
     let file = folder.join("unconditional.safetensors");
     let good = fs::read(&file).unwrap();
+    let stored = Checkpoint::new(to.path(), &device).unconditional();
+    let [_, tokens, width] = stored.unwrap().unwrap().dims();
     let refused = |says: &str| {
         let error = Checkpoint::new(to.path(), &device).unconditional();
         let line = error.unwrap_err().to_string();
@@ -136,16 +138,16 @@ fn stored_tokens_that_do_not_fit_are_named() {
         let data = TensorData::new(vec![value; shape.iter().product()], shape.to_vec());
         write_safetensors(&file, &[spec], &Default::default(), |_| Ok(data.clone())).unwrap();
     };
-    write("tokens", &[1, 64, 12], 0.0);
+    write("tokens", &[1, tokens, width], 0.0);
     refused("holds no tokens");
-    write("unconditional", &[2, 64, 12], 0.0);
+    write("unconditional", &[2, tokens, width], 0.0);
     refused("holds no tokens");
-    write("unconditional", &[64, 12], 0.0);
+    write("unconditional", &[tokens, width], 0.0);
     refused("holds no tokens");
-    write("unconditional", &[1, 64, 13], 0.0);
+    write("unconditional", &[1, tokens, width + 1], 0.0);
     refused("another tokenizer");
     // As they should be, but nothing says of which weights.
-    write("unconditional", &[1, 64, 12], 0.0);
+    write("unconditional", &[1, tokens, width], 0.0);
     refused("other weights");
 
     // Other weights of the same form, and then other sizes.
@@ -176,7 +178,7 @@ fn stored_tokens_that_do_not_fit_are_named() {
     assert!(checkpoint.unconditional().unwrap().is_some());
     fs::remove_file(&config_file).unwrap();
     assert!(checkpoint.unconditional().unwrap().is_some());
-    write("unconditional", &[1, 64, 12], f32::NAN);
+    write("unconditional", &[1, tokens, width], f32::NAN);
     refused("no number");
     fs::remove_file(&file).unwrap();
     assert!(checkpoint.unconditional().unwrap().is_none());
