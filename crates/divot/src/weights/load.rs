@@ -93,7 +93,8 @@ impl Weights {
 
     /// Fills every float parameter of `module` from the tensor called `prefix` + its path (see
     /// [`ParamSpec::path`](super::ParamSpec::path)), on `device`, as elements of `dtype` or else of
-    /// the file's own type.
+    /// the file's own type. Vectors are f32 on the CPU,
+    /// which computes in it.
     ///
     /// Parameters that were not initialised yet never are: the file's values take their place.
     /// Each keeps its id, whether it requires a gradient, and whether it is part of an autodiff
