@@ -54,20 +54,21 @@ pub fn attention(
 
 /// Repeats each batch and each head in place until there are as many as asked for.
 fn share(x: Tensor<4>, batch: usize, heads: usize) -> Tensor<4> {
-    let [shared, key_heads, tokens, width] = x.dims();
-    if [shared, key_heads] == [batch, heads] {
+    let x = repeat(x, 0, batch);
+    repeat(x, 1, heads)
+}
+
+/// Repeats what is on an axis in place until there are `count`.
+fn repeat(x: Tensor<4>, axis: usize, count: usize) -> Tensor<4> {
+    let mut shape = x.dims();
+    if shape[axis] == count {
         return x;
     }
-    x.reshape([shared, 1, key_heads, 1, tokens, width])
-        .expand([
-            shared,
-            batch / shared,
-            key_heads,
-            heads / key_heads,
-            tokens,
-            width,
-        ])
-        .reshape([batch, heads, tokens, width])
+    let x = x.unsqueeze_dim::<5>(axis + 1);
+    let mut repeated = x.dims();
+    repeated[axis + 1] = count / shape[axis];
+    shape[axis] = count;
+    x.expand(repeated).reshape(shape)
 }
 
 /// [`attention`] over `heads` equal slices of the width.

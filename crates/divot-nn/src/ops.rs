@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv3d};
 use burn::nn::{GroupNorm, Linear, PaddingConfig2d, RmsNorm};
-#[cfg(feature = "flex")]
-use burn::tensor::DType;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
 use crate::kernels::{self, Cost};
