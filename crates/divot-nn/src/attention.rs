@@ -88,6 +88,16 @@ pub fn multi_head_attention(
     causal: bool,
 ) -> Tensor<3> {
     let size = query.dims();
+    #[cfg(feature = "flex")]
+    let shared = kernels::apply(&query);
+    #[cfg(not(feature = "flex"))]
+    let shared = false;
+    // Repeated before they are split: of a view whose axes are swapped, Burn 0.22's cubecl backend
+    // sums the gradient of the repetition wrongly.
+    let [key, value] = [key, value].map(|x| match shared {
+        true => x,
+        false => repeat_rows(x, size[0]),
+    });
     let [query, key, value] = [query, key, value].map(|x| {
         let [batch, tokens, width] = x.dims();
         x.reshape([batch, tokens, heads, width / heads])
@@ -96,6 +106,17 @@ pub fn multi_head_attention(
     attention(query, key, value, None, causal)
         .swap_dims(1, 2)
         .reshape(size)
+}
+
+/// Repeats every row of `[shared, tokens, width]` in place until there are `batch`.
+fn repeat_rows(x: Tensor<3>, batch: usize) -> Tensor<3> {
+    let [shared, tokens, width] = x.dims();
+    if shared == batch {
+        return x;
+    }
+    x.unsqueeze_dim::<4>(1)
+        .expand([shared, batch / shared, tokens, width])
+        .reshape([batch, tokens, width])
 }
 
 /// Sizes of a [`SelfAttention`].
