@@ -3,13 +3,15 @@
 //!
 //! A tile of [`ROWS`] × a few vectors of the result stays in registers while the left operand is
 //! read in place, element by element, and the right one from a panel that was packed so that it
-//! lies in the order in which it is used and fits the second-level cache.
+//! lies in the order in which it is used. A few panels together fill half of the second-level
+//! cache; the rows of a tile go by all of them while they are in the first-level one.
 //!
 //! Plain loops over the arrays of vectors are what keeps them in registers: closures that
 //! `array::from_fn` or `map` call are not always compiled for the same processor as their caller.
 
 #![allow(clippy::needless_range_loop)]
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
@@ -26,15 +28,34 @@ const MAX_WIDTH: usize = 64;
 /// Inner length of a packed panel when the left operand is read along its rows.
 const DEPTH: usize = 512;
 /// The same when it is read along its columns, where each step touches another cache line.
-const TRANSPOSED_DEPTH: usize = 96;
+const TRANSPOSED_DEPTH: usize = 128;
+/// Panels that are packed together.
+const GROUP: usize = 4;
 /// Floats of a cache line.
 const LINE: usize = 16;
 /// Multiplications below which threads do not pay.
 const SERIAL: usize = 1 << 19;
 /// Fewest rows for which another thread packs a panel again.
 const MIN_CHUNK: usize = 768;
+/// Floats of a weight gradient up to which several threads sum one, each its share of the rows.
+const MAX_PARTIAL: usize = 1 << 17;
 
 static ZEROS: [f32; DEPTH] = [0.0; DEPTH];
+
+thread_local! {
+    /// What a thread's panels were packed into last.
+    static PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// At least `len` floats of `buffer`, which grows, from the beginning of a cache line on: a vector
+/// that lies in two of them takes twice as long to load.
+fn lines(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len + LINE {
+        buffer.resize(len + LINE, 0.0);
+    }
+    let start = buffer.as_ptr().align_offset(LINE * size_of::<f32>());
+    &mut buffer[start..]
+}
 
 /// Which rows of the input make a row of the result: for each tap of a convolution one, or none
 /// where the kernel reaches over the edge. The pattern repeats every `period` rows of the result
@@ -182,27 +203,40 @@ pub(super) fn product(
         let out = Shared(out);
         let arch = Arch::new();
         let width = arch.dispatch(TileWidth);
-        let panels = n.div_ceil(width);
         let serial = m * n * channels * taps < SERIAL;
-        let splits = if serial { 1 } else { simd::tasks(panels) };
-        let chunk = m
-            .div_ceil(splits)
-            .max(MIN_CHUNK)
-            .min(m)
-            .next_multiple_of(ROWS);
+        let (chunk, columns) = shares(m, n.div_ceil(width), serial);
+        let columns = columns * width;
+        let groups = n.div_ceil(columns);
         let task = |i: usize| {
-            let (first, column) = (i / panels * chunk, i % panels * width);
+            let (first, column) = (i / groups * chunk, i % groups * columns);
+            let mut panels = PANELS.take();
             arch.dispatch(Forward {
                 rows,
                 weights,
                 bias,
                 m: first..(first + chunk).min(m),
-                column,
+                columns: column..(column + columns).min(n),
                 out,
+                panels: &mut panels,
             });
+            PANELS.set(panels);
         };
-        simd::each(panels * m.div_ceil(chunk), serial, task);
+        simd::each(groups * m.div_ceil(chunk), serial, task);
     })
+}
+
+/// How many rows and how many panels make a task, so that threads have enough of them and each
+/// panel is packed for many rows.
+fn shares(rows: usize, panels: usize, serial: bool) -> (usize, usize) {
+    let even = |group: usize| panels.div_ceil(panels.div_ceil(group));
+    if serial {
+        return (rows, even(GROUP));
+    }
+    let tasks = simd::tasks(1);
+    let most = (rows / MIN_CHUNK).clamp(1, tasks);
+    let group = even(panels.div_ceil(tasks.div_ceil(most)).min(GROUP));
+    let chunks = tasks.div_ceil(panels.div_ceil(group)).min(most);
+    (rows.div_ceil(chunks).next_multiple_of(ROWS), group)
 }
 
 /// One or two rows, where reading the weights is all the work: they are read once and in order.
@@ -271,36 +305,55 @@ pub(super) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
     if m * outputs * channels == 0 {
         return vec![0.0; taps * outputs * channels];
     }
-    uninit(taps * outputs * channels, |out| {
+    let size = taps * outputs * channels;
+    let serial = m * size < SERIAL;
+    // Where there is little to share out but rows, tasks take some of these, and sums of their own.
+    let parts = match size <= MAX_PARTIAL {
+        true => (m / (4 * MIN_CHUNK / 3)).clamp(1, 8),
+        false => 1,
+    };
+    let part = m.div_ceil(parts);
+    let parts = m.div_ceil(part);
+    let mut sums = uninit(parts * size, |out| {
         let out = Shared(out);
         let arch = Arch::new();
         let width = arch.dispatch(TileWidth);
-        let panels = channels.div_ceil(width);
-        let serial = m * outputs * channels * taps < SERIAL;
-        let splits = if serial {
-            1
-        } else {
-            simd::tasks(taps * panels)
+        let panels = taps * channels.div_ceil(width);
+        let groups = panels.div_ceil(GROUP);
+        let group = panels.div_ceil(groups);
+        let splits = match serial {
+            true => 1,
+            false => simd::tasks(groups * parts),
         };
-        let chunk = outputs
-            .div_ceil(splits)
-            .next_multiple_of(ROWS)
-            .min(outputs.next_multiple_of(ROWS));
+        let chunk = outputs.div_ceil(splits).next_multiple_of(ROWS);
+        let chunks = outputs.div_ceil(chunk);
         let task = |i: usize| {
-            let (first, i) = (i / (taps * panels) * chunk, i % (taps * panels));
+            let (part_index, i) = (i / (groups * chunks), i % (groups * chunks));
+            let (first, i) = (i / groups * chunk, i % groups * group);
+            let rows_from = part_index * part;
+            let mut packed = PANELS.take();
             arch.dispatch(Transposed {
                 rows,
                 grad,
-                m,
-                tap: i / panels,
-                column: i % panels * width,
+                m: rows_from..(rows_from + part).min(m),
+                panels: i..(i + group).min(panels),
                 outputs: first..(first + chunk).min(outputs),
                 stride: outputs,
-                out,
+                out: out.after(part_index * size),
+                packed: &mut packed,
             });
+            PANELS.set(packed);
         };
-        simd::each(taps * panels * outputs.div_ceil(chunk), serial, task);
-    })
+        simd::each(parts * groups * chunks, serial, task);
+    });
+    let (total, others) = sums.split_at_mut(size);
+    for other in others.chunks(size) {
+        for (total, x) in total.iter_mut().zip(other) {
+            *total += x;
+        }
+    }
+    sums.truncate(size);
+    sums
 }
 
 /// Floats of a tile's row on this processor.
@@ -406,14 +459,86 @@ impl Target {
     }
 }
 
-/// A part of [`product`]: some rows by one panel.
+/// How a tile of the result begins.
+#[derive(Clone, Copy)]
+enum Start {
+    /// Each of its rows with the floats here, as many as the tile is wide.
+    Line(*const f32),
+    /// With what is there.
+    There,
+}
+
+/// A tile of the result: for each tap its rows of the left operand by its part of a panel.
+///
+/// # Safety
+/// As [`tile`] for each tap, the target is this thread's, and the line as long as the tile is wide.
+#[inline(always)]
+unsafe fn block<S: Simd>(
+    simd: S,
+    left: &[[*const f32; ROWS]],
+    stride: usize,
+    panel: *const f32,
+    depth: usize,
+    target: &Target,
+    start: Start,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match target.columns.div_ceil(S::F32_LANES) {
+            1 => block_of::<S, 1>(simd, left, stride, panel, depth, target, start),
+            2 => block_of::<S, 2>(simd, left, stride, panel, depth, target, start),
+            3 if vectors::<S>() > 2 => {
+                block_of::<S, 3>(simd, left, stride, panel, depth, target, start);
+            }
+            _ if vectors::<S>() > 2 => {
+                block_of::<S, 4>(simd, left, stride, panel, depth, target, start);
+            }
+            _ => unreachable!("a panel is at most {} vectors wide", vectors::<S>()),
+        }
+    }
+}
+
+/// # Safety
+/// As [`block`], whose columns make `V` vectors.
+#[inline(always)]
+unsafe fn block_of<S: Simd, const V: usize>(
+    simd: S,
+    left: &[[*const f32; ROWS]],
+    stride: usize,
+    panel: *const f32,
+    depth: usize,
+    target: &Target,
+    start: Start,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut acc = match start {
+            Start::There => target.load::<S, V>(simd),
+            Start::Line(line) => {
+                let mut row = [simd.splat_f32s(0.0); V];
+                for v in 0..V {
+                    row[v] = line.cast::<S::f32s>().add(v).read_unaligned();
+                }
+                [row; ROWS]
+            }
+        };
+        for (tap, left) in left.iter().enumerate() {
+            let panel = panel.add(tap * depth * V * S::F32_LANES);
+            acc = tile::<S, V>(simd, *left, stride, panel, depth, acc);
+        }
+        target.store::<S, V>(&acc);
+    }
+}
+
+/// A part of [`product`]: some rows by a few panels.
 struct Forward<'a> {
     rows: Rows<'a>,
     weights: Weights<'a>,
     bias: Option<&'a [f32]>,
     m: Range<usize>,
-    column: usize,
+    columns: Range<usize>,
     out: Shared,
+    panels: &'a mut Vec<f32>,
 }
 
 impl WithSimd for Forward<'_> {
@@ -421,87 +546,64 @@ impl WithSimd for Forward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match (self.weights.outputs - self.column).div_ceil(S::F32_LANES) {
-            1 => self.run::<S, 1>(simd),
-            2 => self.run::<S, 2>(simd),
-            3 if vectors::<S>() > 2 => self.run::<S, 3>(simd),
-            _ if vectors::<S>() > 2 => self.run::<S, 4>(simd),
-            _ => self.run::<S, 2>(simd),
-        }
-    }
-}
-
-impl Forward<'_> {
-    #[inline(always)]
-    fn run<S: Simd, const V: usize>(self, simd: S) {
-        let width = V * S::F32_LANES;
+        let widest = vectors::<S>() * S::F32_LANES;
         let n = self.weights.outputs;
-        let columns = (n - self.column).min(width);
+        let columns = self.columns;
         let Rows {
             data,
             channels,
             gather,
         } = self.rows;
+        let taps = gather.taps;
         // A kernel may have more taps than that.
-        let depth = (DEPTH / gather.taps)
-            .max(1)
-            .next_multiple_of(16)
-            .min(channels);
-        let mut panel = vec![0.0; gather.taps * depth * width];
-        let mut bias = [0.0; MAX_WIDTH];
+        let depth = (DEPTH / taps).max(1).next_multiple_of(LINE).min(channels);
+        let padded = columns.len().next_multiple_of(S::F32_LANES);
+        let panels = lines(self.panels, padded * taps * depth);
+        let mut bias = vec![0.0; padded];
         if let Some(values) = self.bias {
-            bias[..columns].copy_from_slice(&values[self.column..self.column + columns]);
+            bias[..columns.len()].copy_from_slice(&values[columns.clone()]);
         }
+        let mut left = vec![[ZEROS.as_ptr(); ROWS]; taps];
         for first in (0..channels).step_by(depth) {
             let depth = depth.min(channels - first);
-            let block = first..first + depth;
-            self.weights.pack(
-                gather.taps,
-                block,
-                self.column..self.column + columns,
-                width,
-                &mut panel,
-            );
+            for column in columns.clone().step_by(widest) {
+                let part = column..(column + widest).min(columns.end);
+                let width = part.len().next_multiple_of(S::F32_LANES);
+                let panel = &mut panels[(column - columns.start) * taps * depth..];
+                let block = first..first + depth;
+                self.weights.pack(taps, block, part, width, panel);
+            }
             for m in self.m.clone().step_by(ROWS) {
-                let target = Target {
-                    // SAFETY: the row begins within the result.
-                    first: unsafe { self.out.0.add(m * n + self.column) },
-                    stride: n,
-                    rows: ROWS.min(self.m.end - m),
-                    columns,
-                };
-                let mut acc = if first == 0 {
-                    let mut line = [simd.splat_f32s(0.0); V];
-                    for v in 0..V {
-                        // SAFETY: the bias is as long as the widest line.
-                        line[v] =
-                            unsafe { bias.as_ptr().cast::<S::f32s>().add(v).read_unaligned() };
-                    }
-                    [line; ROWS]
-                } else {
-                    // SAFETY: the rectangle is this task's, and was written for `first == 0`.
-                    unsafe { target.load(simd) }
-                };
-                let mut places = [(0, 0); ROWS];
                 for r in 0..ROWS {
-                    places[r] = gather.place((m + r).min(self.m.end - 1));
-                }
-                for tap in 0..gather.taps {
-                    let mut left = [ZEROS.as_ptr(); ROWS];
-                    for r in 0..ROWS {
-                        let (at, base) = places[r];
-                        let row = gather.table[at + tap];
-                        if row != Gather::EDGE {
-                            let row = (base + row as usize) * channels + first;
-                            left[r] = data[row..][..depth].as_ptr();
-                        }
+                    let (at, base) = gather.place((m + r).min(self.m.end - 1));
+                    for tap in 0..taps {
+                        left[tap][r] = match gather.table[at + tap] {
+                            Gather::EDGE => ZEROS.as_ptr(),
+                            row => {
+                                let row = (base + row as usize) * channels + first;
+                                data[row..][..depth].as_ptr()
+                            }
+                        };
                     }
-                    let panel = panel[tap * depth * width..].as_ptr();
-                    // SAFETY: the slices above are `depth` long, the panel holds that many lines.
-                    acc = unsafe { tile::<S, V>(simd, left, 1, panel, depth, acc) };
                 }
-                // SAFETY: the rectangle is this task's.
-                unsafe { target.store::<S, V>(&acc) };
+                for column in columns.clone().step_by(widest) {
+                    let target = Target {
+                        // SAFETY: the row begins within the result.
+                        first: unsafe { self.out.0.add(m * n + column) },
+                        stride: n,
+                        rows: ROWS.min(self.m.end - m),
+                        columns: (columns.end - column).min(widest),
+                    };
+                    let at = column - columns.start;
+                    let start = match first {
+                        0 => Start::Line(bias[at..].as_ptr()),
+                        _ => Start::There,
+                    };
+                    let panel = panels[at * taps * depth..].as_ptr();
+                    // SAFETY: the slices above are `depth` long, the panel holds that many lines
+                    // of each tap; the rectangle is this task's, and was written for `first == 0`.
+                    unsafe { block(simd, &left, 1, panel, depth, &target, start) };
+                }
             }
         }
     }
@@ -547,16 +649,17 @@ impl Weights<'_> {
     }
 }
 
-/// A part of [`weight_gradient`]: some outputs by one panel of channels, for one tap.
+/// A part of [`weight_gradient`]: some outputs by a few panels, each of which is a tap and some of
+/// its channels, summed over some rows.
 struct Transposed<'a> {
     rows: Rows<'a>,
     grad: &'a [f32],
-    m: usize,
-    tap: usize,
-    column: usize,
+    m: Range<usize>,
+    panels: Range<usize>,
     outputs: Range<usize>,
     stride: usize,
     out: Shared,
+    packed: &'a mut Vec<f32>,
 }
 
 impl WithSimd for Transposed<'_> {
@@ -564,61 +667,66 @@ impl WithSimd for Transposed<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match (self.rows.channels - self.column).div_ceil(S::F32_LANES) {
-            1 => self.run::<S, 1>(simd),
-            2 => self.run::<S, 2>(simd),
-            3 if vectors::<S>() > 2 => self.run::<S, 3>(simd),
-            _ if vectors::<S>() > 2 => self.run::<S, 4>(simd),
-            _ => self.run::<S, 2>(simd),
-        }
-    }
-}
-
-impl Transposed<'_> {
-    #[inline(always)]
-    fn run<S: Simd, const V: usize>(self, simd: S) {
-        let width = V * S::F32_LANES;
-        let channels = self.rows.channels;
-        let columns = (channels - self.column).min(width);
-        let mut panel = vec![0.0; TRANSPOSED_DEPTH * width];
-        for first in (0..self.m).step_by(TRANSPOSED_DEPTH) {
-            let depth = TRANSPOSED_DEPTH.min(self.m - first);
-            for (m, line) in (first..).zip(panel.chunks_exact_mut(width).take(depth)) {
-                let (at, base) = self.rows.gather.place(m);
-                match self.rows.gather.table[at + self.tap] {
-                    Gather::EDGE => line.fill(0.0),
-                    row => {
-                        let row = (base + row as usize) * channels + self.column;
-                        line[..columns].copy_from_slice(&self.rows.data[row..row + columns]);
+        let widest = vectors::<S>() * S::F32_LANES;
+        let Rows {
+            data,
+            channels,
+            gather,
+        } = self.rows;
+        let panels = channels.div_ceil(widest);
+        let area = TRANSPOSED_DEPTH * widest;
+        let packed = lines(self.packed, self.panels.len() * area);
+        // The tap of a panel, its first channel and how many.
+        let place = |panel: usize| {
+            let column = panel % panels * widest;
+            (panel / panels, column, (channels - column).min(widest))
+        };
+        for first in self.m.clone().step_by(TRANSPOSED_DEPTH) {
+            let depth = TRANSPOSED_DEPTH.min(self.m.end - first);
+            for (panel, packed) in self.panels.clone().zip(packed.chunks_exact_mut(area)) {
+                let (tap, column, columns) = place(panel);
+                let width = columns.next_multiple_of(S::F32_LANES);
+                for (m, line) in (first..).zip(packed.chunks_exact_mut(width).take(depth)) {
+                    let (at, base) = gather.place(m);
+                    let (line, padding) = line.split_at_mut(columns);
+                    match gather.table[at + tap] {
+                        Gather::EDGE => line.fill(0.0),
+                        row => {
+                            let row = (base + row as usize) * channels + column;
+                            line.copy_from_slice(&data[row..row + columns]);
+                        }
                     }
+                    padding.fill(0.0);
                 }
             }
+            let start = match first == self.m.start {
+                true => Start::Line(ZEROS.as_ptr()),
+                false => Start::There,
+            };
+            let grad = &self.grad[first * self.stride..(first + depth) * self.stride];
             for output in self.outputs.clone().step_by(ROWS) {
-                let target = Target {
-                    // SAFETY: the row begins within the result.
-                    first: unsafe {
-                        let row = self.tap * self.stride + output;
-                        self.out.0.add(row * channels + self.column)
-                    },
-                    stride: channels,
-                    rows: ROWS.min(self.outputs.end - output),
-                    columns,
-                };
-                let acc = if first == 0 {
-                    [[simd.splat_f32s(0.0); V]; ROWS]
-                } else {
-                    // SAFETY: the rectangle is this task's, and was written for `first == 0`.
-                    unsafe { target.load(simd) }
-                };
-                let grad = &self.grad[first * self.stride..(first + depth) * self.stride];
                 let mut left = [grad.as_ptr(); ROWS];
                 for r in 0..ROWS {
                     left[r] = grad[(output + r).min(self.outputs.end - 1)..].as_ptr();
                 }
-                // SAFETY: `left` begins in the first of `depth` rows of `stride` floats.
-                unsafe {
-                    let acc = tile::<S, V>(simd, left, self.stride, panel.as_ptr(), depth, acc);
-                    target.store::<S, V>(&acc);
+                for (panel, packed) in self.panels.clone().zip(packed.chunks_exact(area)) {
+                    let (tap, column, columns) = place(panel);
+                    let target = Target {
+                        // SAFETY: the row begins within the result.
+                        first: unsafe {
+                            let row = tap * self.stride + output;
+                            self.out.0.add(row * channels + column)
+                        },
+                        stride: channels,
+                        rows: ROWS.min(self.outputs.end - output),
+                        columns,
+                    };
+                    // SAFETY: `left` begins in the first of `depth` rows of `stride` floats; the
+                    // rectangle is this task's, and was written for the first rows.
+                    unsafe {
+                        let (stride, panel) = (self.stride, packed.as_ptr());
+                        block(simd, &[left], stride, panel, depth, &target, start);
+                    }
                 }
             }
         }
@@ -650,13 +758,15 @@ impl Packed {
             channel: row,
             output: column,
         };
-        self.panels
-            .resize(depth * columns.next_multiple_of(S::F32_LANES), 0.0);
+        let panels = lines(
+            &mut self.panels,
+            depth * columns.next_multiple_of(S::F32_LANES),
+        );
         (self.depth, self.columns) = (depth, columns);
         for first in (0..columns).step_by(widest) {
             let last = (first + widest).min(columns);
             let width = (last - first).next_multiple_of(S::F32_LANES);
-            let panel = &mut self.panels[first * depth..];
+            let panel = &mut panels[first * depth..];
             weights.pack(1, 0..depth, first..last, width, panel);
         }
     }
@@ -676,15 +786,20 @@ impl Packed {
         let (out, out_stride) = out;
         assert!(rows == 0 || (rows - 1) * out_stride + self.columns <= out.len());
         assert!(rows * self.depth == 0 || left.last(rows, self.depth) < left.data.len());
+        let panels = self.panels.as_ptr();
+        let panels = panels.wrapping_add(panels.align_offset(LINE * size_of::<f32>()));
+        let start = match add {
+            true => Start::There,
+            false => Start::Line(ZEROS.as_ptr()),
+        };
         for first_column in (0..self.columns).step_by(widest) {
-            let columns = (self.columns - first_column).min(widest);
-            let panel = self.panels[first_column * self.depth..].as_ptr();
+            let panel = panels.wrapping_add(first_column * self.depth);
             for first in (0..rows).step_by(ROWS) {
                 let target = Target {
                     first: out[first * out_stride + first_column..].as_mut_ptr(),
                     stride: out_stride,
                     rows: ROWS.min(rows - first),
-                    columns,
+                    columns: (self.columns - first_column).min(widest),
                 };
                 let mut from = [left.data.as_ptr(); ROWS];
                 for r in 0..ROWS {
@@ -692,20 +807,8 @@ impl Packed {
                 }
                 // SAFETY: both operands and the result were measured above.
                 unsafe {
-                    match columns.div_ceil(S::F32_LANES) {
-                        1 => {
-                            block::<S, 1>(simd, from, left.stride, panel, self.depth, &target, add)
-                        }
-                        2 => {
-                            block::<S, 2>(simd, from, left.stride, panel, self.depth, &target, add)
-                        }
-                        3 if vectors::<S>() > 2 => {
-                            block::<S, 3>(simd, from, left.stride, panel, self.depth, &target, add);
-                        }
-                        _ => {
-                            block::<S, 4>(simd, from, left.stride, panel, self.depth, &target, add)
-                        }
-                    }
+                    let depth = self.depth;
+                    block(simd, &[from], left.stride, panel, depth, &target, start);
                 }
             }
         }
@@ -723,29 +826,5 @@ pub(super) struct Strided<'a> {
 impl Strided<'_> {
     fn last(&self, rows: usize, depth: usize) -> usize {
         (rows - 1) * self.step + (depth - 1) * self.stride
-    }
-}
-
-/// # Safety
-/// As [`tile`], and the target is this thread's.
-#[inline(always)]
-unsafe fn block<S: Simd, const V: usize>(
-    simd: S,
-    left: [*const f32; ROWS],
-    stride: usize,
-    panel: *const f32,
-    depth: usize,
-    target: &Target,
-    add: bool,
-) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let acc = if add {
-            target.load::<S, V>(simd)
-        } else {
-            [[simd.splat_f32s(0.0); V]; ROWS]
-        };
-        let acc = tile::<S, V>(simd, left, stride, panel, depth, acc);
-        target.store::<S, V>(&acc);
     }
 }

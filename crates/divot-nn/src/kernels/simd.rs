@@ -18,6 +18,11 @@ unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 impl Shared {
+    /// What follows its first `count` floats.
+    pub fn after(&self, count: usize) -> Self {
+        Self(self.0.wrapping_add(count))
+    }
+
     /// # Safety
     /// The part is inside the buffer, and nobody else has it.
     #[allow(clippy::mut_from_ref)]
@@ -116,11 +121,12 @@ pub(super) fn row_sum(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 
 /// e^x to 2 units in the last place; 0 below -87.3, at most e^88.3.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
+    const LOWEST: f32 = -87.336;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding it rounds to a whole number, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let x = x.clamp(-87.336, 88.37);
+    let x = x.clamp(LOWEST, 88.37);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
@@ -131,7 +137,11 @@ pub(super) fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 5e-1;
     let p = p * r * r + r + 1.0;
-    f32::from_bits((p.to_bits() as i32).wrapping_add((shifted.to_bits() << 23) as i32) as u32)
+    let y =
+        f32::from_bits((p.to_bits() as i32).wrapping_add((shifted.to_bits() << 23) as i32) as u32);
+    // What is hidden from a softmax must not leave numbers next to 0: some processors take a hundred
+    // times as long to multiply by those.
+    if x <= LOWEST { 0.0 } else { y }
 }
 
 /// 1 / (1 + e^-x).
