@@ -21,6 +21,7 @@ Examples:
   cargo xtask bench --only unet --repeat 3
   cargo xtask bench --only unet --only train-small --peer
   cargo xtask bench --only train-small --checkpointing
+  cargo xtask bench --only unet --profile
   cargo xtask bench --peer --check
   cargo xtask bench --only llm --model models/divot --dtype q4
 
@@ -71,6 +72,9 @@ pub struct Arguments {
     /// Training steps compute what is cheap again in the backward pass instead of keeping it
     #[arg(long)]
     checkpointing: bool,
+    /// Show which kernels a run's time goes to, on the CPU
+    #[arg(long, conflicts_with = "peer")]
+    profile: bool,
     /// Do the one work of --only for the process that asks for it
     #[arg(long, hide = true)]
     serve: bool,
@@ -152,10 +156,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .iter()
         .filter(wanted)
         .partition(|work| work.reports());
-    if !timed.is_empty() {
-        time(&timed, arguments)?;
-    }
-    for work in reports {
+    let alone = match arguments.profile {
+        true => [timed, reports].concat(),
+        false => {
+            if !timed.is_empty() {
+                time(&timed, arguments)?;
+            }
+            reports
+        }
+    };
+    for work in alone {
         // In a process of its own too, for its peak of memory.
         let status = ourselves(work, arguments)?.status()?;
         ensure!(status.success(), "{} failed", work.name());
@@ -180,8 +190,14 @@ fn serve(arguments: &Arguments) -> Result<()> {
                     (true, false) => device.autodiff(),
                     (false, _) => device,
                 };
-                works::serve(work, &device, arguments.float(work))
+                match arguments.profile {
+                    true => works::profile(work, &device, arguments.float(work)),
+                    false => works::serve(work, &device, arguments.float(work)),
+                }
             };
+            if arguments.profile {
+                return serve(device()?);
+            }
             // The parent tells it.
             if let Err(error) = device().map_err(Into::into).and_then(serve) {
                 let error = divot::one_line(error.as_ref());
@@ -283,8 +299,13 @@ fn ourselves(work: Work, arguments: &Arguments) -> Result<Command> {
     if let Some(dtype) = arguments.dtype.and_then(|dtype| dtype.to_possible_value()) {
         command.args(["--dtype", dtype.get_name()]);
     }
-    if arguments.checkpointing {
-        command.arg("--checkpointing");
+    for (option, on) in [
+        ("--checkpointing", arguments.checkpointing),
+        ("--profile", arguments.profile),
+    ] {
+        if on {
+            command.arg(option);
+        }
     }
     for (option, path) in [("--model", &arguments.model), ("--text", &arguments.text)] {
         if let Some(path) = path {

@@ -9,6 +9,7 @@ mod kernels;
 mod noise;
 mod norm;
 pub mod ops;
+pub mod profile;
 mod recycler;
 mod transformer;
 mod vectorised;

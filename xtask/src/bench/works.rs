@@ -281,6 +281,42 @@ fn train_mid(mut inputs: Inputs) -> Ready {
     })
 }
 
+/// Runs one work, and prints which kernels its time went to.
+pub fn profile(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
+    ensure!(
+        divot::device::is_cpu(device),
+        "--profile is about the CPU's kernels; use --device cpu"
+    );
+    let mut ready = build(work, device, dtype)?;
+    ready.warm_up.as_mut().unwrap_or(&mut ready.run)()?;
+    divot_nn::profile::start();
+    let started = std::time::Instant::now();
+    (ready.run)()?;
+    let total = started.elapsed().as_secs_f64();
+    let rows = divot_nn::profile::take();
+    println!("{}: {total:.3} s\n", work.name());
+    println!("| kernel | pass | calls | ms | of the time | GFLOP | GFLOP/s |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    let mut rest = total;
+    for row in rows {
+        rest -= row.seconds;
+        let gflop = 2e-9 * row.multiplications;
+        let (work, speed) = match gflop > 0.0 {
+            true => (format!("{gflop:.1}"), format!("{:.0}", gflop / row.seconds)),
+            false => Default::default(),
+        };
+        let (kernel, pass) = (row.kernel, format!("{:?}", row.pass).to_lowercase());
+        let (ms, share) = (1e3 * row.seconds, 100.0 * row.seconds / total);
+        println!(
+            "| {kernel} | {pass} | {} | {ms:.1} | {share:.0} % | {work} | {speed} |",
+            row.calls
+        );
+    }
+    let (ms, share) = (1e3 * rest, 100.0 * rest / total);
+    println!("| the rest | | | {ms:.1} | {share:.0} % | | |\n");
+    Ok(())
+}
+
 /// Serves one work to [`turns`](super::turns): a line for each line of standard input.
 pub fn serve(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
     let mut ready = build(work, device, dtype)?;

@@ -94,6 +94,10 @@ fn zip(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Copy + Send + Sync) -
 }
 
 impl Kernel for Elementwise {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
         let x = contiguous(&inputs[0]);
         let values = match self {
@@ -126,6 +130,10 @@ impl Kernel for Elementwise {
 pub(crate) struct Geglu;
 
 impl Kernel for Geglu {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
         let x = contiguous(&inputs[0]);
         let (rows, width) = matrix(&x);

@@ -344,6 +344,15 @@ fn heads_inside(values: Vec<f32>, [batch, heads, tokens, width]: [usize; 4]) -> 
 }
 
 impl Kernel for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn multiplications(&self, inputs: &[FlexTensor]) -> f64 {
+        let keys = inputs[1].layout().shape()[2];
+        (2 * keys * inputs[0].layout().num_elements()) as f64
+    }
+
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
         let inputs: Vec<FlexTensor> = inputs.iter().map(with_rows).collect();
         let problem = Problem::new(&inputs, self.causal);

@@ -84,6 +84,15 @@ impl Conv {
 }
 
 impl Kernel for Conv {
+    fn name(&self) -> &'static str {
+        "convolution"
+    }
+
+    fn multiplications(&self, inputs: &[FlexTensor]) -> f64 {
+        let (rows, channels, outputs) = self.sizes(&inputs[0], &inputs[1]);
+        (rows * channels * outputs * self.gather.taps) as f64
+    }
+
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
         let (x, weight) = (contiguous(&inputs[0]), in_order(&inputs[1]));
         let bias = inputs.get(2).map(contiguous);

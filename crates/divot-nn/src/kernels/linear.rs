@@ -9,6 +9,15 @@ use super::{Kernel, as_type_of, contiguous, floats, in_order, matrix, shape, ten
 pub(crate) struct Linear;
 
 impl Kernel for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn multiplications(&self, inputs: &[FlexTensor]) -> f64 {
+        let (rows, _) = matrix(&inputs[0]);
+        (rows * inputs[1].layout().num_elements()) as f64
+    }
+
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
         let (x, weight) = (contiguous(&inputs[0]), in_order(&inputs[1]));
         let bias = inputs.get(2).map(contiguous);

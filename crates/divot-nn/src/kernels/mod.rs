@@ -33,8 +33,18 @@ use burn::backend::{
 };
 use burn::tensor::{Bytes, DType, Shape, Tensor};
 
+use crate::profile::{self, Pass};
+
 /// A fused operation on f32 tensors.
 pub trait Kernel: Debug + Send + Sync + 'static {
+    /// What it is called in a [`profile`].
+    fn name(&self) -> &'static str;
+
+    /// Multiplications of the matrix products in a forward pass on such inputs.
+    fn multiplications(&self, _inputs: &[FlexTensor]) -> f64 {
+        0.0
+    }
+
     /// The result.
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor;
 
@@ -45,6 +55,14 @@ pub trait Kernel: Debug + Send + Sync + 'static {
         grad: FlexTensor,
         wanted: &[bool],
     ) -> Vec<Option<FlexTensor>>;
+}
+
+/// Runs a kernel, under the eyes of a [`profile`].
+fn forward(kernel: &dyn Kernel, inputs: &[FlexTensor]) -> FlexTensor {
+    let multiplications = || kernel.multiplications(inputs);
+    profile::timed(kernel.name(), Pass::Forward, multiplications, || {
+        kernel.forward(inputs)
+    })
 }
 
 /// What it takes to run a kernel again.
@@ -93,7 +111,7 @@ pub trait KernelOps: Backend {
 
 impl KernelOps for Flex {
     fn run_kernel(inputs: Inputs<Self>, kernel: Arc<dyn Kernel>, _: Cost) -> FlexTensor {
-        kernel.forward(&inputs.into_vec())
+        forward(&*kernel, &inputs.into_vec())
     }
 }
 
@@ -114,7 +132,8 @@ fn record<C: CheckpointStrategy, const N: usize>(
     kernel: Arc<dyn Kernel>,
     cost: Cost,
 ) -> FloatTensor<Autodiff<Flex, C>> {
-    let output = kernel.forward(&inputs.each_ref().map(|input| input.primitive().clone()));
+    let primitives = inputs.each_ref().map(|input| input.primitive().clone());
+    let output = forward(&*kernel, &primitives);
     let sources = inputs.each_ref().map(|input| match input.is_tracked() {
         true => Source::Node(input.id()),
         false => Source::Tensor(input.primitive().clone()),
@@ -165,7 +184,7 @@ impl<const N: usize> RetroForward for Again<N> {
     fn forward(&self, states: &mut BackwardStates, node: NodeId) {
         let sources = self.1.clone();
         let inputs = sources.map(|source| source.get(|id| states.get_state(&id)));
-        states.save(node, self.0.forward(&inputs));
+        states.save(node, forward(&*self.0, &inputs));
     }
 }
 
@@ -180,7 +199,12 @@ impl<const N: usize> Backward<Flex, N> for Recorded {
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let sources = ops.state;
         let inputs = sources.map(|source| source.get(|id| states.retrieve_node_output(id)));
-        let found = self.0.backward(&inputs, grad, &wanted);
+        // A product for each of the two operands.
+        let products = wanted.iter().take(2).filter(|wanted| **wanted).count() as f64;
+        let multiplications = || products * self.0.multiplications(&inputs);
+        let found = profile::timed(self.0.name(), Pass::Backward, multiplications, || {
+            self.0.backward(&inputs, grad, &wanted)
+        });
         for (parent, grad) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<Flex>(parent.id, grad);
@@ -274,6 +298,10 @@ mod tests {
     struct Double;
 
     impl Kernel for Double {
+        fn name(&self) -> &'static str {
+            "double"
+        }
+
         fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
             RUNS.fetch_add(1, Ordering::Relaxed);
             let doubled = floats(&inputs[0]).iter().map(|x| 2.0 * x).collect();

@@ -84,6 +84,10 @@ impl RowNorm {
 }
 
 impl Kernel for RowNorm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
         let x = contiguous(&inputs[0]);
         let gamma = contiguous(&inputs[1]);
@@ -274,6 +278,10 @@ impl GroupNorm {
 }
 
 impl Kernel for GroupNorm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
         let [x, gamma, beta] = [0, 1, 2].map(|i| contiguous(&inputs[i]));
         let mut norm = self.normalised(&x);

@@ -1,0 +1,89 @@
+//! Where the time of the fused CPU kernels goes.
+//!
+//! ```
+//! divot_nn::profile::start();
+//! // … networks run …
+//! for row in divot_nn::profile::take() {
+//!     println!("{} {:?}: {} times, {:.3} s", row.kernel, row.pass, row.calls, row.seconds);
+//! }
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Which pass of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pass {
+    /// From inputs to the result.
+    Forward,
+    /// From the result's gradient to those of the inputs.
+    Backward,
+}
+
+/// All calls of one kind of kernel in one pass.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// `linear`, `convolution`, `attention`, `norm` or `activation`.
+    pub kernel: &'static str,
+    /// The pass.
+    pub pass: Pass,
+    /// Number of calls.
+    pub calls: usize,
+    /// Wall time of them all.
+    pub seconds: f64,
+    /// Multiplications, each with its addition, that matrix products need; 0 for other kernels.
+    pub multiplications: f64,
+}
+
+type Rows = BTreeMap<(&'static str, Pass), Row>;
+
+/// There while a profile is taken.
+static ROWS: Mutex<Option<Rows>> = Mutex::new(None);
+
+fn rows() -> MutexGuard<'static, Option<Rows>> {
+    ROWS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts to add up, for the whole process.
+pub fn start() {
+    *rows() = Some(Rows::new());
+}
+
+/// Stops, and returns what was added up since [`start`].
+pub fn take() -> Vec<Row> {
+    rows()
+        .take()
+        .into_iter()
+        .flat_map(Rows::into_values)
+        .collect()
+}
+
+/// Runs a kernel's pass, and adds it up if a profile is taken.
+#[cfg(feature = "flex")]
+pub(crate) fn timed<T>(
+    kernel: &'static str,
+    pass: Pass,
+    multiplications: impl FnOnce() -> f64,
+    run: impl FnOnce() -> T,
+) -> T {
+    if rows().is_none() {
+        return run();
+    }
+    let started = Instant::now();
+    let result = run();
+    let seconds = started.elapsed().as_secs_f64();
+    if let Some(rows) = &mut *rows() {
+        let row = rows.entry((kernel, pass)).or_insert(Row {
+            kernel,
+            pass,
+            calls: 0,
+            seconds: 0.0,
+            multiplications: 0.0,
+        });
+        row.calls += 1;
+        row.seconds += seconds;
+        row.multiplications += multiplications();
+    }
+    result
+}
