@@ -41,7 +41,7 @@ impl Quantization {
             .per_block([BLOCK as u8], ScaleDtype::F16)
     }
 
-    /// Quantises a projection; one with fewer inputs than make whole blocks stays as it is. On a
+    /// Quantises a projection; one whose inputs do not make whole blocks stays as it is. On a
     /// GPU the weight stays a tensor, and `on_host` is false.
     pub(crate) fn quantize(self, projection: Projection, on_host: bool) -> Projection {
         match projection {
@@ -60,11 +60,11 @@ impl Quantization {
         }
     }
 
-    /// Whether a layer's blocks are whole.
+    /// Whether a layer's blocks are whole, and its outputs enough to be computed side by side.
     pub(crate) fn fits(linear: &Linear, on_host: bool) -> bool {
         let [input, output] = linear.weight.lazy_shape().dims();
         let along = if on_host { input } else { output };
-        along.is_multiple_of(BLOCK)
+        along.is_multiple_of(BLOCK) && output >= TOGETHER
     }
 }
 
@@ -102,6 +102,9 @@ const LANES: usize = BLOCK / 2;
 /// Outputs quantised, or unpacked for a product with many rows, at once: bounds the memory that
 /// takes.
 const SLAB: usize = 512;
+
+/// Outputs that are computed side by side.
+const TOGETHER: usize = 4;
 
 /// Rows of input up to which a product reads the packed values once for each.
 const FEW_ROWS: usize = 8;
@@ -225,34 +228,44 @@ impl Quantization {
     }
 }
 
-/// The product of a packed row with a row of inputs, `BYTES` a block. Sums are kept apart by lanes and
-/// the sizes are known, which lets the compiler use vectors.
+/// The products of [`TOGETHER`] packed rows, one after the other in `values` and `scales`, with a row
+/// of inputs; a block takes `BYTES`. Sums are kept apart by lanes and the sizes are known, which lets the
+/// compiler use vectors; several rows are read side by side, which hides how far away memory is.
 #[inline(always)]
-fn dot<const BYTES: usize>(
+fn dots<const BYTES: usize>(
     quantization: Quantization,
     values: &[u8],
     scales: &[f32],
     x: &[f32],
-) -> f32 {
-    let mut sums = [[0f32; LANES]; 2];
-    let blocks = values.as_chunks::<BYTES>().0.iter();
-    for ((values, x), scale) in blocks.zip(x.as_chunks::<BLOCK>().0).zip(scales) {
-        for i in 0..LANES {
-            let (low, high) = quantization.pair(values, i);
-            sums[0][i] += scale * low * x[i];
-            sums[1][i] += scale * high * x[i + LANES];
+) -> [f32; TOGETHER] {
+    let x = x.as_chunks::<BLOCK>().0;
+    let values = values.as_chunks::<BYTES>().0;
+    let row = |r: usize| {
+        let blocks = r * x.len()..(r + 1) * x.len();
+        (&values[blocks.clone()], &scales[blocks])
+    };
+    let rows = [row(0), row(1), row(2), row(3)];
+    let mut sums = [[0f32; LANES]; TOGETHER];
+    for (block, x) in x.iter().enumerate() {
+        for ((values, scales), sums) in rows.iter().zip(&mut sums) {
+            let (values, scale) = (&values[block], scales[block]);
+            for i in 0..LANES {
+                let (low, high) = quantization.pair(values, i);
+                sums[i] += scale * (low * x[i] + high * x[i + LANES]);
+            }
         }
     }
-    sums.iter().flatten().sum()
+    sums.map(|sums| sums.iter().sum())
 }
 
 impl Matrix {
-    fn row(&self, output: usize) -> (&[u8], &[f16]) {
+    /// The values and scales of `count` outputs.
+    fn rows(&self, output: usize, count: usize) -> (&[u8], &[f16]) {
         let bytes = self.quantization.bytes(self.input);
         let blocks = self.input / BLOCK;
         (
-            &self.values[output * bytes..][..bytes],
-            &self.scales[output * blocks..][..blocks],
+            &self.values[output * bytes..][..count * bytes],
+            &self.scales[output * blocks..][..count * blocks],
         )
     }
 
@@ -267,7 +280,7 @@ impl Matrix {
                 vectorised(
                     #[inline(always)]
                     || {
-                        let (values, scales) = self.row(start + i);
+                        let (values, scales) = self.rows(start + i, 1);
                         let bytes = self.quantization.bytes(BLOCK);
                         let blocks = weights
                             .chunks_exact_mut(BLOCK)
@@ -295,7 +308,7 @@ impl Matrix {
         let outputs = self
             .output
             .div_ceil(4 * rayon::current_num_threads())
-            .max(16);
+            .next_multiple_of(16);
         columns
             .par_chunks_mut(outputs * rows)
             .enumerate()
@@ -303,20 +316,29 @@ impl Matrix {
                 vectorised(
                     #[inline(always)]
                     || {
-                        let mut scales = vec![0f32; self.input / BLOCK];
-                        for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
-                            let (values, halves) = self.row(chunk * outputs + i);
+                        let blocks = self.input / BLOCK;
+                        let mut scales = vec![0f32; TOGETHER * blocks];
+                        for (i, columns) in columns.chunks_mut(TOGETHER * rows).enumerate() {
+                            // The last few outputs are computed with some before them once more.
+                            let wanted = chunk * outputs + i * TOGETHER;
+                            let first = wanted.min(self.output - TOGETHER);
+                            let (values, halves) = self.rows(first, TOGETHER);
                             halves.convert_to_f32_slice(&mut scales);
-                            for (y, x) in column.iter_mut().zip(x.chunks_exact(self.input)) {
+                            for (row, x) in x.chunks_exact(self.input).enumerate() {
                                 // Told apart out here, so that the loops within know their form.
-                                *y = match self.quantization {
+                                let found = match self.quantization {
                                     Quantization::Q8 => {
-                                        dot::<BLOCK>(Quantization::Q8, values, &scales, x)
+                                        dots::<BLOCK>(Quantization::Q8, values, &scales, x)
                                     }
                                     Quantization::Q4 => {
-                                        dot::<LANES>(Quantization::Q4, values, &scales, x)
+                                        dots::<LANES>(Quantization::Q4, values, &scales, x)
                                     }
                                 };
+                                let found = found[wanted - first..].iter();
+                                let to = columns.iter_mut().skip(row).step_by(rows);
+                                for (to, found) in to.zip(found) {
+                                    *to = *found;
+                                }
                             }
                         }
                     },

@@ -9,6 +9,10 @@ use std::sync::{Mutex, PoisonError};
 const LARGE: usize = 1 << 20;
 /// Alignment of what is kept: a cache line.
 const ALIGN: usize = 64;
+/// Blocks at least this large begin with one of the system's large pages.
+const HUGE: usize = 4 << 20;
+/// A large page.
+const PAGE: usize = 2 << 20;
 /// Kept at most.
 const LIMIT: usize = 1 << 30;
 /// Blocks kept at most.
@@ -78,7 +82,29 @@ fn large(layout: Layout) -> Option<Layout> {
     }
     let step = layout.size().next_power_of_two() / 16;
     let size = layout.size().checked_next_multiple_of(step)?;
-    Layout::from_size_align(size, ALIGN).ok()
+    Layout::from_size_align(size, alignment(size)).ok()
+}
+
+fn alignment(size: usize) -> usize {
+    if size < HUGE { ALIGN } else { PAGE }
+}
+
+/// A new block, in large pages where the system has them: a walk through a tensor then meets far
+/// fewer pages, the first of which the kernel must make and the rest of which the processor must
+/// find.
+///
+/// # Safety
+/// The layout is one of [`large`].
+unsafe fn fresh(layout: Layout) -> *mut u8 {
+    // SAFETY: the layout is not empty.
+    let block = unsafe { System.alloc(layout) };
+    #[cfg(target_os = "linux")]
+    if layout.size() >= HUGE && !block.is_null() {
+        use rustix::mm::{Advice, madvise};
+        // SAFETY: the block is new, and this is advice: an error means that nothing changes.
+        let _ = unsafe { madvise(block.cast(), layout.size(), Advice::LinuxHugepage) };
+    }
+    block
 }
 
 // SAFETY: a block comes from `System` with the layout that `large` gives, or the one asked for
@@ -89,7 +115,7 @@ unsafe impl GlobalAlloc for Recycler {
             Some(large) => {
                 let block = kept().take(large.size());
                 // SAFETY: the layout is not empty.
-                block.unwrap_or_else(|| unsafe { System.alloc(large) })
+                block.unwrap_or_else(|| unsafe { fresh(large) })
             }
             // SAFETY: as the caller promises.
             None => unsafe { System.alloc(layout) },
@@ -102,14 +128,13 @@ unsafe impl GlobalAlloc for Recycler {
             return unsafe { System.alloc_zeroed(layout) };
         };
         let block = kept().take(large.size());
-        match block {
-            Some(block) => {
-                // SAFETY: the block is that large and nobody has it.
-                unsafe { block.write_bytes(0, layout.size()) };
-                block
+        // SAFETY: the layout is not empty; the block is that large and nobody has it.
+        unsafe {
+            let block = block.unwrap_or_else(|| fresh(large));
+            if !block.is_null() {
+                block.write_bytes(0, layout.size());
             }
-            // SAFETY: the layout is not empty.
-            None => unsafe { System.alloc_zeroed(large) },
+            block
         }
     }
 
@@ -131,7 +156,7 @@ unsafe impl GlobalAlloc for Recycler {
             drop(kept);
             // SAFETY: it was allocated with this size and alignment, and is no longer in the list.
             unsafe {
-                let layout = Layout::from_size_align_unchecked(size, ALIGN);
+                let layout = Layout::from_size_align_unchecked(size, alignment(size));
                 System.dealloc(oldest as *mut u8, layout);
             }
         }
@@ -144,8 +169,6 @@ unsafe impl GlobalAlloc for Recycler {
             // SAFETY: as the caller promises.
             (None, None) => unsafe { System.realloc(pointer, layout, size) },
             (Some(old), Some(new)) if old == new => pointer,
-            // SAFETY: both are from this allocator, and the kernel moves pages without copying.
-            (Some(old), Some(new)) => unsafe { System.realloc(pointer, old, new.size()) },
             // SAFETY: the new block is as large as what is copied, and nobody has it yet.
             _ => unsafe {
                 let new = self.alloc(wanted);

@@ -4,12 +4,15 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::product::{Packed, Strided};
+use super::product::{Packed, Strided, add_lines};
 use super::simd::{self, LANES, Shared, exp, row_sum, uninit};
 use super::{Kernel, tensor};
 
 /// Queries whose scores are held at a time.
 const QUERIES: usize = 24;
+/// Queries with the same keys and values up to which these are read as they lie: packing them would
+/// take longer.
+const FEW: usize = 8;
 /// Multiplications below which threads do not pay.
 const SERIAL: usize = 1 << 19;
 
@@ -128,27 +131,69 @@ impl<'a> Problem<'a> {
             .multiply(simd, left, queries.len(), (scores, keys), false);
         let scale = 1.0 / (self.width() as f32).sqrt();
         for (query, row) in queries.zip(scores.chunks_mut(keys)) {
-            let (seen, hidden) = row.split_at_mut(if self.causal {
-                (query + 1).min(keys)
-            } else {
-                keys
-            });
-            match &self.mask {
-                None => {
-                    for x in &mut *seen {
-                        *x *= scale;
-                    }
-                }
-                Some(mask) => {
-                    let batch = batch.min(mask.size[0] - 1);
-                    let mask = mask.tokens(batch, 0, query);
-                    for (x, mask) in seen.iter_mut().zip(mask) {
-                        *x = *x * scale + mask;
-                    }
+            self.softmax(batch, query, scale, row);
+        }
+    }
+
+    /// The softmax of a query's scores, which are scaled and masked first.
+    #[inline(always)]
+    fn softmax(&self, batch: usize, query: usize, scale: f32, row: &mut [f32]) {
+        let keys = row.len();
+        let (seen, hidden) = row.split_at_mut(if self.causal {
+            (query + 1).min(keys)
+        } else {
+            keys
+        });
+        match &self.mask {
+            None => {
+                for x in &mut *seen {
+                    *x *= scale;
                 }
             }
-            softmax(seen);
-            hidden.fill(0.0);
+            Some(mask) => {
+                let batch = batch.min(mask.size[0] - 1);
+                let mask = mask.tokens(batch, 0, query);
+                for (x, mask) in seen.iter_mut().zip(mask) {
+                    *x = *x * scale + mask;
+                }
+            }
+        }
+        softmax(seen);
+        hidden.fill(0.0);
+    }
+
+    /// One query's result, from keys and values as they lie; `scores` has room for one of each key.
+    #[inline(always)]
+    fn single(
+        &self,
+        [batch, head, query]: [usize; 3],
+        [kv_batch, kv_head]: [usize; 2],
+        scores: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let width = out.len();
+        let (keys, key) = (self.k.tokens(kv_batch, kv_head, 0), self.k.stride[2]);
+        let (values, value) = (self.v.tokens(kv_batch, kv_head, 0), self.v.stride[2]);
+        let q = &self.q.tokens(batch, head, query)[..width];
+        for (i, score) in scores.iter_mut().enumerate() {
+            *score = row_sum(
+                q,
+                &keys[i * key..][..width],
+                #[inline(always)]
+                |q, k| q * k,
+            );
+        }
+        self.softmax(batch, query, 1.0 / (width as f32).sqrt(), scores);
+        out.fill(0.0);
+        let line = |i: usize| &values[i * value..][..width];
+        let (fours, rest) = scores.as_chunks::<4>();
+        for (i, weights) in fours.iter().enumerate() {
+            add_lines(out, *weights, [0, 1, 2, 3].map(|j| line(4 * i + j)));
+        }
+        for (i, weight) in (4 * fours.len()..).zip(rest) {
+            for (out, value) in out.iter_mut().zip(line(i)) {
+                *out += weight * value;
+            }
         }
     }
 }
@@ -208,12 +253,23 @@ impl WithSimd for Forward<'_> {
         scratch.scores.resize(QUERIES * keys, 0.0);
         let mut values = Packed::default();
         let mut packed = usize::MAX;
+        let few = tokens * batches * group <= FEW;
         for i in self.range {
             // i counts [shared, kv_heads, batches, group].
             let (shared, member) = (i / (batches * group), i % (batches * group));
             let (kv_batch, kv_head) = (shared / kv_heads, shared % kv_heads);
             let batch = kv_batch * batches + member / group;
             let head = kv_head * group + member % group;
+            if few {
+                for query in self.queries.clone() {
+                    let start = ((batch * tokens + query) * heads + head) * width;
+                    // SAFETY: this head's columns of this query, which no other task has.
+                    let out = unsafe { self.out.slice(start, width) };
+                    let (at, scores) = ([batch, head, query], &mut scratch.scores[..keys]);
+                    problem.single(at, [kv_batch, kv_head], scores, out);
+                }
+                continue;
+            }
             if packed != shared {
                 packed = shared;
                 let (k, v) = (&problem.k, &problem.v);
@@ -362,12 +418,17 @@ impl Kernel for Attention {
         let values = uninit(size.iter().product(), |out| {
             let (arch, out) = (Arch::new(), Shared(out));
             let serial = problem.serial();
-            // Few heads are split along their queries, many are taken some at a time.
+            // Those that share keys stay together where that is enough for all threads. Few of them
+            // are split along their queries, many are taken some at a time.
+            let sharing: usize = problem.sharing().iter().product();
+            let groups = total / sharing;
             let (parts, step) = if serial {
                 (1, total)
             } else {
-                let parts = simd::tasks(total).min(tokens.div_ceil(4 * QUERIES));
-                (parts, total.div_ceil(4 * simd::tasks(1)))
+                let parts = simd::tasks(groups).min(tokens.div_ceil(4 * QUERIES));
+                let pieces = simd::tasks(groups * parts);
+                let together = (groups * parts / (4 * simd::tasks(1))).max(1);
+                (parts, sharing.div_ceil(pieces) * together)
             };
             let length = tokens.div_ceil(parts).next_multiple_of(QUERIES);
             let parts = tokens.div_ceil(length);

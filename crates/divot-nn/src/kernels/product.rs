@@ -35,6 +35,9 @@ const GROUP: usize = 4;
 const LINE: usize = 16;
 /// Multiplications below which threads do not pay.
 const SERIAL: usize = 1 << 19;
+/// Floats of a line that a vector is multiplied with at once: their sums and four lines of weights
+/// take turns in the first-level cache.
+const MAX_LINE: usize = 4096;
 /// Fewest rows for which another thread packs a panel again.
 const MIN_CHUNK: usize = 768;
 /// Floats of a weight gradient up to which several threads sum one, each its share of the rows.
@@ -239,7 +242,8 @@ fn shares(rows: usize, panels: usize, serial: bool) -> (usize, usize) {
     (rows.div_ceil(chunks).next_multiple_of(ROWS), group)
 }
 
-/// One or two rows, where reading the weights is all the work: they are read once and in order.
+/// One or two rows, where reading the weights is all the work: each thread reads its part of them
+/// once and in order.
 fn vector_product(
     rows: Rows<'_>,
     weights: Weights<'_>,
@@ -247,53 +251,80 @@ fn vector_product(
     m: usize,
 ) -> Vec<f32> {
     let (n, channels) = (weights.outputs, rows.channels);
-    let width = n.div_ceil(simd::tasks(1)).max(256);
-    uninit(m * n, |out| {
+    // Whole lines of weights, where their sums stay in the first-level cache.
+    let width = n.min(MAX_LINE);
+    let blocks = n.div_ceil(width);
+    let depth = channels
+        .div_ceil(simd::tasks(blocks))
+        .next_multiple_of(4)
+        .max(64);
+    let parts = channels.div_ceil(depth);
+    let mut sums = uninit(parts * m * n, |out| {
         let out = Shared(out);
         let task = |i: usize| {
-            let (row, columns) = (i % m, i / m * width..(i / m * width + width).min(n));
-            // SAFETY: each task has a part of a row to itself.
-            let out = unsafe { out.slice(row * n + columns.start, columns.len()) };
-            match bias {
-                Some(bias) => out.copy_from_slice(&bias[columns.clone()]),
-                None => out.fill(0.0),
-            }
-            let x = &rows.data[row * channels..(row + 1) * channels];
-            let first = |c: usize| c * weights.channel + columns.start;
+            let (part, first) = (i / blocks, i % blocks * width);
+            let columns = first..(first + width).min(n);
+            let block = part * depth..(part * depth + depth).min(channels);
             crate::vectorised(
                 #[inline(always)]
-                || match weights.data {
-                    Values::F32(values) => {
-                        let line = |c: usize| &values[first(c)..first(c) + columns.len()];
-                        let (fours, rest) = x.as_chunks::<4>();
-                        for (c, x) in fours.iter().enumerate() {
-                            let [a, b, c, d] = [0, 1, 2, 3].map(|i| line(4 * c + i));
-                            for ((((out, a), b), c), d) in
-                                out.iter_mut().zip(a).zip(b).zip(c).zip(d)
-                            {
-                                *out += (x[0] * a + x[1] * b) + (x[2] * c + x[3] * d);
-                            }
+                || {
+                    let mut converted = vec![0.0; 4 * columns.len()];
+                    for row in 0..m {
+                        let start = (part * m + row) * n + columns.start;
+                        // SAFETY: each task has a part of its rows to itself.
+                        let out = unsafe { out.slice(start, columns.len()) };
+                        match bias {
+                            Some(bias) if part == 0 => out.copy_from_slice(&bias[columns.clone()]),
+                            _ => out.fill(0.0),
                         }
-                        for (c, x) in rest.iter().enumerate() {
-                            for (out, w) in out.iter_mut().zip(line(4 * fours.len() + c)) {
-                                *out += x * w;
-                            }
-                        }
-                    }
-                    halves => {
-                        let mut line = vec![0.0; columns.len()];
-                        for (c, x) in x.iter().enumerate() {
-                            halves.copy(first(c), &mut line);
-                            for (out, w) in out.iter_mut().zip(&line) {
-                                *out += x * w;
+                        let x = &rows.data[row * channels..(row + 1) * channels][block.clone()];
+                        for (c, x) in x.chunks(4).enumerate() {
+                            let first = (block.start + 4 * c) * weights.channel + columns.start;
+                            let line = |i: usize| first + i * weights.channel;
+                            match (weights.data, x) {
+                                (Values::F32(values), &[a, b, c, d]) => {
+                                    let line = |i| &values[line(i)..][..columns.len()];
+                                    add_lines(out, [a, b, c, d], [0, 1, 2, 3].map(line));
+                                }
+                                (values, x) => {
+                                    let mut factors = [0.0; 4];
+                                    factors[..x.len()].copy_from_slice(x);
+                                    let lines = converted.chunks_exact_mut(columns.len());
+                                    for (i, to) in lines.take(x.len()).enumerate() {
+                                        values.copy(line(i), to);
+                                    }
+                                    let line = |i| &converted[i * columns.len()..][..columns.len()];
+                                    add_lines(out, factors, [0, 1, 2, 3].map(line));
+                                }
                             }
                         }
                     }
                 },
             );
         };
-        simd::each(m * n.div_ceil(width), m * n * channels < SERIAL, task);
-    })
+        simd::each(parts * blocks, m * n * channels < SERIAL, task);
+    });
+    add_parts(&mut sums, m * n);
+    sums
+}
+
+/// `out += Σ factor · line`.
+#[inline(always)]
+pub(super) fn add_lines(out: &mut [f32], factors: [f32; 4], [a, b, c, d]: [&[f32]; 4]) {
+    for ((((out, a), b), c), d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        *out += (factors[0] * a + factors[1] * b) + (factors[2] * c + factors[3] * d);
+    }
+}
+
+/// Adds all parts of `size` floats to the first and forgets them.
+fn add_parts(sums: &mut Vec<f32>, size: usize) {
+    let (total, others) = sums.split_at_mut(size);
+    for other in others.chunks(size) {
+        for (total, x) in total.iter_mut().zip(other) {
+            *total += x;
+        }
+    }
+    sums.truncate(size);
 }
 
 /// The gradient of the weights of [`product`]: Σ over rows of gradᵀ · rows, `[taps, outputs,
@@ -346,13 +377,7 @@ pub(super) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
         };
         simd::each(parts * groups * chunks, serial, task);
     });
-    let (total, others) = sums.split_at_mut(size);
-    for other in others.chunks(size) {
-        for (total, x) in total.iter_mut().zip(other) {
-            *total += x;
-        }
-    }
-    sums.truncate(size);
+    add_parts(&mut sums, size);
     sums
 }
 
