@@ -60,11 +60,11 @@ impl Quantization {
         }
     }
 
-    /// Whether a layer's blocks are whole, and its outputs enough to be computed side by side.
+    /// Whether a layer's blocks are whole.
     pub(crate) fn fits(linear: &Linear, on_host: bool) -> bool {
         let [input, output] = linear.weight.lazy_shape().dims();
         let along = if on_host { input } else { output };
-        along.is_multiple_of(BLOCK) && output >= TOGETHER
+        along.is_multiple_of(BLOCK)
     }
 }
 
@@ -228,23 +228,20 @@ impl Quantization {
     }
 }
 
-/// The products of [`TOGETHER`] packed rows, one after the other in `values` and `scales`, with a row
-/// of inputs; a block takes `BYTES`. Sums are kept apart by lanes and the sizes are known, which lets the
-/// compiler use vectors; several rows are read side by side, which hides how far away memory is.
+/// The products of a few packed rows, each with its scales, with a row of inputs; a block takes
+/// `BYTES`. Sums are kept apart by lanes and the sizes are known, which lets the compiler use vectors;
+/// several rows are read side by side, which hides how far away memory is.
 #[inline(always)]
 fn dots<const BYTES: usize>(
     quantization: Quantization,
-    values: &[u8],
-    scales: &[f32],
+    rows: [(&[u8], &[f32]); TOGETHER],
     x: &[f32],
 ) -> [f32; TOGETHER] {
     let x = x.as_chunks::<BLOCK>().0;
-    let values = values.as_chunks::<BYTES>().0;
-    let row = |r: usize| {
-        let blocks = r * x.len()..(r + 1) * x.len();
-        (&values[blocks.clone()], &scales[blocks])
-    };
-    let rows = [row(0), row(1), row(2), row(3)];
+    let rows = rows.map(|(values, scales)| {
+        let values = values.as_chunks::<BYTES>().0;
+        (&values[..x.len()], &scales[..x.len()])
+    });
     let mut sums = [[0f32; LANES]; TOGETHER];
     for (block, x) in x.iter().enumerate() {
         for ((values, scales), sums) in rows.iter().zip(&mut sums) {
@@ -259,13 +256,13 @@ fn dots<const BYTES: usize>(
 }
 
 impl Matrix {
-    /// The values and scales of `count` outputs.
-    fn rows(&self, output: usize, count: usize) -> (&[u8], &[f16]) {
+    /// The values and scales of an output.
+    fn row(&self, output: usize) -> (&[u8], &[f16]) {
         let bytes = self.quantization.bytes(self.input);
         let blocks = self.input / BLOCK;
         (
-            &self.values[output * bytes..][..count * bytes],
-            &self.scales[output * blocks..][..count * blocks],
+            &self.values[output * bytes..][..bytes],
+            &self.scales[output * blocks..][..blocks],
         )
     }
 
@@ -280,7 +277,7 @@ impl Matrix {
                 vectorised(
                     #[inline(always)]
                     || {
-                        let (values, scales) = self.rows(start + i, 1);
+                        let (values, scales) = self.row(start + i);
                         let bytes = self.quantization.bytes(BLOCK);
                         let blocks = weights
                             .chunks_exact_mut(BLOCK)
@@ -308,40 +305,14 @@ impl Matrix {
         let outputs = self
             .output
             .div_ceil(4 * rayon::current_num_threads())
-            .next_multiple_of(16);
+            .max(TOGETHER);
         columns
             .par_chunks_mut(outputs * rows)
             .enumerate()
             .for_each(|(chunk, columns)| {
                 vectorised(
                     #[inline(always)]
-                    || {
-                        let blocks = self.input / BLOCK;
-                        let mut scales = vec![0f32; TOGETHER * blocks];
-                        for (i, columns) in columns.chunks_mut(TOGETHER * rows).enumerate() {
-                            // The last few outputs are computed with some before them once more.
-                            let wanted = chunk * outputs + i * TOGETHER;
-                            let first = wanted.min(self.output - TOGETHER);
-                            let (values, halves) = self.rows(first, TOGETHER);
-                            halves.convert_to_f32_slice(&mut scales);
-                            for (row, x) in x.chunks_exact(self.input).enumerate() {
-                                // Told apart out here, so that the loops within know their form.
-                                let found = match self.quantization {
-                                    Quantization::Q8 => {
-                                        dots::<BLOCK>(Quantization::Q8, values, &scales, x)
-                                    }
-                                    Quantization::Q4 => {
-                                        dots::<LANES>(Quantization::Q4, values, &scales, x)
-                                    }
-                                };
-                                let found = found[wanted - first..].iter();
-                                let to = columns.iter_mut().skip(row).step_by(rows);
-                                for (to, found) in to.zip(found) {
-                                    *to = *found;
-                                }
-                            }
-                        }
-                    },
+                    || self.multiply_some(chunk * outputs, x, columns),
                 );
             });
         if rows == 1 {
@@ -350,6 +321,34 @@ impl Matrix {
         (0..rows)
             .flat_map(|row| columns.iter().skip(row).step_by(rows).copied())
             .collect()
+    }
+
+    /// The outputs from `first` on, `[outputs, rows]`. Those side by side are far apart: each then is a
+    /// long way through memory that the processor foresees.
+    #[inline(always)]
+    fn multiply_some(&self, first: usize, x: &[f32], columns: &mut [f32]) {
+        let (rows, blocks) = (x.len() / self.input, self.input / BLOCK);
+        let outputs = columns.len() / rows;
+        let quarter = outputs.div_ceil(TOGETHER);
+        let mut scales = vec![0f32; TOGETHER * blocks];
+        for i in 0..quarter {
+            let outputs = [0, 1, 2, 3].map(|j| (i + j * quarter).min(outputs - 1));
+            let packed = outputs.map(|output| self.row(first + output));
+            for (scales, (_, halves)) in scales.chunks_exact_mut(blocks).zip(packed) {
+                halves.convert_to_f32_slice(scales);
+            }
+            let side = [0, 1, 2, 3].map(|j| (packed[j].0, &scales[j * blocks..(j + 1) * blocks]));
+            for (row, x) in x.chunks_exact(self.input).enumerate() {
+                // Told apart out here, so that the loops within know their form.
+                let found = match self.quantization {
+                    Quantization::Q8 => dots::<BLOCK>(Quantization::Q8, side, x),
+                    Quantization::Q4 => dots::<LANES>(Quantization::Q4, side, x),
+                };
+                for (output, found) in outputs.iter().zip(found) {
+                    columns[output * rows + row] = found;
+                }
+            }
+        }
     }
 }
 
