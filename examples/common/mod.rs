@@ -70,6 +70,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs an example; what goes wrong is one line.
 pub fn main(run: impl FnOnce() -> Result<()>) -> ExitCode {
+    divot::compute_on_this_thread();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Stopped>() => {

@@ -35,6 +35,7 @@ Examples:
 }
 
 fn main() -> ExitCode {
+    divot::compute_on_this_thread();
     let result = match Cli::parse().command {
         Command::ConvertWeights(arguments) => convert::run(&arguments).map(|()| true),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| true),

@@ -11,6 +11,7 @@ mod norm;
 pub mod ops;
 pub mod profile;
 mod recycler;
+mod threads;
 mod transformer;
 mod vectorised;
 
@@ -21,5 +22,6 @@ pub use embedding::timestep_embedding;
 pub use noise::Noise;
 pub use norm::{LayerNorm, LayerNormConfig};
 pub use recycler::Recycler;
+pub use threads::compute_on_this_thread;
 pub use transformer::{Mlp, TransformerBlock, TransformerBlockConfig};
 pub use vectorised::vectorised;

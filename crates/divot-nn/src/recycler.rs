@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::{Mutex, PoisonError};
 
 /// Blocks at least this large are kept when they are freed.
-const LARGE: usize = 1 << 20;
+const LARGE: usize = 1 << 16;
 /// Alignment of what is kept: a cache line.
 const ALIGN: usize = 64;
 /// Blocks at least this large begin with one of the system's large pages.

@@ -16,7 +16,7 @@ mod unconditional;
 pub mod weights;
 
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
-pub use divot_nn::{Noise, Recycler};
+pub use divot_nn::{Noise, Recycler, compute_on_this_thread};
 pub use error::{Error, Result, one_line};
 pub use llm::{Answer, Chat, GenerationConfig, Scene, Story, StoryEnd, StoryPart, Task, VideoLlm};
 pub use memory::peak_memory;

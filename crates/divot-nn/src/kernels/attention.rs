@@ -296,11 +296,11 @@ impl WithSimd for Forward<'_> {
     }
 }
 
-/// One head of keys and values, and all queries that share it.
+/// Some heads of keys and values, and all queries that share them.
 struct Backward<'a> {
     problem: &'a Problem<'a>,
     grad: &'a View<'a>,
-    shared: usize,
+    shared: Range<usize>,
     to: [Shared; 3],
 }
 
@@ -313,7 +313,6 @@ impl WithSimd for Backward<'_> {
         let [_, heads, tokens, width] = problem.q.size;
         let [batches, group] = problem.sharing();
         let (keys, kv_heads) = (problem.keys(), problem.k.size[1]);
-        let (kv_batch, kv_head) = (self.shared / kv_heads, self.shared % kv_heads);
         let scale = 1.0 / (width as f32).sqrt();
         let (k, v) = (&problem.k, &problem.v);
 
@@ -321,74 +320,79 @@ impl WithSimd for Backward<'_> {
         scratch.scores.resize(QUERIES * keys, 0.0);
         let mut slopes = vec![0.0; QUERIES * keys];
         let [mut values, mut back, mut rows] = [0, 1, 2].map(|_| Packed::default());
-        let (keys_at, values_at) = (
-            k.tokens(kv_batch, kv_head, 0),
-            v.tokens(kv_batch, kv_head, 0),
-        );
-        scratch
-            .keys
-            .fill::<S>(keys_at, [width, keys], [1, k.stride[2]]);
-        back.fill::<S>(keys_at, [keys, width], [k.stride[2], 1]);
-        values.fill::<S>(values_at, [width, keys], [1, v.stride[2]]);
+        let [mut to_k, mut to_v] = [0, 1].map(|_| vec![0.0; keys * width]);
+        for shared in self.shared {
+            let (kv_batch, kv_head) = (shared / kv_heads, shared % kv_heads);
+            let (keys_at, values_at) = (
+                k.tokens(kv_batch, kv_head, 0),
+                v.tokens(kv_batch, kv_head, 0),
+            );
+            scratch
+                .keys
+                .fill::<S>(keys_at, [width, keys], [1, k.stride[2]]);
+            back.fill::<S>(keys_at, [keys, width], [k.stride[2], 1]);
+            values.fill::<S>(values_at, [width, keys], [1, v.stride[2]]);
 
-        let mut to_k = vec![0.0; keys * width];
-        let mut to_v = vec![0.0; keys * width];
-        for member in 0..batches * group {
-            let batch = kv_batch * batches + member / group;
-            let head = kv_head * group + member % group;
-            for first in (0..tokens).step_by(QUERIES) {
-                let queries = first..(first + QUERIES).min(tokens);
-                let count = queries.len();
-                problem.weights(simd, batch, head, queries, &mut scratch);
-                let grad = self.grad.left(batch, head, first);
-                values.multiply(simd, grad, count, (&mut slopes, keys), false);
-                let weights = scratch.scores.chunks(keys).take(count);
-                for (weights, slopes) in weights.zip(slopes.chunks_mut(keys)) {
-                    let mean: f32 = row_sum(
-                        weights,
-                        slopes,
-                        #[inline(always)]
-                        |a, b| a * b,
-                    );
-                    for (slope, weight) in slopes.iter_mut().zip(weights) {
-                        *slope = (*slope - mean) * weight * scale;
+            to_k.fill(0.0);
+            to_v.fill(0.0);
+            for member in 0..batches * group {
+                let batch = kv_batch * batches + member / group;
+                let head = kv_head * group + member % group;
+                for first in (0..tokens).step_by(QUERIES) {
+                    let queries = first..(first + QUERIES).min(tokens);
+                    let count = queries.len();
+                    problem.weights(simd, batch, head, queries, &mut scratch);
+                    let grad = self.grad.left(batch, head, first);
+                    values.multiply(simd, grad, count, (&mut slopes, keys), false);
+                    let weights = scratch.scores.chunks(keys).take(count);
+                    for (weights, slopes) in weights.zip(slopes.chunks_mut(keys)) {
+                        let mean: f32 = row_sum(
+                            weights,
+                            slopes,
+                            #[inline(always)]
+                            |a, b| a * b,
+                        );
+                        for (slope, weight) in slopes.iter_mut().zip(weights) {
+                            *slope = (*slope - mean) * weight * scale;
+                        }
                     }
+                    let left = |data, step, stride| Strided { data, step, stride };
+
+                    let start = ((batch * tokens + first) * heads + head) * width;
+                    // SAFETY: rows of these queries, of which only this head's columns are written.
+                    let to_q =
+                        unsafe { self.to[0].slice(start, (count - 1) * heads * width + width) };
+                    back.multiply(
+                        simd,
+                        left(&slopes, keys, 1),
+                        count,
+                        (to_q, heads * width),
+                        false,
+                    );
+
+                    let q = &problem.q;
+                    rows.fill::<S>(
+                        q.tokens(batch, head, first),
+                        [count, width],
+                        [q.stride[2], 1],
+                    );
+                    rows.multiply(simd, left(&slopes, 1, keys), keys, (&mut to_k, width), true);
+                    rows.fill::<S>(grad.data, [count, width], [grad.step, 1]);
+                    rows.multiply(
+                        simd,
+                        left(&scratch.scores, 1, keys),
+                        keys,
+                        (&mut to_v, width),
+                        true,
+                    );
                 }
-                let left = |data, step, stride| Strided { data, step, stride };
-
-                let start = ((batch * tokens + first) * heads + head) * width;
-                // SAFETY: rows of these queries, of which only this head's columns are written.
-                let to_q = unsafe { self.to[0].slice(start, (count - 1) * heads * width + width) };
-                back.multiply(
-                    simd,
-                    left(&slopes, keys, 1),
-                    count,
-                    (to_q, heads * width),
-                    false,
-                );
-
-                let q = &problem.q;
-                rows.fill::<S>(
-                    q.tokens(batch, head, first),
-                    [count, width],
-                    [q.stride[2], 1],
-                );
-                rows.multiply(simd, left(&slopes, 1, keys), keys, (&mut to_k, width), true);
-                rows.fill::<S>(grad.data, [count, width], [grad.step, 1]);
-                rows.multiply(
-                    simd,
-                    left(&scratch.scores, 1, keys),
-                    keys,
-                    (&mut to_v, width),
-                    true,
-                );
             }
-        }
-        for (to, from) in self.to[1..].iter().zip([to_k, to_v]) {
-            for (key, from) in from.chunks(width).enumerate() {
-                let start = ((kv_batch * keys + key) * kv_heads + kv_head) * width;
-                // SAFETY: this head's columns of this row, which no other task has.
-                unsafe { to.slice(start, width) }.copy_from_slice(from);
+            for (to, from) in self.to[1..].iter().zip([&to_k, &to_v]) {
+                for (key, from) in from.chunks(width).enumerate() {
+                    let start = ((kv_batch * keys + key) * kv_heads + kv_head) * width;
+                    // SAFETY: this head's columns of this row, which no other task has.
+                    unsafe { to.slice(start, width) }.copy_from_slice(from);
+                }
             }
         }
     }
@@ -461,11 +465,13 @@ impl Kernel for Attention {
             sizes.map(|size| Vec::with_capacity(size.iter().product()));
         let to = buffers.each_mut().map(|buffer| Shared(buffer.as_mut_ptr()));
         let arch = Arch::new();
-        simd::each(shared * kv_heads, problem.serial(), |i| {
+        let total = shared * kv_heads;
+        let step = total.div_ceil(4 * simd::tasks(1));
+        simd::each(total.div_ceil(step), problem.serial(), |i| {
             arch.dispatch(Backward {
                 problem: &problem,
                 grad: &grad,
-                shared: i,
+                shared: i * step..(i * step + step).min(total),
                 to,
             });
         });

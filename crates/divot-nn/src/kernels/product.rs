@@ -645,7 +645,7 @@ impl Weights<'_> {
         width: usize,
         panel: &mut [f32],
     ) {
-        let depth = channels.len();
+        let (first, depth) = (channels.start, channels.len());
         let lines = channels
             .enumerate()
             .flat_map(|(c, channel)| (0..taps).map(move |tap| (tap * depth + c, tap, channel)));
@@ -656,6 +656,24 @@ impl Weights<'_> {
                     panel[line * width..(line + 1) * width].split_at_mut(columns.len());
                 self.data.copy(first, line);
                 padding.fill(0.0);
+            }
+            return;
+        }
+        if let (Values::F32(values), 1, 1) = (self.data, self.channel, taps)
+            && depth <= DEPTH
+            && width.is_multiple_of(4)
+        {
+            // Turned round, four columns at a time.
+            for at in (0..width).step_by(4) {
+                let column = |i: usize| match at + i < columns.len() {
+                    true => &values[(columns.start + at + i) * self.output + first..][..depth],
+                    false => &ZEROS[..depth],
+                };
+                let [a, b, c, d] = [column(0), column(1), column(2), column(3)];
+                let lines = panel.chunks_exact_mut(width);
+                for ((((line, a), b), c), d) in lines.zip(a).zip(b).zip(c).zip(d) {
+                    line[at..at + 4].copy_from_slice(&[*a, *b, *c, *d]);
+                }
             }
             return;
         }
