@@ -9,6 +9,8 @@ mod kernels;
 mod noise;
 mod norm;
 pub mod ops;
+#[cfg(feature = "optim")]
+pub mod optim;
 pub mod profile;
 mod recycler;
 mod threads;

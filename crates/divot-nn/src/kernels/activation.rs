@@ -1,8 +1,7 @@
 use burn::backend::flex::FlexTensor;
 
-use super::simd::{self, CHUNK, Shared, by_rows, erf, exp, sigmoid, uninit};
+use super::simd::{by_chunks, by_rows, erf, exp, sigmoid};
 use super::{Kernel, contiguous, floats, matrix, shape, tensor};
-use crate::vectorised;
 
 const QUICK: f32 = 1.702;
 
@@ -72,25 +71,15 @@ fn map(x: &[f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) -> Vec<f32> {
 #[inline(always)]
 fn zip(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Copy + Send + Sync) -> Vec<f32> {
     assert_eq!(x.len(), y.len());
-    uninit(x.len(), |out| {
-        let out = Shared(out);
-        let tasks = x.len().div_ceil(CHUNK);
-        simd::each(tasks, tasks < 4, |i| {
-            let range = i * CHUNK..(i * CHUNK + CHUNK).min(x.len());
-            // SAFETY: each task has a chunk to itself.
-            let out = unsafe { out.slice(range.start, range.len()) };
-            vectorised(
-                #[inline(always)]
-                || {
-                    for ((out, x), y) in
-                        out.iter_mut().zip(&x[range.clone()]).zip(&y[range.clone()])
-                    {
-                        *out = f(*x, *y);
-                    }
-                },
-            );
-        });
-    })
+    by_chunks(
+        x.len(),
+        #[inline(always)]
+        |range, out| {
+            for ((out, x), y) in out.iter_mut().zip(&x[range.clone()]).zip(&y[range]) {
+                *out = f(*x, *y);
+            }
+        },
+    )
 }
 
 impl Kernel for Elementwise {

@@ -11,6 +11,8 @@ pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod linear;
 pub(crate) mod norm;
+#[cfg(feature = "optim")]
+pub(crate) mod optim;
 mod product;
 mod simd;
 

@@ -1,6 +1,8 @@
 //! What the kernels share: threads, memory without zeroing it first, and exp and erf written so
 //! that the compiler vectorises them.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::vectorised;
@@ -53,6 +55,27 @@ pub(super) fn each(count: usize, serial: bool, task: impl Fn(usize) + Send + Syn
     } else {
         (0..count).into_par_iter().for_each(task);
     }
+}
+
+/// A buffer of `len` floats, ranges of which `f` writes.
+#[inline(always)]
+pub(super) fn by_chunks(
+    len: usize,
+    f: impl Fn(Range<usize>, &mut [f32]) + Copy + Send + Sync,
+) -> Vec<f32> {
+    uninit(len, |out| {
+        let out = Shared(out);
+        let tasks = len.div_ceil(CHUNK);
+        each(tasks, tasks < 4, |i| {
+            let range = i * CHUNK..(i * CHUNK + CHUNK).min(len);
+            // SAFETY: each task has a chunk to itself.
+            let out = unsafe { out.slice(range.start, range.len()) };
+            vectorised(
+                #[inline(always)]
+                || f(range.clone(), &mut *out),
+            );
+        });
+    })
 }
 
 /// A buffer of `rows` rows of `width` floats, each of which `f` writes.
