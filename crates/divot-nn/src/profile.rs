@@ -59,6 +59,46 @@ pub fn take() -> Vec<Row> {
         .collect()
 }
 
+/// Multiplications, each with its addition, that all threads can do in a second: what products are held
+/// against. Takes a quarter of a second.
+#[cfg(feature = "flex")]
+pub fn peak() -> f64 {
+    use pulp::{Arch, Simd, WithSimd};
+
+    /// More of them than a processor can begin before the first has ended.
+    const CHAINS: usize = 12;
+    const STEPS: usize = 1 << 16;
+
+    struct Chains;
+
+    impl WithSimd for Chains {
+        type Output = f64;
+
+        #[inline(always)]
+        #[allow(clippy::needless_range_loop)]
+        fn with_simd<S: Simd>(self, simd: S) -> f64 {
+            let [x, y] = [0.999, 0.001].map(|x| simd.splat_f32s(x));
+            let mut chains = [y; CHAINS];
+            let (started, mut rounds) = (Instant::now(), 0);
+            while started.elapsed().as_secs_f64() < 0.25 {
+                for _ in 0..STEPS {
+                    for i in 0..CHAINS {
+                        chains[i] = simd.mul_add_e_f32s(chains[i], x, y);
+                    }
+                }
+                rounds += 1;
+            }
+            let seconds = started.elapsed().as_secs_f64();
+            std::hint::black_box(chains.map(|chain| simd.reduce_sum_f32s(chain)));
+            (rounds * STEPS * CHAINS * S::F32_LANES) as f64 / seconds
+        }
+    }
+
+    rayon::broadcast(|_| Arch::new().dispatch(Chains))
+        .into_iter()
+        .sum()
+}
+
 /// Runs a kernel's pass, and adds it up if a profile is taken.
 #[cfg(feature = "flex")]
 pub(crate) fn timed<T>(

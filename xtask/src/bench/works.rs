@@ -295,7 +295,12 @@ pub fn profile(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
     (ready.run)()?;
     let total = started.elapsed().as_secs_f64();
     let rows = divot_nn::profile::take();
-    println!("{}: {total:.3} s\n", work.name());
+    #[cfg(feature = "cpu")]
+    println!(
+        "{}: {total:.3} s; the processor's peak: {:.0} GFLOP/s\n",
+        work.name(),
+        2e-9 * divot_nn::profile::peak()
+    );
     println!("| kernel | pass | calls | ms | of the time | GFLOP | GFLOP/s |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     let mut rest = total;

@@ -207,18 +207,18 @@ pub(super) fn product(
         let arch = Arch::new();
         let width = arch.dispatch(TileWidth);
         let serial = m * n * channels * taps < SERIAL;
-        let (chunk, columns) = shares(m, n.div_ceil(width), serial);
-        let columns = columns * width;
-        let groups = n.div_ceil(columns);
+        let panels = n.div_ceil(width);
+        let (chunk, groups) = shares(m, panels, serial);
+        let border = |group: usize| (group * panels / groups * width).min(n);
         let task = |i: usize| {
-            let (first, column) = (i / groups * chunk, i % groups * columns);
+            let (first, group) = (i / groups * chunk, i % groups);
             let mut panels = PANELS.take();
             arch.dispatch(Forward {
                 rows,
                 weights,
                 bias,
                 m: first..(first + chunk).min(m),
-                columns: column..(column + columns).min(n),
+                columns: border(group)..border(group + 1),
                 out,
                 panels: &mut panels,
             });
@@ -228,18 +228,23 @@ pub(super) fn product(
     })
 }
 
-/// How many rows and how many panels make a task, so that threads have enough of them and each
-/// panel is packed for many rows.
+/// How many rows make a task, and into how many groups panels go: enough for all threads, each of
+/// which gets as many, and so few that a panel is packed for many rows.
 fn shares(rows: usize, panels: usize, serial: bool) -> (usize, usize) {
-    let even = |group: usize| panels.div_ceil(panels.div_ceil(group));
+    let least = panels.div_ceil(GROUP);
     if serial {
-        return (rows, even(GROUP));
+        return (rows, least);
     }
     let tasks = simd::tasks(1);
     let most = (rows / MIN_CHUNK).clamp(1, tasks);
-    let group = even(panels.div_ceil(tasks.div_ceil(most)).min(GROUP));
-    let chunks = tasks.div_ceil(panels.div_ceil(group)).min(most);
-    (rows.div_ceil(chunks).next_multiple_of(ROWS), group)
+    let groups = tasks.div_ceil(most).max(least);
+    let chunks = tasks.div_ceil(groups).min(most);
+    let groups = match chunks {
+        1 => groups.next_multiple_of(rayon::current_num_threads()),
+        _ => groups,
+    };
+    let chunk = rows.div_ceil(chunks).next_multiple_of(ROWS);
+    (chunk, groups.min(panels))
 }
 
 /// One or two rows, where reading the weights is all the work: each thread reads its part of them
@@ -591,13 +596,8 @@ impl WithSimd for Forward<'_> {
         let mut left = vec![[ZEROS.as_ptr(); ROWS]; taps];
         for first in (0..channels).step_by(depth) {
             let depth = depth.min(channels - first);
-            for column in columns.clone().step_by(widest) {
-                let part = column..(column + widest).min(columns.end);
-                let width = part.len().next_multiple_of(S::F32_LANES);
-                let panel = &mut panels[(column - columns.start) * taps * depth..];
-                let block = first..first + depth;
-                self.weights.pack(taps, block, part, width, panel);
-            }
+            self.weights
+                .pack::<S>(taps, first..first + depth, columns.clone(), widest, panels);
             for m in self.m.clone().step_by(ROWS) {
                 for r in 0..ROWS {
                     let (at, base) = gather.place((m + r).min(self.m.end - 1));
@@ -635,9 +635,45 @@ impl WithSimd for Forward<'_> {
 }
 
 impl Weights<'_> {
-    /// Copies `[taps, channels, columns]` into lines of `width`, padded with zeros.
+    /// Packs `[taps, channels, columns]` into panels of `widest` columns, the last of which is padded with
+    /// zeros to whole vectors: panel after panel, tap after tap, line after line.
     #[inline(always)]
-    fn pack(
+    fn pack<S: Simd>(
+        &self,
+        taps: usize,
+        channels: Range<usize>,
+        columns: Range<usize>,
+        widest: usize,
+        panels: &mut [f32],
+    ) {
+        let depth = channels.len();
+        let parts = columns.clone().step_by(widest).map(|first| {
+            let part = first..(first + widest).min(columns.end);
+            let width = part.len().next_multiple_of(S::F32_LANES);
+            ((first - columns.start) * taps * depth, part, width)
+        });
+        if self.output != 1 {
+            for (start, part, width) in parts {
+                self.turn(taps, channels.clone(), part, width, &mut panels[start..]);
+            }
+            return;
+        }
+        for (start, part, width) in parts {
+            let lines = channels.clone().enumerate();
+            let lines = lines.flat_map(|(c, channel)| (0..taps).map(move |tap| (c, channel, tap)));
+            for (c, channel, tap) in lines {
+                let line = start + (tap * depth + c) * width;
+                let (line, padding) = panels[line..line + width].split_at_mut(part.len());
+                let first = tap * self.tap + channel * self.channel + part.start;
+                self.data.copy(first, line);
+                padding.fill(0.0);
+            }
+        }
+    }
+
+    /// Packs a panel of `width` whose lines are columns here.
+    #[inline(always)]
+    fn turn(
         &self,
         taps: usize,
         channels: Range<usize>,
@@ -649,21 +685,11 @@ impl Weights<'_> {
         let lines = channels
             .enumerate()
             .flat_map(|(c, channel)| (0..taps).map(move |tap| (tap * depth + c, tap, channel)));
-        if self.output == 1 {
-            for (line, tap, channel) in lines {
-                let first = tap * self.tap + channel * self.channel + columns.start;
-                let (line, padding) =
-                    panel[line * width..(line + 1) * width].split_at_mut(columns.len());
-                self.data.copy(first, line);
-                padding.fill(0.0);
-            }
-            return;
-        }
         if let (Values::F32(values), 1, 1) = (self.data, self.channel, taps)
             && depth <= DEPTH
             && width.is_multiple_of(4)
         {
-            // Turned round, four columns at a time.
+            // Four columns at a time.
             for at in (0..width).step_by(4) {
                 let column = |i: usize| match at + i < columns.len() {
                     true => &values[(columns.start + at + i) * self.output + first..][..depth],
@@ -782,6 +808,7 @@ pub(super) struct Packed {
     panels: Vec<f32>,
     depth: usize,
     columns: usize,
+    widest: usize,
 }
 
 impl Packed {
@@ -793,7 +820,10 @@ impl Packed {
         [depth, columns]: [usize; 2],
         [row, column]: [usize; 2],
     ) {
-        let widest = vectors::<S>() * S::F32_LANES;
+        // As few panels as there can be, all of about the same width.
+        let count = columns.div_ceil(S::F32_LANES);
+        let panels = count.div_ceil(vectors::<S>()).max(1);
+        self.widest = count.div_ceil(panels).max(1) * S::F32_LANES;
         let weights = Weights {
             data: Values::F32(data),
             outputs: columns,
@@ -806,12 +836,7 @@ impl Packed {
             depth * columns.next_multiple_of(S::F32_LANES),
         );
         (self.depth, self.columns) = (depth, columns);
-        for first in (0..columns).step_by(widest) {
-            let last = (first + widest).min(columns);
-            let width = (last - first).next_multiple_of(S::F32_LANES);
-            let panel = &mut panels[first * depth..];
-            weights.pack(1, 0..depth, first..last, width, panel);
-        }
+        weights.pack::<S>(1, 0..depth, 0..columns, self.widest, panels);
     }
 
     /// `out[r] = Σₖ left[r·step + k·stride] · packed[k]` for `rows` of the left operand, or added
@@ -825,7 +850,7 @@ impl Packed {
         out: (&mut [f32], usize),
         add: bool,
     ) {
-        let widest = vectors::<S>() * S::F32_LANES;
+        let widest = self.widest;
         let (out, out_stride) = out;
         assert!(rows == 0 || (rows - 1) * out_stride + self.columns <= out.len());
         assert!(rows * self.depth == 0 || left.last(rows, self.depth) < left.data.len());
