@@ -26,7 +26,7 @@ const ROWS: usize = 6;
 /// Floats of a tile's widest row: four vectors of AVX-512.
 const MAX_WIDTH: usize = 64;
 /// Inner length of a packed panel when the left operand is read along its rows.
-const DEPTH: usize = 512;
+const DEPTH: usize = 704;
 /// The same when it is read along its columns, where each step touches another cache line.
 const TRANSPOSED_DEPTH: usize = 128;
 /// Panels that are packed together.
@@ -585,8 +585,13 @@ impl WithSimd for Forward<'_> {
             gather,
         } = self.rows;
         let taps = gather.taps;
-        // A kernel may have more taps than that.
-        let depth = (DEPTH / taps).max(1).next_multiple_of(LINE).min(channels);
+        // As few blocks as there can be, all of about the same depth; a kernel may have more taps than
+        // that.
+        let blocks = channels.div_ceil((DEPTH / taps).next_multiple_of(LINE).max(LINE));
+        let depth = channels
+            .div_ceil(blocks)
+            .next_multiple_of(LINE)
+            .min(channels);
         let padded = columns.len().next_multiple_of(S::F32_LANES);
         let panels = lines(self.panels, padded * taps * depth);
         let mut bias = vec![0.0; padded];
