@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 /// Which pass of training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +62,8 @@ pub fn take() -> Vec<Row> {
 /// against. Takes a quarter of a second.
 #[cfg(feature = "flex")]
 pub fn peak() -> f64 {
+    use std::time::Instant;
+
     use pulp::{Arch, Simd, WithSimd};
 
     /// More of them than a processor can begin before the first has ended.
@@ -110,7 +111,7 @@ pub(crate) fn timed<T>(
     if rows().is_none() {
         return run();
     }
-    let started = Instant::now();
+    let started = std::time::Instant::now();
     let result = run();
     let seconds = started.elapsed().as_secs_f64();
     if let Some(rows) = &mut *rows() {
