@@ -3,8 +3,8 @@
 //!
 //! A tile of [`ROWS`] × a few vectors of the result stays in registers while the left operand is
 //! read in place, element by element, and the right one from a panel that was packed so that it
-//! lies in the order in which it is used. A few panels together fill half of the second-level
-//! cache; the rows of a tile go by all of them while they are in the first-level one.
+//! lies in the order in which it is used. A few panels together fill most of a second-level
+//! cache of 1 MiB; the rows of a tile go by all of them while they are in the first-level one.
 //!
 //! Plain loops over the arrays of vectors are what keeps them in registers: closures that
 //! `array::from_fn` or `map` call are not always compiled for the same processor as their caller.
