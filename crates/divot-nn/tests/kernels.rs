@@ -129,6 +129,10 @@ fn linear() {
         [3, 8, 8],
         [37, 65, 130],
         [1700, 530, 70],
+        // Several parts of the rows, several lines, an inner length of three blocks, uneven groups.
+        [4500, 20, 30],
+        [1, 66, 4200],
+        [800, 1500, 330],
     ] {
         for bias in [true, false] {
             let layer = LinearConfig::new(from, to).with_bias(bias).init(&device);

@@ -194,3 +194,17 @@ pub(super) fn erf(x: f32) -> f32 {
     let q = q * y - 1.426_473_9e-2;
     x * p / q
 }
+
+#[cfg(test)]
+mod tests {
+    use super::exp;
+
+    #[test]
+    fn nothing_is_left_next_to_zero() {
+        for x in [-87.4, -1e3, -1e9, f32::NEG_INFINITY] {
+            assert_eq!(exp(x), 0.0);
+        }
+        assert!(exp(-87.3) >= f32::MIN_POSITIVE);
+        assert!((exp(1.0) - std::f32::consts::E).abs() < 1e-6);
+    }
+}
