@@ -37,18 +37,30 @@ impl Role {
 /// only padding is, gives numbers and not NaN.
 const HIDDEN: f32 = -1e30;
 
-/// What is added to the scores of the positions from `past` on against all positions: 0 where one
-/// sees the other. `None` where everything is seen.
-///
-/// `roles` are all positions', the cached ones first. Returns `[batch, 1, tokens, positions]`.
+/// What positions see.
+pub(crate) struct Mask {
+    /// What is added to their scores, 0 where one sees the other: `[batch, 1, tokens, positions]`.
+    pub added: Option<Tensor<4>>,
+    /// Each sees itself and what is before it.
+    pub causal: bool,
+}
+
+/// What the positions from `past` on see. `roles` are all positions', the cached ones first.
 pub(crate) fn attention_mask(
     roles: &[Vec<Role>],
     past: usize,
     window: Option<usize>,
     device: &Device,
-) -> Option<Tensor<4>> {
+) -> Mask {
     let positions = roles.first().map_or(0, Vec::len);
     let window = window.unwrap_or(usize::MAX);
+    let all_causal = roles.iter().flatten().all(|role| *role == Role::Causal);
+    if past == 0 && positions <= window && all_causal {
+        return Mask {
+            added: None,
+            causal: true,
+        };
+    }
     let mut any = false;
     let mut values = Vec::with_capacity(roles.len() * (positions - past) * positions);
     for row in roles {
@@ -60,10 +72,14 @@ pub(crate) fn attention_mask(
             }));
         }
     }
-    any.then(|| {
+    let added = any.then(|| {
         let shape = [roles.len(), 1, positions - past, positions];
         Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
-    })
+    });
+    Mask {
+        added,
+        causal: false,
+    }
 }
 
 fn sees(roles: &[Role], query: usize, key: usize, window: usize) -> bool {
@@ -82,7 +98,12 @@ mod tests {
 
     fn rows(roles: Vec<Role>, past: usize, window: Option<usize>) -> Vec<String> {
         let (tokens, positions) = (roles.len() - past, roles.len());
-        match attention_mask(&[roles], past, window, &Device::default()) {
+        let mask = attention_mask(&[roles], past, window, &Device::default());
+        match mask.added {
+            None if mask.causal => {
+                let row = |i: usize| "x".repeat(i + 1) + &".".repeat(positions - i - 1);
+                (past..positions).map(row).collect()
+            }
             None => vec!["x".repeat(positions); tokens],
             Some(mask) => {
                 assert_eq!(mask.dims(), [1, 1, tokens, positions]);
@@ -108,6 +129,15 @@ mod tests {
             ["x.....", "xxx...", "xxx...", "xxxx..", "xxxxxx", "xxxxxx"]
         );
         assert_eq!(rows(roles, 3, None), ["xxxx..", "xxxxxx", "xxxxxx"]);
+    }
+
+    #[test]
+    fn a_plain_prompt_needs_no_mask() {
+        let mask = attention_mask(&[vec![C; 3], vec![C; 3]], 0, Some(3), &Device::default());
+        assert!(mask.causal && mask.added.is_none());
+        assert_eq!(rows(vec![C; 3], 0, None), ["x..", "xx.", "xxx"]);
+        // What is cached is before the first query, which sees it.
+        assert_eq!(rows(vec![C; 3], 1, None), ["xx.", "xxx"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use divot_nn::ops::{rms_norm, silu};
 use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
 
 use crate::cache::{KvCache, LayerCache};
-use crate::mask::{Role, attention_mask};
+use crate::mask::{Mask, Role, attention_mask};
 use crate::projection::Projection;
 use crate::rotary::{Angles, Rotary};
 
@@ -213,7 +213,7 @@ impl Mistral {
             .iter()
             .zip(cache.layers_mut())
             .fold(embeds, |hidden, (layer, cache)| {
-                layer.forward(hidden, &angles, mask.as_ref(), cache)
+                layer.forward(hidden, &angles, &mask, cache)
             });
         rms_norm(&self.norm, hidden)
     }
@@ -256,7 +256,7 @@ impl DecoderLayer {
         &self,
         x: Tensor<3>,
         angles: &Angles,
-        mask: Option<&Tensor<4>>,
+        mask: &Mask,
         cache: &mut LayerCache,
     ) -> Tensor<3> {
         let normed = rms_norm(&self.input_layernorm, x.clone());
@@ -288,7 +288,7 @@ impl Attention {
         &self,
         x: Tensor<3>,
         angles: &Angles,
-        mask: Option<&Tensor<4>>,
+        mask: &Mask,
         cache: &mut LayerCache,
     ) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
@@ -301,7 +301,7 @@ impl Attention {
         let values = split(self.v_proj.forward(x), self.key_value_heads);
         let queries = angles.rotate(queries);
         let (keys, values) = cache.push(angles.rotate(keys), values);
-        let heads = attention(queries, keys, values, mask.cloned(), false);
+        let heads = attention(queries, keys, values, mask.added.clone(), mask.causal);
         self.o_proj
             .forward(heads.swap_dims(1, 2).reshape([batch, tokens, width]))
     }

@@ -340,6 +340,7 @@ fn attention_and_its_gradients() {
         ([2, 8, 30], [2, 2, 30], 64),
         ([6, 4, 16], [6, 4, 16], 32),
         ([1, 2, 200], [1, 2, 131], 80),
+        ([4, 4, 150], [2, 2, 150], 24),
     ] {
         let q = random([batch, heads, queries, width], 15);
         let [k, v] = [16, 17].map(|seed| random([shared, key_heads, keys, width], seed));

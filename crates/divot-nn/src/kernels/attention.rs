@@ -8,8 +8,9 @@ use super::product::{Packed, Strided, add_lines};
 use super::simd::{self, LANES, Shared, exp, row_sum, uninit};
 use super::{Kernel, tensor};
 
-/// Queries whose scores are held at a time.
-const QUERIES: usize = 24;
+/// Queries whose scores are held at a time, a line of them for each key: sums over keys then need
+/// no sums within a vector, and keys are read as they lie.
+const QUERIES: usize = 64;
 /// Queries with the same keys and values up to which these are read as they lie: packing them would
 /// take longer.
 const FEW: usize = 8;
@@ -65,6 +66,7 @@ impl<'a> View<'a> {
             data: self.tokens(batch, head, first),
             step: self.stride[2],
             stride: 1,
+            depth: self.size[3],
         }
     }
 }
@@ -81,8 +83,11 @@ struct Problem<'a> {
 /// What a task keeps from one head to the next.
 #[derive(Default)]
 struct Scratch {
-    keys: Packed,
+    queries: Packed,
     scores: Vec<f32>,
+    /// The mask of some queries of a batch, `[keys, queries]`, and of which.
+    mask: Vec<f32>,
+    masked: Option<(usize, Range<usize>)>,
 }
 
 impl<'a> Problem<'a> {
@@ -113,26 +118,63 @@ impl<'a> Problem<'a> {
         self.q.size.iter().product::<usize>() * self.keys() < SERIAL
     }
 
-    /// The softmax of some queries' scores, `[queries, keys]`, into `scratch.scores`.
+    /// How many keys the last of some queries sees.
+    fn seen(&self, queries: &Range<usize>) -> usize {
+        match self.causal {
+            true => queries.end.min(self.keys()),
+            false => self.keys(),
+        }
+    }
+
+    /// The softmax of some queries' scores over the keys, `[keys seen, queries]`, into
+    /// `scratch.scores`.
     #[inline(always)]
     fn weights<S: Simd>(
         &self,
         simd: S,
-        batch: usize,
-        head: usize,
+        [batch, head]: [usize; 2],
+        [kv_batch, kv_head]: [usize; 2],
         queries: Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let keys = self.keys();
-        let scores = &mut scratch.scores[..queries.len() * keys];
-        let left = self.q.left(batch, head, queries.start);
+        let (first, count, seen) = (queries.start, queries.len(), self.seen(&queries));
+        let width = self.width();
+        scratch.queries.fill::<S>(
+            self.q.tokens(batch, head, first),
+            [width, count],
+            [1, self.q.stride[2]],
+        );
+        let scores = &mut scratch.scores[..seen * count];
+        let keys = self.k.left(kv_batch, kv_head, 0);
         scratch
-            .keys
-            .multiply(simd, left, queries.len(), (scores, keys), false);
-        let scale = 1.0 / (self.width() as f32).sqrt();
-        for (query, row) in queries.zip(scores.chunks_mut(keys)) {
-            self.softmax(batch, query, scale, row);
+            .queries
+            .multiply(simd, keys, seen, (scores, count), false);
+        let mut scale = 1.0 / (width as f32).sqrt();
+        if let Some(mask) = &self.mask {
+            let batch = batch.min(mask.size[0] - 1);
+            let of = Some((batch, queries.clone()));
+            if scratch.masked != of {
+                scratch.mask.resize(seen * count, 0.0);
+                for query in queries {
+                    let line = mask.tokens(batch, 0, query);
+                    let column = scratch.mask[query - first..].iter_mut().step_by(count);
+                    for (to, mask) in column.zip(line) {
+                        *to = *mask;
+                    }
+                }
+                scratch.masked = of;
+            }
+            for (x, mask) in scores.iter_mut().zip(&scratch.mask) {
+                *x = *x * scale + mask;
+            }
+            scale = 1.0;
         }
+        if self.causal {
+            for (key, line) in scores.chunks_mut(count).enumerate().skip(first + 1) {
+                line[..key - first].fill(f32::NEG_INFINITY);
+            }
+        }
+        softmax_of_columns(scores, count, scale);
     }
 
     /// The softmax of a query's scores, which are scaled and masked first.
@@ -166,8 +208,9 @@ impl<'a> Problem<'a> {
     #[inline(always)]
     fn single(
         &self,
-        [batch, head, query]: [usize; 3],
+        [batch, head]: [usize; 2],
         [kv_batch, kv_head]: [usize; 2],
+        query: usize,
         scores: &mut [f32],
         out: &mut [f32],
     ) {
@@ -227,6 +270,32 @@ fn softmax(row: &mut [f32]) {
     }
 }
 
+/// Softmax of each column of lines of `count` floats, times `scale`, in place.
+#[inline(always)]
+fn softmax_of_columns(lines: &mut [f32], count: usize, scale: f32) {
+    let (mut top, mut sum) = ([f32::NEG_INFINITY; QUERIES], [0.0; QUERIES]);
+    let (top, sum) = (&mut top[..count], &mut sum[..count]);
+    for line in lines.chunks_exact(count) {
+        for (top, x) in top.iter_mut().zip(line) {
+            *top = larger(*top, *x);
+        }
+    }
+    for line in lines.chunks_exact_mut(count) {
+        for ((x, top), sum) in line.iter_mut().zip(&*top).zip(&mut *sum) {
+            *x = exp((*x - top) * scale);
+            *sum += *x;
+        }
+    }
+    for sum in &mut *sum {
+        *sum = 1.0 / *sum;
+    }
+    for line in lines.chunks_exact_mut(count) {
+        for (x, scale) in line.iter_mut().zip(&*sum) {
+            *x *= scale;
+        }
+    }
+}
+
 #[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
@@ -249,49 +318,77 @@ impl WithSimd for Forward<'_> {
         let [_, heads, tokens, width] = problem.q.size;
         let [batches, group] = problem.sharing();
         let (keys, kv_heads) = (problem.keys(), problem.k.size[1]);
+        // They are counted as [shared, kv_heads, batches, group].
+        let sharing = batches * group;
+        let place = |i: usize| {
+            let (shared, member) = (i / sharing, i % sharing);
+            let kv = [shared / kv_heads, shared % kv_heads];
+            let at = [
+                kv[0] * batches + member / group,
+                kv[1] * group + member % group,
+            ];
+            (at, kv)
+        };
         let mut scratch = Scratch::default();
         scratch.scores.resize(QUERIES * keys, 0.0);
-        let mut values = Packed::default();
-        let mut packed = usize::MAX;
-        let few = tokens * batches * group <= FEW;
-        for i in self.range {
-            // i counts [shared, kv_heads, batches, group].
-            let (shared, member) = (i / (batches * group), i % (batches * group));
-            let (kv_batch, kv_head) = (shared / kv_heads, shared % kv_heads);
-            let batch = kv_batch * batches + member / group;
-            let head = kv_head * group + member % group;
-            if few {
+        if tokens * sharing <= FEW {
+            for i in self.range {
+                let (at, kv) = place(i);
                 for query in self.queries.clone() {
-                    let start = ((batch * tokens + query) * heads + head) * width;
+                    let start = ((at[0] * tokens + query) * heads + at[1]) * width;
                     // SAFETY: this head's columns of this query, which no other task has.
                     let out = unsafe { self.out.slice(start, width) };
-                    let (at, scores) = ([batch, head, query], &mut scratch.scores[..keys]);
-                    problem.single(at, [kv_batch, kv_head], scores, out);
+                    problem.single(at, kv, query, &mut scratch.scores[..keys], out);
                 }
-                continue;
             }
-            if packed != shared {
-                packed = shared;
-                let (k, v) = (&problem.k, &problem.v);
-                let at = k.tokens(kv_batch, kv_head, 0);
-                scratch.keys.fill::<S>(at, [width, keys], [1, k.stride[2]]);
-                let at = v.tokens(kv_batch, kv_head, 0);
-                values.fill::<S>(at, [keys, width], [v.stride[2], 1]);
-            }
+            return;
+        }
+        let mut values = Packed::default();
+        let mut next = self.range.start;
+        while next < self.range.end {
+            let members = next..((next / sharing + 1) * sharing).min(self.range.end);
+            let (_, kv) = place(next);
+            next = members.end;
+            let v = &problem.v;
+            let at = v.tokens(kv[0], kv[1], 0);
+            values.fill::<S>(at, [keys, width], [v.stride[2], 1]);
             for first in self.queries.clone().step_by(QUERIES) {
                 let queries = first..(first + QUERIES).min(self.queries.end);
-                let count = queries.len();
-                problem.weights(simd, batch, head, queries, &mut scratch);
-                let left = Strided {
-                    data: &scratch.scores,
-                    step: keys,
-                    stride: 1,
-                };
-                let start = ((batch * tokens + first) * heads + head) * width;
-                // SAFETY: rows of these queries, of which only this head's columns are written.
-                let out = unsafe { self.out.slice(start, (count - 1) * heads * width + width) };
-                values.multiply(simd, left, count, (out, heads * width), false);
+                let (count, seen) = (queries.len(), problem.seen(&queries));
+                for i in members.clone() {
+                    let (at, _) = place(i);
+                    problem.weights(simd, at, kv, queries.clone(), &mut scratch);
+                    let left = Strided {
+                        data: &scratch.scores,
+                        step: 1,
+                        stride: count,
+                        depth: seen,
+                    };
+                    let start = ((at[0] * tokens + first) * heads + at[1]) * width;
+                    // SAFETY: rows of these queries, of which only this head's columns are written.
+                    let out = unsafe { self.out.slice(start, (count - 1) * heads * width + width) };
+                    values.multiply(simd, left, count, (out, heads * width), false);
+                }
             }
+        }
+    }
+}
+
+/// From the gradients of weights, those of the scores that they are the softmax of, in place. Both are
+/// lines of `count` queries.
+#[inline(always)]
+fn softmax_slopes(weights: &[f32], slopes: &mut [f32], count: usize, scale: f32) {
+    let mut mean = [0.0; QUERIES];
+    let mean = &mut mean[..count];
+    for (weights, slopes) in weights.chunks_exact(count).zip(slopes.chunks_exact(count)) {
+        for ((mean, weight), slope) in mean.iter_mut().zip(weights).zip(slopes) {
+            *mean += weight * slope;
+        }
+    }
+    let lines = slopes.chunks_exact_mut(count);
+    for (weights, slopes) in weights.chunks_exact(count).zip(lines) {
+        for ((slope, weight), mean) in slopes.iter_mut().zip(weights).zip(&*mean) {
+            *slope = (*slope - mean) * weight * scale;
         }
     }
 }
@@ -319,72 +416,56 @@ impl WithSimd for Backward<'_> {
         let mut scratch = Scratch::default();
         scratch.scores.resize(QUERIES * keys, 0.0);
         let mut slopes = vec![0.0; QUERIES * keys];
-        let [mut values, mut back, mut rows] = [0, 1, 2].map(|_| Packed::default());
+        let [mut packed_keys, mut packed] = [0, 1].map(|_| Packed::default());
         let [mut to_k, mut to_v] = [0, 1].map(|_| vec![0.0; keys * width]);
         for shared in self.shared {
             let (kv_batch, kv_head) = (shared / kv_heads, shared % kv_heads);
-            let (keys_at, values_at) = (
-                k.tokens(kv_batch, kv_head, 0),
-                v.tokens(kv_batch, kv_head, 0),
-            );
-            scratch
-                .keys
-                .fill::<S>(keys_at, [width, keys], [1, k.stride[2]]);
-            back.fill::<S>(keys_at, [keys, width], [k.stride[2], 1]);
-            values.fill::<S>(values_at, [width, keys], [1, v.stride[2]]);
-
+            let at = k.tokens(kv_batch, kv_head, 0);
+            packed_keys.fill::<S>(at, [keys, width], [k.stride[2], 1]);
             to_k.fill(0.0);
             to_v.fill(0.0);
-            for member in 0..batches * group {
-                let batch = kv_batch * batches + member / group;
-                let head = kv_head * group + member % group;
-                for first in (0..tokens).step_by(QUERIES) {
-                    let queries = first..(first + QUERIES).min(tokens);
-                    let count = queries.len();
-                    problem.weights(simd, batch, head, queries, &mut scratch);
-                    let grad = self.grad.left(batch, head, first);
-                    values.multiply(simd, grad, count, (&mut slopes, keys), false);
-                    let weights = scratch.scores.chunks(keys).take(count);
-                    for (weights, slopes) in weights.zip(slopes.chunks_mut(keys)) {
-                        let mean: f32 = row_sum(
-                            weights,
-                            slopes,
-                            #[inline(always)]
-                            |a, b| a * b,
-                        );
-                        for (slope, weight) in slopes.iter_mut().zip(weights) {
-                            *slope = (*slope - mean) * weight * scale;
-                        }
-                    }
-                    let left = |data, step, stride| Strided { data, step, stride };
+            for first in (0..tokens).step_by(QUERIES) {
+                let queries = first..(first + QUERIES).min(tokens);
+                let (count, seen) = (queries.len(), problem.seen(&queries));
+                for member in 0..batches * group {
+                    let batch = kv_batch * batches + member / group;
+                    let head = kv_head * group + member % group;
+                    let (at, kv) = ([batch, head], [kv_batch, kv_head]);
+                    problem.weights(simd, at, kv, queries.clone(), &mut scratch);
+                    let weights = &scratch.scores[..seen * count];
+                    let slopes = &mut slopes[..seen * count];
+
+                    let grad = self.grad.tokens(batch, head, first);
+                    let grad_step = self.grad.stride[2];
+                    packed.fill::<S>(grad, [width, count], [1, grad_step]);
+                    let values = v.left(kv_batch, kv_head, 0);
+                    packed.multiply(simd, values, seen, (slopes, count), false);
+                    softmax_slopes(weights, slopes, count, scale);
+                    let of_queries = |data| Strided {
+                        data,
+                        step: 1,
+                        stride: count,
+                        depth: seen,
+                    };
+                    let of_keys = |data| Strided {
+                        data,
+                        step: count,
+                        stride: 1,
+                        depth: count,
+                    };
 
                     let start = ((batch * tokens + first) * heads + head) * width;
                     // SAFETY: rows of these queries, of which only this head's columns are written.
                     let to_q =
                         unsafe { self.to[0].slice(start, (count - 1) * heads * width + width) };
-                    back.multiply(
-                        simd,
-                        left(&slopes, keys, 1),
-                        count,
-                        (to_q, heads * width),
-                        false,
-                    );
+                    let to_q = (to_q, heads * width);
+                    packed_keys.multiply(simd, of_queries(slopes), count, to_q, false);
 
-                    let q = &problem.q;
-                    rows.fill::<S>(
-                        q.tokens(batch, head, first),
-                        [count, width],
-                        [q.stride[2], 1],
-                    );
-                    rows.multiply(simd, left(&slopes, 1, keys), keys, (&mut to_k, width), true);
-                    rows.fill::<S>(grad.data, [count, width], [grad.step, 1]);
-                    rows.multiply(
-                        simd,
-                        left(&scratch.scores, 1, keys),
-                        keys,
-                        (&mut to_v, width),
-                        true,
-                    );
+                    packed.fill::<S>(grad, [count, width], [grad_step, 1]);
+                    packed.multiply(simd, of_keys(weights), seen, (&mut to_v, width), true);
+                    let at = problem.q.tokens(batch, head, first);
+                    packed.fill::<S>(at, [count, width], [problem.q.stride[2], 1]);
+                    packed.multiply(simd, of_keys(slopes), seen, (&mut to_k, width), true);
                 }
             }
             for (to, from) in self.to[1..].iter().zip([&to_k, &to_v]) {
@@ -429,7 +510,7 @@ impl Kernel for Attention {
             let (parts, step) = if serial {
                 (1, total)
             } else {
-                let parts = simd::tasks(groups).min(tokens.div_ceil(4 * QUERIES));
+                let parts = simd::tasks(groups).min(tokens.div_ceil(2 * QUERIES));
                 let pieces = simd::tasks(groups * parts);
                 let together = (groups * parts / (4 * simd::tasks(1))).max(1);
                 (parts, sharing.div_ceil(pieces) * together)

@@ -154,17 +154,16 @@ impl Kernel for RowNorm {
         });
         let mut found = vec![to_x];
         if wanted[1..].contains(&true) {
-            let statistics: Vec<(f32, f32)> =
-                xs.chunks(width).map(|x| self.statistics(x)).collect();
             let sums = sums(
                 1,
                 rows,
                 2 * width,
                 #[inline(always)]
                 |row, sum: &mut [f32]| {
-                    let (mean, scale) = statistics[row];
                     let (to_gamma, to_beta) = sum.split_at_mut(width);
-                    let (x, grad) = (&xs[row * width..], &gs[row * width..]);
+                    let x = &xs[row * width..(row + 1) * width];
+                    let grad = &gs[row * width..];
+                    let (mean, scale) = self.statistics(x);
                     for (((to_gamma, to_beta), x), grad) in
                         to_gamma.iter_mut().zip(to_beta).zip(x).zip(grad)
                     {

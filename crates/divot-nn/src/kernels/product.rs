@@ -844,8 +844,8 @@ impl Packed {
         weights.pack::<S>(1, 0..depth, 0..columns, self.widest, panels);
     }
 
-    /// `out[r] = Σₖ left[r·step + k·stride] · packed[k]` for `rows` of the left operand, or added
-    /// to what is there.
+    /// `out[r] = Σₖ left[r·step + k·stride] · packed[k]` for `rows` of the left operand and as many k
+    /// as it is deep, or added to what is there.
     #[inline(always)]
     pub fn multiply<S: Simd>(
         &self,
@@ -858,7 +858,8 @@ impl Packed {
         let widest = self.widest;
         let (out, out_stride) = out;
         assert!(rows == 0 || (rows - 1) * out_stride + self.columns <= out.len());
-        assert!(rows * self.depth == 0 || left.last(rows, self.depth) < left.data.len());
+        assert!(left.depth <= self.depth);
+        assert!(rows * left.depth == 0 || left.last(rows) < left.data.len());
         let panels = self.panels.as_ptr();
         let panels = panels.wrapping_add(panels.align_offset(LINE * size_of::<f32>()));
         let start = match add {
@@ -880,24 +881,25 @@ impl Packed {
                 }
                 // SAFETY: both operands and the result were measured above.
                 unsafe {
-                    let depth = self.depth;
-                    block(simd, &[from], left.stride, panel, depth, &target, start);
+                    let (stride, depth) = (left.stride, left.depth);
+                    block(simd, &[from], stride, panel, depth, &target, start);
                 }
             }
         }
     }
 }
 
-/// A left operand whose rows are `step` apart and whose columns `stride`.
+/// A left operand whose rows are `step` apart and whose `depth` columns `stride`.
 #[derive(Clone, Copy)]
 pub(super) struct Strided<'a> {
     pub data: &'a [f32],
     pub step: usize,
     pub stride: usize,
+    pub depth: usize,
 }
 
 impl Strided<'_> {
-    fn last(&self, rows: usize, depth: usize) -> usize {
-        (rows - 1) * self.step + (depth - 1) * self.stride
+    fn last(&self, rows: usize) -> usize {
+        (rows - 1) * self.step + (self.depth - 1) * self.stride
     }
 }
