@@ -656,12 +656,18 @@ mod tests {
 
     #[test]
     fn the_projects_own_fixture() {
-        let arguments = Arguments {
-            fixture: Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixture"),
-            only: None,
-            device: "cpu".to_owned(),
-            no_kernels: false,
-        };
-        assert!(run(&arguments).unwrap(), "a tensor is out of its limit");
+        for no_kernels in [true, false] {
+            let arguments = Arguments {
+                fixture: Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixture"),
+                only: None,
+                device: "cpu".to_owned(),
+                no_kernels,
+            };
+            let passed = run(&arguments).unwrap();
+            assert!(
+                passed,
+                "a tensor is out of its limit (no kernels: {no_kernels})"
+            );
+        }
     }
 }

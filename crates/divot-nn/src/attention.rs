@@ -2,7 +2,7 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Bool, DType, Device, Tensor};
 
 #[cfg(feature = "flex")]
 use crate::kernels::{self, Cost};
@@ -17,7 +17,7 @@ use crate::ops::linear;
 /// - `mask`: `[batch or 1, 1, queries, keys]`, added to the scores, f32
 /// - output: `[batch, heads, queries, head_dim]`
 ///
-/// With `causal`, query i sees keys 0 to i only. Scores and softmax are in float32 whatever the
+/// With `causal`, query i sees keys 0 to i only, whatever their numbers. Scores and softmax are in float32 whatever the
 /// tensors are: in float16 the scores of wide heads overflow.
 pub fn attention(
     query: Tensor<4>,
@@ -39,16 +39,24 @@ pub fn attention(
             None => kernels::run(kernel, Cost::High, [query, key, value]),
         };
     }
-    let options = AttentionModuleOptions {
-        is_causal: causal,
-        ..Default::default()
-    };
     let [batch, heads, queries, _] = query.dims();
     let keys = key.dims()[2];
+    // Burn's own causal option counts from the last key, and lets GPUs take kernels in float16.
+    let triangle = causal.then(|| {
+        let device = query.device();
+        let hidden = Tensor::<2, Bool>::tril_mask([queries, keys], 0, &device);
+        let open = Tensor::<2>::zeros([queries, keys], (&device, DType::F32));
+        open.mask_fill(hidden, f32::NEG_INFINITY).unsqueeze::<4>()
+    });
+    let mask = match (mask, triangle) {
+        (Some(mask), Some(triangle)) => Some(mask + triangle),
+        (mask, triangle) => mask.or(triangle),
+    };
     let mask = mask.map(|mask| mask.expand([batch, heads, queries, keys]));
     let dtype = query.dtype();
     let [key, value] = [key, value].map(|x| share(x, batch, heads));
     let [query, key, value] = [query, key, value].map(|x| x.cast(DType::F32));
+    let options = AttentionModuleOptions::default();
     burn::tensor::module::attention(query, key, value, None, mask, options).cast(dtype)
 }
 

@@ -287,6 +287,9 @@ fn convolutions() {
         ([2, 9, 6], [130, 20], 3, 1, 0),
         ([2, 6, 6], [5, 9], 1, 1, 0),
         ([2, 6, 8], [5, 9], 2, 2, 0),
+        // Two rows of the result, but not the first two of the input.
+        ([1, 4, 2], [1, 5], 1, 2, 0),
+        ([1, 3, 2], [4, 1], 1, 2, 0),
         ([4, 16, 16], [64, 64], 3, 1, 1),
         // Patches: more taps than a panel is deep.
         ([2, 50, 25], [3, 20], 25, 25, 0),
@@ -348,16 +351,20 @@ fn attention_and_its_gradients() {
         same(&what, [q.clone(), k.clone(), v.clone()], |[q, k, v]| {
             attention(q, k, v, None, false)
         });
-        if queries == keys {
+        same(&what, [q.clone(), k.clone(), v.clone()], |[q, k, v]| {
+            attention(q, k, v, None, true)
+        });
+        for (masks, causal) in [(batch, false), (1, true)] {
+            let mask = random([masks, 1, queries, keys], 18);
             same(&what, [q.clone(), k.clone(), v.clone()], |[q, k, v]| {
-                attention(q, k, v, None, true)
+                attention(q, k, v, Some(mask.clone()), causal)
             });
         }
-        let mask = random([batch, 1, queries, keys], 18);
-        same(&what, [q, k, v], |[q, k, v]| {
-            attention(q, k, v, Some(mask.clone()), false)
-        });
     }
+    let of_nothing = [[2, 3, 0, 4], [2, 3, 5, 4]].map(|size| random(size, 15));
+    same("attention of nothing", of_nothing, |[q, k]| {
+        attention(q, k.clone(), k, None, false)
+    });
     same("attention of views", [random([2, 9, 3, 8], 19)], |[x]| {
         let [q, k, v] = [0, 1, 2].map(|part| x.clone().narrow(2, part, 1).swap_dims(1, 2));
         attention(q, k, v, None, true)

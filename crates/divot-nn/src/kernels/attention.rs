@@ -11,8 +11,8 @@ use super::{Kernel, tensor};
 /// Queries whose scores are held at a time, a line of them for each key: sums over keys then need
 /// no sums within a vector, and keys are read as they lie.
 const QUERIES: usize = 64;
-/// Queries with the same keys and values up to which these are read as they lie: packing them would
-/// take longer.
+/// Queries with the same keys and values up to which a walk through these is all the work, and
+/// packing anything would take longer.
 const FEW: usize = 8;
 /// Multiplications below which threads do not pay.
 const SERIAL: usize = 1 << 19;
@@ -92,13 +92,41 @@ struct Scratch {
 
 impl<'a> Problem<'a> {
     fn new(inputs: &'a [FlexTensor], causal: bool) -> Self {
+        let [q, k, v] = [0, 1, 2].map(|i| View::new(&inputs[i]));
+        let mask = inputs.get(3).map(View::new);
+        let [batch, heads, queries, width] = q.size;
+        let [shared, kv_heads, keys, key_width] = k.size;
+        assert!(
+            v.size == k.size && key_width == width,
+            "keys and values {:?} and {:?} of queries {:?}",
+            k.size,
+            v.size,
+            q.size
+        );
+        assert!(
+            batch.checked_rem(shared) == Some(0) && heads.checked_rem(kv_heads) == Some(0),
+            "{shared}x{kv_heads} heads of keys for {batch}x{heads} of queries"
+        );
+        if let Some(mask) = &mask {
+            let [masks, one, rows, columns] = mask.size;
+            assert!(
+                (masks == 1 || masks == batch) && [one, rows, columns] == [1, queries, keys],
+                "a mask {:?} of {batch}x{queries}x{keys} scores",
+                mask.size
+            );
+        }
         Self {
-            q: View::new(&inputs[0]),
-            k: View::new(&inputs[1]),
-            v: View::new(&inputs[2]),
-            mask: inputs.get(3).map(View::new),
+            q,
+            k,
+            v,
+            mask,
             causal,
         }
+    }
+
+    /// Whether there is nothing to see, or nobody.
+    fn is_empty(&self) -> bool {
+        self.q.size.contains(&0) || self.keys() == 0
     }
 
     /// Batches and heads that share keys and values.
@@ -146,9 +174,11 @@ impl<'a> Problem<'a> {
         );
         let scores = &mut scratch.scores[..seen * count];
         let keys = self.k.left(kv_batch, kv_head, 0);
-        scratch
-            .queries
-            .multiply(simd, keys, seen, (scores, count), false);
+        // SAFETY: the scores are this task's, a line of `count` for each key.
+        unsafe {
+            let to = (scores.as_mut_ptr(), count);
+            scratch.queries.multiply(simd, keys, seen, to, false);
+        }
         let mut scale = 1.0 / (width as f32).sqrt();
         if let Some(mask) = &self.mask {
             let batch = batch.min(mask.size[0] - 1);
@@ -365,9 +395,9 @@ impl WithSimd for Forward<'_> {
                         depth: seen,
                     };
                     let start = ((at[0] * tokens + first) * heads + at[1]) * width;
-                    // SAFETY: rows of these queries, of which only this head's columns are written.
-                    let out = unsafe { self.out.slice(start, (count - 1) * heads * width + width) };
-                    values.multiply(simd, left, count, (out, heads * width), false);
+                    let out = (self.out.after(start).0, heads * width);
+                    // SAFETY: this head's columns of these queries, which no other task has.
+                    unsafe { values.multiply(simd, left, count, out, false) };
                 }
             }
         }
@@ -439,7 +469,11 @@ impl WithSimd for Backward<'_> {
                     let grad_step = self.grad.stride[2];
                     packed.fill::<S>(grad, [width, count], [1, grad_step]);
                     let values = v.left(kv_batch, kv_head, 0);
-                    packed.multiply(simd, values, seen, (slopes, count), false);
+                    // SAFETY: a line of `count` for each key, this task's own.
+                    unsafe {
+                        let to = (slopes.as_mut_ptr(), count);
+                        packed.multiply(simd, values, seen, to, false);
+                    }
                     softmax_slopes(weights, slopes, count, scale);
                     let of_queries = |data| Strided {
                         data,
@@ -455,17 +489,18 @@ impl WithSimd for Backward<'_> {
                     };
 
                     let start = ((batch * tokens + first) * heads + head) * width;
-                    // SAFETY: rows of these queries, of which only this head's columns are written.
-                    let to_q =
-                        unsafe { self.to[0].slice(start, (count - 1) * heads * width + width) };
-                    let to_q = (to_q, heads * width);
-                    packed_keys.multiply(simd, of_queries(slopes), count, to_q, false);
-
-                    packed.fill::<S>(grad, [count, width], [grad_step, 1]);
-                    packed.multiply(simd, of_keys(weights), seen, (&mut to_v, width), true);
-                    let at = problem.q.tokens(batch, head, first);
-                    packed.fill::<S>(at, [count, width], [problem.q.stride[2], 1]);
-                    packed.multiply(simd, of_keys(slopes), seen, (&mut to_k, width), true);
+                    let to_q = (self.to[0].after(start).0, heads * width);
+                    let [to_k, to_v] = [&mut to_k, &mut to_v].map(|to| (to.as_mut_ptr(), width));
+                    // SAFETY: this head's columns of these queries, which no other task has, and
+                    // `[keys, width]` of this task's own.
+                    unsafe {
+                        packed_keys.multiply(simd, of_queries(slopes), count, to_q, false);
+                        packed.fill::<S>(grad, [count, width], [grad_step, 1]);
+                        packed.multiply(simd, of_keys(weights), seen, to_v, true);
+                        let at = problem.q.tokens(batch, head, first);
+                        packed.fill::<S>(at, [count, width], [problem.q.stride[2], 1]);
+                        packed.multiply(simd, of_keys(slopes), seen, to_k, true);
+                    }
                 }
             }
             for (to, from) in self.to[1..].iter().zip([&to_k, &to_v]) {
@@ -490,14 +525,23 @@ impl Kernel for Attention {
     }
 
     fn multiplications(&self, inputs: &[FlexTensor]) -> f64 {
-        let keys = inputs[1].layout().shape()[2];
-        (2 * keys * inputs[0].layout().num_elements()) as f64
+        let (q, k) = (inputs[0].layout().shape(), inputs[1].layout().shape());
+        let (queries, keys) = (q[2], k[2]);
+        // Of each query, the keys that it sees.
+        let scores = match self.causal {
+            true => (0..queries).map(|query| (query + 1).min(keys)).sum(),
+            false => queries * keys,
+        };
+        (2 * q[0] * q[1] * scores * q[3]) as f64
     }
 
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
         let inputs: Vec<FlexTensor> = inputs.iter().map(with_rows).collect();
         let problem = Problem::new(&inputs, self.causal);
         let size = problem.q.size;
+        if problem.is_empty() {
+            return heads_inside(vec![0.0; size.iter().product()], size);
+        }
         let [batch, heads, tokens, _] = size;
         let total = batch * heads;
         let values = uninit(size.iter().product(), |out| {
@@ -542,6 +586,12 @@ impl Kernel for Attention {
         let grad = View::new(&grad);
         let [shared, kv_heads, ..] = problem.k.size;
         let sizes = [problem.q.size, problem.k.size, problem.k.size];
+        if problem.is_empty() {
+            let zeros = |size: [usize; 4]| heads_inside(vec![0.0; size.iter().product()], size);
+            return (0..inputs.len())
+                .map(|i| (i < 3 && wanted[i]).then(|| zeros(sizes[i])))
+                .collect();
+        }
         let mut buffers: [Vec<f32>; 3] =
             sizes.map(|size| Vec::with_capacity(size.iter().product()));
         let to = buffers.each_mut().map(|buffer| Shared(buffer.as_mut_ptr()));

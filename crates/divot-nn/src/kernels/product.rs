@@ -85,6 +85,10 @@ impl Gather {
         }
     }
 
+    fn is_identity(&self) -> bool {
+        self.table == [0] && self.source == 1
+    }
+
     /// The gather of the gradient: which rows of the result a row of the input went into.
     pub fn inverse(&self) -> Self {
         let mut table = vec![Self::EDGE; self.source * self.taps];
@@ -199,7 +203,7 @@ pub(super) fn product(
     if m * n * channels == 0 {
         return vec![0.0; m * n];
     }
-    if m <= 2 && taps == 1 && weights.output == 1 {
+    if m <= 2 && rows.gather.is_identity() && weights.output == 1 {
         return vector_product(rows, weights, bias, m);
     }
     uninit(m * n, |out| {
@@ -845,19 +849,22 @@ impl Packed {
     }
 
     /// `out[r] = Σₖ left[r·step + k·stride] · packed[k]` for `rows` of the left operand and as many k
-    /// as it is deep, or added to what is there.
+    /// as it is deep, or added to what is there. `out`: where the first row begins, and how far the
+    /// next one is from it.
+    ///
+    /// # Safety
+    /// The rows are writable, and readable if added to, and no other thread touches them.
     #[inline(always)]
-    pub fn multiply<S: Simd>(
+    pub unsafe fn multiply<S: Simd>(
         &self,
         simd: S,
         left: Strided<'_>,
         rows: usize,
-        out: (&mut [f32], usize),
+        out: (*mut f32, usize),
         add: bool,
     ) {
         let widest = self.widest;
         let (out, out_stride) = out;
-        assert!(rows == 0 || (rows - 1) * out_stride + self.columns <= out.len());
         assert!(left.depth <= self.depth);
         assert!(rows * left.depth == 0 || left.last(rows) < left.data.len());
         let panels = self.panels.as_ptr();
@@ -870,7 +877,7 @@ impl Packed {
             let panel = panels.wrapping_add(first_column * self.depth);
             for first in (0..rows).step_by(ROWS) {
                 let target = Target {
-                    first: out[first * out_stride + first_column..].as_mut_ptr(),
+                    first: out.wrapping_add(first * out_stride + first_column),
                     stride: out_stride,
                     rows: ROWS.min(rows - first),
                     columns: (self.columns - first_column).min(widest),
@@ -879,7 +886,7 @@ impl Packed {
                 for r in 0..ROWS {
                     from[r] = left.data[(first + r).min(rows - 1) * left.step..].as_ptr();
                 }
-                // SAFETY: both operands and the result were measured above.
+                // SAFETY: the operands were measured above, the result by the caller.
                 unsafe {
                     let (stride, depth) = (left.stride, left.depth);
                     block(simd, &[from], stride, panel, depth, &target, start);
