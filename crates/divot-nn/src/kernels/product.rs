@@ -239,13 +239,17 @@ fn shares(rows: usize, panels: usize, serial: bool) -> (usize, usize) {
     if serial {
         return (rows, least);
     }
-    let tasks = simd::tasks(1);
+    let (tasks, threads) = (simd::tasks(1), rayon::current_num_threads());
     let most = (rows / MIN_CHUNK).clamp(1, tasks);
     let groups = tasks.div_ceil(most).max(least);
-    let chunks = tasks.div_ceil(groups).min(most);
-    let groups = match chunks {
-        1 => groups.next_multiple_of(rayon::current_num_threads()),
-        _ => groups,
+    let chunks = tasks.div_ceil(groups);
+    // As many shares of the rows for each thread, or where rows are few, of the panels.
+    let (chunks, groups) = match most / threads {
+        0 => (chunks.min(most), groups.next_multiple_of(threads)),
+        times => (
+            chunks.next_multiple_of(threads).min(times * threads),
+            groups,
+        ),
     };
     let chunk = rows.div_ceil(chunks).next_multiple_of(ROWS);
     (chunk, groups.min(panels))
@@ -361,9 +365,11 @@ pub(super) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
         let panels = taps * channels.div_ceil(width);
         let groups = panels.div_ceil(GROUP);
         let group = panels.div_ceil(groups);
-        let splits = match serial {
-            true => 1,
-            false => simd::tasks(groups * parts),
+        let threads = rayon::current_num_threads();
+        let splits = match (serial, groups * parts % threads) {
+            (true, _) => 1,
+            (_, 0) => simd::tasks(groups * parts),
+            _ => simd::tasks(groups * parts).next_multiple_of(threads),
         };
         let chunk = outputs.div_ceil(splits).next_multiple_of(ROWS);
         let chunks = outputs.div_ceil(chunk);
