@@ -17,8 +17,8 @@ use crate::ops::linear;
 /// - `mask`: `[batch or 1, 1, queries, keys]`, added to the scores, f32
 /// - output: `[batch, heads, queries, head_dim]`
 ///
-/// With `causal`, query i sees keys 0 to i only, whatever their numbers. Scores and softmax are in float32 whatever the
-/// tensors are: in float16 the scores of wide heads overflow.
+/// With `causal`, query i sees keys 0 to i only, however many of each there are. Scores and softmax are
+/// in float32 whatever the tensors are: in float16 the scores of wide heads overflow.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,

@@ -287,9 +287,9 @@ fn convolutions() {
         ([2, 9, 6], [130, 20], 3, 1, 0),
         ([2, 6, 6], [5, 9], 1, 1, 0),
         ([2, 6, 8], [5, 9], 2, 2, 0),
-        // Two rows of the result, but not the first two of the input.
+        // One or two rows of the result, or of the gradient, but not the first ones of the other.
         ([1, 4, 2], [1, 5], 1, 2, 0),
-        ([1, 3, 2], [4, 1], 1, 2, 0),
+        ([1, 2, 1], [4, 3], 1, 2, 0),
         ([4, 16, 16], [64, 64], 3, 1, 1),
         // Patches: more taps than a panel is deep.
         ([2, 50, 25], [3, 20], 25, 25, 0),
@@ -361,10 +361,12 @@ fn attention_and_its_gradients() {
             });
         }
     }
-    let of_nothing = [[2, 3, 0, 4], [2, 3, 5, 4]].map(|size| random(size, 15));
-    same("attention of nothing", of_nothing, |[q, k]| {
-        attention(q, k.clone(), k, None, false)
-    });
+    for sizes in [[[2, 3, 0, 4], [2, 3, 5, 4]], [[0, 3, 9, 4], [0, 3, 5, 4]]] {
+        let inputs = sizes.map(|size| random(size, 15));
+        same("attention of nothing", inputs, |[q, k]| {
+            attention(q, k.clone(), k, None, false)
+        });
+    }
     same("attention of views", [random([2, 9, 3, 8], 19)], |[x]| {
         let [q, k, v] = [0, 1, 2].map(|part| x.clone().narrow(2, part, 1).swap_dims(1, 2));
         attention(q, k, v, None, true)

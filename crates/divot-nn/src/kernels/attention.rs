@@ -59,11 +59,11 @@ impl<'a> View<'a> {
         &self.data[batch * b + head * h + first * t..]
     }
 
-    /// These tokens as a left operand.
+    /// All tokens of one head as a left operand.
     #[inline(always)]
-    fn left(&self, batch: usize, head: usize, first: usize) -> Strided<'a> {
+    fn left(&self, [batch, head]: [usize; 2]) -> Strided<'a> {
         Strided {
-            data: self.tokens(batch, head, first),
+            data: self.tokens(batch, head, 0),
             step: self.stride[2],
             stride: 1,
             depth: self.size[3],
@@ -103,8 +103,10 @@ impl<'a> Problem<'a> {
             v.size,
             q.size
         );
+        // Where there are none, none share.
+        let divides = |of: usize, all: usize| of == all || all.checked_rem(of) == Some(0);
         assert!(
-            batch.checked_rem(shared) == Some(0) && heads.checked_rem(kv_heads) == Some(0),
+            divides(shared, batch) && divides(kv_heads, heads),
             "{shared}x{kv_heads} heads of keys for {batch}x{heads} of queries"
         );
         if let Some(mask) = &mask {
@@ -134,6 +136,19 @@ impl<'a> Problem<'a> {
         [0, 1].map(|i| self.q.size[i] / self.k.size[i])
     }
 
+    /// Batch and head of queries, and those of their keys and values. Counted are `[shared, kv_heads,
+    /// batches, heads]`, the last two those that [share](Self::sharing): neighbours share.
+    #[inline(always)]
+    fn place(&self, i: usize) -> [[usize; 2]; 2] {
+        let [batches, group] = self.sharing();
+        let (shared, member) = (i / (batches * group), i % (batches * group));
+        let kv_heads = self.k.size[1];
+        let [kv_batch, kv_head] = [shared / kv_heads, shared % kv_heads];
+        let batch = kv_batch * batches + member / group;
+        let head = kv_head * group + member % group;
+        [[batch, head], [kv_batch, kv_head]]
+    }
+
     fn keys(&self) -> usize {
         self.k.size[2]
     }
@@ -161,7 +176,7 @@ impl<'a> Problem<'a> {
         &self,
         simd: S,
         [batch, head]: [usize; 2],
-        [kv_batch, kv_head]: [usize; 2],
+        kv: [usize; 2],
         queries: Range<usize>,
         scratch: &mut Scratch,
     ) {
@@ -173,7 +188,7 @@ impl<'a> Problem<'a> {
             [1, self.q.stride[2]],
         );
         let scores = &mut scratch.scores[..seen * count];
-        let keys = self.k.left(kv_batch, kv_head, 0);
+        let keys = self.k.left(kv);
         // SAFETY: the scores are this task's, a line of `count` for each key.
         unsafe {
             let to = (scores.as_mut_ptr(), count);
@@ -346,38 +361,30 @@ impl WithSimd for Forward<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let problem = self.problem;
         let [_, heads, tokens, width] = problem.q.size;
-        let [batches, group] = problem.sharing();
-        let (keys, kv_heads) = (problem.keys(), problem.k.size[1]);
-        // They are counted as [shared, kv_heads, batches, group].
-        let sharing = batches * group;
-        let place = |i: usize| {
-            let (shared, member) = (i / sharing, i % sharing);
-            let kv = [shared / kv_heads, shared % kv_heads];
-            let at = [
-                kv[0] * batches + member / group,
-                kv[1] * group + member % group,
-            ];
-            (at, kv)
-        };
-        let mut scratch = Scratch::default();
-        scratch.scores.resize(QUERIES * keys, 0.0);
+        let sharing: usize = problem.sharing().iter().product();
+        let keys = problem.keys();
         if tokens * sharing <= FEW {
+            let mut scores = vec![0.0; keys];
             for i in self.range {
-                let (at, kv) = place(i);
+                let [at, kv] = problem.place(i);
                 for query in self.queries.clone() {
                     let start = ((at[0] * tokens + query) * heads + at[1]) * width;
                     // SAFETY: this head's columns of this query, which no other task has.
                     let out = unsafe { self.out.slice(start, width) };
-                    problem.single(at, kv, query, &mut scratch.scores[..keys], out);
+                    problem.single(at, kv, query, &mut scores, out);
                 }
             }
             return;
         }
+        let mut scratch = Scratch::default();
+        scratch
+            .scores
+            .resize(QUERIES.min(self.queries.len()) * keys, 0.0);
         let mut values = Packed::default();
         let mut next = self.range.start;
         while next < self.range.end {
             let members = next..((next / sharing + 1) * sharing).min(self.range.end);
-            let (_, kv) = place(next);
+            let [_, kv] = problem.place(next);
             next = members.end;
             let v = &problem.v;
             let at = v.tokens(kv[0], kv[1], 0);
@@ -386,7 +393,7 @@ impl WithSimd for Forward<'_> {
                 let queries = first..(first + QUERIES).min(self.queries.end);
                 let (count, seen) = (queries.len(), problem.seen(&queries));
                 for i in members.clone() {
-                    let (at, _) = place(i);
+                    let [at, _] = problem.place(i);
                     problem.weights(simd, at, kv, queries.clone(), &mut scratch);
                     let left = Strided {
                         data: &scratch.scores,
@@ -438,29 +445,28 @@ impl WithSimd for Backward<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let problem = self.problem;
         let [_, heads, tokens, width] = problem.q.size;
-        let [batches, group] = problem.sharing();
+        let sharing: usize = problem.sharing().iter().product();
         let (keys, kv_heads) = (problem.keys(), problem.k.size[1]);
         let scale = 1.0 / (width as f32).sqrt();
-        let (k, v) = (&problem.k, &problem.v);
 
+        let size = QUERIES.min(tokens) * keys;
         let mut scratch = Scratch::default();
-        scratch.scores.resize(QUERIES * keys, 0.0);
-        let mut slopes = vec![0.0; QUERIES * keys];
+        scratch.scores.resize(size, 0.0);
+        let mut slopes = vec![0.0; size];
         let [mut packed_keys, mut packed] = [0, 1].map(|_| Packed::default());
         let [mut to_k, mut to_v] = [0, 1].map(|_| vec![0.0; keys * width]);
         for shared in self.shared {
-            let (kv_batch, kv_head) = (shared / kv_heads, shared % kv_heads);
-            let at = k.tokens(kv_batch, kv_head, 0);
-            packed_keys.fill::<S>(at, [keys, width], [k.stride[2], 1]);
+            let [_, kv] = problem.place(shared * sharing);
+            let at = problem.k.tokens(kv[0], kv[1], 0);
+            packed_keys.fill::<S>(at, [keys, width], [problem.k.stride[2], 1]);
             to_k.fill(0.0);
             to_v.fill(0.0);
             for first in (0..tokens).step_by(QUERIES) {
                 let queries = first..(first + QUERIES).min(tokens);
                 let (count, seen) = (queries.len(), problem.seen(&queries));
-                for member in 0..batches * group {
-                    let batch = kv_batch * batches + member / group;
-                    let head = kv_head * group + member % group;
-                    let (at, kv) = ([batch, head], [kv_batch, kv_head]);
+                for member in 0..sharing {
+                    let [at, _] = problem.place(shared * sharing + member);
+                    let [batch, head] = at;
                     problem.weights(simd, at, kv, queries.clone(), &mut scratch);
                     let weights = &scratch.scores[..seen * count];
                     let slopes = &mut slopes[..seen * count];
@@ -468,7 +474,7 @@ impl WithSimd for Backward<'_> {
                     let grad = self.grad.tokens(batch, head, first);
                     let grad_step = self.grad.stride[2];
                     packed.fill::<S>(grad, [width, count], [1, grad_step]);
-                    let values = v.left(kv_batch, kv_head, 0);
+                    let values = problem.v.left(kv);
                     // SAFETY: a line of `count` for each key, this task's own.
                     unsafe {
                         let to = (slopes.as_mut_ptr(), count);
@@ -505,7 +511,7 @@ impl WithSimd for Backward<'_> {
             }
             for (to, from) in self.to[1..].iter().zip([&to_k, &to_v]) {
                 for (key, from) in from.chunks(width).enumerate() {
-                    let start = ((kv_batch * keys + key) * kv_heads + kv_head) * width;
+                    let start = ((kv[0] * keys + key) * kv_heads + kv[1]) * width;
                     // SAFETY: this head's columns of this row, which no other task has.
                     unsafe { to.slice(start, width) }.copy_from_slice(from);
                 }
