@@ -155,6 +155,7 @@ fn linear() {
 
 #[test]
 fn weights_in_half_precision() {
+    let _switch = switch();
     let device = device();
     for dtype in [DType::F16, DType::BF16] {
         for rows in [1, 40] {
