@@ -176,16 +176,19 @@ fn weights_in_half_precision() {
                 }
             }
         }
-        let conv: Conv2d = Conv2dConfig::new([9, 20], [3, 3])
-            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
-            .init(&device);
-        let mut halved = conv.clone();
-        halved.weight = halved.weight.map(|w| w.cast(dtype));
-        let mut rounded = conv.clone();
-        rounded.weight = rounded.weight.map(|w| w.cast(dtype).cast(DType::F32));
-        let x = random([2, 5, 6, 9], 33);
-        let [a, b] = [halved, rounded].map(|conv| ops::conv2d_last(&conv, x.clone()).into_data());
-        a.assert_eq(&b, true);
+        for (channels, size) in [(9, [5, 6]), (20, [16, 16])] {
+            let conv: Conv2d = Conv2dConfig::new([channels, 20], [3, 3])
+                .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+                .init(&device);
+            let mut halved = conv.clone();
+            halved.weight = halved.weight.map(|w| w.cast(dtype));
+            let mut rounded = conv.clone();
+            rounded.weight = rounded.weight.map(|w| w.cast(dtype).cast(DType::F32));
+            let x = random([2, size[0], size[1], channels], 33);
+            let [a, b] =
+                [halved, rounded].map(|conv| ops::conv2d_last(&conv, x.clone()).into_data());
+            a.assert_eq(&b, true);
+        }
     }
 }
 
@@ -292,6 +295,13 @@ fn convolutions() {
         ([1, 4, 2], [1, 5], 1, 2, 0),
         ([1, 2, 1], [4, 3], 1, 2, 0),
         ([4, 16, 16], [64, 64], 3, 1, 1),
+        // By tiles: cut off at the edges, lines and panels that are not full, more than one part,
+        // more channels than a panel is deep.
+        ([2, 15, 9], [20, 70], 3, 1, 1),
+        ([8, 8, 9], [130, 20], 3, 1, 0),
+        ([8, 7, 8], [33, 16], 3, 1, 2),
+        ([9, 16, 16], [16, 23], 3, 1, 1),
+        ([4, 8, 8], [1420, 17], 3, 1, 1),
         // Patches: more taps than a panel is deep.
         ([2, 50, 25], [3, 20], 25, 25, 0),
     ] {
@@ -315,6 +325,7 @@ fn convolutions() {
         ([2, 4, 3, 5], [6, 7]),
         ([1, 1, 2, 2], [3, 3]),
         ([1, 16, 8, 8], [32, 64]),
+        ([3, 5, 4, 6], [17, 80]),
     ] {
         let [n, frames, height, width] = size;
         let conv: Conv3d = Conv3dConfig::new(channels, [3, 1, 1])

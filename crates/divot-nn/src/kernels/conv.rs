@@ -3,15 +3,32 @@ use burn::tensor::Shape;
 
 use super::norm::column_sums;
 use super::product::{Gather, Rows, Values, Weights, product, weight_gradient};
+use super::winograd::{self, Tiles};
 use super::{Kernel, as_type_of, contiguous, floats, in_order, tensor};
+
+/// Channels, of the input and of the result, from which transforming both is worth it.
+const FEWEST_CHANNELS: usize = 16;
+/// Tiles from which transforming the weights is worth it.
+const FEWEST_TILES: usize = 64;
 
 /// A convolution with channels last: `[n, …positions, in]`, weights `[out, in, …kernel]` and, if
 /// there is one, a bias `[out]`.
 #[derive(Debug)]
 pub(crate) struct Conv {
-    gather: Gather,
-    /// Positions of the result.
-    to: Vec<usize>,
+    axes: Vec<Axis>,
+    /// Positions within those of the axes.
+    area: Vec<usize>,
+}
+
+/// What the kernel does along an axis.
+#[derive(Debug, Clone, Copy)]
+struct Axis {
+    from: usize,
+    to: usize,
+    taps: usize,
+    stride: usize,
+    /// What is added before it.
+    padding: usize,
 }
 
 impl Conv {
@@ -22,64 +39,106 @@ impl Conv {
         stride: [usize; 2],
         padding: [[usize; 2]; 2],
     ) -> Self {
-        let size = |i: usize| (from[i] + padding[i][0] + padding[i][1] - kernel[i]) / stride[i] + 1;
-        let [height, width] = [size(0), size(1)];
-        let mut table = Vec::with_capacity(height * width * kernel[0] * kernel[1]);
-        for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
-            for (i, j) in (0..kernel[0]).flat_map(|i| (0..kernel[1]).map(move |j| (i, j))) {
-                let row = (y * stride[0] + i).wrapping_sub(padding[0][0]);
-                let column = (x * stride[1] + j).wrapping_sub(padding[1][0]);
-                table.push(if row < from[0] && column < from[1] {
-                    (row * from[1] + column) as u32
-                } else {
-                    Gather::EDGE
-                });
-            }
-        }
+        let axis = |i: usize| Axis {
+            from: from[i],
+            to: (from[i] + padding[i][0] + padding[i][1] - kernel[i]) / stride[i] + 1,
+            taps: kernel[i],
+            stride: stride[i],
+            padding: padding[i][0],
+        };
         Self {
-            gather: Gather {
-                table,
-                taps: kernel[0] * kernel[1],
-                period: height * width,
-                source: from[0] * from[1],
-            },
-            to: vec![height, width],
+            axes: vec![axis(0), axis(1)],
+            area: Vec::new(),
         }
     }
 
     /// Over frames, `kernel` of them, as many results as frames; `positions` are those of a frame.
     pub fn temporal(frames: usize, positions: &[usize], kernel: usize) -> Self {
-        let area: usize = positions.iter().product();
-        let mut table = Vec::with_capacity(frames * area * kernel);
-        for (frame, position) in (0..frames).flat_map(|f| (0..area).map(move |p| (f, p))) {
-            for tap in 0..kernel {
-                let from = (frame + tap).wrapping_sub(kernel / 2);
-                table.push(if from < frames {
-                    (from * area + position) as u32
-                } else {
-                    Gather::EDGE
-                });
-            }
-        }
         Self {
-            gather: Gather {
-                table,
+            axes: vec![Axis {
+                from: frames,
+                to: frames,
                 taps: kernel,
-                period: frames * area,
-                source: frames * area,
-            },
-            to: [&[frames], positions].concat(),
+                stride: 1,
+                padding: kernel / 2,
+            }],
+            area: positions.to_vec(),
         }
     }
 
+    fn gather(&self) -> Gather {
+        self.along_each(|axis| {
+            Gather::axis(axis.from, axis.to, axis.taps, axis.stride, axis.padding)
+        })
+    }
+
+    /// The tiles of the same convolution, where there is a faster way by them.
+    fn tiles(&self, [rows, channels, outputs]: [usize; 3]) -> Option<Tiles> {
+        let three = |axis: &Axis| axis.taps == 3 && axis.stride == 1 && axis.padding < 3;
+        let (to, from) = (
+            self.positions(|axis| axis.to),
+            self.positions(|axis| axis.from),
+        );
+        let tiles = self.positions(|axis| axis.to.div_ceil(2)) * (rows / to.max(1));
+        let fits = std::env::var("DIRECT").is_err()
+            && self.axes.iter().all(three)
+            && channels.min(outputs) >= FEWEST_CHANNELS
+            && tiles >= FEWEST_TILES
+            && from > 0;
+        fits.then(|| {
+            let tile = |axis: &Axis| axis.to.div_ceil(2);
+            Tiles {
+                from: self
+                    .along_each(|axis| Gather::axis(axis.from, tile(axis), 4, 2, axis.padding)),
+                to: self.along_each(|axis| Gather::axis(axis.to, tile(axis), 2, 2, 0)),
+            }
+        })
+    }
+
+    /// The convolution that gives the gradient of the input, its taps in reverse.
+    fn turned(&self) -> Self {
+        let turn = |axis: &Axis| Axis {
+            from: axis.to,
+            to: axis.from,
+            padding: (axis.taps - 1).wrapping_sub(axis.padding),
+            ..*axis
+        };
+        Self {
+            axes: self.axes.iter().map(turn).collect(),
+            area: self.area.clone(),
+        }
+    }
+
+    /// What `f` gives for each axis, and all positions within.
+    fn along_each(&self, f: impl Fn(&Axis) -> Gather) -> Gather {
+        let area = self.area.iter().product();
+        let axes = self.axes.iter().map(f);
+        axes.rfold(Gather::axis(area, area, 1, 1, 0), |inner, axis| {
+            axis.within(&inner)
+        })
+    }
+
+    fn positions(&self, f: impl Fn(&Axis) -> usize) -> usize {
+        self.axes
+            .iter()
+            .map(f)
+            .chain(self.area.iter().copied())
+            .product()
+    }
+
+    fn taps(&self) -> usize {
+        self.axes.iter().map(|axis| axis.taps).product()
+    }
+
     /// Rows of the result, channels in, channels out.
-    fn sizes(&self, x: &FlexTensor, weight: &FlexTensor) -> (usize, usize, usize) {
+    fn sizes(&self, x: &FlexTensor, weight: &FlexTensor) -> [usize; 3] {
         let (x, weight) = (x.layout().shape(), weight.layout().shape());
         let (outputs, channels) = (weight[0], weight[1]);
         let width = x[x.num_dims() - 1];
         assert_eq!(width, channels, "channels of the input and of the weights");
-        let clips = x.num_elements() / (self.gather.source * channels).max(1);
-        (clips * self.gather.period, channels, outputs)
+        let source = self.positions(|axis| axis.from) * channels;
+        let clips = x.num_elements() / source.max(1);
+        [clips * self.positions(|axis| axis.to), channels, outputs]
     }
 }
 
@@ -88,30 +147,40 @@ impl Kernel for Conv {
         "convolution"
     }
 
+    /// Those of its definition, however many it takes.
     fn multiplications(&self, inputs: &[FlexTensor]) -> f64 {
-        let (rows, channels, outputs) = self.sizes(&inputs[0], &inputs[1]);
-        (rows * channels * outputs * self.gather.taps) as f64
+        let [rows, channels, outputs] = self.sizes(&inputs[0], &inputs[1]);
+        (rows * channels * outputs * self.taps()) as f64
     }
 
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor {
         let (x, weight) = (contiguous(&inputs[0]), in_order(&inputs[1]));
         let bias = inputs.get(2).map(contiguous);
-        let (m, channels, outputs) = self.sizes(&x, &weight);
-        let rows = Rows {
-            data: floats(&x),
-            channels,
-            gather: &self.gather,
-        };
+        let bias = bias.as_ref().map(floats);
+        let sizes @ [rows, channels, outputs] = self.sizes(&x, &weight);
         let weights = Weights {
             data: Values::of(&weight),
             outputs,
             tap: 1,
-            channel: self.gather.taps,
-            output: channels * self.gather.taps,
+            channel: self.taps(),
+            output: channels * self.taps(),
         };
-        let values = product(rows, weights, bias.as_ref().map(floats), m);
-        let mut shape = vec![m / self.gather.period];
-        shape.extend(&self.to);
+        let values = match self.tiles(sizes) {
+            Some(tiles) => winograd::product(floats(&x), channels, &tiles, weights, false, bias),
+            None => {
+                let gather = &self.gather();
+                let data = floats(&x);
+                let x = Rows {
+                    data,
+                    channels,
+                    gather,
+                };
+                product(x, weights, bias, rows)
+            }
+        };
+        let mut shape = vec![rows / self.positions(|axis| axis.to)];
+        shape.extend(self.axes.iter().map(|axis| axis.to));
+        shape.extend(&self.area);
         shape.push(outputs);
         tensor(values, Shape::from(shape))
     }
@@ -124,15 +193,10 @@ impl Kernel for Conv {
     ) -> Vec<Option<FlexTensor>> {
         let grad = contiguous(&grad);
         let (x, weight) = (&inputs[0], &inputs[1]);
-        let (m, channels, outputs) = self.sizes(x, weight);
-        let taps = self.gather.taps;
+        let [m, channels, outputs] = self.sizes(x, weight);
+        let taps = self.taps();
         let to_x = wanted[0].then(|| {
             let weight = in_order(weight);
-            let rows = Rows {
-                data: floats(&grad),
-                channels: outputs,
-                gather: &self.gather.inverse(),
-            };
             let transposed = Weights {
                 data: Values::of(&weight),
                 outputs: channels,
@@ -140,27 +204,41 @@ impl Kernel for Conv {
                 channel: channels * taps,
                 output: taps,
             };
-            let values = product(
-                rows,
-                transposed,
-                None,
-                m / self.gather.period * self.gather.source,
-            );
+            let rows = m / self.positions(|axis| axis.to) * self.positions(|axis| axis.from);
+            let data = floats(&grad);
+            let values = match self.turned().tiles([rows, outputs, channels]) {
+                Some(tiles) => winograd::product(data, outputs, &tiles, transposed, true, None),
+                None => {
+                    let gather = &self.gather().inverse();
+                    let grad = Rows {
+                        data,
+                        channels: outputs,
+                        gather,
+                    };
+                    product(grad, transposed, None, rows)
+                }
+            };
             tensor(values, super::shape(x))
         });
         let to_weight = wanted[1].then(|| {
             let x = contiguous(x);
-            let rows = Rows {
-                data: floats(&x),
-                channels,
-                gather: &self.gather,
+            let (data, grad) = (floats(&x), floats(&grad));
+            let values = match self.tiles([m, channels, outputs]) {
+                Some(tiles) => winograd::weight_gradient(data, channels, &tiles, grad, outputs),
+                None => {
+                    let gather = &self.gather();
+                    let x = Rows {
+                        data,
+                        channels,
+                        gather,
+                    };
+                    let found = weight_gradient(x, grad, m, outputs);
+                    // From [taps, out, in] to [out, in, taps].
+                    let area = outputs * channels;
+                    let taps = |i| (0..taps).map(move |tap| tap * area + i);
+                    (0..area).flat_map(taps).map(|i| found[i]).collect()
+                }
             };
-            let found = weight_gradient(rows, floats(&grad), m, outputs);
-            // From [taps, out, in] to [out, in, taps].
-            let mut values = Vec::with_capacity(found.len());
-            for i in 0..outputs * channels {
-                values.extend((0..taps).map(|tap| found[tap * outputs * channels + i]));
-            }
             as_type_of(weight, tensor(values, super::shape(weight)))
         });
         let mut found = vec![to_x, to_weight];

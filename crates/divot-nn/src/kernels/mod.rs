@@ -15,6 +15,7 @@ pub(crate) mod norm;
 pub(crate) mod optim;
 mod product;
 mod simd;
+mod winograd;
 
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -22,17 +22,17 @@ use pulp::{Arch, Simd, WithSimd};
 use super::simd::{self, Shared, uninit};
 
 /// Rows of a tile.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 /// Floats of a tile's widest row: four vectors of AVX-512.
 const MAX_WIDTH: usize = 64;
 /// Inner length of a packed panel when the left operand is read along its rows.
-const DEPTH: usize = 704;
+pub(super) const DEPTH: usize = 704;
 /// The same when it is read along its columns, where each step touches another cache line.
 const TRANSPOSED_DEPTH: usize = 128;
 /// Panels that are packed together.
-const GROUP: usize = 4;
+pub(super) const GROUP: usize = 4;
 /// Floats of a cache line.
-const LINE: usize = 16;
+pub(super) const LINE: usize = 16;
 /// Multiplications below which threads do not pay.
 const SERIAL: usize = 1 << 19;
 /// Floats of a line that a vector is multiplied with at once: their sums and four lines of weights
@@ -41,9 +41,9 @@ const MAX_LINE: usize = 4096;
 /// Fewest rows for which another thread packs a panel again.
 const MIN_CHUNK: usize = 768;
 /// Floats of a weight gradient up to which several threads sum one, each its share of the rows.
-const MAX_PARTIAL: usize = 1 << 17;
+pub(super) const MAX_PARTIAL: usize = 1 << 17;
 
-static ZEROS: [f32; DEPTH] = [0.0; DEPTH];
+pub(super) static ZEROS: [f32; DEPTH] = [0.0; DEPTH];
 
 thread_local! {
     /// What a thread's panels were packed into last.
@@ -52,7 +52,7 @@ thread_local! {
 
 /// At least `len` floats of `buffer`, which grows, from the beginning of a cache line on: a vector
 /// that lies in two of them takes twice as long to load.
-fn lines(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(super) fn lines(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len + LINE {
         buffer.resize(len + LINE, 0.0);
     }
@@ -85,6 +85,44 @@ impl Gather {
         }
     }
 
+    /// The gather of a kernel of so many taps along one axis, `padding` before it.
+    pub fn axis(from: usize, to: usize, taps: usize, stride: usize, padding: usize) -> Self {
+        let places = (0..to).flat_map(|at| (0..taps).map(move |tap| at * stride + tap));
+        let within = |place: usize| match place.wrapping_sub(padding) {
+            row if row < from => row as u32,
+            _ => Self::EDGE,
+        };
+        Self {
+            table: places.map(within).collect(),
+            taps,
+            period: to,
+            source: from,
+        }
+    }
+
+    /// The gather along the axes of `self` and, within each of their positions, along those of
+    /// `inner`.
+    pub fn within(&self, inner: &Self) -> Self {
+        let size = self.table.len() * inner.table.len();
+        let mut table = Vec::with_capacity(size);
+        for outer in self.table.chunks(self.taps) {
+            for inner_taps in inner.table.chunks(inner.taps) {
+                for &row in outer {
+                    table.extend(inner_taps.iter().map(|&column| match row.max(column) {
+                        Self::EDGE => Self::EDGE,
+                        _ => row * inner.source as u32 + column,
+                    }));
+                }
+            }
+        }
+        Self {
+            table,
+            taps: self.taps * inner.taps,
+            period: self.period * inner.period,
+            source: self.source * inner.source,
+        }
+    }
+
     fn is_identity(&self) -> bool {
         self.table == [0] && self.source == 1
     }
@@ -109,7 +147,7 @@ impl Gather {
 
     /// Where row `m` of the result is in the table, and where its period begins in the input.
     #[inline(always)]
-    fn place(&self, m: usize) -> (usize, usize) {
+    pub fn place(&self, m: usize) -> (usize, usize) {
         (m % self.period * self.taps, m / self.period * self.source)
     }
 }
@@ -157,7 +195,7 @@ impl<'a> Values<'a> {
 
     /// As many as `to` has, `stride` apart.
     #[inline(always)]
-    fn gather(self, first: usize, stride: usize, to: &mut [f32]) {
+    pub fn gather(self, first: usize, stride: usize, to: &mut [f32]) {
         match self {
             Self::F32(values) => {
                 let values = &values[first..];
@@ -330,7 +368,7 @@ pub(super) fn add_lines(out: &mut [f32], factors: [f32; 4], [a, b, c, d]: [&[f32
 }
 
 /// Adds all parts of `size` floats to the first and forgets them.
-fn add_parts(sums: &mut Vec<f32>, size: usize) {
+pub(super) fn add_parts(sums: &mut Vec<f32>, size: usize) {
     let (total, others) = sums.split_at_mut(size);
     for other in others.chunks(size) {
         for (total, x) in total.iter_mut().zip(other) {
@@ -397,7 +435,7 @@ pub(super) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
 }
 
 /// Floats of a tile's row on this processor.
-struct TileWidth;
+pub(super) struct TileWidth;
 
 impl WithSimd for TileWidth {
     type Output = usize;
@@ -410,7 +448,7 @@ impl WithSimd for TileWidth {
 
 /// Vectors of a tile's row: with [`ROWS`] rows they and the operands fill the registers.
 #[inline(always)]
-const fn vectors<S: Simd>() -> usize {
+pub(super) const fn vectors<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 4 } else { 2 }
 }
 
@@ -447,11 +485,11 @@ unsafe fn tile<S: Simd, const V: usize>(
 }
 
 /// The rectangle of the result that a tile covers.
-struct Target {
-    first: *mut f32,
-    stride: usize,
-    rows: usize,
-    columns: usize,
+pub(super) struct Target {
+    pub first: *mut f32,
+    pub stride: usize,
+    pub rows: usize,
+    pub columns: usize,
 }
 
 impl Target {
@@ -501,7 +539,7 @@ impl Target {
 
 /// How a tile of the result begins.
 #[derive(Clone, Copy)]
-enum Start {
+pub(super) enum Start {
     /// Each of its rows with the floats here, as many as the tile is wide.
     Line(*const f32),
     /// With what is there.
@@ -513,7 +551,7 @@ enum Start {
 /// # Safety
 /// As [`tile`] for each tap, the target is this thread's, and the line as long as the tile is wide.
 #[inline(always)]
-unsafe fn block<S: Simd>(
+pub(super) unsafe fn block<S: Simd>(
     simd: S,
     left: &[[*const f32; ROWS]],
     stride: usize,
