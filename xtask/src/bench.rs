@@ -44,8 +44,8 @@ pub struct Arguments {
     /// CPU threads of ours, and of theirs [default: as many as the machine has]
     #[arg(long, value_name = "COUNT")]
     threads: Option<usize>,
-    /// What to compute in, f32 if left out (training steps always); q8 and q4 are for the weights of
-    /// --model alone, q8 if left out
+    /// What to compute in, f32 if left out (training steps always); the CPU keeps matrices in it and
+    /// computes in f32; q8 and q4 are for the weights of --model alone, q8 if left out
     #[arg(long, value_enum)]
     dtype: Option<language::Dtype>,
     /// Let PyTorch do the same, in turns

@@ -8,8 +8,10 @@ use burn::nn::{
     GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d, PaddingConfig3d, RmsNorm,
     RmsNormConfig,
 };
+use burn::optim::Optimizer;
 use burn::tensor::{Device, Tensor};
 use criterion::{Criterion, SamplingMode};
+use divot_nn::optim::AdamWConfig;
 use divot_nn::{LayerNormConfig, Noise, Recycler, attention, ops};
 
 // As in the programs: without it, many of these would measure how fast the system gives pages.
@@ -53,6 +55,13 @@ fn products(criterion: &mut Criterion) {
     unary(criterion, "linear 16384x320 to 2560", [16384, 320], |x| {
         ops::linear(&linear, x)
     });
+    let linear: Linear = LinearConfig::new(2048, 5632).init(device);
+    unary(
+        criterion,
+        "linear, one row of 2048 to 5632",
+        [1, 2048],
+        |x| ops::linear(&linear, x),
+    );
     for size @ [_, _, _, channels] in [[16, 32, 32, 320], [16, 8, 8, 1280]] {
         let conv = conv3x3(channels, device);
         let [n, height, width, _] = size;
@@ -66,18 +75,48 @@ fn products(criterion: &mut Criterion) {
     unary(criterion, "temporal conv 1x16x32x32x320", size, |x| {
         ops::temporal_conv(&conv, x)
     });
-    for size @ [batch, heads, tokens, width] in [[16, 5, 1024, 64], [1024, 5, 16, 64]] {
-        let name = format!("attention {batch}x{heads}x{tokens}x{width}");
+}
+
+fn attentions(criterion: &mut Criterion) {
+    let device = &Device::default();
+    for (what, size, keys, causal) in [
+        ("of frames", [16, 5, 1024, 64], [16, 5, 1024, 64], false),
+        ("among frames", [1024, 5, 16, 64], [1024, 5, 16, 64], false),
+        (
+            "to one context for all frames",
+            [16, 5, 1024, 64],
+            [1, 5, 125, 64],
+            false,
+        ),
+        ("of a prompt", [1, 32, 512, 64], [1, 4, 512, 64], true),
+        ("of a token", [1, 32, 1, 64], [1, 4, 512, 64], false),
+    ] {
+        let [batch, heads, queries, width] = size;
+        let name = format!("attention {what} {batch}x{heads}x{queries}x{width}");
+        let keys = random(keys, device);
         unary(criterion, &name, size, |x| {
-            attention(x.clone(), x.clone(), x, None, false)
+            attention(x, keys.clone(), keys.clone(), None, causal)
         });
     }
+    let mask = random([16, 1, 320, 320], device);
+    unary(
+        criterion,
+        "attention, mask 16x5x320x64",
+        [16, 5, 320, 64],
+        |x| attention(x.clone(), x.clone(), x, Some(mask.clone()), false),
+    );
 }
 
 fn activations_and_norms(criterion: &mut Criterion) {
     let device = &Device::default();
     unary(criterion, "SiLU 16384x320", [16384, 320], ops::silu);
     unary(criterion, "GELU 16384x320", [16384, 320], ops::gelu);
+    unary(
+        criterion,
+        "QuickGELU 16384x320",
+        [16384, 320],
+        ops::quick_gelu,
+    );
     unary(criterion, "GEGLU 16384x2560", [16384, 2560], ops::geglu);
     let group: GroupNorm = GroupNormConfig::new(32, 320).init(device);
     for (name, silu) in [
@@ -124,6 +163,18 @@ fn training(criterion: &mut Criterion) {
     train(criterion, "train attention 128x1x64x32", size, |x| {
         attention(x.clone(), x.clone(), x, None, false)
     });
+    optimiser(criterion);
+}
+
+/// A step over one matrix; Burn's own in the second place.
+fn optimiser(criterion: &mut Criterion) {
+    let device = &Device::default();
+    let [weight, grad] = [(); 2].map(|()| random::<2>([1280, 1280], device));
+    let optimiser = AdamWConfig::new().build();
+    let (weight, state) = optimiser.step(1e-4, weight, grad.clone(), None);
+    compare(criterion, "AdamW 1280x1280", || {
+        optimiser.step(1e-4, weight.clone(), grad.clone(), state.clone())
+    });
 }
 
 fn main() {
@@ -134,6 +185,7 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     products(&mut criterion);
+    attentions(&mut criterion);
     activations_and_norms(&mut criterion);
     training(&mut criterion);
     criterion.final_summary();

@@ -64,7 +64,9 @@ pub fn take() -> Vec<Row> {
 pub fn peak() -> f64 {
     use std::time::Instant;
 
-    use pulp::{Arch, Simd, WithSimd};
+    use pulp::{Simd, WithSimd};
+
+    use crate::vectorised::arch;
 
     /// More of them than a processor can begin before the first has ended.
     const CHAINS: usize = 12;
@@ -95,7 +97,7 @@ pub fn peak() -> f64 {
         }
     }
 
-    rayon::broadcast(|_| Arch::new().dispatch(Chains))
+    rayon::broadcast(|_| arch().dispatch(Chains))
         .into_iter()
         .sum()
 }

@@ -1,4 +1,26 @@
+use std::sync::OnceLock;
+
 use pulp::{Arch, Simd, WithSimd};
+
+/// The vectors that kernels use: the widest that this processor has, or those that the environment
+/// variable `DIVOT_VECTORS` names, `avx2` or `none`.
+pub(crate) fn arch() -> Arch {
+    static ARCH: OnceLock<Arch> = OnceLock::new();
+    *ARCH.get_or_init(|| {
+        let name = std::env::var("DIVOT_VECTORS").unwrap_or_default();
+        let named = match name.as_str() {
+            "" => return Arch::new(),
+            "none" => Some(Arch::Scalar),
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            "avx2" => pulp::x86::V3::try_new().map(Arch::V3),
+            _ => None,
+        };
+        named.unwrap_or_else(|| {
+            eprintln!("DIVOT_VECTORS={name} is not there: it may be avx2, or none; ignored");
+            Arch::new()
+        })
+    })
+}
 
 /// Runs `f` compiled for the vectors of this processor, which is found out at run time.
 ///
@@ -18,5 +40,5 @@ pub fn vectorised(f: impl FnMut()) {
         }
     }
 
-    Arch::new().dispatch(Run(f));
+    arch().dispatch(Run(f));
 }

@@ -301,6 +301,7 @@ fn convolutions() {
         ([8, 8, 9], [130, 20], 3, 1, 0),
         ([8, 7, 8], [33, 16], 3, 1, 2),
         ([9, 16, 16], [16, 23], 3, 1, 1),
+        ([0, 16, 16], [16, 23], 3, 1, 1),
         ([4, 8, 8], [1420, 17], 3, 1, 1),
         // Patches: more taps than a panel is deep.
         ([2, 50, 25], [3, 20], 25, 25, 0),
@@ -321,11 +322,31 @@ fn convolutions() {
             ops::conv2d_last(&conv, x)
         });
     }
+    for (size, [top, left, bottom, right]) in [
+        ([2, 15, 14], [2, 0, 1, 2]),
+        ([3, 14, 15], [0, 1, 0, 1]),
+        ([9, 8, 7], [0, 0, 2, 1]),
+    ] {
+        let [n, height, width] = size;
+        let conv: Conv2d = Conv2dConfig::new([28, 17], [3, 3])
+            .with_padding(PaddingConfig2d::Explicit(top, left, bottom, right))
+            .init(&device);
+        let x = random([n, height, width, 28], 21);
+        let weight = random([17, 28, 3, 3], 22);
+        same(&format!("padded {size:?}"), [x, weight], |[x, weight]| {
+            let mut conv = conv.clone();
+            conv.weight = conv.weight.map(|_| weight);
+            ops::conv2d_last(&conv, x)
+        });
+    }
     for (size, channels) in [
         ([2, 4, 3, 5], [6, 7]),
         ([1, 1, 2, 2], [3, 3]),
         ([1, 16, 8, 8], [32, 64]),
         ([3, 5, 4, 6], [17, 80]),
+        ([1, 1, 9, 9], [16, 17]),
+        ([2, 16, 6, 9], [33, 28]),
+        ([0, 4, 8, 8], [33, 28]),
     ] {
         let [n, frames, height, width] = size;
         let conv: Conv3d = Conv3dConfig::new(channels, [3, 1, 1])
@@ -343,6 +364,49 @@ fn convolutions() {
             },
         );
     }
+}
+
+/// Fewer multiplications must not cost digits: errors against sums in f64, as the root of their mean
+/// square, are not above twice those of Burn's operations.
+#[test]
+fn convolutions_by_tiles_are_as_exact() {
+    let _switch = switch();
+    let (size, channels) = (16, 192);
+    let conv: Conv2d = Conv2dConfig::new([channels, 32], [3, 3])
+        .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+        .with_bias(false)
+        .init(&Device::default());
+    let x = Noise::new(15).normal::<4>([1, size, size, channels], &Device::default());
+    let values = |x: Tensor<4>| x.into_data().try_to_vec::<f32>().unwrap();
+    let (inputs, weights) = (values(x.clone()), values(conv.weight.val()));
+    let mut exact = Vec::new();
+    for (y, x) in (0..size).flat_map(|y| (0..size).map(move |x| (y, x))) {
+        for weights in weights.chunks(channels * 9) {
+            let mut sum = 0.0f64;
+            for (i, j) in (0..3).flat_map(|i| (0..3).map(move |j| (i, j))) {
+                let (row, column) = ((y + i).wrapping_sub(1), (x + j).wrapping_sub(1));
+                if row < size && column < size {
+                    let pixel = &inputs[(row * size + column) * channels..][..channels];
+                    for (c, x) in pixel.iter().enumerate() {
+                        sum += f64::from(*x) * f64::from(weights[c * 9 + i * 3 + j]);
+                    }
+                }
+            }
+            exact.push(sum);
+        }
+    }
+    let [plain, fused] = [false, true].map(|on| {
+        ops::enable_kernels(on);
+        let found = values(ops::conv2d_last(&conv, x.clone()));
+        assert_eq!(found.len(), exact.len());
+        let errors = found.iter().zip(&exact).map(|(f, e)| f64::from(*f) - e);
+        (errors.map(|e| e * e).sum::<f64>() / exact.len() as f64).sqrt()
+    });
+    assert!(
+        plain > 0.0 && fused < 2.0 * plain,
+        "{fused:e} and {plain:e}"
+    );
+    println!("errors of tiles {fused:.2e}, of sums {plain:.2e}");
 }
 
 #[test]

@@ -195,6 +195,8 @@ fn open(kind: Kind, index: Option<usize>, name: &str) -> Result<Device, DeviceEr
         feature: kind.name(),
     })?;
     if kind != Kind::Cpu {
+        #[cfg(feature = "tuned")]
+        keep_compiled_kernels();
         try_out(&device).map_err(|problem| DeviceError::NotThere {
             device: name.to_owned(),
             problem,
@@ -202,6 +204,16 @@ fn open(kind: Kind, index: Option<usize>, name: &str) -> Result<Device, DeviceEr
         })?;
     }
     Ok(device)
+}
+
+/// Has compiled kernels kept for the next run, as what `autotune` found is anyway. A program that set
+/// CubeCL's configuration before has decided for itself.
+#[cfg(feature = "tuned")]
+fn keep_compiled_kernels() {
+    use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    config.compilation.cache = true;
+    CubeClRuntimeConfig::try_set(config);
 }
 
 /// Computes 1 + 1 there. Backends panic where a driver is missing, on threads of their own too:

@@ -113,7 +113,11 @@ struct Inputs {
 
 impl Inputs {
     fn normal<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<D> {
-        self.noise.normal(shape, &self.device).cast(self.dtype)
+        let values = self.noise.normal(shape, &self.device);
+        match divot::device::is_cpu(&self.device) {
+            true => values,
+            false => values.cast(self.dtype),
+        }
     }
 
     fn full(&self, count: usize, value: f64) -> Tensor<1> {
@@ -132,11 +136,15 @@ fn total<const D: usize>(result: Tensor<D>) -> Result<f32> {
     Ok(result.cast(FloatDType::F32).sum().into_scalar::<f32>())
 }
 
+/// As weights are loaded: the CPU keeps matrices in `dtype`, and everything else in f32.
 fn cast<M: Module>(module: M, dtype: FloatDType) -> M {
     struct Cast(FloatDType);
     impl ModuleMapper for Cast {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            param.map(|tensor| tensor.cast(self.0))
+            match D == 1 && divot::device::is_cpu(&param.val().device()) {
+                true => param,
+                false => param.map(|tensor| tensor.cast(self.0)),
+            }
         }
     }
     match dtype {

@@ -2,11 +2,12 @@ use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::product::{Packed, Strided, add_lines};
 use super::simd::{self, LANES, Shared, exp, row_sum, uninit};
 use super::{Kernel, tensor};
+use crate::vectorised::arch;
 
 /// Queries whose scores are held at a time, a line of them for each key: sums over keys then need
 /// no sums within a vector, and keys are read as they lie.
@@ -551,7 +552,7 @@ impl Kernel for Attention {
         let [batch, heads, tokens, _] = size;
         let total = batch * heads;
         let values = uninit(size.iter().product(), |out| {
-            let (arch, out) = (Arch::new(), Shared(out));
+            let (arch, out) = (arch(), Shared(out));
             let serial = problem.serial();
             // Those that share keys stay together where that is enough for all threads. Few of them
             // are split along their queries, many are taken some at a time.
@@ -601,7 +602,7 @@ impl Kernel for Attention {
         let mut buffers: [Vec<f32>; 3] =
             sizes.map(|size| Vec::with_capacity(size.iter().product()));
         let to = buffers.each_mut().map(|buffer| Shared(buffer.as_mut_ptr()));
-        let arch = Arch::new();
+        let arch = arch();
         let total = shared * kv_heads;
         let step = total.div_ceil(4 * simd::tasks(1));
         simd::each(total.div_ceil(step), problem.serial(), |i| {

@@ -3,8 +3,8 @@ use burn::tensor::Shape;
 
 use super::norm::column_sums;
 use super::product::{Gather, Rows, Values, Weights, product, weight_gradient};
-use super::winograd::{self, Tiles};
-use super::{Kernel, as_type_of, contiguous, floats, in_order, tensor};
+use super::winograd::{self, Images, Tiles};
+use super::{Kernel, as_type_of, contiguous, floats, in_order, simd, tensor};
 
 /// Channels, of the input and of the result, from which transforming both is worth it.
 const FEWEST_CHANNELS: usize = 16;
@@ -67,31 +67,21 @@ impl Conv {
     }
 
     fn gather(&self) -> Gather {
-        self.along_each(|axis| {
-            Gather::axis(axis.from, axis.to, axis.taps, axis.stride, axis.padding)
-        })
+        self.gathered(|axis| Gather::axis(axis.from, axis.to, axis.taps, axis.stride, axis.padding))
     }
 
     /// The tiles of the same convolution, where there is a faster way by them.
     fn tiles(&self, [rows, channels, outputs]: [usize; 3]) -> Option<Tiles> {
+        // What `turned` makes of a padding wider than the kernel is no padding.
         let three = |axis: &Axis| axis.taps == 3 && axis.stride == 1 && axis.padding < 3;
-        let (to, from) = (
-            self.positions(|axis| axis.to),
-            self.positions(|axis| axis.from),
-        );
-        let tiles = self.positions(|axis| axis.to.div_ceil(2)) * (rows / to.max(1));
-        let fits = std::env::var("DIRECT").is_err()
-            && self.axes.iter().all(three)
+        let tile = |axis: &Axis| axis.to.div_ceil(2);
+        let count = rows / self.positions(|axis| axis.to).max(1) * self.positions(tile);
+        let fits = self.axes.iter().all(three)
             && channels.min(outputs) >= FEWEST_CHANNELS
-            && tiles >= FEWEST_TILES
-            && from > 0;
-        fits.then(|| {
-            let tile = |axis: &Axis| axis.to.div_ceil(2);
-            Tiles {
-                from: self
-                    .along_each(|axis| Gather::axis(axis.from, tile(axis), 4, 2, axis.padding)),
-                to: self.along_each(|axis| Gather::axis(axis.to, tile(axis), 2, 2, 0)),
-            }
+            && count >= FEWEST_TILES;
+        fits.then(|| Tiles {
+            from: self.gathered(|axis| Gather::axis(axis.from, tile(axis), 4, 2, axis.padding)),
+            to: self.gathered(|axis| Gather::axis(axis.to, tile(axis), 2, 2, 0)),
         })
     }
 
@@ -110,7 +100,7 @@ impl Conv {
     }
 
     /// What `f` gives for each axis, and all positions within.
-    fn along_each(&self, f: impl Fn(&Axis) -> Gather) -> Gather {
+    fn gathered(&self, f: impl Fn(&Axis) -> Gather) -> Gather {
         let area = self.area.iter().product();
         let axes = self.axes.iter().map(f);
         axes.rfold(Gather::axis(area, area, 1, 1, 0), |inner, axis| {
@@ -166,7 +156,14 @@ impl Kernel for Conv {
             output: channels * self.taps(),
         };
         let values = match self.tiles(sizes) {
-            Some(tiles) => winograd::product(floats(&x), channels, &tiles, weights, false, bias),
+            Some(tiles) => {
+                let images = Images {
+                    data: floats(&x),
+                    channels,
+                    tiles: &tiles,
+                };
+                winograd::product(images, weights, false, bias)
+            }
             None => {
                 let gather = &self.gather();
                 let data = floats(&x);
@@ -207,7 +204,14 @@ impl Kernel for Conv {
             let rows = m / self.positions(|axis| axis.to) * self.positions(|axis| axis.from);
             let data = floats(&grad);
             let values = match self.turned().tiles([rows, outputs, channels]) {
-                Some(tiles) => winograd::product(data, outputs, &tiles, transposed, true, None),
+                Some(tiles) => {
+                    let images = Images {
+                        data,
+                        channels: outputs,
+                        tiles: &tiles,
+                    };
+                    winograd::product(images, transposed, true, None)
+                }
                 None => {
                     let gather = &self.gather().inverse();
                     let grad = Rows {
@@ -224,7 +228,14 @@ impl Kernel for Conv {
             let x = contiguous(x);
             let (data, grad) = (floats(&x), floats(&grad));
             let values = match self.tiles([m, channels, outputs]) {
-                Some(tiles) => winograd::weight_gradient(data, channels, &tiles, grad, outputs),
+                Some(tiles) => {
+                    let images = Images {
+                        data,
+                        channels,
+                        tiles: &tiles,
+                    };
+                    winograd::weight_gradient(images, grad, outputs)
+                }
                 None => {
                     let gather = &self.gather();
                     let x = Rows {
@@ -234,9 +245,18 @@ impl Kernel for Conv {
                     };
                     let found = weight_gradient(x, grad, m, outputs);
                     // From [taps, out, in] to [out, in, taps].
-                    let area = outputs * channels;
-                    let taps = |i| (0..taps).map(move |tap| tap * area + i);
-                    (0..area).flat_map(taps).map(|i| found[i]).collect()
+                    simd::by_rows(
+                        outputs,
+                        channels * taps,
+                        #[inline(always)]
+                        |output, line| {
+                            for (channel, to) in line.chunks_exact_mut(taps).enumerate() {
+                                for (tap, to) in to.iter_mut().enumerate() {
+                                    *to = found[(tap * outputs + output) * channels + channel];
+                                }
+                            }
+                        },
+                    )
                 }
             };
             as_type_of(weight, tensor(values, super::shape(weight)))

@@ -43,7 +43,8 @@ pub trait Kernel: Debug + Send + Sync + 'static {
     /// What it is called in a [`profile`].
     fn name(&self) -> &'static str;
 
-    /// Multiplications of the matrix products in a forward pass on such inputs.
+    /// Multiplications of the matrix products that define a forward pass on such inputs, even where it
+    /// takes fewer.
     fn multiplications(&self, _inputs: &[FlexTensor]) -> f64 {
         0.0
     }

@@ -17,9 +17,10 @@ use std::ops::Range;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, bf16, f16};
 use half::slice::HalfFloatSliceExt;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::simd::{self, Shared, uninit};
+use crate::vectorised::arch;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 6;
@@ -29,12 +30,12 @@ const MAX_WIDTH: usize = 64;
 pub(super) const DEPTH: usize = 704;
 /// The same when it is read along its columns, where each step touches another cache line.
 const TRANSPOSED_DEPTH: usize = 128;
-/// Panels that are packed together.
+/// Panels that are packed together, or that tasks share.
 pub(super) const GROUP: usize = 4;
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;
 /// Multiplications below which threads do not pay.
-const SERIAL: usize = 1 << 19;
+pub(super) const SERIAL: usize = 1 << 19;
 /// Floats of a line that a vector is multiplied with at once: their sums and four lines of weights
 /// take turns in the first-level cache.
 const MAX_LINE: usize = 4096;
@@ -87,6 +88,7 @@ impl Gather {
 
     /// The gather of a kernel of so many taps along one axis, `padding` before it.
     pub fn axis(from: usize, to: usize, taps: usize, stride: usize, padding: usize) -> Self {
+        assert!(from < Self::EDGE as usize);
         let places = (0..to).flat_map(|at| (0..taps).map(move |tap| at * stride + tap));
         let within = |place: usize| match place.wrapping_sub(padding) {
             row if row < from => row as u32,
@@ -103,6 +105,7 @@ impl Gather {
     /// The gather along the axes of `self` and, within each of their positions, along those of
     /// `inner`.
     pub fn within(&self, inner: &Self) -> Self {
+        assert!(self.source * inner.source < Self::EDGE as usize);
         let size = self.table.len() * inner.table.len();
         let mut table = Vec::with_capacity(size);
         for outer in self.table.chunks(self.taps) {
@@ -246,7 +249,7 @@ pub(super) fn product(
     }
     uninit(m * n, |out| {
         let out = Shared(out);
-        let arch = Arch::new();
+        let arch = arch();
         let width = arch.dispatch(TileWidth);
         let serial = m * n * channels * taps < SERIAL;
         let panels = n.div_ceil(width);
@@ -398,7 +401,7 @@ pub(super) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
     let parts = m.div_ceil(part);
     let mut sums = uninit(parts * size, |out| {
         let out = Shared(out);
-        let arch = Arch::new();
+        let arch = arch();
         let width = arch.dispatch(TileWidth);
         let panels = taps * channels.div_ceil(width);
         let groups = panels.div_ceil(GROUP);
@@ -546,7 +549,8 @@ pub(super) enum Start {
     There,
 }
 
-/// A tile of the result: for each tap its rows of the left operand by its part of a panel.
+/// A tile of the result: for each tap its rows of the left operand by its part of a panel, whose lines
+/// are as long as the tile is wide, rounded up to whole vectors.
 ///
 /// # Safety
 /// As [`tile`] for each tap, the target is this thread's, and the line as long as the tile is wide.

@@ -4,7 +4,8 @@
 //!
 //! Inputs, weights and results are transformed along each axis, and between them there is one
 //! matrix product for each of the 4 or 16 places of a tile. Larger tiles would need fewer
-//! multiplications and lose digits; these lose none to speak of.
+//! multiplications and lose digits; these lose none to speak of. An infinity makes NaN of whatever
+//! else is made of its tile.
 
 #![allow(clippy::needless_range_loop)]
 
@@ -14,22 +15,24 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::product::{
-    DEPTH, GROUP, Gather, LINE, MAX_PARTIAL, ROWS, Start, Target, TileWidth, Weights, ZEROS,
-    add_parts, block, lines, vectors,
+    DEPTH, GROUP, Gather, LINE, MAX_PARTIAL, ROWS, SERIAL, Start, Target, TileWidth, Weights,
+    ZEROS, add_parts, block, lines, vectors,
 };
 use super::simd::{self, Shared, uninit};
+use crate::vectorised::arch;
 
-/// Tiles that go by the weights together.
+/// Tiles that go by the weights together; each thread keeps them transformed, 16 floats for each
+/// channel.
 const TILES: usize = 12 * ROWS;
 /// Tiles whose gradients are summed at once.
 const GRADIENT_TILES: usize = 128;
 /// Outputs for which another task transforms the input again.
-const FEWEST_MADE: usize = 64;
+const FEWEST_OUTPUTS: usize = 64;
 /// Places of a tile along two axes.
 const PLACES: usize = 16;
 
 thread_local! {
-    /// What a thread's tiles were transformed into last, and their products.
+    /// What a thread's tiles were transformed into last, and their products or gradients.
     static TRANSFORMED: Cell<[Vec<f32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
 }
 
@@ -38,56 +41,81 @@ thread_local! {
 pub(super) struct Tiles {
     /// 4 or 4x4 rows.
     pub from: Gather,
-    /// 2 or 2x2 rows.
+    /// 2 or 2x2 rows, of all tiles together each row of the result once.
     pub to: Gather,
 }
 
-/// Σ over taps and channels of input · weights, plus the bias, for images of `channels` with the
-/// rows of `tiles`. `reversed`: the last tap of the weights comes first.
+/// The left operand: images, or clips, of rows of `channels` floats.
+#[derive(Clone, Copy)]
+pub(super) struct Images<'a> {
+    pub data: &'a [f32],
+    pub channels: usize,
+    pub tiles: &'a Tiles,
+}
+
+impl Images<'_> {
+    fn images(&self) -> usize {
+        let size = self.tiles.from.source * self.channels;
+        let images = self.data.len() / size;
+        assert!(self.data.len() == images * size);
+        images
+    }
+
+    /// Tiles of all images.
+    fn count(&self) -> usize {
+        let Tiles { from, to } = self.tiles;
+        assert!(matches!((from.taps, to.taps), (4, 2) | (16, 4)) && from.period == to.period);
+        self.images() * from.period
+    }
+}
+
+/// Σ over taps and channels of images · weights, plus the bias. `reversed`: the last tap of the
+/// weights comes first. None of the sizes may be 0.
 pub(super) fn product(
-    data: &[f32],
-    channels: usize,
-    tiles: &Tiles,
+    images: Images<'_>,
     weights: Weights<'_>,
     reversed: bool,
     bias: Option<&[f32]>,
 ) -> Vec<f32> {
-    let n = weights.outputs;
-    let periods = data.len() / (tiles.from.source * channels);
-    let count = periods * tiles.from.period;
-    assert!(data.len() == periods * tiles.from.source * channels);
+    let arch = arch();
+    let (n, channels, count) = (weights.outputs, images.channels, images.count());
+    assert!(n * channels * count > 0);
     assert!(bias.is_none_or(|bias| bias.len() == n));
-    let arch = Arch::new();
+    let Tiles { from, to } = images.tiles;
+    let serial = from.taps * count * channels * n < SERIAL;
     let width = arch.dispatch(TileWidth);
     let panels = n.div_ceil(width);
-    let weights = transformed(arch, weights, reversed, channels, tiles.from.taps);
-    uninit(periods * tiles.to.source * n, |out| {
+    let weights = &transformed(arch, weights, reversed, channels, from.taps);
+    let weights = &weights[weights.as_ptr().align_offset(LINE * size_of::<f32>())..];
+    uninit(images.images() * to.source * n, |out| {
         let out = Shared(out);
         let blocks = count.div_ceil(TILES);
-        let block = count.div_ceil(blocks).next_multiple_of(ROWS);
-        let blocks = count.div_ceil(block);
-        let groups = simd::tasks(blocks).min(panels.div_ceil(GROUP));
+        let size = count.div_ceil(blocks).next_multiple_of(ROWS);
+        let blocks = count.div_ceil(size);
+        let groups = match serial {
+            true => 1,
+            false => simd::tasks(blocks)
+                .min((n / FEWEST_OUTPUTS).max(1))
+                .min(panels),
+        };
         let border = |group: usize| (group * panels / groups * width).min(n);
-        let task = |i: usize| {
-            let (first, group) = (i / groups * block, i % groups);
+        simd::each(groups * blocks, serial, |i| {
+            let (first, group) = (i / groups * size, i % groups);
             arch.dispatch(Forward {
-                data,
-                channels,
-                tiles,
-                range: first..(first + block).min(count),
-                weights: &weights,
+                images,
+                range: first..(first + size).min(count),
+                weights,
                 columns: border(group)..border(group + 1),
                 outputs: n,
                 bias,
                 out,
             });
-        };
-        simd::each(groups * blocks, false, task);
+        });
     })
 }
 
 /// The transformed weights in panels as wide as a tile of the product: panel after panel, place
-/// after place, channel after channel.
+/// after place, channel after channel, from the beginning of a cache line on.
 fn transformed(
     arch: Arch,
     weights: Weights<'_>,
@@ -97,14 +125,21 @@ fn transformed(
 ) -> Vec<f32> {
     let width = arch.dispatch(TileWidth);
     let padded = weights.outputs.next_multiple_of(LINE.min(width));
-    uninit(places * channels * padded, |out| {
+    let size = places * channels * padded;
+    uninit(size + LINE, |out| {
+        let start = out.align_offset(LINE * size_of::<f32>());
         let out = Shared(out);
+        // SAFETY: what is before and after them.
+        unsafe {
+            out.slice(0, start).fill(0.0);
+            out.slice(start + size, LINE - start).fill(0.0);
+        }
         let panels = weights.outputs.div_ceil(width);
         let chunk = channels.div_ceil(simd::tasks(panels));
         let chunks = channels.div_ceil(chunk);
-        simd::each(panels * chunks, false, |i| {
+        simd::each(panels * chunks, size < SERIAL / 8, |i| {
             let (first, column) = (i % chunks * chunk, i / chunks * width);
-            arch.dispatch(Turn {
+            arch.dispatch(Transform {
                 weights,
                 reversed,
                 channels,
@@ -112,7 +147,7 @@ fn transformed(
                 range: first..(first + chunk).min(channels),
                 column,
                 width: (padded - column).min(width),
-                out: out.after(column * places * channels),
+                out: out.after(start + column * places * channels),
             });
         });
     })
@@ -156,7 +191,7 @@ fn along_each<V: Copy, const AXES: usize, const N: usize, const M: usize>(
 }
 
 /// Transforms the weights of some channels to a panel's columns.
-struct Turn<'a> {
+struct Transform<'a> {
     weights: Weights<'a>,
     reversed: bool,
     channels: usize,
@@ -167,7 +202,7 @@ struct Turn<'a> {
     out: Shared,
 }
 
-impl WithSimd for Turn<'_> {
+impl WithSimd for Transform<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -179,16 +214,19 @@ impl WithSimd for Turn<'_> {
     }
 }
 
-impl Turn<'_> {
+impl Transform<'_> {
     #[inline(always)]
     fn run<S: Simd, const AXES: usize>(self, simd: S) {
         let zero = simd.splat_f32s(0.0);
         let half = simd.splat_f32s(0.5);
         let weights = self.weights;
         let taps = 3usize.pow(AXES as u32);
+        // What is beyond the last output may hold anything.
         let mut read = [[0.0f32; LINE]; 9];
         for at in (0..self.width).step_by(LINE) {
-            let filled = LINE.min(weights.outputs - self.column - at);
+            let filled = LINE
+                .min(self.width - at)
+                .min(weights.outputs - self.column - at);
             for channel in self.range.clone() {
                 let first = channel * weights.channel + (self.column + at) * weights.output;
                 for tap in 0..taps {
@@ -235,9 +273,7 @@ impl Turn<'_> {
 
 /// A part of [`product`]: some tiles by a few panels.
 struct Forward<'a> {
-    data: &'a [f32],
-    channels: usize,
-    tiles: &'a Tiles,
+    images: Images<'a>,
     range: Range<usize>,
     weights: &'a [f32],
     columns: Range<usize>,
@@ -251,7 +287,7 @@ impl WithSimd for Forward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.tiles.from.taps {
+        match self.images.tiles.from.taps {
             4 => self.run::<S, 1>(simd),
             _ => self.run::<S, 2>(simd),
         }
@@ -263,17 +299,17 @@ impl Forward<'_> {
     fn run<S: Simd, const AXES: usize>(self, simd: S) {
         let places = 4usize.pow(AXES as u32);
         let widest = vectors::<S>() * S::F32_LANES;
-        let (channels, count) = (self.channels, self.range.len());
+        let (channels, count) = (self.images.channels, self.range.len());
         let stride = channels.next_multiple_of(LINE);
         let mut scratch = TRANSFORMED.take();
         let [inputs, products] = &mut scratch;
         let inputs = lines(inputs, places * count * stride);
         let products = lines(products, places * count * widest);
         let read = Read {
-            data: self.data,
+            data: self.images.data,
             channels,
             columns: 0..channels,
-            gather: &self.tiles.from,
+            gather: &self.images.tiles.from,
             tiles: self.range.clone(),
         };
         read.run::<S, AXES, 4>(
@@ -310,7 +346,7 @@ impl Forward<'_> {
                             _ => Start::There,
                         };
                         // SAFETY: the slices above are `depth` long, the panel as many lines; the
-                        // products are this thread's.
+                        // products, as many as `lines` gave, are this thread's.
                         unsafe { block(simd, &[left], 1, panel.as_ptr(), depth, &target, start) };
                     }
                 }
@@ -332,10 +368,10 @@ impl Forward<'_> {
     ) {
         let zero = simd.splat_f32s(0.0);
         let (places, made) = (4usize.pow(AXES as u32), 2usize.pow(AXES as u32));
-        let count = self.range.len();
+        let (to, count) = (&self.images.tiles.to, self.range.len());
         assert!(products.len() >= places * count * width);
         for (t, tile) in self.range.clone().enumerate() {
-            let (at, base) = self.tiles.to.place(tile);
+            let (at, base) = to.place(tile);
             for lane in (0..columns).step_by(S::F32_LANES) {
                 let filled = S::F32_LANES.min(columns - lane);
                 let mut m = [zero; PLACES];
@@ -366,7 +402,7 @@ impl Forward<'_> {
                     None => zero,
                 };
                 for i in 0..made {
-                    let row = self.tiles.to.table[at + i];
+                    let row = to.table[at + i];
                     if row != Gather::EDGE {
                         let first = (base + row as usize) * self.outputs + column + lane;
                         // SAFETY: the part is within the result, and this task's.
@@ -451,18 +487,14 @@ fn of_inputs<S: Simd>(simd: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 4] {
 }
 
 /// The gradient of the weights of [`product`], `[outputs, channels, taps]`; `grad` is that of its
-/// result.
-pub(super) fn weight_gradient(
-    data: &[f32],
-    channels: usize,
-    tiles: &Tiles,
-    grad: &[f32],
-    outputs: usize,
-) -> Vec<f32> {
-    let periods = data.len() / (tiles.from.source * channels);
-    assert!(data.len() == periods * tiles.from.source * channels);
-    assert!(grad.len() == periods * tiles.to.source * outputs);
-    let (count, places) = (periods * tiles.from.period, tiles.from.taps);
+/// result. None of the sizes may be 0.
+pub(super) fn weight_gradient(images: Images<'_>, grad: &[f32], outputs: usize) -> Vec<f32> {
+    let arch = arch();
+    let (channels, count) = (images.channels, images.count());
+    let Tiles { from, to } = images.tiles;
+    assert!(outputs * channels * count > 0);
+    assert!(grad.len() == images.images() * to.source * outputs);
+    let places = from.taps;
     let size = places * outputs * channels;
     // Where there is little to share out but tiles, tasks take some of these, and sums of their own.
     let parts = match size <= MAX_PARTIAL {
@@ -473,7 +505,6 @@ pub(super) fn weight_gradient(
     let parts = count.div_ceil(part);
     let mut sums = uninit(parts * size, |out| {
         let out = Shared(out);
-        let arch = Arch::new();
         let width = arch.dispatch(TileWidth);
         let panels = channels.div_ceil(width);
         let groups = panels.div_ceil(GROUP);
@@ -481,17 +512,15 @@ pub(super) fn weight_gradient(
         let threads = rayon::current_num_threads();
         // Each transforms the input again: few, as long as every thread has one.
         let splits = simd::tasks(groups * parts)
-            .min(outputs / FEWEST_MADE)
+            .min(outputs / FEWEST_OUTPUTS)
             .max(threads.div_ceil(groups * parts));
         let chunk = outputs.div_ceil(splits).next_multiple_of(ROWS);
         let chunks = outputs.div_ceil(chunk);
-        simd::each(parts * groups * chunks, false, |i| {
+        simd::each(parts * groups * chunks, count * size < SERIAL, |i| {
             let (index, i) = (i / (groups * chunks), i % (groups * chunks));
             let (first, column) = (i / groups * chunk, i % groups * group);
             arch.dispatch(Gradient {
-                data,
-                channels,
-                tiles,
+                images,
                 grad,
                 outputs,
                 range: index * part..(index * part + part).min(count),
@@ -502,21 +531,30 @@ pub(super) fn weight_gradient(
         });
     });
     add_parts(&mut sums, size);
-    let area = outputs * channels;
-    let back = |x: &[f32; PLACES]| match places {
-        4 => along_each::<_, 1, 4, 3>(x, 0.0, of_gradients),
-        _ => along_each::<_, 2, 4, 3>(x, 0.0, of_gradients),
-    };
-    let taps = if places == 4 { 3 } else { 9 };
-    simd::by_rows(outputs, channels * taps, |output, line| {
-        for (channel, to) in line.chunks_exact_mut(taps).enumerate() {
-            let mut u = [0.0; PLACES];
-            for place in 0..places {
-                u[place] = sums[place * area + output * channels + channel];
+    match places {
+        4 => from_places::<1>(&sums, outputs, channels),
+        _ => from_places::<2>(&sums, outputs, channels),
+    }
+}
+
+/// The gradient of the weights from that of the transformed ones, `[places, outputs, channels]`.
+fn from_places<const AXES: usize>(sums: &[f32], outputs: usize, channels: usize) -> Vec<f32> {
+    let (places, taps) = (4usize.pow(AXES as u32), 3usize.pow(AXES as u32));
+    simd::by_rows(
+        outputs,
+        channels * taps,
+        #[inline(always)]
+        |output, line| {
+            for (channel, to) in line.chunks_exact_mut(taps).enumerate() {
+                let mut u = [0.0; PLACES];
+                for place in 0..places {
+                    u[place] = sums[(place * outputs + output) * channels + channel];
+                }
+                let g = along_each::<_, AXES, 4, 3>(&u, 0.0, of_gradients);
+                to.copy_from_slice(&g[..taps]);
             }
-            to.copy_from_slice(&back(&u)[..taps]);
-        }
-    })
+        },
+    )
 }
 
 /// The gradient of three weights from that of four places.
@@ -528,9 +566,7 @@ fn of_gradients([a, b, c, d]: [f32; 4]) -> [f32; 3] {
 
 /// A part of [`weight_gradient`]: some outputs by some channels, summed over some tiles.
 struct Gradient<'a> {
-    data: &'a [f32],
-    channels: usize,
-    tiles: &'a Tiles,
+    images: Images<'a>,
     grad: &'a [f32],
     outputs: usize,
     range: Range<usize>,
@@ -544,7 +580,7 @@ impl WithSimd for Gradient<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.tiles.from.taps {
+        match self.images.tiles.from.taps {
             4 => self.run::<S, 1>(simd),
             _ => self.run::<S, 2>(simd),
         }
@@ -557,30 +593,36 @@ impl Gradient<'_> {
         let places = 4usize.pow(AXES as u32);
         let widest = vectors::<S>() * S::F32_LANES;
         let zero = simd.splat_f32s(0.0);
-        let (channels, outputs) = (self.channels, self.outputs);
+        let Images {
+            data,
+            channels,
+            tiles,
+        } = self.images;
+        let outputs = self.outputs;
         // An odd number of cache lines: an even one would have columns share few of their places.
         let stride = (self.made.len().div_ceil(LINE) | 1) * LINE;
         let mut scratch = TRANSFORMED.take();
         let [inputs, grads] = &mut scratch;
-        let panel_of = |columns: usize| columns.next_multiple_of(LINE.min(widest));
+        // As wide as `block` takes it to be.
+        let panel_of = |columns: usize| columns.next_multiple_of(S::F32_LANES);
         let inputs = lines(
             inputs,
             places * GRADIENT_TILES * panel_of(self.columns.len()),
         );
         let grads = lines(grads, places * GRADIENT_TILES * stride);
         for first in self.range.clone().step_by(GRADIENT_TILES) {
-            let tiles = first..(first + GRADIENT_TILES).min(self.range.end);
-            let count = tiles.len();
+            let some = first..(first + GRADIENT_TILES).min(self.range.end);
+            let count = some.len();
             let panel = |column: usize| column..(column + widest).min(self.columns.end);
             for column in self.columns.clone().step_by(widest) {
                 let columns = panel(column);
                 let width = panel_of(columns.len());
                 let read = Read {
-                    data: self.data,
+                    data,
                     channels,
                     columns,
-                    gather: &self.tiles.from,
-                    tiles: tiles.clone(),
+                    gather: &tiles.from,
+                    tiles: some.clone(),
                 };
                 let to = &mut inputs[(column - self.columns.start) * places * count..];
                 read.run::<S, AXES, 4>(
@@ -595,8 +637,8 @@ impl Gradient<'_> {
                 data: self.grad,
                 channels: outputs,
                 columns: self.made.clone(),
-                gather: &self.tiles.to,
-                tiles,
+                gather: &tiles.to,
+                tiles: some,
             };
             read.run::<S, AXES, 2>(
                 simd,
