@@ -1,4 +1,5 @@
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use burn::config::Config;
 use burn::module::Module;
@@ -12,6 +13,7 @@ use divot_unet::{
 };
 
 use crate::checkpoint::{Checkpoint, Part};
+use crate::Guidance;
 use crate::error::{Error, Result};
 
 /// Sizes of the Divot de-tokenizer.
@@ -43,12 +45,6 @@ pub struct SamplingConfig {
     /// Which timesteps are visited; the solver's own ([`Solver::spacing`]) where there are none.
     #[config(default = "None")]
     pub spacing: Option<Spacing>,
-    /// Strength of classifier-free guidance; 1 is none and takes half the time.
-    #[config(default = 7.5)]
-    pub guidance_scale: f64,
-    /// Share of the guided prediction that is rescaled to the conditional one's deviation.
-    #[config(default = 0.7)]
-    pub guidance_rescale: f64,
     /// Frame stride condition.
     #[config(default = 3.0)]
     pub fs: f64,
@@ -74,27 +70,17 @@ pub struct Detokenizer {
 }
 
 impl SamplingConfig {
-    /// Finds out whether the released noise schedule can be sampled so, before any weights are read.
-    /// Returns the number of steps that will be taken.
+    /// Checks the options against the released noise schedule. No weights are needed for it. Returns the
+    /// number of steps that will be taken.
     ///
     /// # Errors
     /// If an option is out of range.
     pub fn check(&self) -> Result<usize> {
-        let finite = |option, value: f64| match value.is_finite() {
-            true => Ok(()),
-            false => Err(Error::Option {
-                option,
-                value,
-                remedy: "a finite number",
-            }),
-        };
-        finite("the guidance scale", self.guidance_scale)?;
-        finite("the frame stride", self.fs)?;
-        if !(0.0..=1.0).contains(&self.guidance_rescale) {
+        if !self.fs.is_finite() {
             return Err(Error::Option {
-                option: "the guidance rescale",
-                value: self.guidance_rescale,
-                remedy: "a number from 0 to 1",
+                option: "the frame stride",
+                value: self.fs,
+                remedy: "a finite number",
             });
         }
         if self.frames == 0 {
@@ -185,47 +171,45 @@ impl Detokenizer {
         Self::load_part(checkpoint, Part::Detokenizer)
     }
 
-    /// Loads the one that was adapted to features which a language model draws, or the plain one
-    /// where there is none.
+    /// The part that decodes features drawn by a language model: the adapted de-tokenizer, or the plain
+    /// one if the checkpoint's folder has no adapted one.
+    pub fn adapted_part(checkpoint: &Path) -> Part {
+        let adapted = Part::AdaptedDetokenizer;
+        match adapted.folder(checkpoint).is_dir() {
+            true => adapted,
+            false => Part::Detokenizer,
+        }
+    }
+
+    /// Loads a certain de-tokenizer.
     ///
     /// # Errors
     /// Those of [`load`](Self::load).
-    pub fn load_adapted(checkpoint: &mut Checkpoint<'_>) -> Result<(Self, DetokenizerConfig)> {
-        let adapted = Part::AdaptedDetokenizer;
-        let part = match adapted.folder(checkpoint.folder()).is_dir() {
-            true => adapted,
-            false => Part::Detokenizer,
-        };
-        Self::load_part(checkpoint, part)
-    }
-
-    fn load_part(checkpoint: &mut Checkpoint<'_>, part: Part) -> Result<(Self, DetokenizerConfig)> {
+    pub fn load_part(
+        checkpoint: &mut Checkpoint<'_>,
+        part: Part,
+    ) -> Result<(Self, DetokenizerConfig)> {
         let config: DetokenizerConfig = checkpoint.config(part)?;
         let module = config.init(checkpoint.device());
         Ok((checkpoint.load(part, module)?, config))
     }
 
-    /// Turns the tokens of one clip, `[1, 64, 256]`, into frames; the same seed draws the same noise.
-    /// `None` if `on_step` stopped it.
-    ///
-    /// `unconditional` is what [`sample`](Self::sample) takes.
+    /// Turns the tokens of one clip, `[1, tokens, width]`, into frames. The same seed draws the same
+    /// noise. `on_step` is told about each step, and may stop the sampling.
     ///
     /// # Errors
     /// If the tokens are not as wide as the model's, a sampling option is out of range, or a number
-    /// overflowed.
+    /// overflowed; [`Error::Stopped`] if `on_step` stopped it.
     pub fn frames(
         &self,
         tokens: Tensor<3>,
-        unconditional: Option<Tensor<3>>,
+        guidance: Option<&Guidance>,
         sampling: &SamplingConfig,
         seed: u64,
         on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
-    ) -> Result<Option<Vec<Frame>>> {
+    ) -> Result<Vec<Frame>> {
         let mut noise = Noise::new(seed);
-        let latents = self.sample(tokens, unconditional, sampling, &mut noise, on_step)?;
-        let Some(latents) = latents else {
-            return Ok(None);
-        };
+        let latents = self.sample(tokens, guidance, sampling, &mut noise, on_step)?;
         let video = self.decode(latents).squeeze_dim::<4>(0);
         let video = video.swap_dims(0, 1); // [frames, 3, height, width]
         let shape = video.dims();
@@ -233,7 +217,7 @@ impl Detokenizer {
         if values.iter().any(|value| value.is_nan()) {
             return Err(Error::NotFinite(self.unet.dtype().name()));
         }
-        Ok(Some(chw_to_clip(&values, shape)?))
+        Ok(chw_to_clip(&values, shape)?)
     }
 
     /// Width of the tokens that are decoded.
@@ -249,56 +233,51 @@ impl Detokenizer {
 
     /// Samples latents from video tokens.
     ///
-    /// # Arguments
-    /// - `tokens`: `[batch, 64, 256]`.
-    /// - `unconditional`: `[1, 64, 256]`, the tokens of an all-zero clip; without them there is no
-    ///   guidance.
-    /// - `on_step`: told about each step; may stop the sampling.
+    /// `tokens`: `[batch, tokens, width]`. Without `guidance` there is only the conditional branch.
+    /// `on_step` is told about each step, and may stop the sampling.
     ///
-    /// Returns `[batch, 4, frames, height, width]`, or `None` if stopped.
+    /// Returns `[batch, channels, frames, height, width]`.
     ///
     /// # Errors
-    /// If the tokens are not as wide as the model's, or an option is out of range.
+    /// If the tokens are not as wide as the model's, or an option is out of range; [`Error::Stopped`] if
+    /// `on_step` stopped it.
     pub fn sample(
         &self,
         tokens: Tensor<3>,
-        unconditional: Option<Tensor<3>>,
+        guidance: Option<&Guidance>,
         sampling: &SamplingConfig,
         noise: &mut Noise,
         on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
-    ) -> Result<Option<Tensor<5>>> {
+    ) -> Result<Tensor<5>> {
         sampling.check()?;
-        let expected = self.token_dim();
-        for tokens in [Some(&tokens), unconditional.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            let [_, _, found] = tokens.dims();
-            if found != expected {
-                return Err(Error::TokenWidth { found, expected });
-            }
-        }
         let sampler = sampling.sampler(&self.schedule)?;
         let device = tokens.device();
         let [height, width] = self.latent_size;
         let channels = self.unet.conv_in.weight.dims()[1];
         let shape = [tokens.dims()[0], channels, sampling.frames, height, width];
 
-        let mut denoiser = Denoiser::new(&self.unet, self.context(tokens), sampling.fs);
-        if let Some(unconditional) = unconditional {
-            denoiser = denoiser.with_guidance(
-                self.context(unconditional),
-                sampling.guidance_scale,
-                sampling.guidance_rescale,
-            );
+        let mut denoiser = Denoiser::new(&self.unet, self.checked_context(tokens)?, sampling.fs);
+        if let Some(guidance) = guidance {
+            let context = self.checked_context(guidance.tokens.clone())?;
+            denoiser = denoiser.with_guidance(context, guidance.scale, guidance.rescale);
         }
         let start = noise.normal(shape, &device);
-        Ok(sampler.sample(
+        let latents = sampler.sample(
             start,
             |latents, timestep| denoiser.predict(latents, timestep),
             |_| noise.normal(shape, &device),
             on_step,
-        ))
+        );
+        latents.ok_or(Error::Stopped)
+    }
+
+    /// The context of tokens that may be of another model.
+    fn checked_context(&self, tokens: Tensor<3>) -> Result<Tensor<3>> {
+        let (found, expected) = (tokens.dims()[2], self.token_dim());
+        match found == expected {
+            true => Ok(self.context(tokens)),
+            false => Err(Error::TokenWidth { found, expected }),
+        }
     }
 
     /// Frames of latents: `[batch, 4, frames, height, width]` → `[batch, 3, frames, height, width]`

@@ -42,12 +42,12 @@ pub enum Error {
     },
     /// A number overflowed on the way.
     #[error(
-        "the reconstruction is not a number everywhere ({0} weights overflowed); load them as f32 (--dtype f32)"
+        "the reconstruction is not a number everywhere ({0} weights overflowed); load them as f32"
     )]
     NotFinite(&'static str),
-    /// A clip is not 16 frames of one size.
-    #[error("a clip is 16 frames of one size, not {0}; read it with `Tokenizer::read_clip`")]
-    Clip(String),
+    /// There is no precision of that name.
+    #[error("`{0}` is no precision; use auto, f32, f16, bf16, q8 or q4")]
+    Precision(String),
     /// Video tokens are of another model than the de-tokenizer.
     #[error(
         "tokens of {found} numbers do not fit a de-tokenizer of {expected}; make them with the same model"

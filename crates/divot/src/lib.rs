@@ -5,11 +5,12 @@ pub mod convert;
 mod detokenizer;
 pub mod device;
 mod error;
+mod guidance;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod llm;
 mod memory;
-mod reconstruct;
+pub mod pipeline;
 mod tokenizer;
 pub mod tokens;
 mod unconditional;
@@ -18,9 +19,12 @@ pub mod weights;
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
 pub use divot_nn::{Noise, Recycler, compute_on_this_thread};
 pub use error::{Error, Result, one_line};
-pub use llm::{Answer, Chat, GenerationConfig, Scene, Story, StoryEnd, StoryPart, Task, VideoLlm};
+pub use guidance::{Guidance, GuidanceConfig};
+pub use llm::{
+    Answer, Chat, GenerationConfig, OpenLlm, Scene, Story, StoryEnd, StoryPart, Task, VideoLlm,
+};
 pub use memory::peak_memory;
-pub use reconstruct::{Clip, Reconstructor};
+pub use pipeline::Pipeline;
 pub use tokenizer::{Tokenizer, TokenizerConfig};
 
 pub use {

@@ -1,0 +1,229 @@
+//! Opening and loading a language model.
+
+use std::path::Path;
+
+use divot_llm::{
+    DivotLlm, DivotLlmConfig, LlmError, Projection, Prompt, Quantization, Shown, SpecialTokens,
+    TextTokenizer,
+};
+
+use super::VideoLlm;
+use crate::checkpoint::{Checkpoint, Loading, Part, TOKENIZER};
+use crate::device;
+use crate::error::{Error, Result};
+
+/// What a language model is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// Describing and answering.
+    Comprehension,
+    /// Making clips and stories.
+    Generation,
+}
+
+impl Task {
+    /// The parts that can do the task, the best first.
+    pub fn parts(self) -> [Part; 4] {
+        match self {
+            Self::Comprehension => [
+                Part::Comprehension,
+                Part::Llm,
+                Part::Generation,
+                Part::Pretrained,
+            ],
+            Self::Generation => [
+                Part::Generation,
+                Part::Llm,
+                Part::Pretrained,
+                Part::Comprehension,
+            ],
+        }
+    }
+
+    /// The best part for the task in a checkpoint's folder.
+    ///
+    /// # Errors
+    /// If there is no language model.
+    pub fn part(self, checkpoint: &Path) -> Result<Part> {
+        let mut parts = self.parts().into_iter();
+        parts
+            .find(|part| part.folder(checkpoint).is_dir())
+            .ok_or_else(|| {
+                let remedy = match self {
+                    Self::Comprehension => "get one: `divot download llm-comprehension`, or convert one",
+                    Self::Generation => {
+                        "get one: `divot download llm-generation detokenizer-adapted`, or convert one"
+                    }
+                };
+                Error::config(checkpoint, "has no language model", remedy)
+            })
+    }
+}
+
+/// A language model whose sizes and text tokenizer were read, and whose weights were not.
+///
+/// Prompts are encoded and checked here, before [`load`](Self::load) takes its time.
+#[derive(Debug)]
+pub struct OpenLlm {
+    /// Which part of the checkpoint it is.
+    pub part: Part,
+    /// Sizes.
+    pub config: DivotLlmConfig,
+    /// The text tokenizer.
+    pub text: TextTokenizer,
+    /// The tokens that mark video in text.
+    pub tokens: SpecialTokens,
+}
+
+impl OpenLlm {
+    /// Opens the language model of a checkpoint that is best at `task`.
+    ///
+    /// # Errors
+    /// If there is none, or a file is missing, damaged, or does not fit the others.
+    pub fn best(checkpoint: &Checkpoint<'_>, task: Task) -> Result<Self> {
+        Self::open(checkpoint, task.part(checkpoint.folder())?)
+    }
+
+    /// Opens a certain part.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged, or does not fit the others.
+    pub fn open(checkpoint: &Checkpoint<'_>, part: Part) -> Result<Self> {
+        let config: DivotLlmConfig = checkpoint.config(part)?;
+        let path = part.folder(checkpoint.folder()).join(TOKENIZER);
+        let text = TextTokenizer::open(&path).map_err(LlmError::from)?;
+        let tokens = SpecialTokens::of(&text, config.num_queries)?;
+        if text.vocab_size() > config.llm.vocab_size {
+            return Err(Error::config(
+                &path,
+                LlmError::Vocabulary {
+                    tokens: text.vocab_size(),
+                    rows: config.llm.vocab_size,
+                }
+                .to_string(),
+                "the files in this folder belong together",
+            ));
+        }
+        Ok(Self {
+            part,
+            config,
+            text,
+            tokens,
+        })
+    }
+
+    /// The prompt of a question about `shown`.
+    ///
+    /// # Errors
+    /// If the question is empty, or too long for the model's window.
+    pub fn question_prompt(&self, shown: Shown, question: &str) -> Result<Prompt> {
+        self.fits(Prompt::question(
+            &self.text,
+            &self.tokens,
+            shown,
+            question,
+        )?)
+    }
+
+    /// The prompt of a clip to make from a caption.
+    ///
+    /// # Errors
+    /// If the caption is empty, or too long for the model's window.
+    pub fn generation_prompt(&self, caption: &str) -> Result<Prompt> {
+        self.fits(Prompt::generation(&self.text, caption)?)
+    }
+
+    /// The prompt of a story.
+    ///
+    /// # Errors
+    /// If the instruction is empty, or too long for the model's window.
+    pub fn instruction_prompt(&self, instruction: &str) -> Result<Prompt> {
+        self.fits(Prompt::instruction(&self.text, instruction)?)
+    }
+
+    fn fits(&self, prompt: Prompt) -> Result<Prompt> {
+        let (tokens, window) = (prompt.ids.len(), self.config.llm.max_position_embeddings);
+        match tokens < window {
+            true => Ok(prompt),
+            false => Err(LlmError::TooLong { tokens, window }.into()),
+        }
+    }
+
+    /// Loads the weights.
+    ///
+    /// With `quantization`, the decoder's weights keep 8 or 4 bits. They are read and packed a matrix
+    /// at a time, so that memory holds the packed model and one matrix.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged, or does not fit the others; or if LoRA stands beside weights that
+    /// are to be quantised.
+    pub fn load(
+        self,
+        checkpoint: &mut Checkpoint<'_>,
+        quantization: Option<Quantization>,
+    ) -> Result<VideoLlm> {
+        if quantization.is_some() && self.config.lora.is_some() {
+            return Err(Error::config(
+                &self.part.folder(checkpoint.folder()),
+                "has LoRA beside its weights, which then cannot keep fewer bits",
+                "merge it: convert the checkpoint again with LoRA merged",
+            ));
+        }
+        let module = self.config.init(checkpoint.device());
+        let model = match quantization {
+            None => checkpoint.load(self.part, module)?,
+            Some(quantization) => load_quantized(checkpoint, self.part, module, quantization)?,
+        };
+        Ok(VideoLlm {
+            model,
+            text: self.text,
+            tokens: self.tokens,
+        })
+    }
+}
+
+/// Reads and packs the decoder a matrix at a time. Embeddings stay as stored. On the CPU everything else
+/// that is not packed is in f32.
+fn load_quantized(
+    checkpoint: &mut Checkpoint<'_>,
+    part: Part,
+    mut model: DivotLlm,
+    quantization: Quantization,
+) -> Result<DivotLlm> {
+    let on_host = device::is_cpu(checkpoint.device());
+    let mut loading = checkpoint.loading(part)?;
+    let dtype = loading.dtype();
+    let quantize = |loading: &mut Loading<'_, '_>, prefix: &str, slot: &mut Projection| {
+        // What is packed is read as stored, which takes the least memory.
+        let dtype = match slot.can_quantize(on_host) {
+            true => None,
+            false => dtype,
+        };
+        let weights = loading.fill(prefix, slot.clone(), dtype)?;
+        *slot = weights.quantize(quantization, on_host);
+        Ok::<_, Error>(())
+    };
+    for (i, layer) in model.llm.layers.iter_mut().enumerate() {
+        let prefix = format!("llm.layers.{i}");
+        for (name, slot) in layer.projections_mut() {
+            quantize(&mut loading, &format!("{prefix}.{name}."), slot)?;
+        }
+        for (name, norm) in [
+            ("input_layernorm", &mut layer.input_layernorm),
+            (
+                "post_attention_layernorm",
+                &mut layer.post_attention_layernorm,
+            ),
+        ] {
+            *norm = loading.fill(&format!("{prefix}.{name}."), norm.clone(), dtype)?;
+        }
+    }
+    quantize(&mut loading, "llm.lm_head.", &mut model.llm.lm_head)?;
+    model.llm.embed_tokens = loading.fill("llm.embed_tokens.", model.llm.embed_tokens, None)?;
+    model.llm.norm = loading.fill("llm.norm.", model.llm.norm, dtype)?;
+    model.input_proj = loading.fill("input_proj.", model.input_proj, dtype)?;
+    model.output_proj = loading.fill("output_proj.", model.output_proj, dtype)?;
+    model.head = loading.fill("head.", model.head, dtype)?;
+    loading.finish()?;
+    Ok(model)
+}

@@ -1,0 +1,612 @@
+//! From a video or a prompt to files' contents: what the program and the examples do.
+//!
+//! A [`Pipeline`] checks everything that can be checked before weights are loaded. It has one network in
+//! memory at a time, so that the largest decides how much memory a job takes.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use divot_data::{Clip, ClipReader, Frame, Video};
+use divot_llm::{LlmError, Quantization, Shown};
+
+use crate::checkpoint::{Checkpoint, Part, WEIGHTS};
+use crate::error::{Error, Result, one_line};
+use crate::progress::{Progress, Step};
+use crate::tokens::VideoTokens;
+use crate::{
+    Answer, Chat, Detokenizer, DetokenizerConfig, GenerationConfig, Guidance, GuidanceConfig,
+    OpenLlm, SamplingConfig, Scene, Story, StoryPart, Task, Tokenizer, TokenizerConfig, VideoLlm,
+};
+
+/// What a pipeline does, as it does it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// How far it is.
+    Progress(Progress<'a>),
+    /// More text of the language model.
+    Text(&'a str),
+    /// The language model drew a scene of a story: its number, from 1, and what it is.
+    Scene(usize, &'a Scene),
+    /// Something that a user should know, on one line.
+    Remark(&'a str),
+    /// A stage is over.
+    Finished(Stage, Duration),
+}
+
+/// A stage of a pipeline. Each network is loaded before its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Loading weights.
+    Loading,
+    /// Videos to tokens.
+    Tokenizer,
+    /// Text and tokens to text and tokens.
+    LanguageModel,
+    /// Tokens to videos.
+    Detokenizer,
+}
+
+impl Stage {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Tokenizer => "tokenizer",
+            Self::LanguageModel => "language model",
+            Self::Detokenizer => "de-tokenizer",
+        }
+    }
+}
+
+/// A callback that is told about events. [`ControlFlow::Break`] stops the work, which then ends in
+/// [`Error::Stopped`].
+pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
+
+/// An observer that lets everything go on.
+pub fn ignore(_: Event<'_>) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// What element type weights have in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Precision {
+    /// Element type of all networks. Without one it is f32 on the CPU, which computes in it, and the
+    /// stored one elsewhere.
+    pub dtype: Option<FloatDType>,
+    /// Bits that the language model's weights keep.
+    pub quantization: Option<Quantization>,
+}
+
+impl Precision {
+    /// The names that [`FromStr`](std::str::FromStr) knows. `q8` and `q4` concern language models only.
+    pub const NAMES: [&str; 6] = ["auto", "f32", "f16", "bf16", "q8", "q4"];
+}
+
+impl std::str::FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let dtype = |dtype| Self {
+            dtype: Some(dtype),
+            ..Self::default()
+        };
+        let quantized = |quantization| Self {
+            quantization: Some(quantization),
+            ..Self::default()
+        };
+        match name {
+            "auto" => Ok(Self::default()),
+            "f32" => Ok(dtype(FloatDType::F32)),
+            "f16" => Ok(dtype(FloatDType::F16)),
+            "bf16" => Ok(dtype(FloatDType::BF16)),
+            "q8" => Ok(quantized(Quantization::Q8)),
+            "q4" => Ok(quantized(Quantization::Q4)),
+            _ => Err(Error::Precision(name.to_owned())),
+        }
+    }
+}
+
+/// Which clips of a video are tokenized.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Clips {
+    /// The whole video in clips of two seconds. A video of more than that many gives so many, spread
+    /// evenly; the released system reads 20.
+    AtMost(usize),
+    /// One clip, from that second on.
+    From(f64),
+    /// The first frame, as an image.
+    Image,
+}
+
+/// How tokens are turned into video.
+#[derive(Debug, Clone)]
+pub struct Decoding {
+    /// Sampler and frames.
+    pub sampling: SamplingConfig,
+    /// Classifier-free guidance.
+    pub guidance: GuidanceConfig,
+    /// Seed of the noise. Each clip starts from it.
+    pub seed: u64,
+}
+
+impl Default for Decoding {
+    /// The released settings.
+    fn default() -> Self {
+        Self {
+            sampling: SamplingConfig::new(),
+            guidance: GuidanceConfig::new(),
+            seed: 42,
+        }
+    }
+}
+
+impl Decoding {
+    /// Checks the options. No weights are needed for it.
+    ///
+    /// # Errors
+    /// The first option that is out of range.
+    pub fn check(&self) -> Result<()> {
+        self.sampling.check()?;
+        self.guidance.check()
+    }
+}
+
+/// A clip to the tokenizer and back.
+#[derive(Debug)]
+pub struct Reconstruction {
+    /// What went in.
+    pub clip: Clip,
+    /// `[1, tokens, width]`.
+    pub tokens: Tensor<3>,
+    /// What came out.
+    pub frames: Vec<Frame>,
+}
+
+/// A model's folder and how its networks are loaded and run.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    folder: PathBuf,
+    device: Device,
+    precision: Precision,
+}
+
+impl Pipeline {
+    /// Finds a model's folder. Nothing is read yet.
+    ///
+    /// # Errors
+    /// If there is no such folder.
+    pub fn open(folder: impl Into<PathBuf>, device: &Device) -> Result<Self> {
+        let folder = folder.into();
+        if !folder.is_dir() {
+            return Err(Error::config(
+                &folder,
+                "there is no model",
+                "get one with `divot download`, or name another folder",
+            ));
+        }
+        Ok(Self {
+            folder,
+            device: device.clone(),
+            precision: Precision::default(),
+        })
+    }
+
+    /// Sets the element type of weights in memory.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// The model's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The device that networks run on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The model's checkpoint, to load parts by hand.
+    pub fn checkpoint(&self) -> Checkpoint<'_> {
+        let checkpoint = Checkpoint::new(&self.folder, &self.device);
+        match self.precision.dtype {
+            Some(dtype) => checkpoint.with_dtype(dtype),
+            None => checkpoint,
+        }
+    }
+
+    /// Reads clips as this model's tokenizer wants them.
+    ///
+    /// # Errors
+    /// If the tokenizer's configuration is missing or invalid.
+    pub fn clip_reader(&self) -> Result<ClipReader> {
+        Ok(self.tokenizer_config()?.clip_reader())
+    }
+
+    /// Turns a video into tokens, and stores the unconditional ones with them.
+    ///
+    /// # Errors
+    /// If the model or the video cannot be read, or the observer stopped it.
+    pub fn tokenize(
+        &self,
+        video: &Video,
+        clips: Clips,
+        observer: &mut Observer<'_>,
+    ) -> Result<VideoTokens> {
+        self.tokenizer_config()?;
+        let tokenizer = self.load(observer, |checkpoint| Ok(Tokenizer::load(checkpoint)?.0))?;
+        stage(Stage::Tokenizer, observer, |observer| {
+            Ok(VideoTokens {
+                tokens: tokenize(&tokenizer, video, clips, observer)?,
+                unconditional: Some(self.unconditional_of(&tokenizer, observer)?),
+            })
+        })
+    }
+
+    /// Turns tokens into video, a clip at a time: `frames[clip][frame]`.
+    ///
+    /// # Errors
+    /// If the model cannot be read, the tokens are of another model, an option is out of range, a number
+    /// overflowed, or the observer stopped it.
+    pub fn detokenize(
+        &self,
+        tokens: &VideoTokens,
+        decoding: &Decoding,
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Vec<Frame>>> {
+        decoding.check()?;
+        let part = Part::Detokenizer;
+        let [_, _, found] = tokens.tokens.dims();
+        self.check_width(part, found)?;
+        let guidance = match (&tokens.unconditional, decoding.guidance.is_on()) {
+            (Some(tokens), true) => Some(decoding.guidance.with_tokens(tokens.clone())),
+            _ => self.guidance(part, decoding, observer)?,
+        };
+        let clips = (0..tokens.tokens.dims()[0])
+            .map(|clip| tokens.tokens.clone().narrow(0, clip, 1))
+            .collect();
+        self.decode(part, clips, guidance.as_ref(), decoding, observer)
+    }
+
+    /// Takes the clip of a video that starts at `start` seconds to tokens and back.
+    ///
+    /// # Errors
+    /// If the model or the video cannot be read, an option is out of range, a number overflowed, or the
+    /// observer stopped it.
+    pub fn reconstruct(
+        &self,
+        video: &Video,
+        start: f64,
+        decoding: &Decoding,
+        observer: &mut Observer<'_>,
+    ) -> Result<Reconstruction> {
+        decoding.check()?;
+        let part = Part::Detokenizer;
+        let config = self.tokenizer_config()?;
+        self.check_width(part, config.resampler.token_dim)?;
+        let clip = config.clip_reader().read(video, start)?;
+        let tokenizer = self.load(observer, |checkpoint| Ok(Tokenizer::load(checkpoint)?.0))?;
+        let (tokens, guidance) = stage(Stage::Tokenizer, observer, |observer| {
+            let tokens = tokenizer.tokenize_clip(&clip);
+            let guidance = match decoding.guidance.is_on() {
+                true => {
+                    let unconditional = self.unconditional_of(&tokenizer, observer)?;
+                    Some(decoding.guidance.with_tokens(unconditional))
+                }
+                false => None,
+            };
+            Ok((tokens, guidance))
+        })?;
+        drop(tokenizer);
+        let mut clips = self.decode(
+            part,
+            vec![tokens.clone()],
+            guidance.as_ref(),
+            decoding,
+            observer,
+        )?;
+        Ok(Reconstruction {
+            clip,
+            tokens,
+            frames: clips.remove(0),
+        })
+    }
+
+    /// Asks the language model that is best at answering a question about a video. The conversation that
+    /// comes with the answer goes on with [`Chat::ask`].
+    ///
+    /// # Errors
+    /// If the model or the video cannot be read, the question is empty or too long, an option is out of
+    /// range, a number overflowed, or the observer stopped it.
+    pub fn describe(
+        &self,
+        video: &Video,
+        clips: Clips,
+        question: &str,
+        config: &GenerationConfig,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Chat, Answer)> {
+        config.check()?;
+        let shown = match clips {
+            Clips::Image => Shown::Image,
+            Clips::From(_) => Shown::Video(1),
+            Clips::AtMost(most) => Shown::Video(self.clip_reader()?.count(video, most)?),
+        };
+        let llm = OpenLlm::best(&self.checkpoint(), Task::Comprehension)?;
+        self.check_features(&llm)?;
+        let prompt = llm.question_prompt(shown, question)?;
+
+        let tokenizer = self.load(observer, |checkpoint| Ok(Tokenizer::load(checkpoint)?.0))?;
+        let tokens = stage(Stage::Tokenizer, observer, |observer| {
+            tokenize(&tokenizer, video, clips, observer)
+        })?;
+        drop(tokenizer);
+
+        let llm = Arc::new(self.load_llm(llm, observer)?);
+        let mut chat = Chat::new(llm, config.clone());
+        let answer = stage(Stage::LanguageModel, observer, |observer| {
+            chat.start(&prompt, Some(tokens), |text| observer(Event::Text(text)))
+        })?;
+        Ok((chat, answer))
+    }
+
+    /// Makes a clip from a caption.
+    ///
+    /// # Errors
+    /// If the model cannot be read, the caption is empty or too long, an option is out of range, a number
+    /// overflowed, or the observer stopped it.
+    pub fn generate(
+        &self,
+        caption: &str,
+        config: &GenerationConfig,
+        decoding: &Decoding,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Scene, Vec<Frame>)> {
+        let (llm, part) = self.open_generation(config, decoding)?;
+        let prompt = llm.generation_prompt(caption)?;
+        let guidance = self.guidance(part, decoding, observer)?;
+        let llm = self.load_llm(llm, observer)?;
+        let scene = stage(Stage::LanguageModel, observer, |observer| {
+            llm.generate(&prompt, config, |text| observer(Event::Text(text)))
+        })?;
+        drop(llm);
+        let tokens = vec![scene.features.clone()];
+        let mut clips = self.decode(part, tokens, guidance.as_ref(), decoding, observer)?;
+        Ok((scene, clips.remove(0)))
+    }
+
+    /// Tells a story of at most `scenes` clips: `frames[scene][frame]` with it.
+    ///
+    /// # Errors
+    /// If the model cannot be read, the instruction is empty or too long, an option is out of range, a
+    /// number overflowed, or the observer stopped it.
+    pub fn story(
+        &self,
+        instruction: &str,
+        scenes: usize,
+        config: &GenerationConfig,
+        decoding: &Decoding,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Story, Vec<Vec<Frame>>)> {
+        let (llm, part) = self.open_generation(config, decoding)?;
+        let prompt = llm.instruction_prompt(instruction)?;
+        let guidance = self.guidance(part, decoding, observer)?;
+        let llm = self.load_llm(llm, observer)?;
+        let story = stage(Stage::LanguageModel, observer, |observer| {
+            llm.story(&prompt, scenes, config, |part| match part {
+                StoryPart::Text(text) => observer(Event::Text(text)),
+                StoryPart::Scene(number, scene) => observer(Event::Scene(number, scene)),
+            })
+        })?;
+        drop(llm);
+        let tokens = story.scenes.iter().map(|scene| scene.features.clone());
+        let clips = self.decode(
+            part,
+            tokens.collect(),
+            guidance.as_ref(),
+            decoding,
+            observer,
+        )?;
+        Ok((story, clips))
+    }
+
+    fn tokenizer_config(&self) -> Result<TokenizerConfig> {
+        self.checkpoint().config(Part::Tokenizer)
+    }
+
+    /// The language model that is best at drawing, and the de-tokenizer for what it draws.
+    fn open_generation(
+        &self,
+        config: &GenerationConfig,
+        decoding: &Decoding,
+    ) -> Result<(OpenLlm, Part)> {
+        config.check()?;
+        decoding.check()?;
+        let llm = OpenLlm::best(&self.checkpoint(), Task::Generation)?;
+        let part = Detokenizer::adapted_part(&self.folder);
+        self.check_width(part, llm.config.head.token_dim())?;
+        Ok((llm, part))
+    }
+
+    /// Checks that a de-tokenizer reads tokens of a width.
+    fn check_width(&self, part: Part, found: usize) -> Result<()> {
+        let config: DetokenizerConfig = self.checkpoint().config(part)?;
+        let expected = config.resampler.input_dim;
+        match found == expected {
+            true => Ok(()),
+            false => Err(Error::config(
+                &self.folder,
+                Error::TokenWidth { found, expected }.to_string(),
+                "convert its parts from the same download",
+            )),
+        }
+    }
+
+    /// Checks that a language model reads what the tokenizer writes.
+    fn check_features(&self, llm: &OpenLlm) -> Result<()> {
+        let found = self.tokenizer_config()?.resampler;
+        let (tokens, width) = (llm.config.num_queries, llm.config.head.token_dim());
+        match (found.tokens, found.token_dim) == (tokens, width) {
+            true => Ok(()),
+            false => {
+                let error = LlmError::Features {
+                    found: vec![found.tokens, found.token_dim],
+                    tokens,
+                    width,
+                };
+                let remedy = "convert its parts from the same download";
+                Err(Error::config(&self.folder, error.to_string(), remedy))
+            }
+        }
+    }
+
+    /// Loads a network, and lets the observer see how far that is.
+    fn load<T>(
+        &self,
+        observer: &mut Observer<'_>,
+        load: impl FnOnce(&mut Checkpoint<'_>) -> Result<T>,
+    ) -> Result<T> {
+        stage(Stage::Loading, observer, |observer| {
+            let mut checkpoint = self
+                .checkpoint()
+                .with_progress(|progress| observer(Event::Progress(progress)));
+            load(&mut checkpoint)
+        })
+    }
+
+    fn load_llm(&self, llm: OpenLlm, observer: &mut Observer<'_>) -> Result<VideoLlm> {
+        self.load(observer, |checkpoint| {
+            llm.load(checkpoint, self.precision.quantization)
+        })
+    }
+
+    /// Guidance for a de-tokenizer, if there is to be any: with the stored unconditional tokens, or with
+    /// those of the tokenizer, which is loaded for it.
+    fn guidance(
+        &self,
+        part: Part,
+        decoding: &Decoding,
+        observer: &mut Observer<'_>,
+    ) -> Result<Option<Guidance>> {
+        if !decoding.guidance.is_on() {
+            return Ok(None);
+        }
+        let tokens = self.stored_or(observer, |observer| {
+            let tokenizer = self.load(observer, |checkpoint| Ok(Tokenizer::load(checkpoint)?.0))?;
+            stage(Stage::Tokenizer, observer, |_| {
+                Ok(tokenizer.unconditional())
+            })
+        })?;
+        self.check_width(part, tokens.dims()[2])?;
+        Ok(Some(decoding.guidance.with_tokens(tokens)))
+    }
+
+    fn unconditional_of(
+        &self,
+        tokenizer: &Tokenizer,
+        observer: &mut Observer<'_>,
+    ) -> Result<Tensor<3>> {
+        self.stored_or(observer, |_| Ok(tokenizer.unconditional()))
+    }
+
+    /// The stored unconditional tokens if they belong to the weights beside them, or else computed ones.
+    fn stored_or(
+        &self,
+        observer: &mut Observer<'_>,
+        compute: impl FnOnce(&mut Observer<'_>) -> Result<Tensor<3>>,
+    ) -> Result<Tensor<3>> {
+        let weights = Part::Tokenizer.folder(&self.folder).join(WEIGHTS);
+        match self.checkpoint().unconditional() {
+            Ok(Some(tokens)) => Ok(tokens),
+            Ok(None) => compute(observer),
+            Err(error) if weights.is_file() => {
+                let tokens = compute(observer)?;
+                go_on(observer(Event::Remark(&format!(
+                    "not used: {}",
+                    one_line(&error)
+                ))))?;
+                Ok(tokens)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Turns the tokens of clips into frames.
+    fn decode(
+        &self,
+        part: Part,
+        clips: Vec<Tensor<3>>,
+        guidance: Option<&Guidance>,
+        decoding: &Decoding,
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<Vec<Frame>>> {
+        if clips.is_empty() {
+            return Ok(Vec::new());
+        }
+        let detokenizer = self.load(observer, |checkpoint| {
+            Ok(Detokenizer::load_part(checkpoint, part)?.0)
+        })?;
+        clips
+            .into_iter()
+            .map(|tokens| {
+                stage(Stage::Detokenizer, observer, |observer| {
+                    let (sampling, seed) = (&decoding.sampling, decoding.seed);
+                    detokenizer.frames(tokens, guidance, sampling, seed, |step| {
+                        observer(Event::Progress(Progress {
+                            name: "steps",
+                            step: Step::Sample,
+                            done: step.done as u64,
+                            total: step.total as u64,
+                        }))
+                    })
+                })
+            })
+            .collect()
+    }
+}
+
+/// Tokens of a video's clips, `[clips, tokens, width]`.
+fn tokenize(
+    tokenizer: &Tokenizer,
+    video: &Video,
+    clips: Clips,
+    observer: &mut Observer<'_>,
+) -> Result<Tensor<3>> {
+    let reader = tokenizer.clip_reader();
+    match clips {
+        Clips::AtMost(most) => tokenizer.tokenize_video(video, most, |done, total| {
+            observer(Event::Progress(Progress {
+                name: "clips",
+                step: Step::Tokenize,
+                done: done as u64,
+                total: total as u64,
+            }))
+        }),
+        Clips::From(start) => Ok(tokenizer.tokenize_clip(&reader.read(video, start)?)),
+        Clips::Image => Ok(tokenizer.tokenize_clip(&reader.image(video)?)),
+    }
+}
+
+/// Does the work of a stage and says how long it took.
+fn stage<T>(
+    stage: Stage,
+    observer: &mut Observer<'_>,
+    work: impl FnOnce(&mut Observer<'_>) -> Result<T>,
+) -> Result<T> {
+    let started = Instant::now();
+    let result = work(observer)?;
+    go_on(observer(Event::Finished(stage, started.elapsed())))?;
+    Ok(result)
+}
+
+fn go_on(flow: ControlFlow<()>) -> Result<()> {
+    match flow {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Stopped),
+    }
+}
