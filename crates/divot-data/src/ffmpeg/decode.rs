@@ -29,6 +29,9 @@ const STAND_INS: usize = 16;
 /// Seeks that begin with care aim at this much before the key, in seconds.
 const MARGIN: f64 = 0.5;
 
+/// Other seeks aim at this much past the key, in seconds.
+const PAST_KEY: f64 = 0.2;
+
 /// The largest integer up to which `f64` has them all; FFmpeg's expressions are computed in those.
 const EXACT: i128 = 1 << 53;
 
@@ -109,10 +112,11 @@ impl Programs {
                 format!("settb=1/1000,setpts=N,select='{select}',{size}")
             }
             Some(key) => {
+                let first = stretch.wanted.first().copied().unwrap_or(key);
                 before.extend(
                     ["-seek_timestamp", "1", "-noaccurate_seek", "-copyts", "-ss"].map(Into::into),
                 );
-                before.push(format!("{:.6}", probe.seek_seconds(key)));
+                before.push(format!("{:.6}", probe.seek_seconds(key, first)));
                 let times = stretch.wanted.iter().map(|&i| probe.times[i]);
                 let select = selection("pts", times);
                 let (first, factor) = (probe.times[0], probe.factor());
@@ -237,16 +241,17 @@ impl Probe {
         }
     }
 
-    /// Where to seek for a key, in seconds of the file's own clock.
-    fn seek_seconds(&self, key: usize) -> f64 {
-        let seconds = |time: i64| time as f64 * self.time_base.0 as f64 / self.time_base.1 as f64;
-        let at = seconds(self.times[key]);
+    /// Where to seek for a key and the first wanted frame, in seconds of the file's own clock.
+    fn seek_seconds(&self, key: usize, wanted: usize) -> f64 {
+        let seconds = |index: usize| {
+            self.times[index] as f64 * self.time_base.0 as f64 / self.time_base.1 as f64
+        };
         if self.careful {
-            return at - MARGIN;
+            return seconds(key) - MARGIN;
         }
-        // A little past it: some containers are searched by decoding time, which is earlier.
-        let next = self.times.get(key + 1).map_or(at, |&time| seconds(time));
-        at + (next - at) / 2.0
+        // A little past the key: ffmpeg itself goes back by 0.13 s where pictures are reordered,
+        // and some containers are searched by decoding time, which is earlier.
+        seconds(wanted).min(seconds(key) + PAST_KEY)
     }
 
     /// What times are multiplied by before they become milliseconds, so that no two are the same.
@@ -277,8 +282,22 @@ fn selection(variable: &str, values: impl Iterator<Item = i64>) -> String {
     if ranges.len() > MAX_RANGES {
         ranges = vec![(ranges[0].0, ranges[ranges.len() - 1].1)];
     }
-    let ranges = ranges
+    let terms: Vec<String> = ranges
         .iter()
-        .map(|(first, last)| format!("between({variable},{first},{last})+"));
-    format!("{}not(mod(n,{SIGN_OF_LIFE}))", ranges.collect::<String>())
+        .map(|(first, last)| format!("between({variable},{first},{last})"))
+        .collect();
+    format!("{}+not(mod(n,{SIGN_OF_LIFE}))", sum(&terms))
+}
+
+/// A sum as a balanced tree: FFmpeg refuses expressions that are nested more than 100 deep, as
+/// those of as many plain terms are.
+fn sum(terms: &[String]) -> String {
+    match terms {
+        [] => "0".into(),
+        [term] => term.clone(),
+        terms => {
+            let (left, right) = terms.split_at(terms.len() / 2);
+            format!("({}+{})", sum(left), sum(right))
+        }
+    }
 }
