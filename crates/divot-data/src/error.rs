@@ -26,6 +26,48 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A URL was given instead of a path.
+    #[error("{}: a URL, and only files are read; download it first and give the file", path.display())]
+    Url {
+        /// The URL.
+        path: PathBuf,
+    },
+    /// There is a pipe, a device or a socket at the path.
+    #[error("{}: {what}, and videos are read from files, in which one can go back; save it to a file first", path.display())]
+    NotAFile {
+        /// The path as it was given.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A picture has more pixels than the limit. Found before memory was taken for it.
+    #[error("{}: {width}x{height} pixels, more than the limit of {limit}; resize it, or raise the limit if you trust the file (`OpenOptions::max_pixels`)", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Width in pixels that the file claims.
+        width: u64,
+        /// Height in pixels that the file claims.
+        height: u64,
+        /// Pixels that a picture may have.
+        limit: u64,
+    },
+    /// The file holds music and the picture of its cover.
+    #[error("{}: sound with a cover picture, and no video; give a file with a video track", path.display())]
+    CoverOnly {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A HEIC or AVIF picture that cannot be read here.
+    #[error("{}: a {format} picture, {reason}; convert it to PNG or JPEG", path.display())]
+    Still {
+        /// The file.
+        path: PathBuf,
+        /// `HEIC` or `AVIF`.
+        format: &'static str,
+        /// Why it cannot be read.
+        reason: String,
+    },
     /// A folder was given in which no image was found.
     #[error("{}: a folder without images; put PNG, JPEG, BMP, WebP or GIF files into it", path.display())]
     NoImages {
@@ -75,7 +117,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A frame was asked for that the video does not have.
-    #[error("{}: frame {index} was asked for, but there are {frames} (0 to {}); ask for fewer", path.display(), frames - 1)]
+    #[error("{}: frame {index} was asked for, but {}; ask for fewer", path.display(), frame_range(*frames))]
     OutOfRange {
         /// The file.
         path: PathBuf,
@@ -114,6 +156,19 @@ impl Error {
         }
     }
 
+    /// Refuses a picture of more than `limit` pixels.
+    pub(crate) fn check_size(path: &Path, width: u64, height: u64, limit: u64) -> Result<()> {
+        if width.saturating_mul(height) <= limit {
+            return Ok(());
+        }
+        Err(Self::TooLarge {
+            path: path.to_path_buf(),
+            width,
+            height,
+            limit,
+        })
+    }
+
     pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> Self {
         // Messages of decoders may span lines; ours are one line each.
         let what = what.into().lines().collect::<Vec<_>>().join(" ");
@@ -121,5 +176,12 @@ impl Error {
             path: path.to_path_buf(),
             what,
         }
+    }
+}
+
+fn frame_range(frames: usize) -> String {
+    match frames {
+        1 => "there is 1 frame, number 0".into(),
+        n => format!("there are {n} frames (0 to {})", n.saturating_sub(1)),
     }
 }

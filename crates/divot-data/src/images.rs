@@ -1,36 +1,21 @@
 //! Still images, animations and folders of images.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use image::codecs::gif::GifDecoder;
-use image::codecs::webp::WebPDecoder;
-use image::{
-    AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, ImageReader,
-    RgbaImage,
-};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
-use crate::{DEFAULT_FPS, Error, Frame, Result};
+use crate::video::DEFAULT_MAX_PIXELS;
+use crate::{Error, Frame, Result};
 
-/// A file of several pictures that are decoded one after another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Animation {
-    Gif,
-    WebP,
-}
+/// Bytes that a decoder may take for each pixel of a picture: 16 bits for each of four channels,
+/// twice, for what it keeps besides.
+const BYTES_PER_PIXEL: u64 = 16;
 
-/// What there is to know of an animation without keeping its frames.
-pub(crate) struct Summary {
-    pub frames: usize,
-    pub fps: f64,
-    pub width: usize,
-    pub height: usize,
-}
-
-/// Pixels of the largest picture that is read.
-const MAX_PIXELS: u64 = 1 << 28;
+/// What a decoder may take beside its pixels, in bytes: colour profiles, tables, metadata.
+const OVERHEAD: u64 = 1 << 26;
 
 /// The format of an image file by its first bytes, if it is one that we read.
 pub(crate) fn format(head: &[u8]) -> Option<ImageFormat> {
@@ -39,130 +24,63 @@ pub(crate) fn format(head: &[u8]) -> Option<ImageFormat> {
         .filter(ImageFormat::reading_enabled)
 }
 
-/// The animation in a file of this format; `None` when it is a still image.
-pub(crate) fn animation(path: &Path, format: ImageFormat) -> Result<Option<Animation>> {
-    Ok(match format {
-        ImageFormat::Gif => Some(Animation::Gif),
-        ImageFormat::WebP => WebPDecoder::new(open(path)?)
-            .map_err(|e| failed(path, &e))?
-            .has_animation()
-            .then_some(Animation::WebP),
-        _ => None,
-    })
-}
-
-impl Animation {
-    fn frames(self, path: &Path) -> Result<Frames<'static>> {
-        let file = open(path)?;
-        let fail = |e| failed(path, &e);
-        // A few bytes may claim any size: look before anything of that size is allocated.
-        Ok(match self {
-            Self::Gif => {
-                let decoder = GifDecoder::new(file).map_err(fail)?;
-                check_size(path, decoder.dimensions())?;
-                decoder.into_frames()
-            }
-            Self::WebP => {
-                let decoder = WebPDecoder::new(file).map_err(fail)?;
-                check_size(path, decoder.dimensions())?;
-                decoder.into_frames()
-            }
-        })
-    }
-
-    /// Goes through the whole animation: these formats have no index.
-    pub fn summary(self, path: &Path) -> Result<Summary> {
-        let (mut frames, mut milliseconds, mut size) = (0, 0.0, (0, 0));
-        for frame in self.frames(path)? {
-            let frame = frame.map_err(|e| failed(path, &e))?;
-            let (numerator, denominator) = frame.delay().numer_denom_ms();
-            let delay = f64::from(numerator) / f64::from(denominator.max(1));
-            // Browsers and FFmpeg show a frame without a usable delay for 100 ms.
-            milliseconds += if delay < 20.0 { 100.0 } else { delay };
-            size = frame.buffer().dimensions();
-            frames += 1;
-        }
-        if frames == 0 {
-            return Err(Error::Empty {
-                path: path.to_path_buf(),
-            });
-        }
-        Ok(Summary {
-            frames,
-            fps: if frames == 1 {
-                DEFAULT_FPS
-            } else {
-                frames as f64 * 1000.0 / milliseconds
-            },
-            width: size.0 as usize,
-            height: size.1 as usize,
-        })
-    }
-
-    /// Decodes up to the last wanted frame and hands over the wanted ones.
-    pub fn decode(
-        self,
-        path: &Path,
-        wanted: &BTreeSet<usize>,
-        each: &mut dyn FnMut(usize, Frame) -> Result<()>,
-    ) -> Result<()> {
-        let count = wanted.last().map_or(0, |last| last + 1);
-        let mut seen = 0;
-        for (index, frame) in self.frames(path)?.take(count).enumerate() {
-            let frame = frame.map_err(|e| failed(path, &e))?;
-            if wanted.contains(&index) {
-                each(index, on_white(frame.buffer())?)?;
-            }
-            seen = index + 1;
-        }
-        if seen < count {
-            return Err(Error::damaged(
-                path,
-                format!("the animation ends after frame {seen}"),
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// Refuses pictures larger than any camera's.
-fn check_size(path: &Path, (width, height): (u32, u32)) -> Result<()> {
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(Error::damaged(
-            path,
-            format!("it claims {width}x{height} pixels, more than {MAX_PIXELS}"),
-        ));
-    }
-    Ok(())
-}
-
 /// Reads a still image, upright as its EXIF data has it. What is transparent becomes white.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::Read`], [`Error::UnknownFormat`] or [`Error::Damaged`].
+/// [`Error::NotFound`], [`Error::Read`], [`Error::UnknownFormat`], [`Error::Damaged`], or
+/// [`Error::TooLarge`] for more than [`DEFAULT_MAX_PIXELS`]; [`Video`](crate::Video) takes another
+/// limit.
 pub fn read_image(path: impl AsRef<Path>) -> Result<Frame> {
-    let path = path.as_ref();
-    let reader = ImageReader::new(open(path)?)
+    read_limited(path.as_ref(), DEFAULT_MAX_PIXELS)
+}
+
+/// [`read_image`] with a limit of pixels.
+pub(crate) fn read_limited(path: &Path, max_pixels: u64) -> Result<Frame> {
+    let (decoder, orientation) = decoder(path, max_pixels)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| failed(path, &e))?;
+    image.apply_orientation(orientation);
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    if image.color().has_alpha() {
+        on_white(width, height, &image.into_rgba8())
+    } else {
+        Frame::new(width, height, image.into_rgb8().into_raw())
+    }
+}
+
+/// Width and height of a still image, upright; its pixels are not read.
+pub(crate) fn size(path: &Path, max_pixels: u64) -> Result<(usize, usize)> {
+    let (decoder, orientation) = decoder(path, max_pixels)?;
+    let (width, height) = decoder.dimensions();
+    let is_sideways = matches!(
+        orientation,
+        Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
+    );
+    Ok(if is_sideways {
+        (height as usize, width as usize)
+    } else {
+        (width as usize, height as usize)
+    })
+}
+
+/// A decoder whose picture is no larger than allowed, and which way up the picture is.
+fn decoder(path: &Path, max_pixels: u64) -> Result<(impl ImageDecoder, Orientation)> {
+    let file = BufReader::new(File::open(path).map_err(|e| Error::read(path, e))?);
+    let mut reader = ImageReader::new(file)
         .with_guessed_format()
         .map_err(|e| Error::read(path, e))?;
+    let mut limits = image::Limits::no_limits();
+    let bytes = max_pixels.saturating_mul(BYTES_PER_PIXEL);
+    limits.max_alloc = Some(bytes.saturating_add(OVERHEAD));
+    reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|e| failed(path, &e))?;
-    check_size(path, decoder.dimensions())?;
-    let orientation = decoder.orientation();
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| failed(path, &e))?;
+    let (width, height) = decoder.dimensions();
+    Error::check_size(path, width.into(), height.into(), max_pixels)?;
     // Broken EXIF data is no reason to refuse a sound picture.
-    if let Ok(orientation) = orientation {
-        image.apply_orientation(orientation);
-    }
-    if image.color().has_alpha() {
-        on_white(&image.into_rgba8())
-    } else {
-        let image = image.into_rgb8();
-        Frame::new(
-            image.width() as usize,
-            image.height() as usize,
-            image.into_raw(),
-        )
-    }
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    Ok((decoder, orientation))
 }
 
 /// The images of a folder, in natural order: `2.png` before `10.png`.
@@ -206,21 +124,15 @@ fn natural_key(text: &str) -> (Vec<(String, u128)>, String) {
     (parts, text.to_owned())
 }
 
-/// Drops the alpha channel by laying the picture on white.
-fn on_white(image: &RgbaImage) -> Result<Frame> {
-    let rgb = image
-        .pixels()
-        .flat_map(|pixel| {
-            let [r, g, b, a] = pixel.0.map(u32::from);
-            [r, g, b].map(|v| ((v * a + 255 * (255 - a) + 127) / 255) as u8)
-        })
-        .collect();
-    Frame::new(image.width() as usize, image.height() as usize, rgb)
-}
-
-fn open(path: &Path) -> Result<BufReader<File>> {
-    let file = File::open(path).map_err(|e| Error::read(path, e))?;
-    Ok(BufReader::new(file))
+/// Drops the alpha channel of `[height, width, 4]` by laying the picture on white.
+pub(crate) fn on_white(width: usize, height: usize, rgba: &[u8]) -> Result<Frame> {
+    let mut rgb = Vec::with_capacity(width * height * 3);
+    for pixel in rgba.chunks_exact(4) {
+        let alpha = u32::from(pixel[3]);
+        let level = |v: u8| ((u32::from(v) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+        rgb.extend([level(pixel[0]), level(pixel[1]), level(pixel[2])]);
+    }
+    Frame::new(width, height, rgb)
 }
 
 fn failed(path: &Path, error: &ImageError) -> Error {

@@ -1,24 +1,30 @@
 #![doc = include_str!("../README.md")]
 
+mod animation;
+mod clip;
 mod error;
 mod ffmpeg;
 mod frame;
+mod gif;
 mod h264;
 mod images;
 pub mod metrics;
 mod mp4;
 mod mux;
 pub mod sampling;
+mod timeline;
 pub mod transform;
 mod video;
+mod webp;
 mod write;
 mod yuv;
 
+pub use clip::{Clip, ClipReader};
 pub use error::{Error, Result};
 pub use frame::Frame;
 pub use images::read_image;
 pub use transform::{Transform, chw_to_clip, chw_to_frame, clip_to_chw};
-pub use video::{OpenOptions, Video, VideoInfo};
+pub use video::{DEFAULT_MAX_PIXELS, OpenOptions, Video, VideoInfo};
 pub use write::{check_writable, contact_sheet, write_gif, write_mp4, write_png};
 
 /// Frame rate of what has none of its own (a still image, a folder of images), in frames per

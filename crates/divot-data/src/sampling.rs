@@ -47,12 +47,36 @@ pub fn reconstruct_indices_from(frames: usize, fps: f64, start: f64) -> Result<C
     let length = frames as f64;
     let first = start * fps;
     if !(0.0..length).contains(&first) {
-        return Err(Error::Argument(format!(
-            "a clip cannot start at {start} s of a video of {:.2} s; give a start within it",
-            length / fps
-        )));
+        return Err(bad_start(start, length / fps));
     }
     Ok(spread(first, first + span(interval), frames))
+}
+
+/// [`reconstruct_indices_from`] for a video of variable frame rate: `start` and the distance
+/// between a clip's frames are in seconds of the times at which frames are shown.
+///
+/// `frame_at` gives the frame that is shown at a time in seconds; `duration` is the length of the
+/// video in seconds. Where less than a clip is left, it is spread over the clip.
+///
+/// # Errors
+/// [`Error::Argument`] when `start` is negative or not before `duration`.
+pub fn reconstruct_indices_at(
+    duration: f64,
+    start: f64,
+    frame_at: impl Fn(f64) -> usize,
+) -> Result<ClipIndices> {
+    if !(0.0..duration).contains(&start) {
+        return Err(bad_start(start, duration));
+    }
+    let length = (duration - start).min(CLIP_FRAMES as f64 / CLIP_FPS);
+    let step = length / CLIP_FRAMES as f64;
+    Ok(std::array::from_fn(|i| frame_at(start + i as f64 * step)))
+}
+
+fn bad_start(start: f64, duration: f64) -> Error {
+    Error::Argument(format!(
+        "a clip cannot start at {start} s of a video of {duration:.2} s; give a start within it"
+    ))
 }
 
 /// The clips for comprehension: consecutive ones of two seconds, the last squeezed into what is

@@ -1,15 +1,27 @@
 //! Opening a video of any kind and reading frames of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::ffmpeg::{self, Probe, Programs};
+use image::ImageFormat;
+
+use crate::animation::Animation;
+use crate::ffmpeg::{self, Probe, Programs, Still};
 use crate::h264::{self, Stop};
-use crate::images::{self, Animation, read_image};
 use crate::mp4::{self, Track};
-use crate::{DEFAULT_FPS, Error, Frame, Result};
+use crate::timeline::Timeline;
+use crate::{DEFAULT_FPS, Error, Frame, Result, gif, images, webp};
+
+/// Pixels of the largest picture that is read by default, 2^27: a frame of the largest video in
+/// use, 16K (15360x8640), is just below, and takes 400 MB as RGB.
+pub const DEFAULT_MAX_PIXELS: u64 = 1 << 27;
+
+/// How long a program may be silent: it gives a sign for each 100 frames that it decodes.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// What a video is.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,15 +57,22 @@ pub struct OpenOptions {
     pub ffmpeg: PathBuf,
     /// The `ffprobe` program, which comes with `ffmpeg`.
     pub ffprobe: PathBuf,
+    /// Pixels of the largest picture that is read. A file may claim any size: it is compared with
+    /// this before memory is taken.
+    pub max_pixels: u64,
+    /// How long `ffmpeg` may work on 100 frames without an answer before it is ended.
+    pub silence: Duration,
 }
 
 impl Default for OpenOptions {
-    /// Eight frames per second, and the programs on the PATH.
+    /// Eight frames per second, the programs on the PATH, [`DEFAULT_MAX_PIXELS`], two minutes.
     fn default() -> Self {
         Self {
             folder_fps: DEFAULT_FPS,
             ffmpeg: "ffmpeg".into(),
             ffprobe: "ffprobe".into(),
+            max_pixels: DEFAULT_MAX_PIXELS,
+            silence: SILENCE,
         }
     }
 }
@@ -65,6 +84,7 @@ impl Default for OpenOptions {
 pub struct Video {
     path: PathBuf,
     info: VideoInfo,
+    timeline: Timeline,
     source: Source,
     programs: Programs,
 }
@@ -77,6 +97,14 @@ enum Source {
     Ffmpeg(Probe),
 }
 
+/// A file that has been opened.
+struct Opened {
+    info: VideoInfo,
+    /// When frames are shown, in seconds from the first, where that is known.
+    times: Option<Vec<f64>>,
+    source: Source,
+}
+
 impl Video {
     /// Opens a video. What it is is told by its content, not its name:
     ///
@@ -84,7 +112,8 @@ impl Video {
     /// - GIF and WebP animations;
     /// - a PNG, JPEG, BMP or WebP image, which is one frame;
     /// - a folder of such images, in natural order of their names;
-    /// - anything else through the `ffmpeg` program.
+    /// - anything else through the `ffmpeg` program. A video that changes its size or pixel format
+    ///   midway has the size that it starts with throughout.
     ///
     /// # Errors
     /// Any but those of writing; each is one line naming the file and the remedy.
@@ -101,16 +130,19 @@ impl Video {
         let programs = Programs {
             ffmpeg: options.ffmpeg.clone(),
             ffprobe: options.ffprobe.clone(),
+            silence: options.silence,
+            max_pixels: options.max_pixels,
         };
-        let (info, source) = if path.is_dir() {
-            folder(path, options.folder_fps)?
+        let opened = if is_folder(path)? {
+            folder(path, options)?
         } else {
             file(path, &programs)?
         };
         Ok(Self {
             path: path.to_path_buf(),
-            info,
-            source,
+            timeline: Timeline::new(opened.info.fps, opened.times),
+            info: opened.info,
+            source: opened.source,
             programs,
         })
     }
@@ -123,6 +155,22 @@ impl Video {
     /// The path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether the frame rate varies: then `info().fps` is an average, and frames are shown at
+    /// their own times.
+    pub fn is_variable(&self) -> bool {
+        matches!(self.timeline, Timeline::Variable(_))
+    }
+
+    /// When a frame is shown, in seconds from the first frame.
+    pub fn time(&self, index: usize) -> f64 {
+        self.timeline.time(index)
+    }
+
+    /// The frame that is shown at `seconds` from the first: the last one past the end.
+    pub fn frame_at(&self, seconds: f64) -> usize {
+        self.timeline.frame_at(seconds, self.info.frames)
     }
 
     /// Frames by their place in the order of showing, from 0. Any order and repeats are fine.
@@ -144,7 +192,8 @@ impl Video {
     }
 
     /// Decodes frames as [`Video::frames`] does and calls `each` with the position in `indices`
-    /// and the frame, one frame at a time, in the order in which they come out of the decoder.
+    /// and the frame, one frame at a time, in the order in which they come out of the decoder. The
+    /// file is read once, and from the nearest frame before the wanted ones at which that can begin.
     ///
     /// # Errors
     /// Those of [`Video::frames`], and the first error of `each`, which ends the decoding.
@@ -153,24 +202,53 @@ impl Video {
         indices: &[usize],
         mut each: impl FnMut(usize, &Frame) -> Result<()>,
     ) -> Result<()> {
+        let flow = self.visit_until(indices, |position, frame| {
+            each(position, frame).map(ControlFlow::Continue)
+        });
+        flow.map(|_| ())
+    }
+
+    /// [`Video::visit`] that `each` may stop; the result says whether it did. Positions of the same
+    /// frame come one after another.
+    ///
+    /// # Errors
+    /// Those of [`Video::visit`].
+    pub fn visit_until(
+        &self,
+        indices: &[usize],
+        mut each: impl FnMut(usize, &Frame) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<()>> {
         let frames = self.info.frames;
-        if let Some(&index) = indices.iter().find(|&&i| i >= frames) {
-            return Err(Error::OutOfRange {
-                path: self.path.clone(),
-                index,
-                frames,
-            });
+        let mut positions: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (position, &index) in indices.iter().enumerate() {
+            if index >= frames {
+                return Err(Error::OutOfRange {
+                    path: self.path.clone(),
+                    index,
+                    frames,
+                });
+            }
+            positions.entry(index).or_default().push(position);
         }
-        let wanted: BTreeSet<usize> = indices.iter().copied().collect();
+        let wanted: BTreeSet<usize> = positions.keys().copied().collect();
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(ControlFlow::Continue(()));
         }
-        self.decode(&wanted, &mut |index, frame| {
-            let positions = (0..indices.len()).filter(|&p| indices[p] == index);
-            positions
-                .into_iter()
-                .try_for_each(|position| each(position, &frame))
-        })
+        let mut stopped = false;
+        let outcome = self.decode(&wanted, &mut |index, frame| {
+            for &position in positions.get(&index).into_iter().flatten() {
+                if each(position, &frame)?.is_break() {
+                    stopped = true;
+                    // Ends the decoding; nobody sees it.
+                    return Err(Error::Argument(String::new()));
+                }
+            }
+            Ok(())
+        });
+        if stopped {
+            return Ok(ControlFlow::Break(()));
+        }
+        outcome.map(ControlFlow::Continue)
     }
 
     fn decode(
@@ -194,17 +272,9 @@ impl Video {
             }
             Source::Animation(animation) => animation.decode(path, wanted, each),
             Source::Images(paths) => wanted.iter().try_for_each(|&index| {
-                let frame = read_image(&paths[index])?;
-                if (frame.width, frame.height) != (self.info.width, self.info.height) {
-                    return Err(Error::Argument(format!(
-                        "{}: is {}x{} among images of {}x{}; resize it or take it out of the folder",
-                        paths[index].display(),
-                        frame.width,
-                        frame.height,
-                        self.info.width,
-                        self.info.height
-                    )));
-                }
+                let frame = images::read_limited(&paths[index], self.programs.max_pixels)?;
+                let size = (frame.width, frame.height);
+                check_same_size(&paths[index], size, (self.info.width, self.info.height))?;
                 each(index, frame)
             }),
             Source::Ffmpeg(probe) => self.programs.decode(path, probe, wanted, each),
@@ -212,7 +282,65 @@ impl Video {
     }
 }
 
-fn folder(path: &Path, fps: f64) -> Result<(VideoInfo, Source)> {
+/// Whether there is a folder at the path.
+///
+/// # Errors
+/// [`Error::NotFound`], or what there is if it is no file either.
+fn is_folder(path: &Path) -> Result<bool> {
+    let kind = match path.metadata() {
+        Ok(metadata) => metadata.file_type(),
+        Err(_) if path.to_string_lossy().contains("://") => {
+            let path = path.to_path_buf();
+            return Err(Error::Url { path });
+        }
+        Err(_) if path == Path::new("-") => {
+            return Err(Error::NotAFile {
+                path: path.to_path_buf(),
+                what: "standard input",
+            });
+        }
+        Err(e) => return Err(Error::read(path, e)),
+    };
+    if kind.is_dir() || kind.is_file() {
+        return Ok(kind.is_dir());
+    }
+    #[cfg(unix)]
+    let what = {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            "a pipe"
+        } else if kind.is_socket() {
+            "a socket"
+        } else {
+            "a device"
+        }
+    };
+    #[cfg(not(unix))]
+    let what = "a device or a pipe";
+    Err(Error::NotAFile {
+        path: path.to_path_buf(),
+        what,
+    })
+}
+
+fn check_same_size(
+    path: &Path,
+    (width, height): (usize, usize),
+    expected: (usize, usize),
+) -> Result<()> {
+    if (width, height) == expected {
+        return Ok(());
+    }
+    Err(Error::Argument(format!(
+        "{}: is {width}x{height} among images of {}x{}; resize it or take it out of the folder",
+        path.display(),
+        expected.0,
+        expected.1
+    )))
+}
+
+fn folder(path: &Path, options: &OpenOptions) -> Result<Opened> {
+    let fps = options.folder_fps;
     if !(fps.is_finite() && fps > 0.0) {
         return Err(Error::Argument(format!(
             "{}: {fps} is no frame rate for a folder of images; give a positive number",
@@ -220,18 +348,26 @@ fn folder(path: &Path, fps: f64) -> Result<(VideoInfo, Source)> {
         )));
     }
     let images = images::in_folder(path)?;
-    let first = read_image(&images[0])?;
-    let info = VideoInfo {
-        frames: images.len(),
-        fps,
-        width: first.width,
-        height: first.height,
-        codec: "images".into(),
-    };
-    Ok((info, Source::Images(images)))
+    // Only headers are read: one odd image among thousands shows before an hour's work.
+    let (width, height) = images::size(&images[0], options.max_pixels)?;
+    for image in &images[1..] {
+        let size = images::size(image, options.max_pixels)?;
+        check_same_size(image, size, (width, height))?;
+    }
+    Ok(Opened {
+        info: VideoInfo {
+            frames: images.len(),
+            fps,
+            width,
+            height,
+            codec: "images".into(),
+        },
+        times: None,
+        source: Source::Images(images),
+    })
 }
 
-fn file(path: &Path, programs: &Programs) -> Result<(VideoInfo, Source)> {
+fn file(path: &Path, programs: &Programs) -> Result<Opened> {
     let mut file = File::open(path).map_err(|e| Error::read(path, e))?;
     let mut head = Vec::new();
     (&mut file)
@@ -242,60 +378,25 @@ fn file(path: &Path, programs: &Programs) -> Result<(VideoInfo, Source)> {
     if head.is_empty() {
         return Err(Error::damaged(path, "an empty file"));
     }
+    if let Some(still) = ffmpeg::still(&head) {
+        return still_picture(path, programs, still);
+    }
     if mp4::is_mp4(&head) {
-        let track = mp4::read_track(path, &mut file)?;
-        if track.codec == "h264"
-            && let Some((width, height)) = h264::size(&track)
-        {
-            let sideways = track.quarter_turns % 2 == 1;
-            let (width, height) = if sideways {
-                (height, width)
-            } else {
-                (width, height)
-            };
-            let info = VideoInfo {
-                frames: track.frames,
-                fps: track.fps,
-                width,
-                height,
-                codec: track.codec.clone(),
-            };
-            return Ok((info, Source::H264(Box::new(track))));
-        }
-        let codec = match track.codec.as_str() {
-            "h264" => "h264 of an unusual profile",
-            codec => codec,
-        };
-        return through_ffmpeg(path, programs, codec);
+        return movie(path, programs, &mut file);
     }
     if let Some(format) = images::format(&head) {
-        if let Some(animation) = images::animation(path, format)? {
-            let summary = animation.summary(path)?;
-            let info = VideoInfo {
-                frames: summary.frames,
-                fps: summary.fps,
-                width: summary.width,
-                height: summary.height,
-                codec: format!("{format:?}").to_lowercase(),
-            };
-            return Ok((info, Source::Animation(animation)));
-        }
-        let frame = read_image(path)?;
-        let info = VideoInfo {
-            frames: 1,
-            fps: DEFAULT_FPS,
-            width: frame.width,
-            height: frame.height,
-            codec: format!("{format:?}").to_lowercase(),
-        };
-        return Ok((info, Source::Images(vec![path.to_path_buf()])));
+        return picture(path, programs, format, file);
     }
     if let Some(codec) = ffmpeg::sniff(&head) {
         return through_ffmpeg(path, programs, &codec);
     }
     // FFmpeg knows hundreds of formats, but would also make a video of a text file.
-    let is_text = std::str::from_utf8(&head).is_ok_and(|t| !t.contains('\0'));
-    if is_text {
+    let is_text = match std::str::from_utf8(&head) {
+        Ok(_) => true,
+        // The head may end within a character.
+        Err(e) => e.error_len().is_none(),
+    };
+    if is_text && !head.contains(&0) {
         return Err(Error::UnknownFormat {
             path: path.to_path_buf(),
             what: "it holds text".into(),
@@ -310,7 +411,112 @@ fn file(path: &Path, programs: &Programs) -> Result<(VideoInfo, Source)> {
     })
 }
 
-fn through_ffmpeg(path: &Path, programs: &Programs, codec: &str) -> Result<(VideoInfo, Source)> {
+/// An MP4 or MOV file.
+fn movie(path: &Path, programs: &Programs, file: &mut File) -> Result<Opened> {
+    let track = mp4::read_track(path, file)?;
+    if track.codec == "h264"
+        && let Some((width, height)) = h264::size(&track)
+    {
+        Error::check_size(path, width as u64, height as u64, programs.max_pixels)?;
+        let sideways = track.quarter_turns % 2 == 1;
+        let (width, height) = if sideways {
+            (height, width)
+        } else {
+            (width, height)
+        };
+        let info = VideoInfo {
+            frames: track.frames,
+            fps: track.fps,
+            width,
+            height,
+            codec: track.codec.clone(),
+        };
+        return Ok(Opened {
+            info,
+            times: None,
+            source: Source::H264(Box::new(track)),
+        });
+    }
+    let codec = match track.codec.as_str() {
+        "h264" => "h264 of an unusual profile",
+        codec => codec,
+    };
+    through_ffmpeg(path, programs, codec)
+}
+
+/// An image, still or animated.
+fn picture(path: &Path, programs: &Programs, format: ImageFormat, file: File) -> Result<Opened> {
+    let max_pixels = programs.max_pixels;
+    let mut file = BufReader::new(file);
+    // Its beginning has been read.
+    std::io::Seek::rewind(&mut file).map_err(|e| Error::read(path, e))?;
+    let animation = match format {
+        ImageFormat::Gif => Some(gif::read(path, &mut file, max_pixels)?),
+        ImageFormat::WebP => webp::read(path, &mut file, max_pixels)?,
+        _ => None,
+    };
+    let codec = format!("{format:?}").to_lowercase();
+    let Some(animation) = animation else {
+        let frame = images::read_limited(path, max_pixels)?;
+        return Ok(Opened {
+            info: VideoInfo {
+                frames: 1,
+                fps: DEFAULT_FPS,
+                width: frame.width,
+                height: frame.height,
+                codec,
+            },
+            times: None,
+            source: Source::Images(vec![path.to_path_buf()]),
+        });
+    };
+    let mut times = animation.milliseconds();
+    let frames = animation.parts.len();
+    let duration = times.pop().unwrap_or(0.0);
+    let times = times.iter().map(|time| time / 1000.0).collect();
+    let info = VideoInfo {
+        frames,
+        fps: if frames == 1 {
+            DEFAULT_FPS
+        } else {
+            frames as f64 * 1000.0 / duration
+        },
+        width: animation.width,
+        height: animation.height,
+        codec,
+    };
+    Ok(Opened {
+        info,
+        times: Some(times),
+        source: Source::Animation(animation),
+    })
+}
+
+/// A HEIC or AVIF picture, which some versions of FFmpeg read.
+fn still_picture(path: &Path, programs: &Programs, still: Still) -> Result<Opened> {
+    let refused = |reason: String| Error::Still {
+        path: path.to_path_buf(),
+        format: still.name,
+        reason,
+    };
+    if still.tiled {
+        return Err(refused(
+            "of several tiles, which are not put together".into(),
+        ));
+    }
+    through_ffmpeg(path, programs, still.name).map_err(|error| match error {
+        Error::NeedsFfmpeg { .. } => {
+            refused("which needs the `ffmpeg` program, and that is not on the PATH".into())
+        }
+        Error::Ffmpeg { message, .. } => refused(format!(
+            "which this version of `ffmpeg` cannot read ({message})"
+        )),
+        Error::Empty { .. } => refused("which this version of `ffmpeg` cannot read".into()),
+        error => error,
+    })
+}
+
+fn through_ffmpeg(path: &Path, programs: &Programs, codec: &str) -> Result<Opened> {
     let probe = programs.probe(path, codec)?;
     let info = VideoInfo {
         frames: probe.frames,
@@ -319,5 +525,9 @@ fn through_ffmpeg(path: &Path, programs: &Programs, codec: &str) -> Result<(Vide
         height: probe.height,
         codec: probe.codec.clone(),
     };
-    Ok((info, Source::Ffmpeg(probe)))
+    Ok(Opened {
+        info,
+        times: probe.seconds(),
+        source: Source::Ffmpeg(probe),
+    })
 }

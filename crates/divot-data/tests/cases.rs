@@ -1,0 +1,143 @@
+//! Files of kinds that users have and that are easily read wrongly, in `data/cases`, compared with
+//! what FFmpeg decodes. Tells by a line where FFmpeg is missing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use divot_data::sampling::comprehend_indices;
+use divot_data::{Error, Frame, Video};
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/cases")
+        .join(name)
+}
+
+/// Whether FFmpeg is there.
+fn ffmpeg() -> bool {
+    let found = Command::new("ffmpeg").arg("-version").output().is_ok();
+    if !found {
+        println!("skipped: there is no ffmpeg on the PATH");
+    }
+    found
+}
+
+/// What FFmpeg decodes a file to.
+fn theirs(path: &Path, stream: &str, width: usize, height: usize) -> Vec<Frame> {
+    let output = Command::new("ffmpeg")
+        .args(["-v", "error", "-nostdin", "-i"])
+        .arg(path)
+        .args(["-map", stream, "-vsync", "passthrough"])
+        .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "-"])
+        .output()
+        .unwrap();
+    let bytes = width * height * 3;
+    assert_eq!(output.stdout.len() % bytes, 0, "{}", path.display());
+    output
+        .stdout
+        .chunks_exact(bytes)
+        .map(|rgb| Frame::new(width, height, rgb.to_vec()).unwrap())
+        .collect()
+}
+
+/// Opens a case, checks number and rate of its frames, and compares all of them and some alone.
+fn check(name: &str, stream: &str, frames: usize, fps: f64) -> Video {
+    let path = case(name);
+    let video = Video::open(&path).unwrap();
+    let info = video.info();
+    assert_eq!(info.frames, frames, "{name}");
+    assert!((info.fps - fps).abs() < 1e-3, "{name} at {}", info.fps);
+    let theirs = theirs(&path, stream, info.width, info.height);
+    assert_eq!(theirs.len(), frames, "{name}");
+    let all: Vec<usize> = (0..frames).collect();
+    let mut equal = 0;
+    video
+        .visit(&all, |index, frame| {
+            equal += usize::from(*frame == theirs[index]);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(equal, frames, "{name}");
+    for index in [0, frames / 3, frames / 2, frames - 1] {
+        assert!(
+            video.frames(&[index]).unwrap()[0] == theirs[index],
+            "{name}: frame {index}"
+        );
+    }
+    video
+}
+
+#[test]
+fn an_edit_list_hides_the_first_packets() {
+    if !ffmpeg() {
+        return;
+    }
+    let video = check("hevc_trim.mov", "0:0", 182, 30.0);
+    assert_eq!(format!("{:.2}", video.info().duration()), "6.07");
+    let clips = comprehend_indices(182, video.info().fps, 20).unwrap();
+    assert_eq!(clips.len(), 4);
+}
+
+#[test]
+fn invisible_pictures_are_not_counted() {
+    if !ffmpeg() {
+        return;
+    }
+    let video = check("altref.webm", "0:0", 750, 30.0);
+    assert_eq!(video.info().duration(), 25.0);
+}
+
+#[test]
+fn a_video_changes_its_size_or_format() {
+    if !ffmpeg() {
+        return;
+    }
+    let video = check("ramp.webm", "0:0", 120, 10.0);
+    println!("{:?}", video.info());
+    check("fmt_change.ts", "0:0", 40, 10.0);
+}
+
+#[test]
+fn a_raw_stream_has_no_times() {
+    if !ffmpeg() {
+        return;
+    }
+    check("raw264.h264", "0:0", 30, 10.0);
+}
+
+#[test]
+fn a_cover_is_no_video() {
+    if !ffmpeg() {
+        return;
+    }
+    let video = check("cover_first.mp4", "0:1", 30, 10.0);
+    assert_eq!(video.info().codec, "hevc");
+}
+
+#[test]
+fn stills_in_an_iso_container() {
+    if !ffmpeg() {
+        return;
+    }
+    for (name, format) in [("photo.heic", "HEIC"), ("a.avif", "AVIF")] {
+        let path = case(name);
+        match Video::open(&path) {
+            Ok(video) => {
+                let info = video.info();
+                assert_eq!(
+                    (info.frames, info.width, info.height),
+                    (1, 96, 64),
+                    "{name}"
+                );
+                let theirs = theirs(&path, "0:0", 96, 64);
+                assert_eq!(video.frames(&[0]).unwrap(), theirs[..1], "{name}");
+            }
+            Err(error) => {
+                assert!(matches!(error, Error::Still { format: f, .. } if f == format));
+                let line = error.to_string();
+                assert!(line.contains("convert it to PNG or JPEG"), "{line}");
+                println!("{line}");
+            }
+        }
+    }
+}
