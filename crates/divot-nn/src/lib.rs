@@ -6,6 +6,7 @@ mod check;
 mod embedding;
 #[cfg(feature = "flex")]
 mod kernels;
+mod loss;
 mod noise;
 mod norm;
 pub mod ops;
@@ -21,6 +22,7 @@ pub use activation::Activation;
 pub use attention::{SelfAttention, SelfAttentionConfig, attention, multi_head_attention};
 pub use check::{CheckSizes, SizeError, check_depths, check_divides, check_same, check_widths};
 pub use embedding::timestep_embedding;
+pub use loss::Loss;
 pub use noise::Noise;
 pub use norm::{LayerNorm, LayerNormConfig};
 pub use recycler::Recycler;
