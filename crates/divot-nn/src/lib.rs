@@ -12,6 +12,7 @@ mod norm;
 pub mod ops;
 #[cfg(feature = "optim")]
 pub mod optim;
+mod packed;
 pub mod profile;
 mod recycler;
 mod threads;
@@ -25,6 +26,7 @@ pub use embedding::timestep_embedding;
 pub use loss::Loss;
 pub use noise::Noise;
 pub use norm::{LayerNorm, LayerNormConfig};
+pub use packed::{PackedLinear, Quantization};
 pub use recycler::Recycler;
 pub use threads::compute_on_this_thread;
 pub use transformer::{Mlp, TransformerBlock, TransformerBlockConfig};
