@@ -4,7 +4,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Tensor};
 use divot_nn::ops::{linear, silu};
 use divot_nn::{
-    CheckSizes, LayerNorm, LayerNormConfig, Noise, SizeError, check_depths, check_widths,
+    CheckSizes, LayerNorm, LayerNormConfig, Loss, Noise, SizeError, check_depths, check_widths,
     timestep_embedding,
 };
 
@@ -193,8 +193,9 @@ impl TokenHead for DenoisingMlp {
         self.config.dim
     }
 
-    /// The mean squared error of the prediction for tokens noised to random timesteps.
-    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Tensor<1> {
+    /// The squared error of the prediction for each token, averaged over its random timesteps and its
+    /// width.
+    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Loss {
         let [batch, tokens, _] = params.dims();
         assert_eq!(
             targets.dims(),
@@ -204,10 +205,16 @@ impl TokenHead for DenoisingMlp {
         let repeats = self.config.timesteps_per_token;
         let rows = |x: Tensor<3>| x.flatten::<2>(0, 1).repeat_dim(0, repeats);
         let condition = rows(params);
-        self.diffusion
+        let mean = self
+            .diffusion
             .loss(rows(targets.cast(DType::F32)), noise, |x, timesteps| {
                 self.forward(x, timesteps, condition)
-            })
+            });
+        let count = batch * tokens;
+        Loss {
+            sum: mean * count as f64,
+            count,
+        }
     }
 
     fn sample(&self, params: Tensor<3>, options: &SampleOptions, noise: &mut Noise) -> Tensor<3> {

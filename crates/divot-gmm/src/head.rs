@@ -1,7 +1,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use divot_nn::{CheckSizes, Noise, SizeError};
+use divot_nn::{CheckSizes, Loss, Noise, SizeError};
 
 use crate::{DenoisingMlp, DenoisingMlpConfig, Gmm, GmmConfig, Regression, RegressionConfig};
 
@@ -16,16 +16,16 @@ pub trait TokenHead {
     /// Width of a token.
     fn dim(&self) -> usize;
 
-    /// The training loss, one number.
+    /// The training loss: its terms are the tokens.
     ///
     /// # Arguments
     /// - `params`: `[batch, tokens, params_dim]`.
     /// - `targets`: the true tokens, `[batch, tokens, dim]`.
-    /// - `noise`: where a loss that is itself random draws from.
+    /// - `noise`: random numbers, for heads whose loss needs them.
     ///
     /// # Panics
-    /// If a shape is another.
-    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Tensor<1>;
+    /// If the shapes are not these.
+    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Loss;
 
     /// Tokens of these parameters, `[batch, tokens, params_dim]` → `[batch, tokens, dim]`.
     ///
@@ -123,7 +123,7 @@ impl TokenHead for Head {
         self.as_dyn().dim()
     }
 
-    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Tensor<1> {
+    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Loss {
         self.as_dyn().loss(params, targets, noise)
     }
 

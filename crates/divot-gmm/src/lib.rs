@@ -8,7 +8,7 @@ mod regression;
 
 pub use denoising::{AdaLnBlock, DenoisingMlp, DenoisingMlpConfig};
 pub use diffusion::{Prediction, Schedule};
-pub use divot_nn::Noise;
+pub use divot_nn::{Loss, Noise};
 pub use head::{Draw, Head, HeadConfig, SampleOptions, TokenHead};
 pub use mixture::{GaussianMixture, Gmm, GmmConfig};
 pub use regression::{Regression, RegressionConfig};

@@ -4,7 +4,7 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::activation::{log_softmax, softmax, softplus};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use divot_nn::{CheckSizes, Noise, SizeError, check_widths};
+use divot_nn::{CheckSizes, Loss, Noise, SizeError, check_widths};
 
 use crate::{Draw, SampleOptions, TokenHead};
 
@@ -91,12 +91,12 @@ impl Gmm {
 }
 
 impl GaussianMixture {
-    /// The negative log-likelihood of `targets`, `[batch, tokens, dim]`, averaged over the tokens
-    /// and divided by dim, in nats: `[1]`.
+    /// The negative log-likelihood of each token of `targets`, `[batch, tokens, dim]`, in nats divided
+    /// by dim.
     ///
     /// # Panics
-    /// If the shape is another.
-    pub fn nll(&self, targets: Tensor<3>) -> Tensor<1> {
+    /// If the targets have another shape.
+    pub fn nll(&self, targets: Tensor<3>) -> Loss {
         let [batch, tokens, _, dim] = self.means.dims();
         // Another shape might broadcast.
         assert_eq!(targets.dims(), [batch, tokens, dim], "targets of a mixture");
@@ -111,7 +111,10 @@ impl GaussianMixture {
         // The largest term is taken out, or every exponential vanishes far from the means.
         let largest = joint.clone().detach().max_dim(2);
         let log_likelihood = (joint - largest.clone()).exp().sum_dim(2).log() + largest;
-        log_likelihood.mean() / -(dim as f64)
+        Loss {
+            sum: log_likelihood.sum() / -(dim as f64),
+            count: batch * tokens,
+        }
     }
 
     /// The means of the mixtures, `[batch, tokens, dim]`.
@@ -176,7 +179,7 @@ impl TokenHead for Gmm {
     }
 
     /// [`GaussianMixture::nll`] of the unscaled mixture.
-    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, _noise: &mut Noise) -> Tensor<1> {
+    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, _noise: &mut Noise) -> Loss {
         self.mixture(params, 1.0).nll(targets)
     }
 

@@ -1,7 +1,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
-use divot_nn::{CheckSizes, Noise, SizeError, check_widths};
+use divot_nn::{CheckSizes, Loss, Noise, SizeError, check_widths};
 
 use crate::{SampleOptions, TokenHead};
 
@@ -43,13 +43,17 @@ impl TokenHead for Regression {
         self.dim
     }
 
-    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, _noise: &mut Noise) -> Tensor<1> {
+    /// The squared error of each token, averaged over its width.
+    fn loss(&self, params: Tensor<3>, targets: Tensor<3>, _noise: &mut Noise) -> Loss {
         let [batch, tokens, _] = params.dims();
         let shape = [batch, tokens, self.dim];
         assert_eq!(params.dims(), shape, "parameters of a regression");
         assert_eq!(targets.dims(), shape, "targets of a regression");
         let difference = params.cast(DType::F32) - targets.cast(DType::F32);
-        difference.square().mean()
+        Loss {
+            sum: difference.square().sum() / self.dim as f64,
+            count: batch * tokens,
+        }
     }
 
     /// The parameters themselves: a regression is certain.

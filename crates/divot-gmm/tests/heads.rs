@@ -87,7 +87,9 @@ fn shapes_and_dtypes() {
         let mut noise = Noise::new(2);
         let sample = head.sample(params.clone(), &SampleOptions::new(), &mut noise);
         assert_eq!(sample.dims(), [2, 4, 3]);
-        let loss = head.loss(params, sample.clone().cast(DType::BF16), &mut noise);
+        let loss = head
+            .loss(params, sample.clone().cast(DType::BF16), &mut noise)
+            .mean();
         assert_eq!((sample.dtype(), loss.dtype()), (DType::F32, DType::F32));
         assert!(loss.into_scalar::<f32>().is_finite());
     }
@@ -121,7 +123,7 @@ fn regression_is_the_mean_squared_error() {
     let params = Tensor::<3>::from_floats([[[1.0, -2.0], [0.5, 4.0]]], &device);
     let targets = Tensor::<3>::from_floats([[[0.0, -2.0], [2.5, 1.0]]], &device);
     let mut noise = Noise::new(0);
-    let loss = head.loss(params.clone(), targets, &mut noise);
+    let loss = head.loss(params.clone(), targets, &mut noise).mean();
     assert_eq!(loss.into_scalar::<f32>(), (1.0 + 4.0 + 9.0) / 4.0);
     let sample = head.sample(params.clone(), &SampleOptions::new(), &mut noise);
     assert_eq!(sample.into_data(), params.into_data());
@@ -137,6 +139,7 @@ fn an_untrained_denoiser_predicts_nothing() {
         Tensor::ones([50, 40, 3], &device),
         &mut Noise::new(3),
     );
+    let loss = loss.mean();
     // Four timesteps for each of 2000 tokens of three numbers.
     let error = (2.0 / (4.0 * 2000.0 * 3.0f32)).sqrt();
     assert!((loss.into_scalar::<f32>() - 1.0).abs() < 4.0 * error);
@@ -162,7 +165,7 @@ fn a_denoiser_learns_where_its_condition_says() {
         let mut optimizer = AdamConfig::new().init();
         for _ in 0..500 {
             let targets = condition.clone() * 1.5 + noise.normal([2, 64, 1], &device) * 0.4;
-            let loss = head.loss(condition.clone(), targets, &mut noise);
+            let loss = head.loss(condition.clone(), targets, &mut noise).mean();
             let gradients = GradientsParams::from_grads(loss.backward(), &head);
             head = optimizer.step(3e-3, head, gradients);
         }
@@ -187,7 +190,9 @@ fn a_denoiser_learns_where_its_condition_says() {
 
         // What trains the language model.
         let condition = condition.clone().require_grad();
-        let loss = head.loss(condition.clone(), condition.clone() * 1.5, &mut noise);
+        let loss = head
+            .loss(condition.clone(), condition.clone() * 1.5, &mut noise)
+            .mean();
         let gradient = condition.grad(&loss.backward()).unwrap();
         assert!(gradient.abs().max().into_scalar::<f32>() > 1e-6);
     }

@@ -131,7 +131,9 @@ fn check_loss(params: [Params; 2], targets: [[f32; D]; 2]) {
     let device = Device::flex().autodiff();
     let input = Tensor::cat(params.iter().map(|p| p.tensor(&device)).collect(), 1).require_grad();
     let target = Tensor::<3>::from_data([targets], &device);
-    let loss = head().loss(input.clone(), target, &mut Noise::new(0));
+    let loss = head()
+        .loss(input.clone(), target, &mut Noise::new(0))
+        .mean();
     let gradient = input.grad(&loss.backward()).unwrap();
 
     let targets = targets.map(|target| target.map(f64::from));
@@ -196,7 +198,9 @@ fn half_precision_parameters_are_computed_in_f32() {
     let target = Tensor::<3>::from_data([[[0.3, -0.7, 1.1]]], &device);
     let run = |params: Tensor<3>| {
         let params = params.require_grad();
-        let loss = head().loss(params.clone(), target.clone(), &mut Noise::new(0));
+        let loss = head()
+            .loss(params.clone(), target.clone(), &mut Noise::new(0))
+            .mean();
         let gradient = params.grad(&loss.backward()).unwrap();
         let sample = head().sample(params, &SampleOptions::new(), &mut Noise::new(0));
         assert_eq!((loss.dtype(), sample.dtype()), (DType::F32, DType::F32));

@@ -7,7 +7,6 @@ mod lora;
 mod mask;
 mod mistral;
 mod model;
-mod packed;
 mod projection;
 mod prompt;
 mod rotary;
@@ -16,6 +15,7 @@ pub mod tokenizer;
 
 pub use cache::KvCache;
 pub use divot_gmm as gmm;
+pub use divot_nn::{Loss, PackedLinear, Quantization};
 pub use error::LlmError;
 pub use generate::{Context, FinishReason, Generated, Rules};
 pub use lora::{LoraConfig, LoraLinear, LoraTarget};
@@ -24,7 +24,6 @@ pub use mistral::{Attention, DecoderLayer, Mistral, MistralConfig, SwiGlu};
 pub use model::{
     Batch, DivotLlm, DivotLlmConfig, FeatureProjection, Losses, QueryMechanism, Sequence,
 };
-pub use packed::{PackedLinear, Quantization};
 pub use projection::Projection;
 pub use prompt::{Prompt, Shown, SpecialTokens};
 pub use sampling::{FrameOrder, TextSampling};

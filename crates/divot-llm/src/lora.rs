@@ -6,9 +6,6 @@ use divot_nn::ops::linear;
 use divot_nn::{CheckSizes, SizeError, check_widths};
 use serde::{Deserialize, Serialize};
 
-use crate::mistral::Mistral;
-use crate::projection::Projection;
-
 /// A projection of a decoder layer, under its released name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -55,19 +52,19 @@ impl LoraTarget {
     }
 }
 
-/// What of a decoder is trained, and by how much: the released recipe by default.
+/// Which weights of a decoder are trained, and the sizes of LoRA. The defaults are the released ones.
 #[derive(Config, Debug)]
 pub struct LoraConfig {
-    /// Width between the two thin matrices.
+    /// Rank of the low-rank matrices.
     #[config(default = 32)]
     pub rank: usize,
-    /// Their product counts alpha / rank times.
+    /// Their product is scaled by alpha / rank.
     #[config(default = 32.0)]
     pub alpha: f64,
-    /// Share of their input that is dropped in training.
+    /// Dropout rate of their input in training.
     #[config(default = 0.05)]
     pub dropout: f64,
-    /// Which projections have them.
+    /// The projections that are adapted.
     #[config(default = "LoraTarget::ALL.to_vec()")]
     pub targets: Vec<LoraTarget>,
     /// Whether the norms are trained in full.
@@ -99,17 +96,16 @@ pub struct LoraLinear {
     pub lora_a: Linear,
     /// B, `[rank]` → `[output]`; zero at first.
     pub lora_b: Linear,
-    /// Of the input of A.
+    /// Dropout on the input of A.
     pub dropout: Dropout,
     /// alpha / rank.
     pub scale: f64,
 }
 
 impl LoraConfig {
-    /// Adds the two matrices to a layer; the layer's function stays what it was until they are
-    /// trained.
+    /// Adds the two matrices to a layer. Its outputs stay the same until the matrices are trained.
     pub fn init(&self, base: Linear) -> LoraLinear {
-        // Asked without initialising a weight that is still to be loaded.
+        // The lazy shape: the weight itself may still have to be loaded.
         let [input, output] = base.weight.lazy_shape().dims();
         let device = base.weight.lazy_device();
         let thin = |input, output, initializer| {
@@ -140,7 +136,7 @@ impl LoraLinear {
         linear(&self.base, x) + linear(&self.lora_b, low_rank) * self.scale
     }
 
-    /// The plain layer that computes the same.
+    /// Folds the low-rank product into the weight.
     pub fn merge(self) -> Linear {
         let product = self.lora_a.weight.val().matmul(self.lora_b.weight.val());
         let weight = self.base.weight.val() + product * self.scale;
@@ -148,44 +144,5 @@ impl LoraLinear {
             weight: Param::from_tensor(weight.detach()),
             bias: self.base.bias,
         }
-    }
-}
-
-impl Mistral {
-    /// Adds LoRA to the projections that `config` names, and freezes all that it does not train.
-    ///
-    /// # Panics
-    /// If the decoder is quantised: only float weights can be adapted.
-    pub fn with_lora(mut self, config: &LoraConfig) -> Self {
-        for (name, slot) in self.layers.iter_mut().flat_map(|l| l.projections_mut()) {
-            let wanted = config.targets.iter().any(|t| name.ends_with(t.name()));
-            *slot = match slot.clone() {
-                Projection::Dense(linear) if wanted => Projection::Lora(config.init(linear)),
-                Projection::Packed(_) => panic!("{name} is quantised and cannot be adapted"),
-                other => other.no_grad(),
-            };
-        }
-        if !config.train_norms {
-            self.norm = self.norm.no_grad();
-            for layer in &mut self.layers {
-                layer.input_layernorm = layer.input_layernorm.clone().no_grad();
-                layer.post_attention_layernorm = layer.post_attention_layernorm.clone().no_grad();
-            }
-        }
-        if !config.train_embeddings {
-            self.embed_tokens = self.embed_tokens.no_grad();
-            self.lm_head = self.lm_head.no_grad();
-        }
-        self
-    }
-
-    /// Folds every low-rank product into its weights.
-    pub fn merge_lora(mut self) -> Self {
-        for (_, slot) in self.layers.iter_mut().flat_map(|l| l.projections_mut()) {
-            if let Projection::Lora(lora) = slot.clone() {
-                *slot = Projection::Dense(lora.merge());
-            }
-        }
-        self
     }
 }

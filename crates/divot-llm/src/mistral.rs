@@ -10,6 +10,7 @@ use divot_nn::ops::{rms_norm, silu};
 use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
 
 use crate::cache::{KvCache, LayerCache};
+use crate::lora::LoraConfig;
 use crate::mask::{Mask, Role, attention_mask};
 use crate::projection::Projection;
 use crate::rotary::{Angles, Rotary};
@@ -221,6 +222,45 @@ impl Mistral {
     /// Scores of the next token: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`, in f32.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         self.lm_head.forward(hidden).cast(DType::F32)
+    }
+}
+
+impl Mistral {
+    /// Adds LoRA to the projections that `config` names, and freezes all that is not trained.
+    ///
+    /// # Panics
+    /// If the decoder is quantised: only float weights can be adapted.
+    pub fn with_lora(mut self, config: &LoraConfig) -> Self {
+        for (name, slot) in self.layers.iter_mut().flat_map(|l| l.projections_mut()) {
+            let wanted = config.targets.iter().any(|t| name.ends_with(t.name()));
+            *slot = match slot.clone() {
+                Projection::Dense(linear) if wanted => Projection::Lora(config.init(linear)),
+                Projection::Packed(_) => panic!("{name} is quantised and cannot be adapted"),
+                other => other.no_grad(),
+            };
+        }
+        if !config.train_norms {
+            self.norm = self.norm.no_grad();
+            for layer in &mut self.layers {
+                layer.input_layernorm = layer.input_layernorm.clone().no_grad();
+                layer.post_attention_layernorm = layer.post_attention_layernorm.clone().no_grad();
+            }
+        }
+        if !config.train_embeddings {
+            self.embed_tokens = self.embed_tokens.no_grad();
+            self.lm_head = self.lm_head.no_grad();
+        }
+        self
+    }
+
+    /// Folds every low-rank product into its weight.
+    pub fn merge_lora(mut self) -> Self {
+        for (_, slot) in self.layers.iter_mut().flat_map(|l| l.projections_mut()) {
+            if let Projection::Lora(lora) = slot.clone() {
+                *slot = Projection::Dense(lora.merge());
+            }
+        }
+        self
     }
 }
 

@@ -248,7 +248,7 @@ impl DivotLlm {
                 let [clips, tokens, _] = targets.dims();
                 let hidden = select(hidden, seen.collect()).reshape([clips, tokens, width]);
                 let params = self.output_proj.forward(hidden);
-                self.head.loss(params, targets.clone(), noise)
+                self.head.loss(params, targets.clone(), noise).mean()
             }
         };
         Losses {

@@ -2,11 +2,11 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 use divot_nn::ops::linear;
+use divot_nn::{PackedLinear, Quantization};
 
 use crate::lora::LoraLinear;
-use crate::packed::{PackedLinear, Quantization};
 
-/// A linear layer without bias, in one of the forms that a decoder's weights come in.
+/// A linear layer without bias of a decoder, in one of three forms.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a box is no module")]
 pub enum Projection {
@@ -28,16 +28,22 @@ impl Projection {
         }
     }
 
-    /// Keeps 8 or 4 bits of each weight, for inference. Only dense weights can be, and of those only
-    /// ones whose blocks of 32 are whole; the rest stays what it is.
+    /// Quantises the weights to 8 or 4 bits, for inference. Layers that are not dense, and layers whose
+    /// blocks of 32 would not be whole, stay as they are.
     ///
-    /// `on_host` says that the device is the CPU: weights are packed in host memory then. Elsewhere
+    /// `on_host`: the device is the CPU, and the weights are packed in host memory. On other devices
     /// they become Burn's quantised tensors.
     pub fn quantize(self, quantization: Quantization, on_host: bool) -> Self {
-        quantization.quantize(self, on_host)
+        match self {
+            Self::Dense(linear) if Quantization::fits(&linear, on_host) => match on_host {
+                true => Self::Packed(PackedLinear::new(linear, quantization)),
+                false => Self::Dense(quantization.quantize(linear)),
+            },
+            other => other,
+        }
     }
 
-    /// Whether [`quantize`](Self::quantize) would change it.
+    /// Whether [`quantize`](Self::quantize) changes this layer.
     pub fn can_quantize(&self, on_host: bool) -> bool {
         matches!(self, Self::Dense(linear) if Quantization::fits(linear, on_host))
     }

@@ -6,11 +6,13 @@ mod check;
 mod embedding;
 #[cfg(feature = "flex")]
 mod kernels;
+mod loss;
 mod noise;
 mod norm;
 pub mod ops;
 #[cfg(feature = "optim")]
 pub mod optim;
+mod packed;
 pub mod profile;
 mod recycler;
 mod threads;
@@ -21,8 +23,10 @@ pub use activation::Activation;
 pub use attention::{SelfAttention, SelfAttentionConfig, attention, multi_head_attention};
 pub use check::{CheckSizes, SizeError, check_depths, check_divides, check_same, check_widths};
 pub use embedding::timestep_embedding;
+pub use loss::Loss;
 pub use noise::Noise;
 pub use norm::{LayerNorm, LayerNormConfig};
+pub use packed::{PackedLinear, Quantization};
 pub use recycler::Recycler;
 pub use threads::compute_on_this_thread;
 pub use transformer::{Mlp, TransformerBlock, TransformerBlockConfig};

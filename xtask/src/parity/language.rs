@@ -47,7 +47,7 @@ impl Parity {
         self.compare("gmm/variances", mixture.variances.clone(), self.limit)?;
         self.compare("gmm/logits", mixture.logits.clone(), self.limit)?;
         self.compare("gmm/expected", mixture.expected(), self.limit)?;
-        let nll = mixture.nll(targets);
+        let nll = mixture.nll(targets).mean();
         self.compare("gmm/nll", nll.clone(), self.limit)?;
         let gradients = nll.backward();
         let gradient = params.grad(&gradients).context("params have no gradient")?;

@@ -1,8 +1,8 @@
-//! Weights of 8 or 4 bits.
+//! Linear layers with weights of 8 or 4 bits.
 //!
-//! On a GPU they are Burn's quantised tensors. On the CPU Burn 0.22 keeps every value of such a
-//! tensor in a byte and turns the whole matrix into f32 for each product, on one thread; there the
-//! weights are kept packed and are multiplied as they are.
+//! On a GPU these are Burn's quantised tensors. On the CPU, Burn 0.22 keeps every value of such a
+//! tensor in a byte, and converts the whole matrix to f32 for each product, on one thread. There,
+//! [`PackedLinear`] keeps the weights packed and multiplies them as they are.
 
 use std::sync::Arc;
 
@@ -10,24 +10,24 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::quantization::{QuantScheme, QuantValue, ScaleDtype};
 use burn::tensor::{DType, Device, Tensor, TensorData, f16};
-use divot_nn::vectorised;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::projection::Projection;
+use crate::vectorised;
 
-/// Values that share a scale: inputs of an output on the CPU, outputs of an input on a GPU.
+/// Number of values that share a scale. They are neighbouring inputs of one output on the CPU, and
+/// neighbouring outputs of one input on a GPU.
 const BLOCK: usize = 32;
 
-/// How many bits a weight keeps.
+/// How many bits a quantised weight keeps.
 ///
-/// Blocks of 32 values share a scale in f16, so a weight takes 8.5 or 4.5 bits on the CPU.
+/// Blocks of 32 values share a scale in f16, so on the CPU a weight takes 8.5 or 4.5 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Quantization {
-    /// 255 steps.
+    /// 8 bits: 255 steps.
     Q8,
-    /// 15 steps.
+    /// 4 bits: 15 steps.
     Q4,
 }
 
@@ -41,48 +41,54 @@ impl Quantization {
             .per_block([BLOCK as u8], ScaleDtype::F16)
     }
 
-    /// Quantises a projection; one whose inputs do not make whole blocks stays as it is. On a
-    /// GPU the weight stays a tensor, and `on_host` is false.
-    pub(crate) fn quantize(self, projection: Projection, on_host: bool) -> Projection {
-        match projection {
-            Projection::Dense(linear) if Self::fits(&linear, on_host) => {
-                if on_host {
-                    Projection::Packed(PackedLinear::new(linear, self))
-                } else {
-                    let weight = linear.weight.val().quantize_dynamic(&self.scheme());
-                    Projection::Dense(Linear {
-                        weight: Param::from_tensor(weight).set_require_grad(false),
-                        bias: linear.bias,
-                    })
-                }
-            }
-            other => other,
+    /// Quantises a layer with Burn's own tensors, for a GPU. The weight is frozen.
+    ///
+    /// # Panics
+    /// If the number of outputs is not a multiple of 32.
+    pub fn quantize(self, linear: Linear) -> Linear {
+        let weight = linear.weight.val();
+        assert_whole_blocks(weight.dims()[1]);
+        let weight = weight.quantize_dynamic(&self.scheme());
+        Linear {
+            weight: Param::from_tensor(weight).set_require_grad(false),
+            bias: linear.bias,
         }
     }
 
-    /// Whether a layer's blocks are whole.
-    pub(crate) fn fits(linear: &Linear, on_host: bool) -> bool {
+    /// Whether a layer can be quantised: whether its width along the blocks is a multiple of 32. That
+    /// is the number of inputs for [`PackedLinear`] (`on_host`), and of outputs for
+    /// [`quantize`](Self::quantize).
+    pub fn fits(linear: &Linear, on_host: bool) -> bool {
         let [input, output] = linear.weight.lazy_shape().dims();
         let along = if on_host { input } else { output };
         along.is_multiple_of(BLOCK)
     }
 }
 
-/// A linear layer without bias whose weights are packed in host memory.
+fn assert_whole_blocks(width: usize) {
+    assert!(
+        width.is_multiple_of(BLOCK),
+        "blocks of {BLOCK} do not divide a width of {width}"
+    );
+}
+
+/// A linear layer without bias, with quantised weights packed in host memory. It computes in f32, for
+/// inference only.
 #[derive(Module, Debug)]
 pub struct PackedLinear {
     #[module(skip)]
     matrix: Arc<Matrix>,
 }
 
-/// `[output, input]`, row after row.
+/// A quantised matrix `[output, input]`, row after row.
 struct Matrix {
     quantization: Quantization,
     input: usize,
     output: usize,
-    /// Bytes of values: one each, or two in a byte, the second half of a block in the high bits.
+    /// The values. With 8 bits, each has a byte; with 4, the second half of a block is in the high
+    /// bits of the bytes of the first.
     values: Vec<u8>,
-    /// One for each block.
+    /// The scale of each block.
     scales: Vec<f16>,
 }
 
@@ -96,23 +102,30 @@ impl std::fmt::Debug for Matrix {
     }
 }
 
-/// Half a block: values that are worked on at once.
+/// Half a block: the number of values computed with at once.
 const LANES: usize = BLOCK / 2;
 
-/// Outputs quantised, or unpacked for a product with many rows, at once: bounds the memory that
-/// takes.
+/// Number of outputs that are quantised, or unpacked for a product with many rows, at once. It bounds
+/// the memory in use.
 const SLAB: usize = 512;
 
-/// Outputs that are computed side by side.
+/// Number of outputs computed side by side.
 const TOGETHER: usize = 4;
 
-/// Rows of input up to which a product reads the packed values once for each.
+/// Products with up to this many rows of input read the packed values once for each row; products with
+/// more unpack the weights.
 const FEW_ROWS: usize = 8;
 
 impl PackedLinear {
-    fn new(linear: Linear, quantization: Quantization) -> Self {
+    /// Quantises and packs the weights of a layer.
+    ///
+    /// # Panics
+    /// If the number of inputs is not a multiple of 32, or the layer has a bias.
+    pub fn new(linear: Linear, quantization: Quantization) -> Self {
+        assert!(linear.bias.is_none(), "a packed layer has no bias");
         let weight = linear.weight.val();
         let [input, output] = weight.dims();
+        assert_whole_blocks(input);
         let mut matrix = Matrix {
             quantization,
             input,
@@ -145,7 +158,7 @@ impl PackedLinear {
         }
     }
 
-    /// Bytes of host memory that the weights take.
+    /// Size of the packed weights in host memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.matrix.values.len() + 2 * self.matrix.scales.len()
     }
@@ -174,7 +187,7 @@ impl PackedLinear {
 }
 
 impl Quantization {
-    /// Bytes of `values` values.
+    /// Size of that many values, in bytes.
     fn bytes(self, values: usize) -> usize {
         match self {
             Self::Q8 => values,
@@ -182,8 +195,8 @@ impl Quantization {
         }
     }
 
-    /// Values and scales of whole blocks, as Burn's scheme has them: the largest value of a block is
-    /// the last step, and scales are rounded up.
+    /// Quantises whole blocks to values and scales, as Burn's scheme does: the largest value of a block
+    /// becomes the last step, and scales are rounded up.
     #[inline(always)]
     fn pack(self, weights: &[f32]) -> (Vec<u8>, Vec<f16>) {
         let (lowest, highest) = self.scheme().value.range();
@@ -228,9 +241,9 @@ impl Quantization {
     }
 }
 
-/// The products of a few packed rows, each with its scales, with a row of inputs; a block takes
-/// `BYTES`. Sums are kept apart by lanes and the sizes are known, which lets the compiler use vectors;
-/// several rows are read side by side, which hides how far away memory is.
+/// The products of a few packed rows, each with its scales, with a row of inputs. A block takes `BYTES`
+/// bytes. Sums are kept apart by lanes and sizes are constants, so that the compiler uses vector
+/// instructions; reading several rows side by side hides the latency of memory.
 #[inline(always)]
 fn dots<const BYTES: usize>(
     quantization: Quantization,
@@ -266,7 +279,7 @@ impl Matrix {
         )
     }
 
-    /// Rows `start` to `start` + [`SLAB`] in f32.
+    /// Unpacks up to [`SLAB`] rows from `start` on, in f32.
     fn unpack(&self, start: usize, device: &Device) -> Tensor<2> {
         let rows = SLAB.min(self.output - start);
         let mut weights = vec![0f32; rows * self.input];
@@ -297,10 +310,10 @@ impl Matrix {
         Tensor::from_data(data, (device, DType::F32))
     }
 
-    /// `[rows, input]` → `[rows, output]`, without unpacking the matrix.
+    /// Multiplies without unpacking the matrix: `[rows, input]` → `[rows, output]`.
     fn multiply(&self, x: &[f32]) -> Vec<f32> {
         let rows = x.len() / self.input;
-        // [output, rows] first: threads share the outputs.
+        // Computed as [output, rows]: threads share the outputs.
         let mut columns = vec![0f32; self.output * rows];
         let outputs = self
             .output
@@ -323,8 +336,8 @@ impl Matrix {
             .collect()
     }
 
-    /// The outputs from `first` on, `[outputs, rows]`. Those side by side are far apart: each then is a
-    /// long way through memory that the processor foresees.
+    /// Computes the outputs from `first` on, `[outputs, rows]`. Outputs computed side by side are far
+    /// apart, so that each reads a long run of memory, which the processor prefetches.
     #[inline(always)]
     fn multiply_some(&self, first: usize, x: &[f32], columns: &mut [f32]) {
         let (rows, blocks) = (x.len() / self.input, self.input / BLOCK);
@@ -339,7 +352,7 @@ impl Matrix {
             }
             let side = [0, 1, 2, 3].map(|j| (packed[j].0, &scales[j * blocks..(j + 1) * blocks]));
             for (row, x) in x.chunks_exact(self.input).enumerate() {
-                // Told apart out here, so that the loops within know their form.
+                // Matched outside of the loops, so that these are compiled for each form.
                 let found = match self.quantization {
                     Quantization::Q8 => dots::<BLOCK>(Quantization::Q8, side, x),
                     Quantization::Q4 => dots::<LANES>(Quantization::Q4, side, x),

@@ -1,0 +1,82 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub(super) const DAMAGED: &str = "the file is damaged or incomplete: download it again";
+pub(super) const NOT_MISTRAL: &str = "use the tokenizer of a Mistral-7B or of a Divot-LLM";
+pub(super) const SAVE_AGAIN: &str =
+    "write the tokenizer's files again with `save_pretrained`, or download them again";
+
+/// Why a text tokenizer could not be read, used or written. Each message is one line with the file and
+/// the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The operating system refused to read or write a file.
+    #[error("{}: cannot {action}: {source}; {remedy}", one_line(.path.display()))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done, to follow "cannot".
+        action: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// A file is damaged, of another kind, or not there.
+    #[error("{}: {problem}; {remedy}", one_line(.path.display()))]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// A special token that the tokenizer does not have.
+    #[error(
+        "`{}` is not a special token of this tokenizer; add it first (`add_divot_tokens` adds the video tokens), or encode it as text",
+        one_line(.0)
+    )]
+    UnknownToken(String),
+    /// An id beyond the vocabulary.
+    #[error(
+        "token id {id} is not among the tokenizer's {size}; use the tokenizer that the language model was trained with"
+    )]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// The number of tokens.
+        size: usize,
+    },
+    /// A step of the tokenizer failed on a text.
+    #[error(
+        "the text tokenizer failed: {0}; its tokenizer.json is damaged: download or convert it again"
+    )]
+    Step(String),
+}
+
+impl TokenizerError {
+    pub(super) fn file(path: &Path, problem: impl ToString, remedy: &'static str) -> Self {
+        Self::File {
+            path: path.to_path_buf(),
+            problem: one_line(problem),
+            remedy,
+        }
+    }
+
+    pub(super) fn step(error: tokenizers::Error) -> Self {
+        Self::Step(one_line(error))
+    }
+}
+
+/// A result of the tokenizer.
+pub(super) type Result<T, E = TokenizerError> = std::result::Result<T, E>;
+
+/// `text` on one line: names and messages come from files, which may contain control characters.
+fn one_line(text: impl ToString) -> String {
+    text.to_string()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}

@@ -1,0 +1,267 @@
+//! From a SentencePiece model, and the files that the released system keeps beside it, to a
+//! `tokenizer.json`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use sentencepiece_model::{ModelType, SentencePieceModel, Type};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::{DAMAGED, NOT_MISTRAL, Result, SAVE_AGAIN, TokenizerError};
+use super::file::read_json;
+use super::special::{BOS, EOS, SPACE, UNK};
+
+/// `tokenizer_config.json`; `special` collects the keys without a field of their own.
+#[derive(Default, Deserialize)]
+struct HubConfig {
+    legacy: Option<bool>,
+    added_tokens_decoder: Option<BTreeMap<u32, HubToken>>,
+    #[serde(flatten)]
+    special: BTreeMap<String, Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct HubToken {
+    content: String,
+    lstrip: bool,
+    rstrip: bool,
+    single_word: bool,
+    special: bool,
+}
+
+/// Converts a SentencePiece model, with the files beside it, to a `tokenizer.json`.
+pub(super) fn convert(path: &Path, bytes: &[u8]) -> Result<Value> {
+    let spm = SentencePieceModel::from_slice(bytes)
+        .ok()
+        .filter(|spm| !spm.pieces().is_empty())
+        .ok_or_else(|| TokenizerError::file(path, "is not a SentencePiece model", DAMAGED))?;
+    check_sentencepiece(path, &spm)?;
+    let pieces: HashMap<&str, usize> = spm
+        .pieces()
+        .iter()
+        .enumerate()
+        .map(|(id, piece)| (piece.piece(), id))
+        .collect();
+    let (legacy, added) = added_tokens(path, &pieces)?;
+
+    let space = SPACE.to_string();
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": space});
+    let (normalizer, pre_tokenizer) = if legacy {
+        let prepend = json!({"type": "Prepend", "prepend": space});
+        (
+            json!({"type": "Sequence", "normalizers": [prepend, replace]}),
+            Value::Null,
+        )
+    } else {
+        // A Metaspace puts its character before the first text, unless the text begins with that
+        // character; the released tokenizer always adds one. Hence two: the first adds a plain space,
+        // which no normalized text begins with, and the second replaces it.
+        let metaspace = |character: &str, scheme| json!({"type": "Metaspace", "replacement": character, "prepend_scheme": scheme, "split": false});
+        let pair = [metaspace(" ", "first"), metaspace(&space, "never")];
+        (replace, json!({"type": "Sequence", "pretokenizers": pair}))
+    };
+    Ok(json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": space}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]},
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": UNK,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": true,
+            "byte_fallback": true,
+            "ignore_merges": false,
+            "vocab": pieces,
+            "merges": merges(&spm),
+        },
+    }))
+}
+
+/// Checks that a model is of Llama's and Mistral's kind: only for that kind is the conversion known.
+fn check_sentencepiece(path: &Path, spm: &SentencePieceModel) -> Result<()> {
+    let refuse = |problem: String| Err(TokenizerError::file(path, problem, NOT_MISTRAL));
+    let Some((trainer, normalizer)) = spm.trainer().zip(spm.normalizer()) else {
+        return Err(TokenizerError::file(
+            path,
+            "says nothing of its kind",
+            DAMAGED,
+        ));
+    };
+    if trainer.model_type() != ModelType::Bpe || !trainer.byte_fallback() {
+        return refuse(format!(
+            "is a SentencePiece model of type {:?} {} byte fallback, not BPE with it",
+            trainer.model_type(),
+            if trainer.byte_fallback() {
+                "with"
+            } else {
+                "without"
+            }
+        ));
+    }
+    let charsmap = normalizer.precompiled_charsmap.as_deref();
+    if !charsmap.unwrap_or_default().is_empty()
+        || !normalizer.add_dummy_prefix()
+        || normalizer.remove_extra_whitespaces()
+        || !normalizer.escape_whitespaces()
+        || trainer.treat_whitespace_as_suffix()
+    {
+        return refuse(format!(
+            "normalises text ({}) otherwise than Llama's, which only marks spaces",
+            normalizer.name()
+        ));
+    }
+    match spm
+        .pieces()
+        .iter()
+        .find(|piece| matches!(piece.r#type(), Type::UserDefined | Type::Unused))
+    {
+        Some(piece) => refuse(format!(
+            "its piece `{}` is of type {:?}, which is not supported",
+            piece.piece(),
+            piece.r#type()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The pairs that SentencePiece would join, best first.
+fn merges(spm: &SentencePieceModel) -> Vec<(&str, &str)> {
+    // Control and byte pieces are never made from text.
+    let scores: HashMap<&str, f32> = spm
+        .pieces()
+        .iter()
+        .filter(|piece| piece.r#type() == Type::Normal)
+        .map(|piece| (piece.piece(), piece.score()))
+        .collect();
+    let mut merges = Vec::new();
+    for piece in spm.pieces() {
+        let Some(&score) = scores.get(piece.piece()) else {
+            continue;
+        };
+        for (index, _) in piece.piece().char_indices().skip(1) {
+            let (left, right) = piece.piece().split_at(index);
+            if scores.contains_key(left) && scores.contains_key(right) {
+                merges.push((score, left, right));
+            }
+        }
+    }
+    // Of pairs with equal scores, SentencePiece joins the leftmost, then goes on to the right. In a
+    // `tokenizer.json` every pair has its own rank: ranking the longest left half first gives the same
+    // result. This matters for Llama's runs of spaces, which all have the same score.
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.len().cmp(&a.1.len())));
+    merges
+        .into_iter()
+        .map(|(_, left, right)| (left, right))
+        .collect()
+}
+
+/// The `legacy` flag, and the added tokens as a `tokenizer.json` has them, from the files beside a
+/// `tokenizer.model`.
+fn added_tokens(path: &Path, pieces: &HashMap<&str, usize>) -> Result<(bool, Vec<Value>)> {
+    let config_file = path.with_file_name("tokenizer_config.json");
+    let config: HubConfig = read_json(&config_file)?.unwrap_or_default();
+    let legacy = config.legacy.unwrap_or(true);
+    let mut names: Vec<String> = [UNK, BOS, EOS].map(String::from).into();
+    names.extend(special_names(&config.special));
+
+    // Newer configurations list all added tokens; the other files are then ignored.
+    let mut tokens: Vec<(u32, HubToken)> = match config.added_tokens_decoder {
+        Some(tokens) => tokens.into_iter().collect(),
+        None => {
+            let map: Option<BTreeMap<String, Value>> =
+                read_json(&path.with_file_name("special_tokens_map.json"))?;
+            names.extend(special_names(&map.unwrap_or_default()));
+            let ids: Option<BTreeMap<String, u32>> =
+                read_json(&path.with_file_name("added_tokens.json"))?;
+            ids.unwrap_or_default()
+                .into_iter()
+                .map(|(content, id)| {
+                    (
+                        id,
+                        HubToken {
+                            content,
+                            ..HubToken::default()
+                        },
+                    )
+                })
+                .collect()
+        }
+    };
+    for name in names {
+        if let Some((_, token)) = tokens.iter_mut().find(|(_, token)| token.content == name) {
+            token.special = true;
+        } else if let Some(&id) = pieces.get(name.as_str()) {
+            let token = HubToken {
+                content: name,
+                special: true,
+                ..HubToken::default()
+            };
+            tokens.push((id as u32, token));
+        } else {
+            return Err(TokenizerError::file(
+                &config_file,
+                format!(
+                    "the special token `{name}` has no id, neither there nor in added_tokens.json"
+                ),
+                SAVE_AGAIN,
+            ));
+        }
+    }
+    tokens.sort_by_key(|&(id, _)| id);
+
+    tokens
+        .into_iter()
+        .map(|(id, token)| {
+            // Either would change the ids that the released system gives.
+            if token.single_word || !(token.special || legacy) {
+                return Err(TokenizerError::file(
+                    &config_file,
+                    format!(
+                        "the added token `{}` is single_word, or not special",
+                        token.content
+                    ),
+                    "add it as an ordinary special token",
+                ));
+            }
+            // Never `normalized`: a name is looked for in the text as it is.
+            Ok(json!({
+                "id": id,
+                "content": token.content,
+                "single_word": false,
+                "lstrip": token.lstrip,
+                "rstrip": token.rstrip,
+                "normalized": false,
+                "special": token.special,
+            }))
+        })
+        .collect::<Result<_>>()
+        .map(|added| (legacy, added))
+}
+
+/// The names under `bos_token`, `additional_special_tokens` and their like, which are given as
+/// strings, as objects, or as lists of either.
+fn special_names(map: &BTreeMap<String, Value>) -> Vec<String> {
+    map.iter()
+        .filter(|(key, _)| key.ends_with("_token") || *key == "additional_special_tokens")
+        .flat_map(|(_, value)| match value {
+            Value::Array(list) => list.as_slice(),
+            one => std::slice::from_ref(one),
+        })
+        .filter_map(|token| token.as_str().or_else(|| token["content"].as_str()))
+        .map(String::from)
+        .collect()
+}

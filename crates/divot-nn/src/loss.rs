@@ -1,0 +1,20 @@
+use burn::tensor::Tensor;
+
+/// A training loss as a sum and the number of its terms.
+///
+/// Means cannot be added up, sums and counts can: over micro-batches of different sizes and over
+/// devices, the loss of the whole batch is the sum of the sums over the sum of the counts.
+#[derive(Debug, Clone)]
+pub struct Loss {
+    /// The sum over all terms, `[1]`, in f32. It carries the gradients.
+    pub sum: Tensor<1>,
+    /// The number of terms.
+    pub count: usize,
+}
+
+impl Loss {
+    /// The mean over the terms, `[1]`; 0 if there are none.
+    pub fn mean(self) -> Tensor<1> {
+        self.sum / self.count.max(1) as f64
+    }
+}
