@@ -1,4 +1,4 @@
-//! Ctrl-C: the first stops at the next step, with nothing half-written; a second one at once.
+//! Ctrl-C: the first stops at the next step, with nothing half-written. A second one stops at once.
 
 use std::ops::ControlFlow;
 use std::sync::Once;
@@ -6,25 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
-/// What a program that was interrupted ends with.
+/// Exit code of a program that was interrupted.
 pub const EXIT_CODE: u8 = 130;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static WAITING: AtomicBool = AtomicBool::new(false);
 
-/// Ctrl-C was pressed before anything was written.
-#[derive(Debug)]
-pub struct Stopped;
-
-impl std::fmt::Display for Stopped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("stopped")
-    }
-}
-
-impl std::error::Error for Stopped {}
-
-/// Listens for it from now on.
+/// Listens for Ctrl-C from now on.
 pub fn handle() -> Result<()> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());
@@ -44,15 +32,15 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Stops if it was.
+/// Fails if Ctrl-C was pressed.
 pub fn check() -> Result<()> {
     match interrupted() {
-        true => Err(Stopped.into()),
+        true => Err(divot::Error::Stopped.into()),
         false => Ok(()),
     }
 }
 
-/// The same for callbacks.
+/// What callbacks return: break if Ctrl-C was pressed.
 pub fn flow() -> ControlFlow<()> {
     match interrupted() {
         true => ControlFlow::Break(()),
@@ -60,7 +48,7 @@ pub fn flow() -> ControlFlow<()> {
     }
 }
 
-/// Waits for the user, during which there is nothing to finish: the first Ctrl-C ends the program.
+/// Waits for the user. There is nothing to finish meanwhile, so the first Ctrl-C ends the program.
 pub fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     WAITING.store(true, Ordering::Relaxed);
     let result = wait();

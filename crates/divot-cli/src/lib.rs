@@ -1,15 +1,15 @@
 //! The `divot` program: video to tokens, tokens to video, and a language model that reads and writes
 //! them. `divot --help` says what it can do.
 //!
-//! Each command is a file in `commands`; what several of them share is beside it. Only
-//! [`convert`], which `cargo xtask convert-weights` is too, and [`main`] are for others.
+//! Each command is a file in `commands`. As a library this crate has what command-line programs share:
+//! options, what they print, and how they end ([`program`]).
 
 mod commands;
 mod files;
 mod interrupt;
-mod models;
-mod options;
-mod output;
+pub mod options;
+pub mod output;
+pub mod story;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -24,10 +24,9 @@ pub use interrupt::interrupted;
 use commands::{
     completions, describe, detokenize, download, generate, info, reconstruct, story, tokenize,
 };
-use interrupt::Stopped;
 use output::Output;
 
-/// For this program and for xtask, which links it.
+/// Shared by all programs that link this crate.
 #[global_allocator]
 static ALLOCATOR: divot::Recycler = divot::Recycler;
 
@@ -72,15 +71,34 @@ enum Command {
     Completions(completions::Arguments),
 }
 
-/// Runs the program with the arguments that it was started with.
+/// Runs the program `divot` with the arguments that it was started with.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    program(run)
+}
+
+/// Runs a program: parses its arguments, listens for Ctrl-C, and says on one line what goes wrong.
+///
+/// It ends with 0, with 1 after an error, or with 130 after Ctrl-C.
+pub fn program<A: Parser>(run: impl FnOnce(A, &mut Output) -> Result<()>) -> ExitCode {
+    divot::compute_on_this_thread();
+    let arguments = match A::try_parse() {
+        Ok(arguments) => arguments,
         Err(error) => return usage(&error),
     };
-    match run(&cli) {
+    let mut output = Output::new();
+    let result = interrupt::handle().and_then(|()| run(arguments, &mut output));
+    let result = match result {
+        // It was not the user who stopped it if nobody reads its text, or that cannot be written.
+        Err(error) if is_stopped(&error) && !interrupted() => match output.check() {
+            Ok(()) if output.is_closed() => Ok(()),
+            Ok(()) => Err(error),
+            Err(error) => Err(error),
+        },
+        result => result,
+    };
+    match result.and_then(|()| output.finish()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<Stopped>() => {
+        Err(error) if is_stopped(&error) => {
             complain("stopped; nothing was written");
             ExitCode::from(interrupt::EXIT_CODE)
         }
@@ -94,26 +112,30 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<()> {
-    interrupt::handle()?;
-    let mut output = Output::new(cli.json);
-    let (name, result) = match &cli.command {
-        Command::Reconstruct(arguments) => ("reconstruct", arguments.run(&mut output)),
-        Command::Describe(arguments) => ("describe", arguments.run(&mut output)),
-        Command::Generate(arguments) => ("generate", arguments.run(&mut output)),
-        Command::Story(arguments) => ("story", arguments.run(&mut output)),
-        Command::Tokenize(arguments) => ("tokenize", arguments.run(&mut output)),
-        Command::Detokenize(arguments) => ("detokenize", arguments.run(&mut output)),
-        Command::Download(arguments) => ("download", arguments.run(&mut output)),
-        Command::Convert(arguments) => ("convert", convert::report(arguments, &mut output)),
-        Command::Info(arguments) => ("info", arguments.run(&mut output)),
-        Command::Completions(arguments) => ("completions", arguments.run(&mut output)),
-    };
-    result?;
-    output.finish(name)
+fn is_stopped(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<divot::Error>();
+    error.is_some_and(divot::Error::is_stopped)
 }
 
-/// Help goes out as it is; what is wrong with the arguments goes on one line.
+fn run(cli: Cli, output: &mut Output) -> Result<()> {
+    output.set_json(cli.json);
+    let (name, result) = match &cli.command {
+        Command::Reconstruct(arguments) => ("reconstruct", arguments.run(output)),
+        Command::Describe(arguments) => ("describe", arguments.run(output)),
+        Command::Generate(arguments) => ("generate", arguments.run(output)),
+        Command::Story(arguments) => ("story", arguments.run(output)),
+        Command::Tokenize(arguments) => ("tokenize", arguments.run(output)),
+        Command::Detokenize(arguments) => ("detokenize", arguments.run(output)),
+        Command::Download(arguments) => ("download", arguments.run(output)),
+        Command::Convert(arguments) => ("convert", convert::report(arguments, output)),
+        Command::Info(arguments) => ("info", arguments.run(output)),
+        Command::Completions(arguments) => ("completions", arguments.run(output)),
+    };
+    output.set("command", name);
+    result
+}
+
+/// Prints help as it is, and what is wrong with the arguments on one line.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         // There is nobody to tell if it cannot be printed.
@@ -132,7 +154,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Says it on standard error, if anyone listens.
+/// Prints a line on standard error.
 fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -3,6 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    divot::compute_on_this_thread();
     divot_cli::main()
 }

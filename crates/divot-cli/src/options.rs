@@ -1,16 +1,17 @@
-//! Options that several commands share.
+//! Options that several commands and examples share, as groups for `clap`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
-use burn::tensor::FloatDType;
+use anyhow::{Result, anyhow, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use divot::data::{self, ClipFiles};
 use divot::gmm::SampleOptions;
-use divot::language::{Quantization, TextSampling};
+use divot::language::TextSampling;
+use divot::pipeline::{Decoding, Precision};
 use divot::unet::{Solver, Spacing};
-use divot::{GenerationConfig, SamplingConfig};
+use divot::{GenerationConfig, GuidanceConfig, Pipeline, SamplingConfig, device};
 
-use crate::models::Models;
 use crate::output::Output;
 
 /// Where the model is and where it runs.
@@ -25,66 +26,84 @@ pub struct Model {
     device: String,
 }
 
-/// Element type of networks that are no language model.
+/// Element type of networks other than language models.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 pub struct Weights {
     /// Element type of the weights in memory; auto is f32 on the CPU, as stored elsewhere
-    #[arg(long, value_enum, default_value = "auto")]
-    dtype: Dtype,
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = precision(4))]
+    dtype: Precision,
 }
 
-/// Element type of networks among which is a language model.
+/// Element type of networks, language models among them.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 pub struct LlmWeights {
     /// Element type of the weights in memory; auto is f32 on the CPU, as stored elsewhere.
     /// q8 and q4 keep 8 or 4 bits of the language model's weights, for less memory
-    #[arg(verbatim_doc_comment, long, value_enum, default_value = "auto")]
-    dtype: LlmDtype,
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "TYPE",
+        default_value = "auto",
+        value_parser = precision(6)
+    )]
+    dtype: Precision,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Dtype {
-    Auto,
-    F32,
-    F16,
-    Bf16,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum LlmDtype {
-    Auto,
-    F32,
-    F16,
-    Bf16,
-    Q8,
-    Q4,
+/// Parses the first `count` names of a precision.
+fn precision(count: usize) -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(&Precision::NAMES[..count]).try_map(|name| name.parse::<Precision>())
 }
 
 impl Model {
-    /// Finds the folder and the device.
-    pub fn open(&self, weights: &Weights, output: &mut Output) -> Result<Models> {
-        let dtype = match weights.dtype {
-            Dtype::Auto => None,
-            Dtype::F32 => Some(FloatDType::F32),
-            Dtype::F16 => Some(FloatDType::F16),
-            Dtype::Bf16 => Some(FloatDType::BF16),
-        };
-        Models::open(&self.model, &self.device, dtype, None, output)
+    /// Finds the model's folder and the device.
+    pub fn open(&self, weights: &Weights, output: &mut Output) -> Result<Pipeline> {
+        self.open_with(weights.dtype, output)
     }
 
     /// The same for commands with a language model.
-    pub fn open_llm(&self, weights: &LlmWeights, output: &mut Output) -> Result<Models> {
-        let (dtype, quantization) = match weights.dtype {
-            LlmDtype::Auto => (None, None),
-            LlmDtype::F32 => (Some(FloatDType::F32), None),
-            LlmDtype::F16 => (Some(FloatDType::F16), None),
-            LlmDtype::Bf16 => (Some(FloatDType::BF16), None),
-            LlmDtype::Q8 => (None, Some(Quantization::Q8)),
-            LlmDtype::Q4 => (None, Some(Quantization::Q4)),
-        };
-        Models::open(&self.model, &self.device, dtype, quantization, output)
+    pub fn open_llm(&self, weights: &LlmWeights, output: &mut Output) -> Result<Pipeline> {
+        self.open_with(weights.dtype, output)
+    }
+
+    fn open_with(&self, precision: Precision, output: &mut Output) -> Result<Pipeline> {
+        if !self.model.is_dir() {
+            bail!(
+                "{}: there is no model; get one with `divot download --to {0}`, or name the folder of one with --model",
+                self.model.display()
+            );
+        }
+        let device = device::select(&self.device)?;
+        output.set_device(&device);
+        output.set("model", self.model.to_string_lossy());
+        Ok(Pipeline::open(&self.model, &device)?.with_precision(precision))
+    }
+}
+
+/// Where a clip goes.
+#[derive(Args)]
+pub struct ClipOutput {
+    /// Where to write the video; a contact sheet goes beside it as .png
+    #[arg(long, value_name = "FILE", default_value = "out.mp4")]
+    output: PathBuf,
+    /// Replace a picture that is in the contact sheet's place
+    #[arg(long)]
+    force: bool,
+}
+
+impl ClipOutput {
+    /// The clip's files, which can be written without harm to `inputs`.
+    pub fn files(&self, inputs: &[&Path]) -> Result<ClipFiles> {
+        let files = ClipFiles::new(&self.output)?;
+        files.check(inputs, self.force).map_err(|error| match error {
+            data::Error::Exists { path } => anyhow!(
+                "{}: is no contact sheet, and one goes there; use --force to replace it, or choose another --output",
+                path.display()
+            ),
+            error => error.into(),
+        })?;
+        Ok(files)
     }
 }
 
@@ -92,8 +111,13 @@ impl Model {
 #[derive(Args)]
 pub struct Seed {
     /// Seed of everything that is drawn; the same gives the same on every run
-    #[arg(long, default_value_t = 42)]
+    #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
     pub seed: u64,
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
 /// How tokens become video.
@@ -137,7 +161,7 @@ enum Timesteps {
 
 impl Diffusion {
     /// The options, checked.
-    pub fn sampling(&self, output: &mut Output) -> Result<SamplingConfig> {
+    pub fn decoding(&self, seed: &Seed, output: &mut Output) -> Result<Decoding> {
         let (solver, steps) = match (self.sampler, self.eta) {
             (Sampler::Ddim, eta) => (
                 Solver::Ddim {
@@ -160,8 +184,7 @@ impl Diffusion {
         let sampling = SamplingConfig::new()
             .with_steps(asked)
             .with_solver(solver)
-            .with_spacing(spacing)
-            .with_guidance_scale(self.guidance);
+            .with_spacing(spacing);
         let steps = sampling.check()?;
         if steps != asked {
             output.note(format!(
@@ -169,7 +192,13 @@ impl Diffusion {
             ));
         }
         output.set("steps", steps);
-        Ok(sampling)
+        let guidance = GuidanceConfig::new().with_scale(self.guidance);
+        guidance.check()?;
+        Ok(Decoding {
+            sampling,
+            guidance,
+            seed: seed.seed,
+        })
     }
 }
 
@@ -199,12 +228,12 @@ pub struct Text {
 
 impl Text {
     /// The options, checked, for a command that draws no features.
-    pub fn drawing(&self, seed: &Seed) -> Result<GenerationConfig> {
-        self.drawing_with(SampleOptions::new(), seed)
+    pub fn generation(&self, seed: &Seed) -> Result<GenerationConfig> {
+        self.generation_with(SampleOptions::new(), seed)
     }
 
-    fn drawing_with(&self, features: SampleOptions, seed: &Seed) -> Result<GenerationConfig> {
-        let drawing = GenerationConfig {
+    fn generation_with(&self, features: SampleOptions, seed: &Seed) -> Result<GenerationConfig> {
+        let config = GenerationConfig {
             text: TextSampling::new()
                 .with_max_new_tokens(self.max_new_tokens)
                 .with_temperature(if self.greedy { 0.0 } else { self.temperature })
@@ -214,8 +243,8 @@ impl Text {
             features,
             seed: seed.seed,
         };
-        drawing.check()?;
-        Ok(drawing)
+        config.check()?;
+        Ok(config)
     }
 }
 
@@ -230,7 +259,7 @@ pub struct Features {
 
 impl Features {
     /// The options, with those of text, checked.
-    pub fn drawing(&self, text: &Text, seed: &Seed) -> Result<GenerationConfig> {
-        text.drawing_with(SampleOptions::new().with_var_scale(self.var_scale), seed)
+    pub fn generation(&self, text: &Text, seed: &Seed) -> Result<GenerationConfig> {
+        text.generation_with(SampleOptions::new().with_var_scale(self.var_scale), seed)
     }
 }

@@ -7,6 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use divot::data::{Frame, Video};
+use divot::pipeline::Event;
+use divot::progress::{Progress, Step};
 use divot::{device, peak_memory};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -23,22 +26,32 @@ pub struct Output {
     started: Instant,
     /// Nobody reads standard output any more.
     closed: bool,
+    stops_when_closed: bool,
     /// Why standard output cannot be written.
     failed: Option<io::Error>,
+    /// The bar that is shown.
+    bar: Option<(Step, ProgressBar)>,
 }
 
 impl Output {
-    /// For a command that starts now.
-    pub fn new(json: bool) -> Self {
+    /// For a command that starts now, and prints text.
+    pub(crate) fn new() -> Self {
         Self {
-            json,
+            json: false,
             results: Map::new(),
             seconds: Vec::new(),
             device: None,
             started: Instant::now(),
             closed: false,
+            stops_when_closed: false,
             failed: None,
+            bar: None,
         }
+    }
+
+    /// Prints one JSON object at the end instead of text.
+    pub(crate) fn set_json(&mut self, json: bool) {
+        self.json = json;
     }
 
     /// Keeps a result for the JSON object.
@@ -64,10 +77,15 @@ impl Output {
         // What a model makes up must not steer a terminal.
         let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
         self.write(&text.replace(steers, "\u{fffd}"));
-        match self.failed {
-            Some(_) => ControlFlow::Break(()),
-            None => interrupt::flow(),
+        match self.failed.is_some() || (self.closed && self.stops_when_closed) {
+            true => ControlFlow::Break(()),
+            false => interrupt::flow(),
         }
+    }
+
+    /// Lets [`stream`](Self::stream) break when nobody reads the text any more, which is all there is.
+    pub fn stop_when_closed(&mut self) {
+        self.stops_when_closed = true;
     }
 
     /// Whether nobody reads the text any more.
@@ -93,20 +111,50 @@ impl Output {
         let _ = writeln!(io::stderr(), "{line}");
     }
 
-    /// Does something and counts the seconds it takes as those of `what`.
-    pub fn timed<T>(
-        &mut self,
-        what: &'static str,
-        work: impl FnOnce(&mut Self) -> Result<T>,
-    ) -> Result<T> {
-        let started = Instant::now();
-        let result = work(self)?;
-        let seconds = started.elapsed().as_secs_f64();
-        match self.seconds.iter_mut().find(|(known, _)| *known == what) {
-            Some((_, sum)) => *sum += seconds,
-            None => self.seconds.push((what, seconds)),
+    /// Shows what a pipeline does, and keeps the seconds of its stages. Breaks if it should stop.
+    pub fn observe(&mut self, event: Event<'_>) -> ControlFlow<()> {
+        match event {
+            Event::Progress(progress) => self.progress(progress),
+            Event::Text(text) => return self.stream(text),
+            Event::Remark(remark) => self.note(remark),
+            Event::Finished(stage, elapsed) => {
+                self.clear_bar();
+                self.count(stage.name(), elapsed.as_secs_f64());
+            }
+            _ => {}
         }
-        Ok(result)
+        interrupt::flow()
+    }
+
+    fn progress(&mut self, progress: Progress<'_>) {
+        let Progress { name, step, .. } = progress;
+        if self.bar.as_ref().is_none_or(|(shown, _)| *shown != step) {
+            self.clear_bar();
+            let position = match step {
+                Step::Tokenize | Step::Sample => "{pos}/{len}",
+                _ => "{bytes}/{total_bytes}",
+            };
+            self.bar = Some((step, self.bar(position)));
+        }
+        if let Some((_, bar)) = &self.bar {
+            bar.set_message(name.to_owned());
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+        }
+    }
+
+    fn clear_bar(&mut self) {
+        if let Some((_, bar)) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Adds seconds to those of a stage.
+    pub fn count(&mut self, stage: &'static str, seconds: f64) {
+        match self.seconds.iter_mut().find(|(known, _)| *known == stage) {
+            Some((_, sum)) => *sum += seconds,
+            None => self.seconds.push((stage, seconds)),
+        }
     }
 
     /// Seconds, device and memory on one line.
@@ -134,7 +182,7 @@ impl Output {
     }
 
     /// A bar on standard error, which is silent where that is no terminal.
-    pub fn bar(&self, message: &'static str, position: &str) -> ProgressBar {
+    pub fn bar(&self, position: &str) -> ProgressBar {
         let template = format!("{{msg:12}} {{wide_bar}} {position}, {{eta}} left");
         let bar = if io::stderr().is_terminal() {
             ProgressBar::new(0)
@@ -142,12 +190,11 @@ impl Output {
             ProgressBar::hidden()
         };
         bar.set_style(ProgressStyle::with_template(&template).expect("the template is constant"));
-        bar.set_message(message);
         bar
     }
 
     /// Ends a command: prints the JSON object, if one is wanted.
-    pub fn finish(mut self, command: &str) -> Result<()> {
+    pub(crate) fn finish(&mut self) -> Result<()> {
         if !self.json {
             return Ok(());
         }
@@ -159,7 +206,7 @@ impl Output {
             .map(|(what, seconds)| ((*what).to_owned(), Value::from(*seconds)))
             .collect();
         let mut object = Map::new();
-        object.insert("command".to_owned(), command.into());
+        object.extend(self.results.remove_entry("command"));
         object.append(&mut self.results);
         object.insert("seconds".to_owned(), seconds.into());
         object.insert("device".to_owned(), self.device.clone().into());
@@ -187,6 +234,11 @@ impl Output {
     }
 }
 
+/// A clip in rows of eight.
+pub fn rows(frames: &[Frame]) -> Vec<&[Frame]> {
+    frames.chunks(8).collect()
+}
+
 /// A count for people.
 pub fn count(number: usize) -> String {
     let number = number as f64;
@@ -198,8 +250,20 @@ pub fn count(number: usize) -> String {
 }
 
 /// `1 clip`, `2 clips`.
-pub fn clips(count: usize) -> String {
-    format!("{count} clip{}", if count == 1 { "" } else { "s" })
+pub fn plural(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A video on one line: `clip.mp4 (69 frames at 25.000 fps, h264)`.
+pub fn video(video: &Video) -> String {
+    let info = video.info();
+    format!(
+        "{} ({} at {:.3} fps, {})",
+        video.path().display(),
+        plural(info.frames, "frame"),
+        info.fps,
+        info.codec
+    )
 }
 
 /// Bytes for people.

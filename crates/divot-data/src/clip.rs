@@ -171,6 +171,23 @@ impl ClipReader {
         self.one(video, [0; CLIP_FRAMES])
     }
 
+    /// Checks that a video has a clip that starts at `start` seconds.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when `start` is not within the video.
+    pub fn check_start(&self, video: &Video, start: f64) -> Result<()> {
+        clip_indices(video, start).map(drop)
+    }
+
+    /// How many clips [`read_all`](Self::read_all) gives of a video.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when `max_clips` is 0.
+    pub fn count(&self, video: &Video, max_clips: usize) -> Result<usize> {
+        let info = video.info();
+        Ok(comprehend_indices(info.frames, info.fps, max_clips)?.len())
+    }
+
     /// Clips of the whole video, in order, each in memory for itself: consecutive ones, or
     /// `max_clips` spread evenly over a video of more. The file is read once.
     ///

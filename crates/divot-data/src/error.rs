@@ -126,6 +126,12 @@ pub enum Error {
         /// Number of frames in the video.
         frames: usize,
     },
+    /// A file is in the way of another one that is to be written.
+    #[error("{}: exists and is not a contact sheet; move it away, or choose another name for the clip", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file could not be written. Nothing was left behind.
     #[error("{}: cannot be written ({source}); check the folder, its permissions and the free space", path.display())]
     Write {

@@ -19,6 +19,26 @@ pub fn psnr(a: &Frame, b: &Frame) -> Result<f64> {
     Ok(10.0 * (255.0 * 255.0 / mse).log10())
 }
 
+/// A metric averaged over the pairs of frames of two clips, frame by frame.
+///
+/// # Errors
+/// [`Error::Argument`] when there is no pair, or those of `metric`.
+pub fn mean(
+    a: &[Frame],
+    b: &[Frame],
+    metric: impl Fn(&Frame, &Frame) -> Result<f64>,
+) -> Result<f64> {
+    if a.len() != b.len() || a.is_empty() {
+        return Err(Error::Argument(format!(
+            "clips of {} and {} frames cannot be compared; give two of the same length",
+            a.len(),
+            b.len()
+        )));
+    }
+    let values = a.iter().zip(b).map(|(a, b)| metric(a, b));
+    Ok(values.sum::<Result<f64>>()? / a.len() as f64)
+}
+
 /// Taps of the Gaussian window on either side of its middle: 11 in all.
 const RADIUS: usize = 5;
 const SIGMA: f64 = 1.5;

@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use image::codecs::gif::{GifEncoder, Repeat};
-use image::{Delay, ExtendedColorType, ImageError, ImageFormat, RgbaImage};
+use image::{Delay, ImageError, RgbaImage};
 use rusty_h264::{Encoder, EncoderConfig, Preset, YuvFrame};
 
 use crate::mux::{self, TrackBoxes};
@@ -199,24 +199,37 @@ pub fn write_gif(path: impl AsRef<Path>, frames: &[Frame], fps: f64) -> Result<(
     })
 }
 
-/// Writes a PNG.
+/// Writes a PNG, which says in its `Software` text that it comes from here ([`is_own_png`]).
 ///
 /// # Errors
 /// [`Error::Write`] when the target cannot be written.
 pub fn write_png(path: impl AsRef<Path>, frame: &Frame) -> Result<()> {
     atomically(path.as_ref(), |file| {
-        let mut bytes = io::Cursor::new(Vec::new());
-        image::write_buffer_with_format(
-            &mut bytes,
-            &frame.rgb,
-            frame.width as u32,
-            frame.height as u32,
-            ExtendedColorType::Rgb8,
-            ImageFormat::Png,
-        )
-        .map_err(io_error)?;
-        file.write_all(bytes.get_ref())
+        let mut encoder = png::Encoder::new(file, frame.width as u32, frame.height as u32);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.add_text_chunk(SOFTWARE.into(), PROGRAM.into())?;
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&frame.rgb)?;
+        Ok(writer.finish()?)
     })
+}
+
+/// Keyword of a PNG's text that names the program which wrote it.
+const SOFTWARE: &str = "Software";
+const PROGRAM: &str = "divot";
+
+/// Whether a file is a PNG that [`write_png`] wrote.
+pub fn is_own_png(path: impl AsRef<Path>) -> bool {
+    let Ok(file) = fs::File::open(path) else {
+        return false;
+    };
+    let Ok(reader) = png::Decoder::new(io::BufReader::new(file)).read_info() else {
+        return false;
+    };
+    let texts = &reader.info().uncompressed_latin1_text;
+    texts
+        .iter()
+        .any(|text| text.keyword == SOFTWARE && text.text == PROGRAM)
 }
 
 /// Rows of frames on white with thin gaps between them, e.g. a clip over its reconstruction.

@@ -84,6 +84,15 @@ pub enum Head {
 }
 
 impl HeadConfig {
+    /// Width of a token.
+    pub fn token_dim(&self) -> usize {
+        match self {
+            Self::Gmm(config) => config.dim,
+            Self::Regression(config) => config.dim,
+            Self::Denoising(config) => config.dim,
+        }
+    }
+
     /// Initialises the head.
     pub fn init(&self, device: &Device) -> Head {
         match self {

@@ -1,3 +1,5 @@
+use std::convert::Infallible;
+
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -114,9 +116,23 @@ impl VisionTower {
     /// `images`: `[batch, 3, image_size, image_size]`, as [`preprocess`](crate::preprocess) leaves
     /// them. Returns `[batch, 1 + patches, width]`, the class token first.
     pub fn tokens(&self, images: Tensor<4>) -> Tensor<3> {
-        self.blocks
-            .iter()
-            .fold(self.embed(images), |x, block| block.forward(x, false))
+        let blocks = self.blocks.iter().cloned().map(Ok::<_, Infallible>);
+        match self.tokens_by(images, blocks) {
+            Ok(tokens) => tokens,
+        }
+    }
+
+    /// [`tokens`](Self::tokens) through blocks that come one at a time, for a tower that is larger than
+    /// memory. Its own blocks are not used.
+    ///
+    /// # Errors
+    /// The first of `blocks`.
+    pub fn tokens_by<E>(
+        &self,
+        images: Tensor<4>,
+        mut blocks: impl Iterator<Item = Result<TransformerBlock, E>>,
+    ) -> Result<Tensor<3>, E> {
+        blocks.try_fold(self.embed(images), |x, block| Ok(block?.forward(x, false)))
     }
 
     /// What the first block reads: patches and class token with their positions, normed.

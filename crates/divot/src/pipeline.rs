@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, FloatDType, Tensor};
+use divot_data::transform::resize;
 use divot_data::{Clip, ClipReader, Frame, Video};
 use divot_llm::{LlmError, Quantization, Shown};
 
@@ -166,6 +167,21 @@ pub struct Reconstruction {
     pub frames: Vec<Frame>,
 }
 
+impl Reconstruction {
+    /// The frames that went in, as large as those that came out.
+    ///
+    /// # Errors
+    /// If there are no frames.
+    pub fn originals(&self) -> Result<Vec<Frame>> {
+        let sizes = self.frames.first().map(|frame| (frame.width, frame.height));
+        let (width, height) = sizes.unwrap_or_default();
+        let frames = self.clip.frames().iter();
+        Ok(frames
+            .map(|frame| resize(frame, width, height))
+            .collect::<Result<_, _>>()?)
+    }
+}
+
 /// A model's folder and how its networks are loaded and run.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
@@ -228,6 +244,19 @@ impl Pipeline {
         Ok(self.tokenizer_config()?.clip_reader())
     }
 
+    /// Checks that a video has such clips, and counts them. Nothing is loaded.
+    ///
+    /// # Errors
+    /// If there are none, or the tokenizer's configuration is missing or invalid.
+    pub fn check_clips(&self, video: &Video, clips: Clips) -> Result<usize> {
+        let reader = self.clip_reader()?;
+        Ok(match clips {
+            Clips::AtMost(most) => reader.count(video, most)?,
+            Clips::From(start) => reader.check_start(video, start).map(|()| 1)?,
+            Clips::Image => 1,
+        })
+    }
+
     /// Turns a video into tokens, and stores the unconditional ones with them.
     ///
     /// # Errors
@@ -288,7 +317,7 @@ impl Pipeline {
         decoding.check()?;
         let part = Part::Detokenizer;
         let config = self.tokenizer_config()?;
-        self.check_width(part, config.resampler.token_dim)?;
+        self.check_parts(part, config.resampler.token_dim)?;
         let clip = config.clip_reader().read(video, start)?;
         let tokenizer = self.load(observer, |checkpoint| Ok(Tokenizer::load(checkpoint)?.0))?;
         let (tokens, guidance) = stage(Stage::Tokenizer, observer, |observer| {
@@ -332,10 +361,9 @@ impl Pipeline {
         observer: &mut Observer<'_>,
     ) -> Result<(Chat, Answer)> {
         config.check()?;
-        let shown = match clips {
-            Clips::Image => Shown::Image,
-            Clips::From(_) => Shown::Video(1),
-            Clips::AtMost(most) => Shown::Video(self.clip_reader()?.count(video, most)?),
+        let shown = match (clips, self.check_clips(video, clips)?) {
+            (Clips::Image, _) => Shown::Image,
+            (_, count) => Shown::Video(count),
         };
         let llm = OpenLlm::best(&self.checkpoint(), Task::Comprehension)?;
         self.check_features(&llm)?;
@@ -429,7 +457,7 @@ impl Pipeline {
         decoding.check()?;
         let llm = OpenLlm::best(&self.checkpoint(), Task::Generation)?;
         let part = Detokenizer::adapted_part(&self.folder);
-        self.check_width(part, llm.config.head.token_dim())?;
+        self.check_parts(part, llm.config.head.token_dim())?;
         Ok((llm, part))
     }
 
@@ -439,12 +467,23 @@ impl Pipeline {
         let expected = config.resampler.input_dim;
         match found == expected {
             true => Ok(()),
-            false => Err(Error::config(
-                &self.folder,
-                Error::TokenWidth { found, expected }.to_string(),
-                "convert its parts from the same download",
-            )),
+            false => Err(Error::TokenWidth { found, expected }),
         }
+    }
+
+    /// The same for tokens that another part of the model makes.
+    fn check_parts(&self, part: Part, found: usize) -> Result<()> {
+        self.check_width(part, found).map_err(|error| match error {
+            Error::TokenWidth { found, expected } => Error::config(
+                &self.folder,
+                format!(
+                    "its parts are of different models: tokens have {found} numbers, and its {} reads {expected}",
+                    part.name()
+                ),
+                "convert all parts from the same download",
+            ),
+            error => error,
+        })
     }
 
     /// Checks that a language model reads what the tokenizer writes.
@@ -502,7 +541,7 @@ impl Pipeline {
                 Ok(tokenizer.unconditional())
             })
         })?;
-        self.check_width(part, tokens.dims()[2])?;
+        self.check_parts(part, tokens.dims()[2])?;
         Ok(Some(decoding.guidance.with_tokens(tokens)))
     }
 

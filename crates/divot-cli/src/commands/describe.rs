@@ -1,20 +1,18 @@
 //! `divot describe`
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
-use burn::tensor::Tensor;
 use clap::Args;
-use divot::Chat;
+use divot::Answer;
 use divot::data::Video;
-use divot::data::sampling::comprehend_indices;
-use divot::language::{LlmError, Prompt, Shown};
+use divot::language::LlmError;
+use divot::pipeline::{Clips, Stage};
 use serde_json::{Value, json};
 
-use crate::interrupt::{self, Stopped};
-use crate::models::Models;
+use crate::interrupt;
 use crate::options::{LlmWeights, Model, Seed, Text};
 use crate::output::Output;
 
@@ -67,77 +65,44 @@ impl Arguments {
         if self.question.trim().is_empty() {
             return Err(LlmError::Empty("question").into());
         }
-        let drawing = self.text.drawing(&self.seed)?;
+        let config = self.text.generation(&self.seed)?;
         let video = Video::open(&self.input)?;
-        let info = video.info();
-        let clips = comprehend_indices(info.frames, info.fps, self.clips)?.len();
-        let shown = match self.image || info.frames == 1 {
-            true => Shown::Image,
-            false => Shown::Video(clips),
+        let clips = match self.image || video.info().frames == 1 {
+            true => Clips::Image,
+            false => Clips::AtMost(self.clips),
         };
-        let models = self.model.open_llm(&self.weights, output)?;
-        let part = models.check_comprehension(|text, tokens| {
-            Prompt::question(text, tokens, shown, &self.question)
-        })?;
-
-        let features = self.features(&models, &video, shown, output)?;
+        let pipeline = self.model.open_llm(&self.weights, output)?;
         output.set("input", self.input.to_string_lossy());
-        output.set("image", shown == Shown::Image);
-        output.set("clips", features.dims()[0]);
+        output.set("image", clips == Clips::Image);
+        output.set("clips", pipeline.check_clips(&video, clips)?);
         output.set("seed", self.seed.seed);
+        output.stop_when_closed();
 
-        let llm = models.llm(part, output)?;
-        let mut chat = llm.chat(shown, Some(features), drawing);
-        let mut answers = vec![ask(&mut chat, &self.question, output)?];
+        let (mut chat, answer) =
+            pipeline.describe(&video, clips, &self.question, &config, &mut |event| {
+                output.observe(event)
+            })?;
+        let mut answers = vec![print(&self.question, &answer, output)?];
         if self.chat {
             let mut questions = io::stdin().lock();
-            while !output.is_closed()
-                && let Some(question) = next_question(&mut questions)?
-            {
-                answers.push(ask(&mut chat, &question, output)?);
+            while let Some(question) = next_question(&mut questions)? {
+                let started = Instant::now();
+                let answer = chat.ask(&question, |text| output.stream(text))?;
+                output.count(Stage::LanguageModel.name(), started.elapsed().as_secs_f64());
+                answers.push(print(&question, &answer, output)?);
             }
         }
         output.set("answers", answers);
         output.remark(output.summary());
         Ok(())
     }
-
-    /// Tokens of what is shown, `[clips, 64, 256]`.
-    fn features(
-        &self,
-        models: &Models,
-        video: &Video,
-        shown: Shown,
-        output: &mut Output,
-    ) -> Result<Tensor<3>> {
-        let tokenizer = models.tokenizer(output)?;
-        output.timed("tokenizer", |output| {
-            if shown == Shown::Image {
-                return Ok(tokenizer.tokenize_image(video)?);
-            }
-            let bar = output.bar("clips", "{pos}/{len}");
-            let tokens = tokenizer.tokenize_video(video, self.clips, |done, total| {
-                bar.set_length(total as u64);
-                bar.set_position(done as u64);
-                interrupt::flow()
-            });
-            bar.finish_and_clear();
-            Ok(tokens?.ok_or(Stopped)?)
-        })
-    }
 }
 
-/// Asks and prints the answer, a line of its own.
-fn ask(chat: &mut Chat<'_>, question: &str, output: &mut Output) -> Result<Value> {
-    let answer = output.timed("language model", |output| {
-        Ok(chat.ask(question, |text| match output.stream(text) {
-            ControlFlow::Continue(()) if output.is_closed() => ControlFlow::Break(()),
-            flow => flow,
-        })?)
-    })?;
+/// Ends the line of an answer that was printed as it came.
+fn print(question: &str, answer: &Answer, output: &mut Output) -> Result<Value> {
     output.check()?;
     output.line("")?;
-    if !answer.complete && !output.is_closed() {
+    if !answer.complete {
         output.remark("cut there: --max-new-tokens allows a longer answer");
     }
     Ok(json!({

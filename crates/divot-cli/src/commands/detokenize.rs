@@ -7,9 +7,7 @@ use clap::Args;
 use divot::Error;
 use divot::tokens::VideoTokens;
 
-use crate::files::{ClipFiles, rows};
-use crate::models::{decode, is_guided};
-use crate::options::{Diffusion, Model, Seed, Weights};
+use crate::options::{ClipOutput, Diffusion, Model, Seed, Weights};
 use crate::output::{self, Output};
 
 /// Turn a file of tokens into a video
@@ -27,9 +25,8 @@ pub struct Arguments {
     /// Tokens, as `divot tokenize` writes them
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Where to write the video; a contact sheet goes beside it as .png
-    #[arg(long, value_name = "FILE", default_value = "out.mp4")]
-    output: PathBuf,
+    #[command(flatten)]
+    output: ClipOutput,
     #[command(flatten)]
     seed: Seed,
     #[command(flatten)]
@@ -43,38 +40,20 @@ pub struct Arguments {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
-        let files = ClipFiles::check(&self.output, &[&self.input, &self.model.model])?;
-        let sampling = self.diffusion.sampling(output)?;
-        let models = self.model.open(&self.weights, output)?;
-        let VideoTokens {
-            tokens,
-            unconditional,
-        } = VideoTokens::open(&self.input, &models.device)?;
-        let [clips, _, found] = tokens.dims();
-        let expected = models.detokenizer_config(false)?.resampler.input_dim;
-        if found != expected {
-            return Err(Error::TokenWidth { found, expected })
-                .with_context(|| self.input.display().to_string());
-        }
-        let unconditional = match unconditional {
-            Some(tokens) if is_guided(&sampling) => Some(tokens),
-            _ => models.unconditional(&sampling, false, output)?,
+        let files = self.output.files(&[&self.input, &self.model.model])?;
+        let decoding = self.diffusion.decoding(&self.seed, output)?;
+        let pipeline = self.model.open(&self.weights, output)?;
+        let tokens = VideoTokens::open(&self.input, pipeline.device())?;
+        let frames = pipeline.detokenize(&tokens, &decoding, &mut |event| output.observe(event));
+        let frames = match frames {
+            Err(error @ Error::TokenWidth { .. }) => {
+                return Err(error).with_context(|| self.input.display().to_string());
+            }
+            frames => frames?.concat(),
         };
+        files.write(&frames, &output::rows(&frames))?;
 
-        let detokenizer = models.detokenizer(false, output)?;
-        let mut frames = Vec::new();
-        for clip in 0..clips {
-            frames.extend(decode(
-                &detokenizer,
-                tokens.clone().narrow(0, clip, 1),
-                unconditional.as_ref(),
-                &sampling,
-                self.seed.seed,
-                output,
-            )?);
-        }
-        files.write(&frames, &rows(&frames))?;
-
+        let clips = tokens.tokens.dims()[0];
         output.set("input", self.input.to_string_lossy());
         output.set("output", files.clip.to_string_lossy());
         output.set("sheet", files.sheet.to_string_lossy());
@@ -84,7 +63,7 @@ impl Arguments {
         output.line(format!(
             "{} ({}) → {} and {}",
             self.input.display(),
-            output::clips(clips),
+            output::plural(clips, "clip"),
             files.clip.display(),
             files.sheet.display()
         ))?;

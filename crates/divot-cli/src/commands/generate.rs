@@ -1,16 +1,12 @@
 //! `divot generate`
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::Args;
-use divot::language::{LlmError, Prompt};
+use divot::language::LlmError;
+use divot::pipeline::{Event, Stage};
 
-use crate::files::{ClipFiles, rows};
-use crate::interrupt::Stopped;
-use crate::models::decode;
-use crate::options::{Diffusion, Features, LlmWeights, Model, Seed, Text};
-use crate::output::Output;
+use crate::options::{ClipOutput, Diffusion, Features, LlmWeights, Model, Seed, Text};
+use crate::output::{self, Output};
 
 /// Make a video of a caption
 ///
@@ -26,9 +22,8 @@ Example:
 pub struct Arguments {
     /// What the video should show
     caption: String,
-    /// Where to write the video; a contact sheet goes beside it as .png
-    #[arg(long, value_name = "FILE", default_value = "out.mp4")]
-    output: PathBuf,
+    #[command(flatten)]
+    output: ClipOutput,
     #[command(flatten)]
     seed: Seed,
     #[command(flatten)]
@@ -49,34 +44,20 @@ impl Arguments {
         if self.caption.trim().is_empty() {
             return Err(LlmError::Empty("caption").into());
         }
-        let files = ClipFiles::check(&self.output, &[&self.model.model])?;
-        let drawing = self.features.drawing(&self.text, &self.seed)?;
-        let sampling = self.diffusion.sampling(output)?;
-        let models = self.model.open_llm(&self.weights, output)?;
-        let part = models
-            .check_generation(&sampling, |text, _| Prompt::generation(text, &self.caption))?;
-
-        let unconditional = models.unconditional(&sampling, true, output)?;
-        let llm = models.llm(part, output)?;
-        let scene = output.timed("language model", |output| {
-            Ok(llm.generate(&self.caption, &drawing, |text| output.stream(text))?)
-        })?;
-        drop(llm);
-        output.check()?;
-        let scene = scene.ok_or(Stopped)?;
-        if !scene.text.is_empty() {
-            output.line("")?;
-        }
-        let detokenizer = models.detokenizer(true, output)?;
-        let frames = decode(
-            &detokenizer,
-            scene.features,
-            unconditional.as_ref(),
-            &sampling,
-            self.seed.seed,
-            output,
-        )?;
-        files.write(&frames, &rows(&frames))?;
+        let files = self.output.files(&[&self.model.model])?;
+        let config = self.features.generation(&self.text, &self.seed)?;
+        let decoding = self.diffusion.decoding(&self.seed, output)?;
+        let pipeline = self.model.open_llm(&self.weights, output)?;
+        let mut said = false;
+        let (scene, frames) =
+            pipeline.generate(&self.caption, &config, &decoding, &mut |event| {
+                said |= matches!(event, Event::Text(_));
+                if matches!(event, Event::Finished(Stage::LanguageModel, _)) && said {
+                    output.stream("\n")?;
+                }
+                output.observe(event)
+            })?;
+        files.write(&frames, &output::rows(&frames))?;
 
         output.set("caption", &self.caption);
         output.set("text", scene.text);

@@ -1,15 +1,13 @@
 //! `divot tokenize`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use divot::data::Video;
-use divot::data::sampling::{comprehend_indices, reconstruct_indices_from};
-use divot::tokens::VideoTokens;
+use divot::data::{Video, check_output};
+use divot::pipeline::Clips;
 
-use crate::files::check_output;
-use crate::interrupt::{self, Stopped};
+use crate::interrupt;
 use crate::options::{Model, Weights};
 use crate::output::{self, Output};
 
@@ -53,46 +51,23 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
         let inputs = [self.input.as_path(), &self.model.model];
-        check_output(&self.output, "safetensors", "safetensors", &inputs)?;
+        check_extension(&self.output)?;
+        check_output(&self.output, &inputs)?;
         let video = Video::open(&self.input)?;
-        let info = video.info();
-        // Both only to find out whether there are such clips.
-        match self.start {
-            Some(start) => drop(reconstruct_indices_from(info.frames, info.fps, start)?),
-            None => drop(comprehend_indices(info.frames, info.fps, self.clips)?),
-        }
-        let models = self.model.open(&self.weights, output)?;
-        models.tokenizer_config()?;
+        let clips = match self.start {
+            Some(start) => Clips::From(start),
+            None => Clips::AtMost(self.clips),
+        };
+        let pipeline = self.model.open(&self.weights, output)?;
+        // Fails before the weights are loaded if there are no such clips.
+        pipeline.check_clips(&video, clips)?;
         if is_foreign(&self.output) {
             bail!(
                 "{}: holds something other than tokens; choose another --output",
                 self.output.display()
             );
         }
-
-        let tokenizer = models.tokenizer(output)?;
-        let tokens = output.timed("tokenizer", |output| {
-            let tokens = match self.start {
-                Some(start) => {
-                    let clip = tokenizer.read_clip(&video, start)?;
-                    tokenizer.tokenize(clip.sparse(&models.device))
-                }
-                None => {
-                    let bar = output.bar("clips", "{pos}/{len}");
-                    let tokens = tokenizer.tokenize_video(&video, self.clips, |done, total| {
-                        bar.set_length(total as u64);
-                        bar.set_position(done as u64);
-                        interrupt::flow()
-                    });
-                    bar.finish_and_clear();
-                    tokens?.ok_or(Stopped)?
-                }
-            };
-            Ok(VideoTokens {
-                tokens,
-                unconditional: Some(models.unconditional_of(&tokenizer, output)?),
-            })
-        })?;
+        let tokens = pipeline.tokenize(&video, clips, &mut |event| output.observe(event))?;
         interrupt::check()?;
         tokens.save(&self.output)?;
 
@@ -102,20 +77,28 @@ impl Arguments {
         output.set("clips", clips);
         output.set("tokens", [count, width]);
         output.line(format!(
-            "{} ({} frames at {:.3} fps, {}) → {} of {count} tokens of {width} → {}",
-            self.input.display(),
-            info.frames,
-            info.fps,
-            info.codec,
-            output::clips(clips),
+            "{} → {} of {count} tokens of {width} → {}",
+            output::video(&video),
+            output::plural(clips, "clip"),
             self.output.display()
         ))?;
         output.line(output.summary())
     }
 }
 
-/// Whether there is a file that is not of tokens: weights have the same extension.
-fn is_foreign(path: &std::path::Path) -> bool {
+fn check_extension(path: &Path) -> Result<()> {
+    let extension = path.extension();
+    if !extension.is_some_and(|found| found.eq_ignore_ascii_case("safetensors")) {
+        bail!(
+            "{}: what is written is safetensors; choose an output that ends in .safetensors",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Whether there is a file that holds no tokens: weights have the same extension.
+fn is_foreign(path: &Path) -> bool {
     path.exists()
         && !divot::weights::Source::open(path).is_ok_and(|file| file.get("tokens").is_some())
 }
