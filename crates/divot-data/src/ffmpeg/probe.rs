@@ -175,7 +175,10 @@ impl Programs {
         if frames == 0 {
             return Err(empty());
         }
-        let keys = if by_packets {
+        // Where an edit list hides pictures in the middle, times say little about places.
+        let shown_from = packets.iter().position(|p| !p.hidden).unwrap_or(0);
+        let cut = packets[shown_from..].iter().any(|p| p.hidden);
+        let keys = if by_packets && !cut {
             let keys = packets.iter().filter(|p| p.key && !p.hidden);
             let keys = keys.filter_map(|p| times.binary_search(&p.time?).ok());
             let keys: std::collections::BTreeSet<_> = keys.collect();
