@@ -84,6 +84,70 @@ impl Frame {
     }
 }
 
+/// How a stored picture is brought upright: first mirrored, left to right, then turned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Orientation {
+    pub mirrored: bool,
+    /// Clockwise, 0 to 3.
+    pub quarter_turns: u8,
+}
+
+impl Orientation {
+    /// The orientation of a display matrix `[a, b, c, d]`, which brings the pixel `(x, y)` to
+    /// `(a x + c y, b x + d y)`. Scaling does not count, and a matrix of zeros is none. `None` for
+    /// an angle more than one degree away from a quarter turn.
+    pub fn of_matrix([a, b, c, d]: [i64; 4]) -> Option<Self> {
+        // The sign of a value, or 0 if it is nearly nothing beside the other of its column.
+        let sign = |value: i64, other: i64| {
+            if value.unsigned_abs() * 57 < other.unsigned_abs() {
+                0
+            } else {
+                value.signum()
+            }
+        };
+        let signs = (sign(a, b), sign(b, a), sign(c, d), sign(d, c));
+        let (mirrored, quarter_turns) = match signs {
+            (0, 0, 0, 0) | (1, 0, 0, 1) => (false, 0),
+            (0, 1, -1, 0) => (false, 1),
+            (-1, 0, 0, -1) => (false, 2),
+            (0, -1, 1, 0) => (false, 3),
+            (-1, 0, 0, 1) => (true, 0),
+            (0, -1, -1, 0) => (true, 1),
+            (1, 0, 0, -1) => (true, 2),
+            (0, 1, 1, 0) => (true, 3),
+            _ => return None,
+        };
+        Some(Self {
+            mirrored,
+            quarter_turns,
+        })
+    }
+
+    /// Width and height of the upright picture.
+    pub fn size(self, (width, height): (usize, usize)) -> (usize, usize) {
+        if self.quarter_turns % 2 == 1 {
+            (height, width)
+        } else {
+            (width, height)
+        }
+    }
+
+    /// Brings a stored picture upright.
+    pub fn apply(self, mut frame: Frame) -> Frame {
+        if self.mirrored {
+            let row = frame.width * 3;
+            for line in frame.rgb.chunks_exact_mut(row) {
+                line.as_chunks_mut::<3>().0.reverse();
+            }
+        }
+        if self.quarter_turns == 0 {
+            frame
+        } else {
+            frame.rotated(self.quarter_turns)
+        }
+    }
+}
+
 impl std::fmt::Debug for Frame {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Frame({}x{})", self.width, self.height)
@@ -114,5 +178,35 @@ mod tests {
         assert_eq!(letters(&frame.rotated(3)), [1, 3, 5, 0, 2, 4]);
         assert_eq!(frame.rotated(1).rotated(3), frame);
         assert_eq!(frame.rotated(1).width, 3);
+    }
+
+    #[test]
+    fn matrices_bring_pixels_where_they_say() {
+        // A B
+        // C D
+        // E F
+        let letters = |f: &Frame| f.rgb.iter().step_by(3).copied().collect::<Vec<_>>();
+        let one = 0x1_0000;
+        for (matrix, expected) in [
+            ([one, 0, 0, one], [0, 1, 2, 3, 4, 5]),
+            ([-one, 0, 0, one], [1, 0, 3, 2, 5, 4]),
+            ([one, 0, 0, -one], [4, 5, 2, 3, 0, 1]),
+            ([-one, 0, 0, -one], [5, 4, 3, 2, 1, 0]),
+            ([0, one, one, 0], [0, 2, 4, 1, 3, 5]),
+            ([0, one, -one, 0], [4, 2, 0, 5, 3, 1]),
+            ([0, -one, one, 0], [1, 3, 5, 0, 2, 4]),
+            ([0, -one, -one, 0], [5, 3, 1, 4, 2, 0]),
+            ([2 * one, 10, -10, 2 * one], [0, 1, 2, 3, 4, 5]),
+            ([0; 4], [0, 1, 2, 3, 4, 5]),
+        ] {
+            let frame = Frame::new(2, 3, (0..18).map(|i| i / 3).collect()).unwrap();
+            let orientation = Orientation::of_matrix(matrix).unwrap();
+            let size = orientation.size((2, 3));
+            let upright = orientation.apply(frame);
+            assert_eq!((upright.width, upright.height), size);
+            assert_eq!(letters(&upright), expected, "{matrix:?}");
+        }
+        assert_eq!(Orientation::of_matrix([one, one, -one, one]), None);
+        assert_eq!(Orientation::of_matrix([one, 0, 0, 0]), None);
     }
 }

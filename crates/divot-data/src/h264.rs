@@ -1,22 +1,22 @@
 //! Decoding the H.264 of an MP4 file, frame by frame.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use rust_h264::decoder::OrderedDecoder;
 use rust_h264::error::DecodeError;
 use rust_h264::nal::{
-    NalUnit, NalUnitType, SpsInfo, parse_avcc, parse_avcc_config, parse_sps_info,
+    AvccConfig, NalUnit, NalUnitType, SpsInfo, parse_avcc, parse_avcc_config, parse_sps_info,
 };
+use rust_h264::sps::parse_sps;
+use rust_h264::threading::ThreadedDecoder;
 
+use crate::frame::Orientation;
 use crate::mp4::{Sample, Track, read_range};
+use crate::picture_order::{Key, PictureOrder, is_intra};
 use crate::yuv::{Colour, Planes};
-use crate::{Error, Frame, Result};
-
-/// A picture of more pixels than this is a damaged header, not a video: level 6.2 ends at 36 M.
-const MAX_PIXELS: u64 = 1 << 26;
+use crate::{DEFAULT_FPS, Error, Frame, Result};
 
 /// Why decoding ended early.
 pub(crate) enum Stop {
@@ -31,200 +31,451 @@ impl From<Error> for Stop {
     }
 }
 
+/// The H.264 track of a file, ready to be decoded.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    track: Track,
+    orientation: Orientation,
+    /// Stored width and height in pixels.
+    stored: (usize, usize),
+    /// Pixels of the largest picture that is decoded.
+    max_pixels: u64,
+    /// Frames per second.
+    pub fps: f64,
+}
+
+impl Stream {
+    /// Prepares a track; the error is the track where only another decoder will do, and a name for
+    /// it.
+    ///
+    /// # Errors
+    /// The outer one: [`Error::TooLarge`], or what reading finds wrong.
+    pub fn new(
+        path: &Path,
+        file: &mut File,
+        mut track: Track,
+        max_pixels: u64,
+    ) -> Result<Result<Self, &'static str>> {
+        let Some(stored) = size(&track) else {
+            return Ok(Err("h264 of an unusual profile"));
+        };
+        Error::check_size(path, stored.0 as u64, stored.1 as u64, max_pixels)?;
+        let Some(orientation) = track.orientation else {
+            return Ok(Err("h264 that is turned by an odd angle"));
+        };
+        let mut sampler = Sampler::new(path, file, &track)?;
+        if !track.ordered {
+            if let Some(keys) = sampler.keys()? {
+                track.order_by(&keys);
+            }
+            sampler = Sampler::new(path, file, &track)?;
+        }
+        if !sampler.begins_whole()? {
+            return Ok(Err("h264 that begins within a group of pictures"));
+        }
+        let fps = track
+            .fps
+            .or_else(|| stream_rate(&track))
+            .unwrap_or(DEFAULT_FPS);
+        Ok(Ok(Self {
+            track,
+            orientation,
+            stored,
+            max_pixels,
+            fps,
+        }))
+    }
+
+    /// Number of frames.
+    pub fn frames(&self) -> usize {
+        self.track.shown.len()
+    }
+
+    /// Width and height in pixels, upright.
+    pub fn size(&self) -> (usize, usize) {
+        self.orientation.size(self.stored)
+    }
+
+    /// When each frame is shown, in seconds from the first; `None` where the file has no times.
+    pub fn times(&self) -> Option<Vec<f64>> {
+        self.track.fps.map(|_| self.track.times.clone())
+    }
+
+    /// Decodes the frames `wanted`, by their place in the order of showing, takes them out of the
+    /// set, and hands over each as soon as it is there.
+    ///
+    /// Decoding begins at the nearest sample before a wanted frame at which it can, and goes
+    /// through the file once. No frame is kept.
+    pub fn decode(
+        &self,
+        path: &Path,
+        file: &mut File,
+        wanted: &mut BTreeSet<usize>,
+        each: &mut dyn FnMut(usize, Frame) -> Result<()>,
+    ) -> Result<(), Stop> {
+        // An edit list may show a sample more than once.
+        let mut places: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for &frame in wanted.iter() {
+            if let Some(&sample) = self.track.shown.get(frame) {
+                places.entry(sample).or_default().push(frame);
+            }
+        }
+        let mut sampler = Sampler::new(path, file, &self.track)?;
+        for (first, last) in sampler.stretches(places.keys().copied())? {
+            let run = Run {
+                stream: self,
+                path,
+                decoder: ThreadedDecoder::new(threads()),
+                order: PictureOrder::default(),
+                colour: Colour::BT601,
+                pending: BTreeMap::new(),
+                places: &mut places,
+                wanted,
+                each,
+            };
+            run.run(&mut sampler, first, last)?;
+        }
+        match wanted.first() {
+            None => Ok(()),
+            Some(frame) => {
+                let what = format!("frame {frame} is missing from the stream");
+                Err(Error::damaged(path, what).into())
+            }
+        }
+    }
+}
+
+/// Pictures decoded at the same time.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
+}
+
 /// Display size in pixels, before rotation; `None` when only another decoder can tell.
-pub(crate) fn size(track: &Track) -> Option<(usize, usize)> {
-    let info = sps_info(track)?;
-    let supported = info.chroma_format <= 2
+fn size(track: &Track) -> Option<(usize, usize)> {
+    let mut sizes = track.configs.iter().map(|config| {
+        let config = parse_avcc_config(config).ok()?;
+        let info = parse_sps_info(config.sps_nals.first()?).ok()?;
+        is_supported(&info).then_some((info.width as usize, info.height as usize))
+    });
+    let first = sizes.next()??;
+    sizes.all(|size| size == Some(first)).then_some(first)
+}
+
+fn is_supported(info: &SpsInfo) -> bool {
+    info.chroma_format <= 2
         && matches!(info.bit_depth_luma, 8 | 10)
         && info.bit_depth_luma == info.bit_depth_chroma
         && info.width > 0
-        && info.height > 0;
-    supported.then_some((info.width as usize, info.height as usize))
+        && info.height > 0
 }
 
-fn sps_info(track: &Track) -> Option<SpsInfo> {
-    let config = parse_avcc_config(track.avcc.as_deref()?).ok()?;
-    parse_sps_info(config.sps_nals.first()?).ok()
+/// The frame rate in the stream's own header, in frames per second.
+fn stream_rate(track: &Track) -> Option<f64> {
+    let config = parse_avcc_config(track.configs.first()?).ok()?;
+    let sps = parse_sps(&config.sps_nals.first()?.rbsp).ok()?;
+    let (numerator, denominator) = sps.frame_rate()?;
+    let fps = f64::from(numerator) / f64::from(denominator);
+    (fps.is_finite() && fps > 0.0).then_some(fps)
 }
 
-/// Decodes the frames `wanted`, by display index, and hands over each as soon as it is there.
-///
-/// Decoding begins at the nearest sample before a wanted frame at which it can, so far-apart
-/// frames cost what lies between each and that sample, and no frame is kept.
-pub(crate) fn decode(
-    path: &Path,
-    file: &mut File,
-    track: &Track,
-    wanted: &BTreeSet<usize>,
-    each: &mut dyn FnMut(usize, Frame) -> Result<()>,
-) -> Result<(), Stop> {
-    let length = file.metadata().map_err(|e| Error::read(path, e))?.len();
-    for (first, last, wanted) in stretches(&track.samples, wanted) {
-        let mut missing = wanted;
-        let mut stretch = Stretch {
-            path,
-            file,
-            track,
-            length,
-            decoder: OrderedDecoder::new(),
-            colour: Colour::BT601,
-        };
-        stretch.run(first, last, &mut missing, each)?;
-        if let Some(frame) = missing.first() {
-            let what = format!("frame {frame} is missing from the stream");
-            return Err(Error::damaged(path, what).into());
-        }
-    }
-    Ok(())
-}
-
-/// Groups wanted frames by where their decoding begins: first and last sample, and the frames.
-fn stretches(samples: &[Sample], wanted: &BTreeSet<usize>) -> Vec<(usize, usize, BTreeSet<usize>)> {
-    let mut place = vec![None; samples.len()];
-    for (i, sample) in samples.iter().enumerate() {
-        if let Some(display) = sample.display {
-            place[display] = Some(i);
-        }
-    }
-    let mut stretches: Vec<(usize, usize, BTreeSet<usize>)> = Vec::new();
-    for &frame in wanted {
-        let Some(at) = place.get(frame).copied().flatten() else {
-            continue;
-        };
-        // A sync sample shown after the frame would not do: what precedes it on the screen may
-        // follow it in the file and refer to what came before it.
-        let first = (0..=at)
-            .rev()
-            .find(|&i| samples[i].sync && samples[i].display.is_none_or(|d| d <= frame))
-            .unwrap_or(0);
-        match stretches.last_mut() {
-            Some((start, last, frames)) if *start == first => {
-                *last = at.max(*last);
-                frames.insert(frame);
-            }
-            _ => stretches.push((first, at, BTreeSet::from([frame]))),
-        }
-    }
-    stretches
-}
-
-/// One run of the decoder over consecutive samples.
-struct Stretch<'a> {
+/// Reads samples from the file.
+struct Sampler<'a> {
     path: &'a Path,
     file: &'a mut File,
     track: &'a Track,
+    configs: Vec<AvccConfig<'a>>,
     length: u64,
-    decoder: OrderedDecoder<Option<usize>>,
-    colour: Colour,
+    /// Samples that were looked at, and whether decoding can begin there.
+    entries: BTreeMap<usize, Entry>,
 }
 
-impl Stretch<'_> {
-    fn run(
-        &mut self,
-        first: usize,
-        last: usize,
-        missing: &mut BTreeSet<usize>,
-        each: &mut dyn FnMut(usize, Frame) -> Result<()>,
-    ) -> Result<(), Stop> {
-        let config = self.track.avcc.as_deref().unwrap_or_default();
-        let config = parse_avcc_config(config).map_err(|e| Error::damaged(self.path, e))?;
-        for nal in config.sps_nals.iter().chain(&config.pps_nals) {
-            self.feed(nal, None, missing, each)?;
+/// How decoding can begin at a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    /// Nothing after it needs anything before it.
+    Whole,
+    /// Pictures that are shown after it need nothing before it.
+    Open,
+    No,
+}
+
+impl<'a> Sampler<'a> {
+    fn new(path: &'a Path, file: &'a mut File, track: &'a Track) -> Result<Self> {
+        let length = file.metadata().map_err(|e| Error::read(path, e))?.len();
+        let configs = track
+            .configs
+            .iter()
+            .map(|config| parse_avcc_config(config).map_err(|e| Error::damaged(path, e)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            path,
+            file,
+            track,
+            configs,
+            length,
+            entries: BTreeMap::new(),
+        })
+    }
+
+    fn config(&self, sample: &Sample) -> Result<&AvccConfig<'a>> {
+        self.configs
+            .get(sample.description as usize)
+            .ok_or_else(|| Error::damaged(self.path, "a sample without a description"))
+    }
+
+    /// The bytes of sample `i`.
+    fn read(&mut self, i: usize) -> Result<Vec<u8>> {
+        let sample = self.track.samples[i];
+        if sample.offset.saturating_add(sample.size.into()) > self.length {
+            let what = format!(
+                "the file ends at byte {}, within picture {i} of {}",
+                self.length,
+                self.track.samples.len()
+            );
+            return Err(Error::damaged(self.path, what));
         }
-        for sample in &self.track.samples[first..=last] {
-            if sample.offset.saturating_add(sample.size) > self.length {
-                return Err(Error::damaged(
-                    self.path,
-                    format!(
-                        "the file ends at byte {}, within frame {} of {}",
-                        self.length,
-                        sample.display.unwrap_or(0),
-                        self.track.frames
-                    ),
-                )
-                .into());
+        read_range(self.path, self.file, sample.offset, sample.size.into())
+    }
+
+    /// When each picture is shown, from its header; `None` when the headers do not tell, or the
+    /// order of decoding is the same.
+    fn keys(&mut self) -> Result<Option<Vec<Key>>> {
+        if self.configs.iter().all(shows_in_decoding_order) {
+            return Ok(None);
+        }
+        let mut order = PictureOrder::default();
+        let mut keys = Vec::with_capacity(self.track.samples.len());
+        let mut description = None;
+        for (i, sample) in self.track.samples.iter().enumerate() {
+            if description != Some(sample.description) {
+                description = Some(sample.description);
+                let config = self.config(sample)?;
+                order.next(&config.sps_nals);
+                order.next(&config.pps_nals);
             }
-            let data = read_range(self.path, self.file, sample.offset, sample.size)?;
-            let nals = parse_avcc(&data, config.length_size);
-            let is_wanted = sample.display.is_some_and(|d| missing.contains(&d));
+            // A file that was cut short still has its first pictures.
+            if sample.offset.saturating_add(sample.size.into()) > self.length {
+                keys.push((u32::MAX, i as i32));
+                continue;
+            }
+            let data = self.read(i)?;
+            let nals = parse_avcc(&data, self.config(sample)?.length_size);
+            match order.next(&nals) {
+                Some(picture) => keys.push(picture.key),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(keys))
+    }
+
+    /// How decoding can begin at sample `i`.
+    fn entry(&mut self, i: usize) -> Result<Entry> {
+        if let Some(&entry) = self.entries.get(&i) {
+            return Ok(entry);
+        }
+        let data = self.read(i)?;
+        let nals = parse_avcc(&data, self.config(&self.track.samples[i])?.length_size);
+        let mut slices = nals.iter().filter(|nal| is_slice(nal)).peekable();
+        let entry = if slices.peek().is_none() {
+            Entry::No
+        } else if slices
+            .clone()
+            .all(|nal| nal.nal_unit_type == NalUnitType::SliceIdr)
+        {
+            Entry::Whole
+        } else if !self.track.all_sync && slices.all(is_intra) {
+            Entry::Open
+        } else {
+            Entry::No
+        };
+        self.entries.insert(i, entry);
+        Ok(entry)
+    }
+
+    /// Whether each shown frame can be decoded from where its segment begins. Where frames need
+    /// pictures that are not there, what they look like is up to the decoder.
+    fn begins_whole(&mut self) -> Result<bool> {
+        let mut from = 0;
+        for (&first, &length) in self.track.starts.iter().zip(&self.track.segments) {
+            let shown = &self.track.shown[from..from + length];
+            from += length;
+            let samples = &self.track.samples;
+            // The file may be cut short.
+            let sample = samples[first];
+            if sample.offset.saturating_add(sample.size.into()) > self.length {
+                continue;
+            }
+            let fits = match self.entry(first)? {
+                Entry::Whole => true,
+                Entry::Open => shown.iter().all(|&i| samples[i].order >= sample.order),
+                Entry::No => false,
+            };
+            if !fits {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// First and last sample of each run of the decoder that the wanted samples need, in order and
+    /// without overlap. `wanted` is in decoding order.
+    fn stretches(&mut self, wanted: impl Iterator<Item = usize>) -> Result<Vec<(usize, usize)>> {
+        let mut stretches: Vec<(usize, usize)> = Vec::new();
+        for last in wanted {
+            let order = self.track.samples[last].order;
+            let mut first = last;
+            while first > 0 {
+                let sample = self.track.samples[first];
+                let can_begin = sample.sync
+                    && match self.entry(first)? {
+                        Entry::Whole => true,
+                        Entry::Open => sample.order <= order,
+                        Entry::No => false,
+                    };
+                if can_begin {
+                    break;
+                }
+                // What the last run goes through is not read again.
+                if stretches.last().is_some_and(|&(_, end)| first <= end) {
+                    break;
+                }
+                first -= 1;
+            }
+            match stretches.last_mut() {
+                Some((_, end)) if first <= *end => *end = last,
+                _ => stretches.push((first, last)),
+            }
+        }
+        Ok(stretches)
+    }
+}
+
+fn shows_in_decoding_order(config: &AvccConfig<'_>) -> bool {
+    config.sps_nals.iter().all(|nal| {
+        parse_sps(&nal.rbsp).is_ok_and(|sps| {
+            let field_or_frame = sps.frame_mbs_only_flag;
+            let in_order = sps.pic_order_cnt_type == 2
+                || sps.profile_idc == 66
+                || sps.max_num_reorder_frames == Some(0);
+            field_or_frame && in_order
+        })
+    })
+}
+
+/// One run of the decoder over consecutive samples.
+struct Run<'a> {
+    stream: &'a Stream,
+    path: &'a Path,
+    decoder: ThreadedDecoder,
+    order: PictureOrder,
+    colour: Colour,
+    /// Samples in the decoder and their colours, in the order in which their pictures will come out.
+    pending: BTreeMap<(Key, usize), (usize, Colour)>,
+    /// The frames that are still wanted of each sample.
+    places: &'a mut BTreeMap<usize, Vec<usize>>,
+    wanted: &'a mut BTreeSet<usize>,
+    each: &'a mut dyn FnMut(usize, Frame) -> Result<()>,
+}
+
+impl Run<'_> {
+    fn run(mut self, sampler: &mut Sampler<'_>, first: usize, last: usize) -> Result<(), Stop> {
+        let mut description = None;
+        for i in first..=last {
+            let sample = sampler.track.samples[i];
+            if description != Some(sample.description) {
+                description = Some(sample.description);
+                let config = sampler.config(&sample)?;
+                for nals in [&config.sps_nals, &config.pps_nals] {
+                    self.order.next(nals);
+                    self.read_colour(nals)?;
+                    for nal in nals {
+                        self.feed(nal)?;
+                    }
+                }
+            }
+            let data = sampler.read(i)?;
+            let nals = parse_avcc(&data, sampler.config(&sample)?.length_size);
             // Nothing refers to such a picture, so unless it is wanted it need not be decoded.
-            let skip = !is_wanted
+            let skip = !self.places.contains_key(&i)
                 && nals
                     .iter()
                     .all(|nal| !is_slice(nal) || nal.nal_ref_idc == 0);
+            if !skip {
+                // A header that is broken here is broken for the decoder too.
+                self.read_colour(&nals)?;
+                if let Some(picture) = self.order.next(&nals)
+                    && !picture.second_field
+                {
+                    self.pending.insert((picture.key, i), (i, self.colour));
+                }
+            }
             for nal in nals.iter().filter(|nal| !(skip && is_slice(nal))) {
-                self.feed(nal, sample.display, missing, each)?;
+                self.feed(nal)?;
             }
         }
         let decoder = &mut self.decoder;
-        let rest = catch_unwind(AssertUnwindSafe(|| decoder.flush_with_meta()))
-            .map_err(|_| self.broken(missing, "the decoder gave up"))?;
-        for (picture, display) in rest {
-            self.deliver(picture, display, missing, each)?;
+        let rest = catch_unwind(AssertUnwindSafe(|| decoder.flush()))
+            .map_err(|_| self.broken("the decoder gave up"))?;
+        rest.into_iter()
+            .try_for_each(|picture| self.deliver(picture))
+    }
+
+    /// Checks the size in sequence headers and takes their colours for the pictures that follow.
+    fn read_colour(&mut self, nals: &[NalUnit<'_>]) -> Result<()> {
+        let headers = nals
+            .iter()
+            .filter(|nal| nal.nal_unit_type == NalUnitType::Sps);
+        for nal in headers {
+            let info = parse_sps_info(nal).map_err(|e| self.broken(&e.to_string()))?;
+            let (width, height) = (info.coded_width.into(), info.coded_height.into());
+            // The coded picture may be up to a macroblock larger than what is shown of it.
+            let limit = self.stream.max_pixels.saturating_add(1 << 20);
+            Error::check_size(self.path, width, height, limit)?;
+            self.colour = match (info.matrix, self.stream.track.colour) {
+                // 2 is "unspecified".
+                (2, Some((matrix, full_range))) => Colour {
+                    matrix,
+                    full_range: full_range || info.full_range,
+                },
+                (matrix, _) => Colour {
+                    matrix: matrix.into(),
+                    full_range: info.full_range,
+                },
+            };
         }
         Ok(())
     }
 
-    fn feed(
-        &mut self,
-        nal: &NalUnit<'_>,
-        display: Option<usize>,
-        missing: &mut BTreeSet<usize>,
-        each: &mut dyn FnMut(usize, Frame) -> Result<()>,
-    ) -> Result<(), Stop> {
-        match nal.nal_unit_type {
-            NalUnitType::Sps => {
-                let info = parse_sps_info(nal).map_err(|e| self.broken(missing, &e.to_string()))?;
-                if u64::from(info.coded_width) * u64::from(info.coded_height) > MAX_PIXELS {
-                    return Err(self.broken(missing, "an impossible picture size").into());
-                }
-                self.colour = match (info.matrix, self.track.colour) {
-                    // 2 is "unspecified".
-                    (2, Some((matrix, full_range))) => Colour {
-                        matrix,
-                        full_range: full_range || info.full_range,
-                    },
-                    (matrix, _) => Colour {
-                        matrix: matrix.into(),
-                        full_range: info.full_range,
-                    },
-                };
-            }
-            NalUnitType::Pps => {}
-            _ if is_slice(nal) => {}
-            // Delimiters, filler and side information change no picture.
-            _ => return Ok(()),
+    fn feed(&mut self, nal: &NalUnit<'_>) -> Result<(), Stop> {
+        // Delimiters, filler and side information change no picture.
+        if !is_slice(nal) && !matches!(nal.nal_unit_type, NalUnitType::Sps | NalUnitType::Pps) {
+            return Ok(());
         }
         let decoder = &mut self.decoder;
         // The decoder is meant never to panic on damaged data. Should it, a user still gets an
         // error; the decoder is not used again.
-        let decoded = catch_unwind(AssertUnwindSafe(|| {
-            decoder.decode_nal_with_meta(nal, display)
-        }));
-        match decoded {
-            Ok(Ok(pictures)) => {
-                for (picture, display) in pictures {
-                    self.deliver(picture, display, missing, each)?;
-                }
-                Ok(())
-            }
+        match catch_unwind(AssertUnwindSafe(|| decoder.decode_nal(nal))) {
+            Ok(Ok(pictures)) => pictures
+                .into_iter()
+                .try_for_each(|picture| self.deliver(picture)),
             Ok(Err(DecodeError::Unsupported(_))) => Err(Stop::Unsupported),
-            Ok(Err(e)) => Err(self.broken(missing, &e.to_string()).into()),
-            Err(_) => Err(self.broken(missing, "the decoder gave up").into()),
+            Ok(Err(e)) => Err(self.broken(&e.to_string()).into()),
+            Err(_) => Err(self.broken("the decoder gave up").into()),
         }
     }
 
     /// Passes a picture on if it is wanted.
-    fn deliver(
-        &self,
-        picture: rust_h264::decoder::Frame,
-        display: Option<usize>,
-        missing: &mut BTreeSet<usize>,
-        each: &mut dyn FnMut(usize, Frame) -> Result<()>,
-    ) -> Result<()> {
-        let Some(display) = display.filter(|d| missing.remove(d)) else {
+    fn deliver(&mut self, picture: rust_h264::decoder::Frame) -> Result<(), Stop> {
+        let Some((_, (sample, colour))) = self.pending.pop_first() else {
+            return Err(self.broken("more pictures than samples").into());
+        };
+        let Some(places) = self.places.remove(&sample) else {
             return Ok(());
         };
+        if (picture.width as usize, picture.height as usize) != self.stream.stored {
+            // The size changes midway.
+            return Err(Stop::Unsupported);
+        }
         let planes = Planes {
             width: picture.width as usize,
             height: picture.height as usize,
@@ -236,21 +487,18 @@ impl Stretch<'_> {
             bit_depth: picture.bit_depth,
         };
         let frame = planes
-            .to_rgb(self.colour)
-            .ok_or_else(|| Error::damaged(self.path, format!("frame {display} has no picture")))?;
-        let turns = self.track.quarter_turns;
-        each(
-            display,
-            if turns == 0 {
-                frame
-            } else {
-                frame.rotated(turns)
-            },
-        )
+            .to_rgb(colour)
+            .ok_or_else(|| self.broken("a picture without content"))?;
+        let frame = self.stream.orientation.apply(frame);
+        for place in places {
+            self.wanted.remove(&place);
+            (self.each)(place, frame.clone())?;
+        }
+        Ok(())
     }
 
-    fn broken(&self, missing: &BTreeSet<usize>, what: &str) -> Error {
-        let frame = missing.first().copied().unwrap_or(0);
+    fn broken(&self, what: &str) -> Error {
+        let frame = self.wanted.first().copied().unwrap_or(0);
         Error::damaged(
             self.path,
             format!("decoding towards frame {frame} failed ({what})"),

@@ -1,7 +1,7 @@
 //! Still images, animations and folders of images.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use image::metadata::Orientation;
@@ -71,6 +71,11 @@ fn decoder(path: &Path, max_pixels: u64) -> Result<(impl ImageDecoder, Orientati
     let mut reader = ImageReader::new(file)
         .with_guessed_format()
         .map_err(|e| Error::read(path, e))?;
+    if reader.format() == Some(ImageFormat::Bmp) {
+        // Its decoder refuses long sides in its own words.
+        let (width, height) = bmp_size(path)?;
+        Error::check_size(path, width, height, max_pixels)?;
+    }
     let mut limits = image::Limits::no_limits();
     let bytes = max_pixels.saturating_mul(BYTES_PER_PIXEL);
     limits.max_alloc = Some(bytes.saturating_add(OVERHEAD));
@@ -81,6 +86,23 @@ fn decoder(path: &Path, max_pixels: u64) -> Result<(impl ImageDecoder, Orientati
     // Broken EXIF data is no reason to refuse a sound picture.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     Ok((decoder, orientation))
+}
+
+/// Width and height in the header of a BMP file.
+fn bmp_size(path: &Path) -> Result<(u64, u64)> {
+    let mut head = [0; 26];
+    let mut file = File::open(path).map_err(|e| Error::read(path, e))?;
+    if file.read_exact(&mut head).is_err() {
+        return Err(Error::damaged(path, "the header breaks off"));
+    }
+    // The oldest kind of header has 16 bits a side, too few for a picture that is too large.
+    if head[14] == 12 {
+        return Ok((0, 0));
+    }
+    let [.., a, b, c, d, e, f, g, h] = head;
+    // A negative height turns the picture around.
+    let side = |bytes| u64::from(i32::from_le_bytes(bytes).unsigned_abs());
+    Ok((side([a, b, c, d]), side([e, f, g, h])))
 }
 
 /// The images of a folder, in natural order: `2.png` before `10.png`.

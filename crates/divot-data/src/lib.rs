@@ -12,6 +12,7 @@ mod images;
 pub mod metrics;
 mod mp4;
 mod mux;
+mod picture_order;
 pub mod sampling;
 mod timeline;
 pub mod transform;

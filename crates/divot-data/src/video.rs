@@ -12,7 +12,7 @@ use image::ImageFormat;
 use crate::animation::Animation;
 use crate::ffmpeg::{self, Probe, Programs, Still};
 use crate::h264::{self, Stop};
-use crate::mp4::{self, Track};
+use crate::mp4;
 use crate::timeline::Timeline;
 use crate::{DEFAULT_FPS, Error, Frame, Result, gif, images, webp};
 
@@ -91,7 +91,7 @@ pub struct Video {
 
 #[derive(Debug)]
 enum Source {
-    H264(Box<Track>),
+    H264(Box<h264::Stream>),
     Animation(Animation),
     Images(Vec<PathBuf>),
     Ffmpeg(Probe),
@@ -258,15 +258,16 @@ impl Video {
     ) -> Result<()> {
         let path = &self.path;
         match &self.source {
-            Source::H264(track) => {
+            Source::H264(stream) => {
                 let mut file = File::open(path).map_err(|e| Error::read(path, e))?;
-                match h264::decode(path, &mut file, track, wanted, each) {
+                let mut missing = wanted.clone();
+                match stream.decode(path, &mut file, &mut missing, each) {
                     Ok(()) => Ok(()),
                     Err(Stop::Failed(error)) => Err(error),
                     // Found only now: the header gave no sign of it.
                     Err(Stop::Unsupported) => {
                         let probe = self.programs.probe(path, &self.info.codec)?;
-                        self.programs.decode(path, &probe, wanted, each)
+                        self.programs.decode(path, &probe, &missing, each)
                     }
                 }
             }
@@ -414,34 +415,26 @@ fn file(path: &Path, programs: &Programs) -> Result<Opened> {
 /// An MP4 or MOV file.
 fn movie(path: &Path, programs: &Programs, file: &mut File) -> Result<Opened> {
     let track = mp4::read_track(path, file)?;
-    if track.codec == "h264"
-        && let Some((width, height)) = h264::size(&track)
-    {
-        Error::check_size(path, width as u64, height as u64, programs.max_pixels)?;
-        let sideways = track.quarter_turns % 2 == 1;
-        let (width, height) = if sideways {
-            (height, width)
-        } else {
-            (width, height)
-        };
-        let info = VideoInfo {
-            frames: track.frames,
-            fps: track.fps,
+    let codec = track.codec.clone();
+    if codec != "h264" {
+        return through_ffmpeg(path, programs, &codec);
+    }
+    let stream = match h264::Stream::new(path, file, track, programs.max_pixels)? {
+        Ok(stream) => stream,
+        Err(codec) => return through_ffmpeg(path, programs, codec),
+    };
+    let (width, height) = stream.size();
+    Ok(Opened {
+        info: VideoInfo {
+            frames: stream.frames(),
+            fps: stream.fps,
             width,
             height,
-            codec: track.codec.clone(),
-        };
-        return Ok(Opened {
-            info,
-            times: None,
-            source: Source::H264(Box::new(track)),
-        });
-    }
-    let codec = match track.codec.as_str() {
-        "h264" => "h264 of an unusual profile",
-        codec => codec,
-    };
-    through_ffmpeg(path, programs, codec)
+            codec,
+        },
+        times: stream.times(),
+        source: Source::H264(Box::new(stream)),
+    })
 }
 
 /// An image, still or animated.

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use divot_data::sampling::comprehend_indices;
-use divot_data::{Error, Frame, Video};
+use divot_data::sampling::{comprehend_indices, reconstruct_indices};
+use divot_data::{ClipReader, Error, Frame, Video};
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -140,4 +140,90 @@ fn stills_in_an_iso_container() {
             }
         }
     }
+}
+
+#[test]
+fn a_start_is_in_seconds_of_the_real_times() {
+    let video = Video::open(case("vfr2.mp4")).unwrap();
+    assert!(video.is_variable());
+    assert_eq!(video.info().frames, 160);
+    // Five seconds at 30 frames per second, then 2 frames per second.
+    assert_eq!(video.frame_at(4.99), 149);
+    assert_eq!(video.frame_at(8.2), 156);
+    assert!((video.time(156) - 8.0).abs() < 1e-9);
+    let indices: Vec<usize> = (0..16).map(|i| 152 + i / 4).collect();
+    let expected = video.frames(&indices).unwrap();
+    let reader = ClipReader::default();
+    let clip = reader.read(&video, 6.0).unwrap();
+    let cut: Vec<Frame> = expected
+        .iter()
+        .map(|f| reader.transform.frame(f).unwrap())
+        .collect();
+    assert_eq!(clip.frames(), cut);
+    // From the start it is the released system's rule, which knows only the average rate.
+    let indices = reconstruct_indices(160, video.info().fps).unwrap();
+    let cut: Vec<Frame> = video
+        .frames(&indices)
+        .unwrap()
+        .iter()
+        .map(|f| reader.transform.frame(f).unwrap())
+        .collect();
+    assert_eq!(reader.read(&video, 0.0).unwrap().frames(), cut);
+    assert!(reader.read(&video, 9.6).is_err());
+}
+
+/// The checksum that Python's `zlib.crc32` computes.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+/// Checksums of the frames as Pillow 13 composites them, laid on white.
+#[test]
+fn animations_are_composited_as_pillow_does() {
+    for (name, expected) in [
+        (
+            "anim_alpha.webp",
+            [
+                1760153610, 4062277851, 3463099264, 2577969587, 1872842651, 2923052325,
+            ],
+        ),
+        (
+            "anim_blend.webp",
+            [
+                2137377928, 1954869179, 2285100557, 1563156435, 179117259, 3930431754,
+            ],
+        ),
+        (
+            "anim_dispose.gif",
+            [
+                2015395487, 3767065844, 1944907616, 627923949, 1205813597, 298126426,
+            ],
+        ),
+    ] {
+        let video = Video::open(case(name)).unwrap();
+        let frames = video.frames(&[0, 1, 2, 3, 4, 5]).unwrap();
+        let ours: Vec<u32> = frames.iter().map(|f| crc32(&f.rgb)).collect();
+        assert_eq!(ours, expected, "{name}");
+        for index in (0..6).rev() {
+            assert!(
+                video.frames(&[index]).unwrap()[0] == frames[index],
+                "{name}: {index}"
+            );
+        }
+    }
+    // Delays of 100, 40, 0 (which is shown for 100), 200, 70 and 30 ms.
+    let video = Video::open(case("anim_blend.webp")).unwrap();
+    assert!((video.info().duration() - 0.54).abs() < 1e-9);
+    assert_eq!(
+        (
+            video.frame_at(0.14),
+            video.frame_at(0.239),
+            video.frame_at(9.0)
+        ),
+        (2, 2, 5)
+    );
 }

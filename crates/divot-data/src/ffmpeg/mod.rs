@@ -57,7 +57,14 @@ impl Programs {
         command.args(["-v", "error"]);
         self.restrict(&mut command);
         command.args(arguments).arg("-i").arg(input(path));
-        Run::start(path, codec, &self.ffprobe, command, self.silence)
+        Run::start(
+            path,
+            codec,
+            &self.ffprobe,
+            command,
+            self.silence,
+            self.max_pixels,
+        )
     }
 
     /// Starts `ffmpeg` on a file, with arguments before and after the input; it writes to its
@@ -74,7 +81,14 @@ impl Programs {
         self.restrict(&mut command);
         command.args(before).arg("-i").arg(input(path));
         command.args(after).arg("pipe:1");
-        Run::start(path, codec, &self.ffmpeg, command, self.silence)
+        Run::start(
+            path,
+            codec,
+            &self.ffmpeg,
+            command,
+            self.silence,
+            self.max_pixels,
+        )
     }
 
     fn restrict(&self, command: &mut Command) {

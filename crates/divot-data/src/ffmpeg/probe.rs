@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::Programs;
+use super::run::refused_size;
 use crate::timeline::is_plausible;
 use crate::{DEFAULT_FPS, Error, Result};
 
@@ -174,7 +175,10 @@ impl Programs {
         if frames == 0 {
             return Err(empty());
         }
-        let keys = if by_packets {
+        // Where an edit list hides pictures in the middle, times say little about places.
+        let shown_from = packets.iter().position(|p| !p.hidden).unwrap_or(0);
+        let cut = packets[shown_from..].iter().any(|p| p.hidden);
+        let keys = if by_packets && !cut {
             let keys = packets.iter().filter(|p| p.key && !p.hidden);
             let keys = keys.filter_map(|p| times.binary_search(&p.time?).ok());
             let keys: std::collections::BTreeSet<_> = keys.collect();
@@ -362,13 +366,6 @@ fn by_packets(packets: &[Packet], format: &str) -> Option<Vec<i64>> {
 /// Whether a container lists where its key pictures are.
 fn is_indexed(format: &str) -> bool {
     format.starts_with("matroska") || format.starts_with("mov")
-}
-
-/// The size in the complaint of a decoder that refused a picture: `Picture size 1x2 is invalid`.
-fn refused_size(messages: &str) -> Option<(u64, u64)> {
-    let (_, rest) = messages.split_once("icture size ")?;
-    let (width, height) = rest.split_whitespace().next()?.split_once('x')?;
-    Some((width.parse().ok()?, height.parse().ok()?))
 }
 
 /// `30000/1001` as a number; `None` for `0/0`.

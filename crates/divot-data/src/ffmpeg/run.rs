@@ -20,6 +20,7 @@ pub(crate) struct Run<'a> {
     codec: &'a str,
     program: &'a Path,
     silence: Duration,
+    max_pixels: u64,
     watch: Arc<Watch>,
     watcher: Option<JoinHandle<()>>,
     pipe: BufReader<Watched>,
@@ -63,13 +64,15 @@ impl Read for Watched {
 }
 
 impl<'a> Run<'a> {
-    /// Starts `program`. It is ended if a read waits longer than `silence` for output.
+    /// Starts `program`. It is ended if a read waits longer than `silence` for output; a picture of
+    /// more than `max_pixels` is what it is told to refuse.
     pub fn start(
         path: &'a Path,
         codec: &'a str,
         program: &'a Path,
         mut command: Command,
         silence: Duration,
+        max_pixels: u64,
     ) -> Result<Self> {
         let temporary = |e| Error::write(&std::env::temp_dir(), e);
         let messages = tempfile::tempfile().map_err(temporary)?;
@@ -114,6 +117,7 @@ impl<'a> Run<'a> {
             codec,
             program,
             silence,
+            max_pixels,
             watch: watch.clone(),
             watcher: None,
             pipe: BufReader::with_capacity(BUFFER, watched),
@@ -148,14 +152,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The error with the last line that the program printed, or else with `reason`.
+    /// The error with what the program printed, or else with `reason`.
     pub fn failed(&self, reason: &str) -> Error {
+        let text = self.messages();
+        if let Some((width, height)) = refused_size(&text)
+            && let Err(error) = Error::check_size(self.path, width, height, self.max_pixels)
+        {
+            return error;
+        }
         let message = if self.watch.lock().silent {
             format!("no output for {} s", self.silence.as_secs_f64())
         } else {
-            let text = self.messages();
-            let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
-            line.unwrap_or(reason).to_owned()
+            cause(&text).unwrap_or(reason).to_owned()
         };
         Error::Ffmpeg {
             path: self.path.to_path_buf(),
@@ -208,5 +216,43 @@ fn watch_over(watch: &Watch, silence: Duration) {
             .ended
             .wait_timeout(state, silence - waited)
             .unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+/// The size in the complaint of a decoder that refused a picture: `Picture size 1x2 is invalid`.
+pub(super) fn refused_size(messages: &str) -> Option<(u64, u64)> {
+    let (_, rest) = messages.split_once("icture size ")?;
+    let (width, height) = rest.split_whitespace().next()?.split_once('x')?;
+    Some((width.parse().ok()?, height.parse().ok()?))
+}
+
+/// The line that says most: the last, unless it only says that there was an error.
+fn cause(messages: &str) -> Option<&str> {
+    let mut lines = messages.lines().map(str::trim).filter(|l| !l.is_empty());
+    let first = lines.next()?;
+    let last = lines.next_back().unwrap_or(first);
+    let is_vague = last.starts_with("Error ")
+        || last.starts_with("Conversion failed")
+        || last.ends_with("Invalid data found when processing input");
+    let line = if is_vague { first } else { last };
+    // Without the component in front, `[mov @ 0x55d0]`.
+    match line.strip_prefix('[').and_then(|l| l.split_once("] ")) {
+        Some((_, message)) => Some(message),
+        None => Some(line),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_read() {
+        let text = "[png @ 0x1] Picture size 32x4980768 exceeds specified max pixel count 9\n";
+        assert_eq!(refused_size(text), Some((32, 4_980_768)));
+        let text = "[mov @ 0x1] moov atom not found\nx: Invalid data found when processing input\n";
+        assert_eq!(cause(text), Some("moov atom not found"));
+        assert_eq!(cause("a\nb\n"), Some("b"));
+        assert_eq!((cause(""), refused_size("none")), (None, None));
     }
 }

@@ -1,0 +1,110 @@
+//! Edit lists (`elst`): which samples are shown, and when.
+//!
+//! Lists are followed as FFmpeg does it (`mov_fix_index`): media rates are ignored, empty edits at
+//! the beginning only delay, and an edit's times are rounded to the nearest tick of the track.
+
+use super::Timed;
+use super::boxes::{Bytes, entries};
+
+/// One edit.
+#[derive(Debug, Clone, Copy)]
+pub struct Edit {
+    /// In ticks of the movie.
+    pub duration: u64,
+    /// In ticks of the track; -1 for an empty edit.
+    pub start: i64,
+}
+
+/// What one edit shows.
+#[derive(Debug)]
+pub struct Segment {
+    /// The sample, in decoding order, at which decoding begins.
+    pub first: usize,
+    /// The shown samples, in decoding order.
+    pub shown: Vec<usize>,
+    /// What is added to a sample's time to give its time in the movie, in ticks of the track.
+    pub shift: i64,
+}
+
+/// Reads an `elst` box.
+pub fn read(elst: &[u8]) -> Option<Vec<Edit>> {
+    let (version, _) = Bytes(elst).full()?;
+    entries(elst, |b| {
+        let (duration, start) = if version == 1 {
+            (b.u64()?, b.u64()? as i64)
+        } else {
+            (b.u32()?.into(), b.i32()?.into())
+        };
+        b.skip(4)?;
+        Some(Edit { duration, start })
+    })
+}
+
+/// Follows a list that is not empty. `scale` is the timescales of the track and of the movie,
+/// `delayed` says whether the track has composition times.
+pub fn follow(edits: &[Edit], scale: (u32, u32), delayed: bool, samples: &[Timed]) -> Vec<Segment> {
+    let mut segments = Vec::new();
+    let mut movie_time = 0i64;
+    // A list may name the same samples again and again.
+    let mut budget = samples.len().saturating_mul(4).saturating_add(1 << 16);
+    for edit in edits {
+        let mut duration = rescale(edit.duration, scale);
+        if edit.start == -1 && segments.is_empty() {
+            movie_time = movie_time.saturating_add(duration);
+            continue;
+        }
+        if duration.checked_add(edit.start).is_none() {
+            duration = 0;
+        }
+        let end = edit.start.saturating_add(duration);
+        let first = beginning(edit.start, delayed, samples);
+        let mut shown = Vec::new();
+        let mut key_behind = false;
+        for (i, sample) in samples.iter().enumerate().skip(first) {
+            if budget == 0 {
+                return segments;
+            }
+            budget -= 1;
+            if (edit.start..end).contains(&sample.shown_at) {
+                shown.push(i);
+            }
+            let length = samples
+                .get(i + 1)
+                .map_or(duration, |next| next.decoded_at - sample.decoded_at);
+            if sample.shown_at.saturating_add(length) >= end && sample.sample.sync {
+                // Pictures before this one on the screen may follow it in the file.
+                if !delayed || key_behind {
+                    break;
+                }
+                key_behind = true;
+            }
+        }
+        segments.push(Segment {
+            first,
+            shown,
+            shift: movie_time.saturating_sub(edit.start),
+        });
+        movie_time = movie_time.saturating_add(duration);
+    }
+    segments
+}
+
+/// The sync sample at which decoding for an edit that starts at `start` begins: the last that is
+/// neither decoded nor shown later. Without one, any such sample, or the first.
+fn beginning(start: i64, delayed: bool, samples: &[Timed]) -> usize {
+    let until = samples.partition_point(|s| s.decoded_at <= start);
+    let mut earlier = samples[..until].iter().enumerate().rev();
+    let fits = |s: &Timed| !delayed || s.shown_at <= start;
+    earlier
+        .clone()
+        .find(|(_, s)| s.sample.sync && fits(s))
+        .or_else(|| earlier.find(|(_, s)| fits(s)))
+        .map_or(0, |(i, _)| i)
+}
+
+/// Ticks of the movie in ticks of the track, to the nearest.
+fn rescale(duration: u64, (track, movie): (u32, u32)) -> i64 {
+    let movie = u128::from(movie.max(1));
+    let scaled = (u128::from(duration) * u128::from(track) + movie / 2) / movie;
+    i64::try_from(scaled).unwrap_or(i64::MAX)
+}
