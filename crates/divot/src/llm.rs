@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use divot_data::Video;
 use divot_llm::gmm::SampleOptions;
 use divot_llm::{
@@ -337,7 +337,17 @@ impl VideoLlm {
         // A longer answer makes its own room when it comes to it.
         let answer = config.text.max_new_tokens.min(256);
         let positions = prompt.ids.len() + answer + clip;
-        Context::new(&self.model.llm, positions.min(self.model.window()))
+        let positions = positions.min(self.model.window());
+        Context::new(&self.model.llm, positions, self.dtype())
+    }
+
+    /// The type that the model computes in: f32 on the CPU, that of the weights elsewhere.
+    pub fn dtype(&self) -> DType {
+        let gamma = self.model.llm.norm.gamma.val();
+        match device::is_cpu(&gamma.device()) {
+            true => DType::F32,
+            false => gamma.dtype(),
+        }
     }
 
     /// Lets the model talk until it starts a video or ends.
@@ -424,8 +434,7 @@ impl VideoLlm {
                 .predict_clip(context, &self.tokens.features, &config.features, noise)?;
         let finite = features.clone().is_finite().all().into_scalar::<bool>();
         if !finite {
-            let dtype = self.model.llm.norm.gamma.val().dtype();
-            return Err(LlmError::NotFinite(dtype.name()).into());
+            return Err(LlmError::NotFinite(context.dtype().name()).into());
         }
         Ok(Scene {
             text: said.text.trim().to_owned(),
