@@ -1,27 +1,27 @@
 use burn::tensor::{Int, Tensor};
 
-use crate::mask::Role;
+use crate::layout::Place;
 
-/// Positions that a cache is given room for at once, at least.
+/// Caches grow by multiples of this many positions.
 const ROOM: usize = 256;
 
 /// Keys and values of the positions that a [`Mistral`](crate::Mistral) has seen.
 ///
-/// Room for more is made by doubling, and what comes is written in place: a token moves nothing that was
-/// there. (Beams that change places do: see [`select`](Self::select).)
+/// It grows by doubling. New keys and values are written in place and move nothing, except when the
+/// beams of a search change places, see [`select`](Self::select).
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
-    roles: Vec<Vec<Role>>,
+    places: Vec<Vec<Place>>,
 }
 
 impl KvCache {
-    /// An empty cache for a decoder of that many layers, with room for `positions`.
+    /// An empty cache for a decoder with that many layers, with room for `positions`.
     pub fn new(layers: usize, positions: usize) -> Self {
         Self::of(layers, positions.max(1))
     }
 
-    /// One that keeps nothing, for a forward pass over whole sequences.
+    /// A cache that keeps nothing, for a forward pass over whole sequences.
     pub(crate) fn without_memory(layers: usize) -> Self {
         Self::of(layers, 0)
     }
@@ -29,13 +29,13 @@ impl KvCache {
     fn of(layers: usize, room: usize) -> Self {
         Self {
             layers: (0..layers).map(|_| LayerCache::new(room)).collect(),
-            roles: Vec::new(),
+            places: Vec::new(),
         }
     }
 
     /// Number of positions.
     pub fn len(&self) -> usize {
-        self.roles.first().map_or(0, Vec::len)
+        self.places.first().map_or(0, Vec::len)
     }
 
     /// Whether nothing was seen yet.
@@ -43,14 +43,14 @@ impl KvCache {
         self.len() == 0
     }
 
-    /// Positions that there is room for before the next growth.
+    /// Number of positions that fit before it grows.
     pub fn capacity(&self) -> usize {
         self.layers.first().map_or(0, LayerCache::capacity)
     }
 
     /// Forgets all but the first `len` positions.
     pub fn truncate(&mut self, len: usize) {
-        for row in &mut self.roles {
+        for row in &mut self.places {
             row.truncate(len);
         }
         for layer in &mut self.layers {
@@ -58,36 +58,36 @@ impl KvCache {
         }
     }
 
-    /// Makes a batch of the given rows of this one, which may repeat: what beams need.
+    /// Keeps the given rows of the batch, in that order; rows may repeat. A beam search needs it.
     ///
     /// # Panics
     /// If there is no such row.
     pub fn select(&mut self, rows: &[usize]) {
-        if rows.iter().copied().eq(0..self.roles.len()) || self.roles.is_empty() {
+        if rows.iter().copied().eq(0..self.places.len()) || self.places.is_empty() {
             return;
         }
-        self.roles = rows.iter().map(|&row| self.roles[row].clone()).collect();
+        self.places = rows.iter().map(|&row| self.places[row].clone()).collect();
         for layer in &mut self.layers {
             layer.select(rows);
         }
     }
 
-    pub(crate) fn roles(&self) -> &[Vec<Role>] {
-        &self.roles
+    pub(crate) fn places(&self) -> &[Vec<Place>] {
+        &self.places
     }
 
-    pub(crate) fn push_roles(&mut self, roles: &[Vec<Role>]) {
-        if self.roles.is_empty() {
-            self.roles = roles.to_vec();
+    pub(crate) fn push_places(&mut self, places: Vec<Vec<Place>>) {
+        if self.places.is_empty() {
+            self.places = places;
             return;
         }
         assert_eq!(
-            self.roles.len(),
-            roles.len(),
-            "the cache is of another batch size"
+            self.places.len(),
+            places.len(),
+            "the cache has another batch size"
         );
-        for (all, new) in self.roles.iter_mut().zip(roles) {
-            all.extend_from_slice(new);
+        for (all, new) in self.places.iter_mut().zip(places) {
+            all.extend(new);
         }
     }
 
@@ -101,7 +101,7 @@ impl KvCache {
 pub(crate) struct LayerCache {
     store: Option<(Tensor<4>, Tensor<4>)>,
     len: usize,
-    /// Room to make at first; 0 keeps nothing.
+    /// Positions to make room for at first; 0 keeps nothing.
     room: usize,
 }
 

@@ -1,20 +1,20 @@
 use crate::tokenizer::TokenizerError;
 
-/// What can go wrong between a prompt and its answer; each message is one line that says what to do.
+/// What can go wrong between a prompt and its answer. Each message is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LlmError {
     /// The text tokenizer could not be read, or cannot encode a text.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// An option makes no sense.
+    /// An option is out of range.
     #[error("{option} is {value}; use {remedy}")]
     Option {
-        /// Its name.
+        /// The name of the option.
         option: &'static str,
-        /// What was given.
+        /// The given value.
         value: f64,
-        /// What would do.
+        /// Values that are allowed.
         remedy: &'static str,
     },
     /// The prompt leaves no room for an answer.
@@ -27,37 +27,45 @@ pub enum LlmError {
         /// Positions that the model has.
         window: usize,
     },
-    /// There is nothing to answer.
+    /// A text is empty.
     #[error("the {0} is empty; say something")]
     Empty(&'static str),
-    /// The vocabulary lacks a token that marks video.
+    /// The text tokenizer lacks a token that marks video.
     #[error(
-        "the tokenizer has no `{0}`: it is not of a Divot language model; convert the model with its own tokenizer"
+        "the text tokenizer has no `{0}`: it does not belong to a Divot language model; convert the model with its own text tokenizer"
     )]
     NoToken(String),
-    /// The vocabulary and the embedding table are of different models.
+    /// The text tokenizer has more tokens than the embedding table has rows.
     #[error(
-        "the tokenizer has {tokens} tokens and the model {rows} rows for them; convert both from the same download"
+        "the text tokenizer has {tokens} tokens and the model {rows} rows for them; convert both from the same download"
     )]
     Vocabulary {
-        /// Tokens of the tokenizer.
+        /// Number of tokens of the text tokenizer.
         tokens: usize,
-        /// Rows of the embedding table.
+        /// Number of rows of the embedding table.
         rows: usize,
     },
-    /// Features are not of the sizes that the model reads.
+    /// Features have another shape than the model and the prompt need.
     #[error("features of shape {found:?} do not fit; a clip is {tokens} tokens of {width}")]
     Features {
-        /// What was given.
+        /// The shape that was given.
         found: Vec<usize>,
         /// Tokens of a clip.
         tokens: usize,
         /// Width of a token.
         width: usize,
     },
-    /// A score overflowed.
+    /// A training row does not fit its length, and cutting it would leave nothing to learn.
     #[error(
-        "the model's scores are not numbers ({0} weights overflowed); load them as f32 (--dtype f32)"
+        "the training row takes {tokens} tokens and {max_length} are allowed; allow longer rows, or leave this sample out"
     )]
+    RowTooLong {
+        /// Number of tokens that it takes.
+        tokens: usize,
+        /// Number of tokens that are allowed.
+        max_length: usize,
+    },
+    /// Numbers overflowed.
+    #[error("the model's outputs are not finite in {0}; load the weights as f32 and compute in it")]
     NotFinite(&'static str),
 }

@@ -1,43 +1,46 @@
-//! Text, token by token.
+//! Text generation, token by token.
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use divot_nn::Noise;
 
 use crate::cache::KvCache;
 use crate::error::LlmError;
-use crate::mask::Role;
+use crate::layout::Layout;
 use crate::mistral::Mistral;
 use crate::sampling::{FrameOrder, TextSampling};
 
-/// Positions of a prompt that go through the decoder at once: bounds the memory of long ones.
+/// Positions of a prompt that go through the decoder at once. It bounds the memory that a long prompt
+/// takes.
 const CHUNK: usize = 512;
 
-/// Why a text ends.
+/// Why a text ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// This token was generated, of those to stop at.
+    /// This stop token was generated.
     Token(u32),
-    /// As many tokens as were allowed, or as the window has room for.
+    /// The limit on new tokens or the model's window was reached.
     Length,
-    /// The caller wanted no more.
+    /// The caller stopped it.
     Caller,
 }
 
 /// Generated tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generated {
-    /// Their ids, with the one that ended it.
+    /// Their ids, the stop token included.
     pub ids: Vec<u32>,
-    /// Why there are no more.
+    /// Why the text ended.
     pub end: FinishReason,
 }
 
-/// What a prompt left behind, to be continued: keys and values, and the last hidden state.
+/// What a decoder has read so far, to be continued: keys and values, and the last hidden state.
 #[derive(Debug)]
 pub struct Context {
     cache: KvCache,
+    /// The type that the decoder computes in.
+    dtype: DType,
     /// Hidden state of the last position, `[1, 1, hidden]`.
     hidden: Option<Tensor<3>>,
     /// The last token.
@@ -45,46 +48,55 @@ pub struct Context {
 }
 
 impl Context {
-    /// Nothing yet; room is made for `positions` at first.
-    pub fn new(model: &Mistral, positions: usize) -> Self {
+    /// An empty context with room for `positions`; it grows when needed.
+    ///
+    /// The decoder computes in `dtype`, whatever type its weights have.
+    pub fn new(model: &Mistral, positions: usize, dtype: DType) -> Self {
         Self {
             cache: KvCache::new(model.layers.len(), positions),
+            dtype,
             hidden: None,
             last: 0,
         }
     }
 
-    /// Positions so far.
+    /// The type that the decoder computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of positions read.
     pub fn len(&self) -> usize {
         self.cache.len()
     }
 
-    /// Whether there is nothing yet.
+    /// Whether nothing was read yet.
     pub fn is_empty(&self) -> bool {
         self.cache.is_empty()
     }
 
-    /// Positions that there is memory for.
+    /// Number of positions that fit before the cache grows.
     pub fn capacity(&self) -> usize {
         self.cache.capacity()
     }
 
-    /// Forgets all but the first `len` positions, and all but one of a search's beams. What comes next
-    /// must be read before text can be generated.
+    /// Forgets all but the first `len` positions, and all but one beam of a search. Something must be
+    /// read before text can be generated again.
     pub fn truncate(&mut self, len: usize) {
         self.cache.select(&[0]);
         self.cache.truncate(len);
         self.hidden = None;
     }
 
-    /// Reads tokens: `embeds` are `[1, tokens, hidden]`, `last` is the last one's id.
+    /// Reads tokens: `embeds` are `[1, tokens, hidden]`, in the context's type; `last` is the id of the
+    /// last one.
     pub fn read(&mut self, model: &Mistral, embeds: Tensor<3>, last: u32) {
         let tokens = embeds.dims()[1];
         for start in (0..tokens).step_by(CHUNK) {
             let chunk = CHUNK.min(tokens - start);
             let hidden = model.forward(
                 embeds.clone().narrow(1, start, chunk),
-                &[vec![Role::Causal; chunk]],
+                &Layout::causal(1, chunk),
                 Some(&mut self.cache),
             );
             self.hidden = Some(hidden.narrow(1, chunk - 1, 1));
@@ -92,13 +104,13 @@ impl Context {
         self.last = last;
     }
 
-    /// Reads positions with roles of their own and returns their hidden states, `[1, tokens, hidden]`.
-    pub fn read_with(&mut self, model: &Mistral, embeds: Tensor<3>, roles: Vec<Role>) -> Tensor<3> {
+    /// Reads tokens with a layout of their own and returns their hidden states, `[1, tokens, hidden]`.
+    pub fn read_with(&mut self, model: &Mistral, embeds: Tensor<3>, layout: &Layout) -> Tensor<3> {
         self.hidden = None;
-        model.forward(embeds, &[roles], Some(&mut self.cache))
+        model.forward(embeds, layout, Some(&mut self.cache))
     }
 
-    /// Hidden state after the last position that was read, `[1, 1, hidden]`.
+    /// Hidden state of the last position that was read, `[1, 1, hidden]`.
     pub fn hidden(&self) -> Option<&Tensor<3>> {
         self.hidden.as_ref()
     }
@@ -107,21 +119,20 @@ impl Context {
 /// How [`Mistral::generate`] chooses and when it stops.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules<'a> {
-    /// How a token is chosen.
+    /// How tokens are chosen.
     pub sampling: &'a TextSampling,
     /// Tokens that end the text.
     pub stop: &'a [u32],
-    /// Keeps frame tokens in order.
+    /// The rule that keeps frame tokens in order.
     pub order: Option<&'a FrameOrder>,
-    /// Positions that the model has.
+    /// Number of positions that the model has.
     pub window: usize,
 }
 
 impl Mistral {
-    /// Continues a context. Its last token is read when there is more to come: it is not part of the
-    /// context yet.
+    /// Continues a context with text. The last generated token is not read into the context.
     ///
-    /// `on_token` is told about each token and may stop; those of a beam search come all at the end.
+    /// `on_token` gets each token and may stop the text. A beam search calls it at its end.
     ///
     /// # Errors
     /// If an option is out of range, the context leaves no room, or a score is no number.
@@ -174,25 +185,19 @@ impl Mistral {
             if let Some(end) = end {
                 return Ok(Generated { ids, end });
             }
-            context.read(self, self.embed_ids(&[id]), id);
+            context.read(self, self.embed_ids(&[id], context.dtype), id);
         }
-    }
-
-    /// Embeds one row of ids: `[1, tokens, hidden]`.
-    pub fn embed_ids(&self, ids: &[u32]) -> Tensor<3> {
-        let data = TensorData::new(ids.iter().map(|&id| id as i32).collect(), [1, ids.len()]);
-        let device = self.norm.gamma.device();
-        self.embed(Tensor::<2, Int>::from_data(data, &device))
     }
 
     /// Scores of the next token of each row.
     fn scores(&self, hidden: Option<Tensor<3>>) -> Result<Vec<Vec<f32>>, LlmError> {
         let hidden = hidden.expect("something was read before");
+        let dtype = hidden.dtype();
         let logits = self.logits(hidden);
         let vocabulary = logits.dims()[2];
         let scores: Vec<f32> = logits.into_data().iter().collect();
         if !scores.iter().all(|score| score.is_finite()) {
-            return Err(LlmError::NotFinite(self.norm.gamma.val().dtype().name()));
+            return Err(LlmError::NotFinite(dtype.name()));
         }
         Ok(scores
             .chunks_exact(vocabulary)
@@ -239,7 +244,7 @@ impl Mistral {
                     }),
                 );
             }
-            // As many as there can be beams that end here and beams that go on.
+            // Enough for all beams that may end here and all that may go on.
             let wanted = (2 * beams).min(next.len());
             next.select_nth_unstable_by(wanted - 1, |a, b| b.2.total_cmp(&a.2));
             next.truncate(wanted);
@@ -277,11 +282,11 @@ impl Mistral {
                 .collect();
             let data = TensorData::new(last, [alive.len(), 1]);
             let device = self.norm.gamma.device();
-            let embeds = self.embed(Tensor::<2, Int>::from_data(data, &device));
-            let roles = vec![vec![Role::Causal]; alive.len()];
-            hidden = Some(self.forward(embeds, &roles, Some(&mut context.cache)));
+            let embeds = self.embed(Tensor::<2, Int>::from_data(data, &device), context.dtype);
+            let layout = Layout::causal(alive.len(), 1);
+            hidden = Some(self.forward(embeds, &layout, Some(&mut context.cache)));
         }
-        // Beams that go on count as long as none of those that ended is better.
+        // Beams that were cut by the limit compete with those that ended.
         finished.extend(alive.into_iter().map(|beam| {
             let end = FinishReason::Length;
             (
@@ -298,12 +303,12 @@ impl Mistral {
                 end: FinishReason::Length,
             });
 
-        // One row again, which has read what the best beam says.
+        // One row again, which reads the best beam.
         context.truncate(start);
         if let [read @ .., _] = &best.ids[..]
             && let Some(&last) = read.last()
         {
-            context.read(self, self.embed_ids(read), last);
+            context.read(self, self.embed_ids(read, context.dtype), last);
         }
         Ok(best)
     }

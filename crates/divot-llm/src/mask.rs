@@ -1,142 +1,181 @@
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-/// What a position is to attention; the released attention mask says it by 0, 1 and −1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Not there: nothing sees it.
-    Padding,
-    /// Sees itself and what is before it.
-    Causal,
-    /// One of a block of queries, which see each other too.
-    Query {
-        /// Which block; blocks of one sequence have different numbers.
-        block: usize,
-    },
-}
+use crate::layout::Place;
 
-impl Role {
-    /// Roles of a row of the released attention mask, in which each `block` positions of −1 are a
-    /// block of queries. One that the sequence cuts short stays causal.
-    pub fn of_released(mask: &[i64], block: usize) -> Vec<Self> {
-        let queries: Vec<usize> = (0..mask.len()).filter(|&i| mask[i] == -1).collect();
-        let mut roles: Vec<Self> = mask
-            .iter()
-            .map(|&m| if m == 0 { Self::Padding } else { Self::Causal })
-            .collect();
-        for (number, chunk) in queries.chunks(block).enumerate() {
-            let whole = chunk.len() == block && chunk[0] + block <= mask.len();
-            if whole {
-                roles[chunk[0]..chunk[0] + block].fill(Self::Query { block: number });
-            }
-        }
-        roles
-    }
-}
-
-/// What is added to a score that must not count. Finite, so that a row that may see nothing, which
-/// only padding is, gives numbers and not NaN.
+/// Added to the scores of hidden keys. It is finite, so that a row that sees nothing, which only
+/// padding is, gives numbers instead of NaN.
 const HIDDEN: f32 = -1e30;
 
-/// What positions see.
+/// Which keys the queries of an attention layer see.
 pub(crate) struct Mask {
-    /// What is added to their scores, 0 where one sees the other: `[batch, 1, tokens, positions]`.
+    /// Added to the scores, 0 for keys that are seen: `[batch or 1, 1, tokens, positions]`.
     pub added: Option<Tensor<4>>,
-    /// Each sees itself and what is before it.
+    /// Whether each token sees itself and everything before it, and nothing else.
     pub causal: bool,
 }
 
-/// What the positions from `past` on see. `roles` are all positions', the cached ones first.
+/// The mask of the tokens from index `past` on. `places` are those of all tokens, cached ones first.
+///
+/// `window` is the number of positions back that a token sees, itself included.
 pub(crate) fn attention_mask(
-    roles: &[Vec<Role>],
+    places: &[Vec<Place>],
     past: usize,
     window: Option<usize>,
     device: &Device,
 ) -> Mask {
-    let positions = roles.first().map_or(0, Vec::len);
-    let window = window.unwrap_or(usize::MAX);
-    let all_causal = roles.iter().flatten().all(|role| *role == Role::Causal);
-    if past == 0 && positions <= window && all_causal {
-        return Mask {
-            added: None,
-            causal: true,
-        };
+    let none = |causal| Mask {
+        added: None,
+        causal,
+    };
+    let keys = places.first().map_or(0, Vec::len);
+    if past == keys {
+        return none(false);
     }
-    let mut any = false;
-    let mut values = Vec::with_capacity(roles.len() * (positions - past) * positions);
-    for row in roles {
-        for query in past..positions {
-            values.extend((0..positions).map(|key| {
-                let sees = sees(row, query, key, window);
-                any |= !sees;
-                if sees { 0.0 } else { HIDDEN }
-            }));
-        }
+    // The largest difference of positions never exceeds the window.
+    let near = |row: &[Place]| {
+        let position = |place: &Place| place.position;
+        let first = row.iter().map(position).min().unwrap_or(0);
+        let last = row[past..].iter().map(position).max().unwrap_or(0);
+        window.is_none_or(|window| last.saturating_sub(first) < window)
+    };
+    let lasting = |row: &[Place]| row.iter().all(|place| place.until >= keys);
+    let open = places.iter().all(|row| near(row) && lasting(row));
+    let mut queries = places
+        .iter()
+        .flat_map(|row| row.iter().enumerate().skip(past));
+    if open && past == 0 && queries.clone().all(|(index, place)| place.ahead == index) {
+        return none(true);
     }
-    let added = any.then(|| {
-        let shape = [roles.len(), 1, positions - past, positions];
-        Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
-    });
+    if open && queries.all(|(_, place)| place.ahead + 1 >= keys) {
+        return none(false);
+    }
+
+    // Rows that are alike share a mask.
+    let alike = places.windows(2).all(|rows| rows[0] == rows[1]);
+    let rows = &places[..if alike { 1 } else { places.len() }];
+    let shape = [rows.len(), keys - past, keys];
+    let integers = |values: Vec<usize>, shape: [usize; 3]| {
+        let values = values
+            .into_iter()
+            .map(|x| i32::try_from(x).unwrap_or(i32::MAX));
+        Tensor::<3, Int>::from_data(TensorData::new(values.collect(), shape), device)
+    };
+    let of_queries = |value: fn(&Place) -> usize| {
+        let values = rows.iter().flat_map(|row| row[past..].iter().map(value));
+        integers(values.collect(), [rows.len(), keys - past, 1]).expand(shape)
+    };
+    let of_keys = |value: fn(&Place) -> usize| {
+        let values = rows.iter().flat_map(|row| row.iter().map(value));
+        integers(values.collect(), [rows.len(), 1, keys]).expand(shape)
+    };
+    let query = integers((past..keys).collect(), [1, keys - past, 1]).expand(shape);
+    let key = integers((0..keys).collect(), [1, 1, keys]).expand(shape);
+    let mut sees = key
+        .lower_equal(of_queries(|place| place.ahead))
+        .bool_and(query.lower(of_keys(|place| place.until)));
+    if let Some(window) = window {
+        let oldest = of_queries(|place| place.position).sub_scalar(window.min(1 << 30) as i32);
+        sees = sees.bool_and(of_keys(|place| place.position).greater(oldest));
+    }
+    let added = Tensor::<3>::zeros(shape, (device, DType::F32)).mask_fill(sees.bool_not(), HIDDEN);
     Mask {
-        added,
+        added: Some(added.unsqueeze_dim(1)),
         causal: false,
     }
-}
-
-fn sees(roles: &[Role], query: usize, key: usize, window: usize) -> bool {
-    let same_block = matches!(roles[query], Role::Query { .. }) && roles[query] == roles[key];
-    roles[key] != Role::Padding
-        && (key <= query || same_block)
-        && query.saturating_sub(key) < window
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::{Layout, Role};
 
     const C: Role = Role::Causal;
     const P: Role = Role::Padding;
 
-    fn rows(roles: Vec<Role>, past: usize, window: Option<usize>) -> Vec<String> {
-        let (tokens, positions) = (roles.len() - past, roles.len());
-        let mask = attention_mask(&[roles], past, window, &Device::default());
-        match mask.added {
+    fn q(block: usize) -> Role {
+        Role::Query { block }
+    }
+
+    fn h(block: usize) -> Role {
+        Role::HiddenQuery { block }
+    }
+
+    /// What each token from `past` on sees, row after row.
+    fn seen(layout: &Layout, past: usize, window: Option<usize>) -> Vec<String> {
+        let [batch, keys] = layout.dims();
+        let tokens = keys - past;
+        let mask = attention_mask(&layout.places(0), past, window, &Device::default());
+        let one = match mask.added {
             None if mask.causal => {
-                let row = |i: usize| "x".repeat(i + 1) + &".".repeat(positions - i - 1);
-                (past..positions).map(row).collect()
+                let row = |i: usize| "x".repeat(i + 1) + &".".repeat(keys - i - 1);
+                (past..keys).map(row).collect()
             }
-            None => vec!["x".repeat(positions); tokens],
+            None => vec!["x".repeat(keys); tokens],
             Some(mask) => {
-                assert_eq!(mask.dims(), [1, 1, tokens, positions]);
+                let [rows, ..] = mask.dims();
+                assert_eq!(mask.dims(), [rows, 1, tokens, keys]);
                 let values = mask.into_data().try_to_vec::<f32>().unwrap();
-                values
-                    .chunks(positions)
-                    .map(|row| {
-                        row.iter()
-                            .map(|&v| if v == 0.0 { 'x' } else { '.' })
-                            .collect()
-                    })
-                    .collect()
+                let mark = |&v: &f32| if v == 0.0 { 'x' } else { '.' };
+                let all: Vec<String> = values
+                    .chunks(keys)
+                    .map(|row| row.iter().map(mark).collect())
+                    .collect();
+                match rows == batch {
+                    true => return all,
+                    false => all,
+                }
             }
-        }
+        };
+        vec![one; batch].concat()
+    }
+
+    fn rows(roles: Vec<Role>, past: usize, window: Option<usize>) -> Vec<String> {
+        seen(&Layout::new(vec![roles]), past, window)
     }
 
     #[test]
     fn blocks_see_themselves_and_what_is_before() {
-        let q = |block| Role::Query { block };
         let roles = vec![C, q(0), q(0), C, q(1), q(1)];
         assert_eq!(
             rows(roles.clone(), 0, None),
             ["x.....", "xxx...", "xxx...", "xxxx..", "xxxxxx", "xxxxxx"]
         );
-        assert_eq!(rows(roles, 3, None), ["xxxx..", "xxxxxx", "xxxxxx"]);
+        assert_eq!(rows(roles.clone(), 3, None), ["xxxx..", "xxxxxx", "xxxxxx"]);
+        let causal = Layout::new(vec![roles]).with_causal_queries(true);
+        assert_eq!(
+            seen(&causal, 0, None),
+            ["x.....", "xx....", "xxx...", "xxxx..", "xxxxx.", "xxxxxx"]
+        );
+    }
+
+    #[test]
+    fn hidden_queries_are_seen_by_their_block_only() {
+        let roles = vec![C, h(0), h(0), C, h(1), h(1), C];
+        assert_eq!(
+            rows(roles.clone(), 0, None),
+            [
+                "x......", "xxx....", "xxx....", "x..x...", "x..xxx.", "x..xxx.", "x..x..x"
+            ]
+        );
+        assert_eq!(rows(roles.clone(), 6, None), ["x..x..x"]);
+        let causal = Layout::new(vec![roles]).with_causal_queries(true);
+        assert_eq!(
+            seen(&causal, 0, None),
+            [
+                "x......", "xx.....", "xxx....", "x..x...", "x..xx..", "x..xxx.", "x..x..x"
+            ]
+        );
     }
 
     #[test]
     fn a_plain_prompt_needs_no_mask() {
-        let mask = attention_mask(&[vec![C; 3], vec![C; 3]], 0, Some(3), &Device::default());
+        let plain = Layout::causal(2, 3).places(0);
+        let mask = attention_mask(&plain, 0, Some(3), &Device::default());
         assert!(mask.causal && mask.added.is_none());
         assert_eq!(rows(vec![C; 3], 0, None), ["x..", "xx.", "xxx"]);
-        // What is cached is before the first query, which sees it.
+        // A single new token sees all that is cached.
+        let mask = attention_mask(&plain, 2, None, &Device::default());
+        assert!(!mask.causal && mask.added.is_none());
         assert_eq!(rows(vec![C; 3], 1, None), ["xx.", "xxx"]);
     }
 
@@ -145,6 +184,11 @@ mod tests {
         assert_eq!(
             rows(vec![P, C, C, P], 0, None),
             ["....", ".x..", ".xx.", ".xx."]
+        );
+        let batch = Layout::new(vec![vec![C, C, P], vec![C, C, C]]);
+        assert_eq!(
+            seen(&batch, 0, None),
+            ["x..", "xx.", "xx.", "x..", "xx.", "xxx"]
         );
     }
 
@@ -159,12 +203,9 @@ mod tests {
     }
 
     #[test]
-    fn roles_of_the_released_mask() {
-        let q = |block| Role::Query { block };
-        assert_eq!(
-            Role::of_released(&[1, -1, -1, 1, -1, -1, 0], 2),
-            [C, q(0), q(0), C, q(1), q(1), P]
-        );
-        assert_eq!(Role::of_released(&[1, -1, -1], 3), [C, C, C]);
+    fn the_window_counts_positions() {
+        let layout = Layout::new(vec![vec![C, h(0), C, C]]);
+        let layout = layout.with_positions(vec![vec![0, 1, 1, 2]]);
+        assert_eq!(seen(&layout, 0, Some(2)), ["x...", "xx..", "x.x.", "..xx"]);
     }
 }

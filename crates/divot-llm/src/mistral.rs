@@ -4,14 +4,15 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use divot_nn::attention;
 use divot_nn::ops::{rms_norm, silu};
 use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
 
 use crate::cache::{KvCache, LayerCache};
+use crate::layout::{Layout, Place};
 use crate::lora::LoraConfig;
-use crate::mask::{Mask, Role, attention_mask};
+use crate::mask::{Mask, attention_mask};
 use crate::projection::Projection;
 use crate::rotary::{Angles, Rotary};
 
@@ -33,7 +34,7 @@ pub struct MistralConfig {
     /// Base of the rotary frequencies.
     #[config(default = 10000.0)]
     pub rope_theta: f64,
-    /// How many positions back a token sees, itself included; all of them without.
+    /// Number of positions back that a token sees, itself included; unlimited if `None`.
     #[config(default = "Some(4096)")]
     pub sliding_window: Option<usize>,
     /// Epsilon of the RMS norms.
@@ -116,7 +117,7 @@ impl MistralConfig {
 
 impl CheckSizes for MistralConfig {
     fn check_sizes(&self) -> Result<(), SizeError> {
-        // Vocabularies are wider than widths may be.
+        // Vocabularies may exceed the limit on widths.
         if !(1..=1 << 24).contains(&self.vocab_size) {
             return Err(SizeError::new(format!("vocab_size is {}", self.vocab_size)));
         }
@@ -137,7 +138,7 @@ impl CheckSizes for MistralConfig {
         )?;
         if self.head_dim() % 2 == 1 {
             return Err(SizeError::new(format!(
-                "the width of a head is odd ({}), rotary positions turn pairs",
+                "the width of a head is odd ({}), but rotary positions rotate pairs",
                 self.head_dim()
             )));
         }
@@ -172,43 +173,50 @@ pub struct Mistral {
 }
 
 impl Mistral {
-    /// Embeds token ids: `[batch, tokens]` → `[batch, tokens, hidden]`, in the type of the norms,
-    /// which is the one that is computed in.
-    pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        let dtype = self.norm.gamma.val().dtype();
+    /// Embeds token ids: `[batch, tokens]` → `[batch, tokens, hidden]`.
+    ///
+    /// The decoder computes in the type of its embeddings, `dtype`, whatever type its weights have.
+    pub fn embed(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
         self.embed_tokens.forward(ids).cast(dtype)
+    }
+
+    /// Embeds one row of ids, as [`embed`](Self::embed): `[1, tokens, hidden]`.
+    pub fn embed_ids(&self, ids: &[u32], dtype: DType) -> Tensor<3> {
+        let data = TensorData::new(ids.iter().map(|&id| id as i32).collect(), [1, ids.len()]);
+        let device = self.norm.gamma.device();
+        self.embed(Tensor::<2, Int>::from_data(data, &device), dtype)
     }
 
     /// Hidden states after the final norm.
     ///
     /// # Arguments
     /// - `embeds`: `[batch, tokens, hidden]`.
-    /// - `roles`: what each of these positions is to attention, one row for each of the batch.
-    /// - `cache`: keys and values of the positions before these, to which theirs are added.
+    /// - `layout`: roles and positions of the tokens. A block of queries must be whole.
+    /// - `cache`: keys and values of the tokens before these; those of these are added.
     ///
-    /// Returns `[batch, tokens, hidden]`.
+    /// Returns `[batch, tokens, hidden]`, in the type of `embeds`.
     ///
     /// # Panics
-    /// If there are not as many roles as positions, or the cache is of another batch size.
+    /// If the layout or the cache has another batch size, or the layout another number of tokens.
     pub fn forward(
         &self,
         embeds: Tensor<3>,
-        roles: &[Vec<Role>],
+        layout: &Layout,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
         let [batch, tokens, _] = embeds.dims();
-        assert!(
-            roles.len() == batch && roles.iter().all(|row| row.len() == tokens),
-            "a role is needed for each of {batch}x{tokens} positions"
-        );
+        assert_eq!(layout.dims(), [batch, tokens], "the layout of other tokens");
         let device = embeds.device();
         let mut alone = KvCache::without_memory(self.layers.len());
         let cache = cache.unwrap_or(&mut alone);
         let past = cache.len();
-        cache.push_roles(roles);
+        let places = layout.places(past);
+        let position = |row: &Vec<_>| row.iter().map(|place: &Place| place.position).collect();
+        let positions: Vec<Vec<usize>> = places.iter().map(position).collect();
+        cache.push_places(places);
 
-        let mask = attention_mask(cache.roles(), past, self.sliding_window, &device);
-        let angles = self.rotary.angles(past..past + tokens, &device);
+        let mask = attention_mask(cache.places(), past, self.sliding_window, &device);
+        let angles = self.rotary.angles(&positions, &device);
         let hidden = self
             .layers
             .iter()

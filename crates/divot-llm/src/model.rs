@@ -1,30 +1,29 @@
-//! Divot-LLM: a decoder that reads video tokens through one projection and predicts them through
-//! another.
+//! Divot-LLM: a decoder that reads video features through one projection and predicts them through
+//! another (paper, section 3.2).
 
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor};
 use divot_gmm::{Head, HeadConfig, SampleOptions, TokenHead};
 use divot_nn::ops::{gelu, linear};
 use divot_nn::{CheckSizes, Noise, SizeError, check_widths};
 
 use crate::error::LlmError;
 use crate::generate::Context;
+use crate::layout::{Layout, Role};
 use crate::lora::LoraConfig;
-use crate::mask::Role;
 use crate::mistral::{Mistral, MistralConfig};
 use crate::prompt::Prompt;
 
-/// How the decoder comes to the features of a clip (the paper's ablation).
+/// How the decoder predicts the features of a clip (an ablation of the paper).
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
 pub enum QueryMechanism {
-    /// One feature after another, each predicted where the one before it is read.
+    /// One after another, each from the hidden state of the feature before it.
     Autoregressive,
-    /// All from learned queries, each of which sees those before it.
+    /// All at once, from learned queries that see the queries before them.
     Causal,
-    /// All from learned queries that see each other, as released.
+    /// All at once, from learned queries that see each other, as released.
     Bidirectional,
 }
 
@@ -33,23 +32,17 @@ pub enum QueryMechanism {
 pub struct DivotLlmConfig {
     /// The decoder.
     pub llm: MistralConfig,
-    /// What the features are drawn from.
+    /// The head that features are drawn from.
     pub head: HeadConfig,
-    /// Tokens of a clip.
+    /// Number of features of a clip.
     #[config(default = 64)]
     pub num_queries: usize,
-    /// How the decoder comes to features.
+    /// How the decoder predicts features.
     #[config(default = "QueryMechanism::Bidirectional")]
     pub query_mechanism: QueryMechanism,
-    /// Low-rank adaptation that the weights are trained by and not merged with.
+    /// Low-rank adaptation beside the weights, if any.
     #[config(default = "None")]
     pub lora: Option<LoraConfig>,
-    /// What the loss of the text counts.
-    #[config(default = 1.0)]
-    pub lm_loss_scale: f64,
-    /// What the loss of the features counts.
-    #[config(default = 1.0)]
-    pub head_loss_scale: f64,
 }
 
 impl DivotLlmConfig {
@@ -74,8 +67,6 @@ impl DivotLlmConfig {
             head,
             num_queries: self.num_queries,
             query_mechanism: self.query_mechanism,
-            lm_loss_scale: self.lm_loss_scale,
-            head_loss_scale: self.head_loss_scale,
             window: self.llm.max_position_embeddings,
         }
     }
@@ -92,7 +83,7 @@ impl CheckSizes for DivotLlmConfig {
     }
 }
 
-/// Linear, GELU, linear: between features and hidden states.
+/// A projection between features and hidden states: linear, GELU, linear.
 #[derive(Module, Debug)]
 pub struct FeatureProjection {
     /// `[input]` → `[output]`.
@@ -109,190 +100,48 @@ impl FeatureProjection {
         }
     }
 
-    /// `[batch, tokens, input]` → `[batch, tokens, output]`.
+    /// `[batch, tokens, input]` → `[batch, tokens, output]`, in the type of `x`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let bias = self.fc1.bias.as_ref();
-        let x = x.cast(bias.map_or(DType::F32, |bias| bias.val().dtype()));
         linear(&self.fc2, gelu(linear(&self.fc1, x)))
     }
 }
 
-/// The language model that reads and writes video tokens.
+/// The language model that reads and predicts the features of video clips.
 #[derive(Module, Debug)]
 pub struct DivotLlm {
     /// The decoder.
     pub llm: Mistral,
-    /// Features of the tokenizer to hidden states.
+    /// Features of the video tokenizer to embeddings.
     pub input_proj: FeatureProjection,
     /// Hidden states to the head's parameters.
     pub output_proj: FeatureProjection,
-    /// What features are drawn from.
+    /// The head that features are drawn from.
     pub head: Head,
-    /// Tokens of a clip.
+    /// Number of features of a clip.
     pub num_queries: usize,
     #[module(skip)]
-    query_mechanism: QueryMechanism,
-    lm_loss_scale: f64,
-    head_loss_scale: f64,
+    pub(crate) query_mechanism: QueryMechanism,
     window: usize,
 }
 
-/// One training sequence, on the host.
-#[derive(Debug, Clone, Default)]
-pub struct Sequence {
-    /// Token ids.
-    pub ids: Vec<u32>,
-    /// The token that each position should have been predicted as, where that is learned.
-    pub labels: Vec<Option<u32>>,
-    /// What each position is to attention.
-    pub roles: Vec<Role>,
-    /// Positions that read features instead of their token's embedding, clip after clip.
-    pub inputs: Vec<usize>,
-    /// Positions of the clips' tokens to predict, clip after clip.
-    pub outputs: Vec<usize>,
-}
-
-/// A training batch.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// Sequences; shorter ones are padded at their end.
-    pub sequences: Vec<Sequence>,
-    /// Features to read, `[clips, tokens, width]`, in the order of the sequences' `inputs`.
-    pub inputs: Option<Tensor<3>>,
-    /// Features to predict, `[clips, tokens, width]`, in the order of the sequences' `outputs`.
-    pub targets: Option<Tensor<3>>,
-}
-
-/// What a batch costs.
-#[derive(Debug, Clone)]
-pub struct Losses {
-    /// The scaled sum.
-    pub total: Tensor<1>,
-    /// Cross-entropy of the text, averaged over the tokens that are learned.
-    pub lm: Tensor<1>,
-    /// The head's loss of the features; 0 where there are none.
-    pub head: Tensor<1>,
-}
-
 impl DivotLlm {
-    /// Positions that the model has.
+    /// Number of positions that the model has.
     pub fn window(&self) -> usize {
         self.window
     }
 
-    /// Width of a token.
+    /// Width of a feature.
     pub fn token_dim(&self) -> usize {
         self.head.dim()
     }
 
-    /// The losses of a batch.
+    /// Reads a prompt into a context.
     ///
-    /// # Panics
-    /// If features and positions are not as many, or a clip that is predicted one feature after another
-    /// has nothing before it.
-    pub fn forward(&self, batch: &Batch, noise: &mut Noise) -> Losses {
-        let device = self.llm.norm.gamma.device();
-        let length = batch
-            .sequences
-            .iter()
-            .map(|s| s.ids.len())
-            .max()
-            .unwrap_or(0);
-        let rows = batch.sequences.len();
-        let places = |positions: fn(&Sequence) -> &[usize]| -> Vec<usize> {
-            let sequences = batch.sequences.iter().enumerate();
-            sequences
-                .flat_map(|(row, s)| positions(s).iter().map(move |p| row * length + p))
-                .collect()
-        };
-        let (inputs, outputs) = (places(|s| &s.inputs), places(|s| &s.outputs));
-
-        let ids: Vec<i32> = batch
-            .sequences
-            .iter()
-            .flat_map(|s| padded(&s.ids, length, 0).map(|id| id as i32))
-            .collect();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, length]), &device);
-        let mut embeds = self.llm.embed(ids);
-        if let Some(features) = &batch.inputs {
-            embeds = replace(embeds, &inputs, self.input_proj.forward(features.clone()));
-        }
-        let autoregressive = self.query_mechanism == QueryMechanism::Autoregressive;
-        if let Some(features) = &batch.targets
-            && autoregressive
-        {
-            embeds = replace(embeds, &outputs, self.input_proj.forward(features.clone()));
-        }
-        let roles: Vec<Vec<Role>> = batch
-            .sequences
-            .iter()
-            .map(|s| {
-                padded(&s.roles, length, Role::Padding)
-                    .map(|role| self.role(role))
-                    .collect()
-            })
-            .collect();
-        let hidden = self.llm.forward(embeds, &roles, None);
-        let [_, _, width] = hidden.dims();
-        let hidden = hidden.reshape([rows * length, width]);
-
-        let lm = self.lm_loss(&hidden, batch, length);
-        let head = match &batch.targets {
-            None => Tensor::zeros([1], &device),
-            Some(targets) => {
-                let before = usize::from(autoregressive);
-                let seen = outputs.iter().map(|place| {
-                    let seen = place.checked_sub(before);
-                    seen.expect("the first feature is predicted where `<frame>` is read")
-                });
-                let [clips, tokens, _] = targets.dims();
-                let hidden = select(hidden, seen.collect()).reshape([clips, tokens, width]);
-                let params = self.output_proj.forward(hidden);
-                self.head.loss(params, targets.clone(), noise).mean()
-            }
-        };
-        Losses {
-            total: lm.clone() * self.lm_loss_scale + head.clone() * self.head_loss_scale,
-            lm,
-            head,
-        }
-    }
-
-    /// Queries see each other only if the model's do.
-    fn role(&self, role: Role) -> Role {
-        match role {
-            Role::Query { .. } if self.query_mechanism != QueryMechanism::Bidirectional => {
-                Role::Causal
-            }
-            role => role,
-        }
-    }
-
-    /// Scores are computed only where something is learned.
-    fn lm_loss(&self, hidden: &Tensor<2>, batch: &Batch, length: usize) -> Tensor<1> {
-        let device = hidden.device();
-        let learned = batch.sequences.iter().enumerate().flat_map(|(row, s)| {
-            let next = s.labels.iter().skip(1).enumerate();
-            next.filter_map(move |(position, label)| Some((row * length + position, (*label)?)))
-        });
-        let (places, labels): (Vec<usize>, Vec<u32>) = learned.unzip();
-        if places.is_empty() {
-            return Tensor::zeros([1], &device);
-        }
-        let count = places.len();
-        let hidden = select(hidden.clone(), places).unsqueeze_dim::<3>(0);
-        let scores = self.llm.logits(hidden).squeeze_dim::<2>(0);
-        let labels: Vec<i32> = labels.into_iter().map(|id| id as i32).collect();
-        let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [count, 1]), &device);
-        log_softmax(scores, 1).gather(1, labels).mean().neg()
-    }
-
-    /// Reads a prompt into a context, its clips' features in the order of their places.
-    ///
-    /// `features` are `[clips, tokens, width]`.
+    /// `features` are those of the prompt's clips, in order: `[clips, tokens, width]`.
     ///
     /// # Errors
-    /// If the features do not fit the prompt or the model, or the window has no room.
+    /// If the prompt is empty, the features do not fit the prompt or the model, or the window has no
+    /// room.
     pub fn read(
         &self,
         context: &mut Context,
@@ -321,21 +170,21 @@ impl DivotLlm {
                 width: self.token_dim(),
             });
         }
-        let mut embeds = self.llm.embed_ids(&prompt.ids);
+        let mut embeds = self.llm.embed_ids(&prompt.ids, context.dtype());
         if let Some(features) = features {
             let places: Vec<usize> = prompt
                 .clips
                 .iter()
                 .flat_map(|&start| start..start + self.num_queries)
                 .collect();
-            embeds = replace(embeds, &places, self.input_proj.forward(features));
+            embeds = self.replace(embeds, &places, features);
         }
         context.read(&self.llm, embeds, last);
         Ok(())
     }
 
-    /// Draws the features of the clip that begins behind the context, whose last token is `<frame>`:
-    /// `[1, tokens, width]`, in f32. The context stays what it was.
+    /// Draws the features of the next clip: `[1, tokens, width]`, in f32. The context, which must end
+    /// with `<frame>`, is left as it was.
     ///
     /// `frames` are the ids of the clip's tokens.
     ///
@@ -361,56 +210,60 @@ impl DivotLlm {
                 let hidden = context.hidden().expect("<frame> was read").clone();
                 let params = self.output_proj.forward(hidden);
                 let feature = self.head.sample(params, options, noise);
-                let embeds = self.input_proj.forward(feature.clone());
+                let embeds = self
+                    .input_proj
+                    .forward(feature.clone().cast(context.dtype()));
                 context.read(&self.llm, embeds, frame);
                 features.push(feature);
             }
             Tensor::cat(features, 1)
         } else {
-            let role = self.role(Role::Query { block: start });
-            let embeds = self.llm.embed_ids(frames);
-            let hidden = context.read_with(&self.llm, embeds, vec![role; frames.len()]);
+            let roles = vec![vec![Role::Query { block: 0 }; frames.len()]];
+            let embeds = self.llm.embed_ids(frames, context.dtype());
+            let hidden = context.read_with(&self.llm, embeds, &self.layout(roles));
             self.head
                 .sample(self.output_proj.forward(hidden), options, noise)
         };
         context.truncate(start);
         Ok(features.cast(DType::F32))
     }
+
+    /// A layout in which queries see each other if the model's do.
+    pub(crate) fn layout(&self, roles: Vec<Vec<Role>>) -> Layout {
+        let bidirectional = self.query_mechanism == QueryMechanism::Bidirectional;
+        Layout::new(roles).with_causal_queries(!bidirectional)
+    }
+
+    /// Puts features, `[clips, tokens, width]`, through the input projection and in the places of
+    /// embeddings, `[batch, tokens, hidden]`. `places` count the tokens of the whole batch.
+    pub(crate) fn replace(
+        &self,
+        embeds: Tensor<3>,
+        places: &[usize],
+        features: Tensor<3>,
+    ) -> Tensor<3> {
+        let [batch, length, hidden] = embeds.dims();
+        let [clips, tokens, _] = features.dims();
+        assert_eq!(
+            clips * tokens,
+            places.len(),
+            "as many features as places for them"
+        );
+        let count = batch * length;
+        let features = self.input_proj.forward(features.cast(embeds.dtype()));
+        let features = features.reshape([clips * tokens, hidden]);
+        let rows = embeds.reshape([count, hidden]);
+        let mut sources: Vec<usize> = (0..count).collect();
+        for (i, &place) in places.iter().enumerate() {
+            sources[place] = count + i;
+        }
+        select(Tensor::cat(vec![rows, features], 0), sources).reshape([batch, length, hidden])
+    }
 }
 
-fn padded<T: Copy>(values: &[T], length: usize, padding: T) -> impl Iterator<Item = T> {
-    let missing = length - values.len();
-    values
-        .iter()
-        .copied()
-        .chain(std::iter::repeat_n(padding, missing))
-}
-
-/// Rows of a matrix.
-fn select(rows: Tensor<2>, places: Vec<usize>) -> Tensor<2> {
+/// The given rows of a matrix.
+pub(crate) fn select(rows: Tensor<2>, places: Vec<usize>) -> Tensor<2> {
     let places: Vec<i32> = places.into_iter().map(|place| place as i32).collect();
     let indices = Tensor::<1, Int>::from_data(places.as_slice(), &rows.device());
     rows.select(0, indices)
-}
-
-/// `embeds`, `[batch, tokens, hidden]`, with `features`, `[clips, tokens, hidden]`, at `places` of the
-/// sequences laid end to end.
-fn replace(embeds: Tensor<3>, places: &[usize], features: Tensor<3>) -> Tensor<3> {
-    let [batch, length, hidden] = embeds.dims();
-    let [clips, tokens, _] = features.dims();
-    assert_eq!(
-        clips * tokens,
-        places.len(),
-        "as many features as places for them"
-    );
-    let count = batch * length;
-    let rows = embeds.reshape([count, hidden]);
-    let features = features
-        .reshape([clips * tokens, hidden])
-        .cast(rows.dtype());
-    let mut sources: Vec<usize> = (0..count).collect();
-    for (i, &place) in places.iter().enumerate() {
-        sources[place] = count + i;
-    }
-    select(Tensor::cat(vec![rows, features], 0), sources).reshape([batch, length, hidden])
 }

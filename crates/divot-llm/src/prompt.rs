@@ -1,4 +1,4 @@
-//! What the model is asked: text, and clips between their marks.
+//! Prompts: text, and clips between their marks.
 
 use crate::error::LlmError;
 use crate::sampling::FrameOrder;
@@ -14,16 +14,19 @@ pub struct SpecialTokens {
     pub video_end: u32,
     /// `<img>`, which starts an image.
     pub image: u32,
+    /// `</img>`.
+    pub image_end: u32,
     /// `<frame>`, which starts a clip.
     pub clip: u32,
     /// `</frame>`.
     pub clip_end: u32,
-    /// `<frame_00000>` and so on: the features of a clip.
+    /// `<frame_00000>` and so on, which stand for the features of a clip.
     pub features: Vec<u32>,
 }
 
 impl SpecialTokens {
-    /// Looks them up by content: their ids are in no particular order.
+    /// Looks the tokens up by name: their ids are in no particular order. `num_queries` is the number of
+    /// features of a clip.
     ///
     /// # Errors
     /// If one is missing.
@@ -33,7 +36,6 @@ impl SpecialTokens {
                 .id(token)
                 .ok_or_else(|| LlmError::NoToken(token.to_owned()))
         };
-        id("</img>")?;
         let names: Vec<String> = (0..num_queries)
             .map(|i| format!("<frame_{i:05}>"))
             .collect();
@@ -41,6 +43,7 @@ impl SpecialTokens {
             video: id("<vid>")?,
             video_end: id("</vid>")?,
             image: id("<img>")?,
+            image_end: id("</img>")?,
             clip: id("<frame>")?,
             clip_end: id("</frame>")?,
             features: names
@@ -51,7 +54,15 @@ impl SpecialTokens {
         })
     }
 
-    /// The rule that keeps them in order.
+    /// The tokens before and after the clips of a video or an image.
+    pub fn marks(&self, medium: Medium) -> [u32; 2] {
+        match medium {
+            Medium::Video => [self.video, self.video_end],
+            Medium::Image => [self.image, self.image_end],
+        }
+    }
+
+    /// The rule that keeps the tokens of a clip in order.
     pub fn order(&self) -> FrameOrder {
         let mut ids = vec![self.clip];
         ids.extend(&self.features);
@@ -60,15 +71,42 @@ impl SpecialTokens {
     }
 }
 
+/// A video or an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// A video.
+    Video,
+    /// An image, which is one clip of the same frame.
+    Image,
+}
+
 /// What is shown before a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shown {
     /// Nothing.
     Nothing,
-    /// A video of that many clips.
+    /// A video with that many clips.
     Video(usize),
     /// An image, which is one clip of the same frame.
     Image,
+}
+
+impl Shown {
+    fn segments(self, tokens: &SpecialTokens) -> Vec<Segment<'_>> {
+        let (open, close, clips) = match self {
+            Self::Nothing => return Vec::new(),
+            Self::Video(clips) => ("<vid>", "</vid>", clips),
+            Self::Image => ("<img>", "</img>", 1),
+        };
+        let mut segments = vec![Segment::Special(open)];
+        for _ in 0..clips {
+            segments.push(Segment::Special("<frame>"));
+            segments.extend(tokens.names.iter().map(|name| Segment::Special(name)));
+            segments.push(Segment::Special("</frame>"));
+        }
+        segments.push(Segment::Special(close));
+        segments
+    }
 }
 
 /// Token ids with the places of clips among them.
@@ -76,13 +114,13 @@ pub enum Shown {
 pub struct Prompt {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Where the first token of each clip's features is.
+    /// Indices of the first features of the clips.
     pub clips: Vec<usize>,
 }
 
 impl Prompt {
-    /// Asks about what is shown: `<s>[INST] <vid>…</vid>question [/INST]\n`. Special tokens in the
-    /// question are text.
+    /// A question about what is shown: `<s>[INST] <vid>…</vid>question [/INST]\n`. Special tokens in
+    /// the question stay text.
     ///
     /// # Errors
     /// If the question is empty, or cannot be encoded.
@@ -96,22 +134,25 @@ impl Prompt {
             return Err(LlmError::Empty("question"));
         }
         let text = format!("{question} [/INST]\n");
-        let (open, close, clips) = match shown {
-            Shown::Nothing => return Self::text(tokenizer, &format!("[INST] {text}")),
-            Shown::Video(clips) => ("<vid>", "</vid>", clips),
-            Shown::Image => ("<img>", "</img>", 1),
-        };
-        let mut segments = vec![Segment::Text("[INST] "), Segment::Special(open)];
-        for _ in 0..clips {
-            segments.push(Segment::Special("<frame>"));
-            segments.extend(tokens.names.iter().map(|name| Segment::Special(name)));
-            segments.push(Segment::Special("</frame>"));
-        }
-        segments.extend([Segment::Special(close), Segment::Text(&text)]);
+        let mut segments = vec![Segment::Text("[INST] ")];
+        segments.extend(shown.segments(tokens));
+        segments.push(Segment::Text(&text));
         Self::new(tokenizer, tokens, &segments)
     }
 
-    /// Asks for a video: `<s>[INST] Generate a video of caption [/INST]\n`.
+    /// What is shown, and no text: `<s><vid>…</vid>`.
+    ///
+    /// # Errors
+    /// If the text tokenizer lacks a token.
+    pub fn shown(
+        tokenizer: &TextTokenizer,
+        tokens: &SpecialTokens,
+        shown: Shown,
+    ) -> Result<Self, LlmError> {
+        Self::new(tokenizer, tokens, &shown.segments(tokens))
+    }
+
+    /// A request for a video: `<s>[INST] Generate a video of caption [/INST]\n`.
     ///
     /// # Errors
     /// If the caption is empty, or cannot be encoded.
@@ -125,7 +166,7 @@ impl Prompt {
         )
     }
 
-    /// Asks for what the instruction says: `<s>[INST] instruction [/INST]\n`.
+    /// An instruction: `<s>[INST] instruction [/INST]\n`.
     ///
     /// # Errors
     /// If the instruction is empty, or cannot be encoded.
@@ -136,7 +177,7 @@ impl Prompt {
         Self::text(tokenizer, &format!("[INST] {instruction} [/INST]\n"))
     }
 
-    /// Asks again, behind an answer: `</s>[INST] question [/INST]\n`.
+    /// A further question, behind an answer: `</s>[INST] question [/INST]\n`.
     ///
     /// # Errors
     /// If the question is empty, or cannot be encoded.
@@ -150,7 +191,7 @@ impl Prompt {
         Ok(Self { ids, clips })
     }
 
-    /// A clip's features with their marks, behind `<frame>`: `…</frame></vid>`.
+    /// The features of a clip and the marks after it, to be read behind `<frame>`: `…</frame></vid>`.
     pub fn clip_features(tokens: &SpecialTokens) -> Self {
         let mut ids = tokens.features.clone();
         ids.extend([tokens.clip_end, tokens.video_end]);
@@ -160,7 +201,11 @@ impl Prompt {
         }
     }
 
-    fn text(tokenizer: &TextTokenizer, text: &str) -> Result<Self, LlmError> {
+    /// Plain text: `<s>text`.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn text(tokenizer: &TextTokenizer, text: &str) -> Result<Self, LlmError> {
         let mut ids = vec![tokenizer.bos()];
         ids.extend(tokenizer.encode(&[Segment::Text(text)])?);
         let clips = Vec::new();

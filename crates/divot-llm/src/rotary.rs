@@ -1,10 +1,8 @@
-use std::ops::Range;
-
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-/// Rotary positions: the two halves of a head are turned against each other, by an angle that grows
-/// with the position and falls with the index.
+/// Rotary positions: the two halves of a head are rotated against each other, by an angle that grows
+/// with the position and falls with the index within the half.
 #[derive(Module, Debug)]
 pub(crate) struct Rotary {
     head_dim: usize,
@@ -16,15 +14,36 @@ impl Rotary {
         Self { head_dim, theta }
     }
 
-    /// The angles at `positions`, computed on the host in f32, as the released model did.
-    pub fn angles(&self, positions: Range<usize>, device: &Device) -> Angles {
+    /// The angles at `positions`, `[batch, tokens]`, computed on the host in f32, as the released
+    /// model did.
+    pub fn angles(&self, positions: &[Vec<usize>], device: &Device) -> Angles {
+        let Some(first) = positions.first() else {
+            return self.table(&[], device);
+        };
+        if positions.iter().all(|row| row == first) {
+            return self.table(first, device);
+        }
+        let last = positions.iter().flatten().max().copied().unwrap_or(0);
+        let table = self.table(&(0..=last).collect::<Vec<_>>(), device);
+        let rows: Vec<i32> = positions.iter().flatten().map(|&p| p as i32).collect();
+        let rows = Tensor::<1, Int>::from_data(rows.as_slice(), device);
+        let shape = [positions.len(), 1, first.len(), self.head_dim / 2];
+        let select = |x: Tensor<4>| x.select(2, rows.clone()).reshape(shape);
+        Angles {
+            cos: select(table.cos),
+            sin: select(table.sin),
+        }
+    }
+
+    /// `[1, 1, positions, head_dim / 2]`.
+    fn table(&self, positions: &[usize], device: &Device) -> Angles {
         let half = self.head_dim / 2;
         let frequencies: Vec<f32> = (0..half)
             .map(|i| 1.0 / (self.theta as f32).powf(2.0 * i as f32 / self.head_dim as f32))
             .collect();
         let angles: Vec<f32> = positions
-            .clone()
-            .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
+            .iter()
+            .flat_map(|&position| frequencies.iter().map(move |f| position as f32 * f))
             .collect();
         let tensor = |function: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().copied().map(function).collect();
@@ -38,14 +57,14 @@ impl Rotary {
     }
 }
 
-/// Cosines and sines of a range of positions, `[1, 1, tokens, head_dim / 2]`.
+/// Cosines and sines of the angles, `[batch or 1, 1, tokens, head_dim / 2]`, in f32.
 pub(crate) struct Angles {
     cos: Tensor<4>,
     sin: Tensor<4>,
 }
 
 impl Angles {
-    /// Turns `[batch, heads, tokens, head_dim]`.
+    /// Rotates `[batch, heads, tokens, head_dim]`. It computes in f32; the result has the type of `x`.
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         let dtype = x.dtype();
         let half = x.dims()[3] / 2;

@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Distribution, Gradients, Tensor, f16};
+use burn::tensor::{DType, Device, Distribution, Gradients, Tensor, f16};
 use divot_gmm::{GmmConfig, HeadConfig, Noise, RegressionConfig, SampleOptions};
 use divot_llm::{
-    Batch, Context, DivotLlm, DivotLlmConfig, FinishReason, KvCache, LlmError, LoraConfig,
+    Batch, Context, DivotLlm, DivotLlmConfig, FinishReason, KvCache, Layout, LlmError, LoraConfig,
     LoraTarget, Mistral, MistralConfig, Projection, Prompt, Quantization, QueryMechanism, Role,
     Rules, Sequence, TextSampling,
 };
@@ -32,8 +32,16 @@ fn close(a: Tensor<3>, b: Tensor<3>, limit: f64) {
     assert!(error <= limit, "the relative error is {error:.1e}");
 }
 
-fn causal(tokens: usize) -> Vec<Vec<Role>> {
-    vec![vec![Role::Causal; tokens]]
+fn causal(tokens: usize) -> Layout {
+    Layout::causal(1, tokens)
+}
+
+fn embed(model: &Mistral, ids: &[u32]) -> Tensor<3> {
+    model.embed_ids(ids, DType::F32)
+}
+
+fn empty(model: &Mistral) -> Context {
+    Context::new(model, 1, DType::F32)
 }
 
 fn ids(count: usize) -> Vec<u32> {
@@ -41,7 +49,7 @@ fn ids(count: usize) -> Vec<u32> {
 }
 
 fn whole(model: &Mistral, ids: &[u32]) -> Tensor<3> {
-    model.forward(model.embed_ids(ids), &causal(ids.len()), None)
+    model.forward(embed(model, ids), &causal(ids.len()), None)
 }
 
 #[test]
@@ -55,7 +63,7 @@ fn what_is_remembered_changes_nothing() {
             .into_iter()
             .map(|piece| {
                 let count = piece.len();
-                let embeds = model.embed_ids(&ids[piece]);
+                let embeds = embed(&model, &ids[piece]);
                 model.forward(embeds, &causal(count), Some(&mut cache))
             })
             .collect();
@@ -70,7 +78,7 @@ fn room_is_made_by_doubling() {
     let mut cache = KvCache::new(model.layers.len(), 10);
     let mut capacities = Vec::new();
     for id in ids(600) {
-        model.forward(model.embed_ids(&[id]), &causal(1), Some(&mut cache));
+        model.forward(embed(&model, &[id]), &causal(1), Some(&mut cache));
         capacities.push(cache.capacity());
     }
     capacities.dedup();
@@ -83,7 +91,7 @@ fn what_is_forgotten_is_gone() {
     let ids = ids(20);
     let mut cache = KvCache::new(model.layers.len(), 1);
     let read = |ids: &[u32], cache: &mut KvCache| {
-        model.forward(model.embed_ids(ids), &causal(ids.len()), Some(cache))
+        model.forward(embed(&model, ids), &causal(ids.len()), Some(cache))
     };
     read(&ids[..10], &mut cache);
     read(&[1, 2, 3], &mut cache);
@@ -98,10 +106,11 @@ fn padding_changes_nothing_for_the_rest() {
     let ids = ids(9);
     let mut row = ids.clone();
     row.extend([0, 0, 0]);
-    let embeds = Tensor::cat(vec![model.embed_ids(&row), model.embed_ids(&row)], 0);
+    let embeds = Tensor::cat(vec![embed(&model, &row), embed(&model, &row)], 0);
     let mut padded = vec![Role::Causal; 12];
     padded[9..].fill(Role::Padding);
-    let hidden = model.forward(embeds, &[vec![Role::Causal; 12], padded], None);
+    let layout = Layout::new(vec![vec![Role::Causal; 12], padded]);
+    let hidden = model.forward(embeds, &layout, None);
     let alone = whole(&model, &ids);
     close(
         hidden.clone().narrow(0, 1, 1).narrow(1, 0, 9),
@@ -301,8 +310,8 @@ fn rows_without_whole_blocks_stay_dense() {
 // ---- Text
 
 fn read(model: &Mistral, ids: &[u32]) -> Context {
-    let mut context = Context::new(model, 1);
-    context.read(model, model.embed_ids(ids), *ids.last().unwrap());
+    let mut context = empty(model);
+    context.read(model, embed(model, ids), *ids.last().unwrap());
     context
 }
 
@@ -501,6 +510,7 @@ fn sequence() -> Sequence {
         ids,
         labels,
         roles,
+        positions: (0..8 + QUERIES).collect(),
         inputs: Vec::new(),
         outputs: (7..7 + QUERIES).collect(),
     }
@@ -520,7 +530,7 @@ fn clips_are_predicted_as_they_are_trained() {
             ids: sequence.ids[..7].to_vec(),
             clips: Vec::new(),
         };
-        let mut context = Context::new(&model.llm, 1);
+        let mut context = empty(&model.llm);
         model.read(&mut context, &prompt, None).unwrap();
         let frames = &sequence.ids[7..7 + QUERIES];
         let noise = &mut Noise::new(0);
@@ -540,11 +550,12 @@ fn clips_are_predicted_as_they_are_trained() {
             inputs: None,
             targets: Some(targets),
         };
-        let loss = model.forward(&batch(clip.clone()), noise).head;
-        let loss = loss.into_scalar::<f64>();
+        let loss = model.forward(&batch(clip.clone()), DType::F32, noise).head;
+        assert_eq!(loss.count, QUERIES);
+        let loss = loss.mean().into_scalar::<f64>();
         assert!(loss < 1e-9, "{mechanism:?}: {loss}");
-        let loss = model.forward(&batch(clip + 0.1), noise).head;
-        assert!(loss.into_scalar::<f64>() > 1e-4, "{mechanism:?}");
+        let loss = model.forward(&batch(clip + 0.1), DType::F32, noise).head;
+        assert!(loss.mean().into_scalar::<f64>() > 1e-4, "{mechanism:?}");
     }
 }
 
@@ -561,7 +572,7 @@ fn queries_see_each_other_as_the_mechanism_says() {
                 ids: ids(5),
                 clips: Vec::new(),
             };
-            let mut context = Context::new(&model.llm, 1);
+            let mut context = empty(&model.llm);
             model.read(&mut context, &prompt, None).unwrap();
             let frames = [10, 11, 12, last];
             let options = SampleOptions::new();
@@ -589,7 +600,7 @@ fn features_take_the_place_of_tokens() {
             ids,
             clips: vec![2, 8],
         };
-        let mut context = Context::new(&model.llm, 1);
+        let mut context = empty(&model.llm);
         model.read(&mut context, &prompt, Some(features)).unwrap();
         context.hidden().unwrap().clone()
     };
@@ -607,7 +618,7 @@ fn features_take_the_place_of_tokens() {
     let difference = (hidden(other, swapped) - expected).abs().sum();
     assert!(difference.into_scalar::<f32>() > 1e-3);
 
-    let mut context = Context::new(&model.llm, 1);
+    let mut context = empty(&model.llm);
     let prompt = Prompt {
         ids: ids(14),
         clips: vec![2],
@@ -626,7 +637,7 @@ fn long_prompts_are_read_in_pieces() {
         ids: ids(1100),
         clips: Vec::new(),
     };
-    let mut context = Context::new(&model.llm, 1);
+    let mut context = empty(&model.llm);
     model.read(&mut context, &prompt, None).unwrap();
     let expected = whole(&model.llm, &prompt.ids).narrow(1, 1099, 1);
     close(context.hidden().unwrap().clone(), expected, 1e-4);
@@ -636,7 +647,7 @@ fn long_prompts_are_read_in_pieces() {
 fn prompts_beyond_the_window_are_refused() {
     let config = decoder().with_max_position_embeddings(20);
     let model = DivotLlmConfig::new(config, regression()).init(&device(34));
-    let mut context = Context::new(&model.llm, 1);
+    let mut context = empty(&model.llm);
     let prompt = |count| Prompt {
         ids: ids(count),
         clips: Vec::new(),
@@ -663,6 +674,7 @@ fn a_batch_learns_the_mean_of_its_tokens() {
         labels[..count - learned].fill(None);
         Sequence {
             roles: vec![Role::Causal; count],
+            positions: (0..count).collect(),
             ids,
             labels,
             ..Sequence::default()
@@ -674,9 +686,10 @@ fn a_batch_learns_the_mean_of_its_tokens() {
             inputs: None,
             targets: None,
         };
-        let losses = model.forward(&batch, &mut Noise::new(0));
-        assert_eq!(losses.head.into_scalar::<f32>(), 0.0);
-        losses.lm.into_scalar::<f64>()
+        let losses = model.forward(&batch, DType::F32, &mut Noise::new(0));
+        assert_eq!(losses.head.count, 0);
+        assert_eq!(losses.head.mean().into_scalar::<f32>(), 0.0);
+        (losses.lm.count, losses.lm.mean().into_scalar::<f64>())
     };
     let expected = |count: usize, learned: usize| {
         let all = ids(count);
@@ -684,8 +697,9 @@ fn a_batch_learns_the_mean_of_its_tokens() {
         -log_probability(&model.llm, prompt, rest)
     };
     // Sequences of different lengths, one of which is padded.
-    let found = loss(vec![text(9, 4), text(5, 2)]);
+    let (count, found) = loss(vec![text(9, 4), text(5, 2)]);
+    assert_eq!(count, 6);
     let mean = (expected(9, 4) + expected(5, 2)) / 6.0;
     assert!((found - mean).abs() < 1e-5, "{found} {mean}");
-    assert_eq!(loss(vec![text(5, 0)]), 0.0);
+    assert_eq!(loss(vec![text(5, 0)]), (0, 0.0));
 }

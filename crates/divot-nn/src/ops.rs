@@ -130,7 +130,7 @@ pub fn layer_norm<const D: usize>(
     burn::tensor::module::layer_norm(x, gamma, Some(beta), epsilon)
 }
 
-/// Root-mean-square norm over the last axis.
+/// Root-mean-square norm over the last axis, accumulated in f32, in the type of `x`.
 pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
@@ -138,10 +138,17 @@ pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
             centred: false,
             epsilon: norm.epsilon as f32,
         };
-        let inputs = [x.into_dispatch(), norm.gamma.val().into_dispatch()];
+        let gamma = norm.gamma.val().cast(DType::F32);
+        let inputs = [x.into_dispatch(), gamma.into_dispatch()];
         return kernels::run(kernel, Cost::Low, inputs);
     }
-    norm.forward(x)
+    let (dtype, gamma) = (x.dtype(), norm.gamma.val());
+    if gamma.dtype() == dtype {
+        return norm.forward(x);
+    }
+    let x = x.cast(DType::F32);
+    let rms = (x.clone().square().mean_dim(D - 1) + norm.epsilon).sqrt();
+    (x / rms * gamma.cast(DType::F32).unsqueeze()).cast(dtype)
 }
 
 /// Group norm of `[samples, ..., channels]`, and SiLU after it with `then_silu`.

@@ -360,7 +360,7 @@ fn continued(
     stop: &[u32],
     tokens: usize,
 ) -> Vec<u32> {
-    let mut context = Context::new(&llm.model.llm, 1);
+    let mut context = Context::new(&llm.model.llm, 1, llm.dtype);
     llm.model.read(&mut context, prompt, features).unwrap();
     let order = llm.tokens.order();
     let sampling = TextSampling::greedy().with_max_new_tokens(tokens);

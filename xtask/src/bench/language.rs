@@ -6,13 +6,13 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::ValueEnum;
 use divot::checkpoint::Checkpoint;
 use divot::{Noise, Task, VideoLlm, peak_memory};
 use divot_llm::tokenizer::Segment;
 use divot_llm::{
-    Context, Mistral, MistralConfig, Projection, Quantization, Role, Rules, TextSampling,
+    Context, Layout, Mistral, MistralConfig, Projection, Quantization, Rules, TextSampling,
 };
 
 use super::Arguments;
@@ -88,14 +88,14 @@ pub fn perplexity(name: &str, arguments: &Arguments, device: &Device) -> Result<
         .with_context(|| format!("{}: cannot be read as text", path.display()))?;
     let ids = llm.text.encode(&[Segment::Text(&text)])?;
     ensure!(!ids.is_empty(), "{}: holds no text", path.display());
-    let decoder = &llm.model.llm;
+    let (decoder, computed) = (&llm.model.llm, llm.dtype);
     let mut total = 0.0;
     for window in ids.chunks(512) {
         let read: Vec<u32> = std::iter::once(llm.text.bos())
             .chain(window[..window.len() - 1].iter().copied())
             .collect();
-        let roles = vec![Role::Causal; read.len()];
-        let hidden = decoder.forward(decoder.embed_ids(&read), &[roles], None);
+        let embeds = decoder.embed_ids(&read, computed);
+        let hidden = decoder.forward(embeds, &Layout::causal(1, read.len()), None);
         let scores = log_softmax(decoder.logits(hidden), 2);
         let vocabulary = scores.dims()[2];
         let scores: Vec<f32> = scores.into_data().iter().collect();
@@ -115,9 +115,14 @@ pub fn perplexity(name: &str, arguments: &Arguments, device: &Device) -> Result<
 /// A prompt, and text behind it.
 pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> {
     let started = Instant::now();
-    let (decoder, what) = match load(arguments, device)? {
-        None => (mid_size(device), "0.2 B, random, f32".to_owned()),
+    let (decoder, computed, what) = match load(arguments, device)? {
+        None => (
+            mid_size(device),
+            DType::F32,
+            "0.2 B, random, f32".to_owned(),
+        ),
         Some(llm) => {
+            let computed = llm.dtype;
             let decoder = llm.model.llm;
             println!(
                 "{name:12} loaded in {:.1} s: {:.2} GiB of decoder, peak memory {:.2} GiB",
@@ -125,7 +130,8 @@ pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> 
                 gib(size(decoder.clone())),
                 gib(peak_memory().unwrap_or(0))
             );
-            (decoder, format!("{:?}", dtype(arguments)).to_lowercase())
+            let what = format!("{:?}", dtype(arguments)).to_lowercase();
+            (decoder, computed, what)
         }
     };
     let (prompt, count) = (prompt(256), 16);
@@ -133,12 +139,12 @@ pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> 
     let mut times = (0.0, 0.0);
     let mut said = Vec::new();
     for _ in 0..2 {
-        let mut context = Context::new(&decoder, prompt.len() + count + 1);
+        let mut context = Context::new(&decoder, prompt.len() + count + 1, computed);
         let started = Instant::now();
-        context.read(&decoder, decoder.embed_ids(&prompt), 0);
+        context.read(&decoder, decoder.embed_ids(&prompt, computed), 0);
         let first = generate(&decoder, &mut context, 1)?;
         let read = started.elapsed().as_secs_f64();
-        context.read(&decoder, decoder.embed_ids(&first), first[0]);
+        context.read(&decoder, decoder.embed_ids(&first, computed), first[0]);
         let started = Instant::now();
         said = generate(&decoder, &mut context, count)?;
         times = (read, started.elapsed().as_secs_f64() / count as f64);
@@ -160,15 +166,19 @@ pub fn cache(name: &str, device: &Device) -> Result<()> {
     let decoder = mid_size(device);
     let count = 48;
     let mut texts = [200, 1400].map(|position| {
-        let mut context = Context::new(&decoder, 1);
-        context.read(&decoder, decoder.embed_ids(&prompt(position)), 0);
+        let mut context = Context::new(&decoder, 1, DType::F32);
+        context.read(
+            &decoder,
+            decoder.embed_ids(&prompt(position), DType::F32),
+            0,
+        );
         (context, Vec::new())
     });
     let capacities = texts.each_ref().map(|(context, _)| context.capacity());
     for _ in 0..count {
         for (context, times) in &mut texts {
             let started = Instant::now();
-            context.read(&decoder, decoder.embed_ids(&[7]), 7);
+            context.read(&decoder, decoder.embed_ids(&[7], DType::F32), 7);
             generate(&decoder, context, 1)?;
             times.push(started.elapsed().as_secs_f64());
         }

@@ -77,14 +77,15 @@ pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
         Work::GuidedStep => guided_step(device, dtype, &mut inputs)?,
         Work::LlmPrompt => {
             let decoder = cast(decoder(device), dtype);
+            let computed = computed(device, dtype);
             let ids = prompt(PROMPT);
             Ready::new(decoder.num_params(), move || {
-                let mut context = Context::new(&decoder, ROOM);
-                context.read(&decoder, decoder.embed_ids(&ids), 0);
+                let mut context = Context::new(&decoder, ROOM, computed);
+                context.read(&decoder, decoder.embed_ids(&ids, computed), 0);
                 Ok(generate(&decoder, &mut context, 1)?[0] as f32)
             })
         }
-        Work::LlmToken => token_by_token(cast(decoder(device), dtype))?,
+        Work::LlmToken => token_by_token(cast(decoder(device), dtype), computed(device, dtype))?,
         Work::LlmTokenQ8 => {
             let mut decoder = decoder(device);
             let on_host = divot::device::is_cpu(device);
@@ -94,7 +95,7 @@ pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
                 }
             }
             decoder.lm_head = decoder.lm_head.quantize(Quantization::Q8, on_host);
-            token_by_token(decoder)?
+            token_by_token(decoder, DType::F32)?
         }
         Work::TrainSmall => train_small(inputs),
         Work::TrainMid => train_mid(inputs),
@@ -134,6 +135,14 @@ impl Inputs {
 /// Waits for a result: the sum of it.
 fn total<const D: usize>(result: Tensor<D>) -> Result<f32> {
     Ok(result.cast(FloatDType::F32).sum().into_scalar::<f32>())
+}
+
+/// The type that a language model computes in: f32 on the CPU, that of its weights elsewhere.
+fn computed(device: &Device, dtype: FloatDType) -> DType {
+    match divot::device::is_cpu(device) {
+        true => DType::F32,
+        false => dtype.into(),
+    }
 }
 
 /// As weights are loaded: the CPU keeps matrices in `dtype`, and everything else in f32.
@@ -194,12 +203,12 @@ fn decoder(device: &Device) -> Mistral {
 }
 
 /// A run is a token after the prompt and those before it.
-fn token_by_token(decoder: Mistral) -> Result<Ready> {
-    let mut context = Context::new(&decoder, ROOM);
-    context.read(&decoder, decoder.embed_ids(&prompt(PROMPT)), 0);
+fn token_by_token(decoder: Mistral, computed: DType) -> Result<Ready> {
+    let mut context = Context::new(&decoder, ROOM, computed);
+    context.read(&decoder, decoder.embed_ids(&prompt(PROMPT), computed), 0);
     let mut last = generate(&decoder, &mut context, 1)?;
     Ok(Ready::new(decoder.num_params(), move || {
-        context.read(&decoder, decoder.embed_ids(&last), last[0]);
+        context.read(&decoder, decoder.embed_ids(&last, computed), last[0]);
         last = generate(&decoder, &mut context, 1)?;
         Ok(last[0] as f32)
     }))

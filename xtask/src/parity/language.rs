@@ -5,20 +5,23 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use burn::module::Module;
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, Lora, ReleasedConfig, Target, convert};
 use divot::{Noise, VideoLlm};
 use divot_gmm::{GaussianMixture, GmmConfig, SampleOptions};
 use divot_llm::{
-    Batch, Context, DivotLlm, KvCache, Prompt, Quantization, Role, Rules, Sequence, Shown,
-    TextSampling,
+    Batch, Context, DivotLlm, KvCache, Layout, Medium, Prompt, Quantization, Role, Rules, Sequence,
+    SequenceBuilder, Shown, TextSampling,
 };
 use serde_json::Value;
 
 use super::{Parity, gradient_norm};
 
-/// What of a decoder's scores the quantised forms may change: a few of their own steps.
+/// The type that fixtures are computed in.
+const COMPUTED: DType = DType::F32;
+
+/// Limits of the relative error of quantised decoders' scores: a few of their own steps.
 const QUANTIZED_LIMITS: [(Quantization, &str, f64); 2] = [
     (Quantization::Q8, "q8", 2e-2),
     (Quantization::Q4, "q4", 0.5),
@@ -146,7 +149,8 @@ impl Parity {
         let mask = self.integers("llm/gen_attention_mask")?;
         let roles = Role::of_released(&mask, llm.model.num_queries);
         let decoder = &llm.model.llm;
-        let hidden = decoder.forward(decoder.embed_ids(&ids), std::slice::from_ref(&roles), None);
+        let layout = Layout::new(vec![roles.clone()]);
+        let hidden = decoder.forward(decoder.embed_ids(&ids, COMPUTED), &layout, None);
         self.compare("llm/gen_hidden", hidden.clone(), self.limit)?;
 
         let start = mask.iter().position(|&m| m == -1).context("no queries")?;
@@ -160,8 +164,9 @@ impl Parity {
         let mut cache = KvCache::new(decoder.layers.len(), 1);
         let pieces = [0..start / 2, start / 2..start, start..ids.len()];
         let hidden = pieces.map(|piece| {
-            let embeds = decoder.embed_ids(&ids[piece.clone()]);
-            decoder.forward(embeds, &[roles[piece].to_vec()], Some(&mut cache))
+            let embeds = decoder.embed_ids(&ids[piece.clone()], COMPUTED);
+            let layout = Layout::new(vec![roles[piece].to_vec()]);
+            decoder.forward(embeds, &layout, Some(&mut cache))
         });
         let hidden = Tensor::cat(hidden.to_vec(), 1);
         let name = "llm/gen_hidden through the cache";
@@ -170,8 +175,10 @@ impl Parity {
 
     fn logits(&self, model: &DivotLlm) -> Result<Tensor<3>> {
         let ids = self.ids("llm/ids")?.remove(0);
-        let roles = vec![Role::Causal; ids.len()];
-        let hidden = model.llm.forward(model.llm.embed_ids(&ids), &[roles], None);
+        let embeds = model.llm.embed_ids(&ids, COMPUTED);
+        let hidden = model
+            .llm
+            .forward(embeds, &Layout::causal(1, ids.len()), None);
         Ok(model.llm.logits(hidden))
     }
 
@@ -183,41 +190,63 @@ impl Parity {
         self.agent("agent_gen")
     }
 
-    /// The training objective on a batch, and its gradients.
+    /// Training rows, the losses of their batch, and their gradients.
     fn agent(&self, section: &str) -> Result<()> {
         let device = self.device.clone().autodiff();
-        let model = self.load_llm(&device, None)?.model;
+        let llm = self.load_llm(&device, None)?;
+        let model = &llm.model;
         let name = |tensor: &str| format!("{section}/{tensor}");
         let features = self.tensor_on::<4>(&name("video_embeds"), &device)?;
-        let (ids, labels) = (self.ids(&name("input_ids"))?, self.rows(&name("labels"))?);
-        let masks = self.rows(&name("attention_mask"))?;
-        let (inputs, outputs) = (
-            self.rows(&name("ids_cmp_mask"))?,
-            self.rows(&name("ids_gen_mask"))?,
+        let (ids, masks) = (
+            self.ids(&name("input_ids"))?,
+            self.rows(&name("attention_mask"))?,
         );
-        let marked = |row: &[i64]| (0..row.len()).filter(|&i| row[i] != 0).collect();
-        let sequences = (0..ids.len())
-            .map(|row| Sequence {
-                ids: ids[row].clone(),
-                labels: labels[row]
-                    .iter()
-                    .map(|&id| u32::try_from(id).ok())
-                    .collect(),
-                roles: Role::of_released(&masks[row], model.num_queries),
-                inputs: marked(&inputs[row]),
-                outputs: marked(&outputs[row]),
-            })
-            .collect();
+        let sequences: Vec<Sequence> = ids
+            .iter()
+            .zip(&masks)
+            .map(|(ids, mask)| rebuilt(&llm, ids, mask))
+            .collect::<Result<_>>()?;
+
+        let length = ids.first().map_or(0, Vec::len);
+        type Column = fn(&Sequence) -> Vec<i64>;
+        let columns: [(&str, Column); 5] = [
+            ("input_ids", |row| {
+                row.ids.iter().copied().map(i64::from).collect()
+            }),
+            ("labels", |row| {
+                let labels = row.labels.iter();
+                labels.map(|label| label.map_or(-100, i64::from)).collect()
+            }),
+            ("attention_mask", |row| {
+                row.roles.iter().map(|role| role.released()).collect()
+            }),
+            ("ids_cmp_mask", |row| marked(row.len(), &row.inputs)),
+            ("ids_gen_mask", |row| marked(row.len(), &row.outputs)),
+        ];
+        for (tensor, column) in columns {
+            let theirs = self.rows(&name(tensor))?;
+            let ours = sequences.iter().map(|row| {
+                let fits = row.len() <= length;
+                fits.then(|| column(&row.padded(length)))
+            });
+            let wrong = ours
+                .zip(theirs)
+                .filter(|(ours, theirs)| ours.as_ref() != Some(theirs));
+            let wrong = wrong.count() as f64;
+            self.report(&name(tensor), &[ids.len(), length], wrong, 0.0);
+        }
+
         let batch = Batch {
             sequences,
             inputs: self.clips(&features, &name("embeds_cmp_mask"))?,
             targets: self.clips(&features, &name("embeds_gen_mask"))?,
         };
-        let losses = model.forward(&batch, &mut Noise::new(0));
-        self.compare(&name("lm_loss"), losses.lm.clone(), self.limit)?;
-        self.compare(&name("gmm_loss"), losses.head.clone(), self.limit)?;
+        let losses = model.forward(&batch, COMPUTED, &mut Noise::new(0));
+        let (lm, head) = (losses.lm.mean(), losses.head.mean());
+        self.compare(&name("lm_loss"), lm.clone(), self.limit)?;
+        self.compare(&name("gmm_loss"), head.clone(), self.limit)?;
 
-        let gradients = losses.total.backward();
+        let gradients = (lm + head).backward();
         for (part, norm) in [
             ("input", gradient_norm(&model.input_proj, &gradients)),
             ("llm", gradient_norm(&model.llm, &gradients)),
@@ -257,7 +286,7 @@ impl Parity {
         let prompt = Prompt { ids, clips };
         let greedy = self.integers("comprehend/greedy_ids")?;
 
-        let mut context = Context::new(decoder, 1);
+        let mut context = Context::new(decoder, 1, COMPUTED);
         model.read(&mut context, &prompt, Some(features.clone()))?;
         let hidden = context.hidden().context("nothing was read")?.clone();
         let logits = decoder.logits(hidden).squeeze_dim::<2>(1);
@@ -283,7 +312,7 @@ impl Parity {
         };
         let mut longer = prompt.clone();
         for _ in 0..greedy.len() {
-            let mut context = Context::new(decoder, 1);
+            let mut context = Context::new(decoder, 1, COMPUTED);
             model.read(&mut context, &longer, Some(features.clone()))?;
             let next = decoder.generate(&mut context, rules, noise, go_on)?;
             longer.ids.extend(next.ids);
@@ -306,7 +335,7 @@ impl Parity {
         let draw = |llm: &VideoLlm, device: &Device| -> Result<(Vec<u32>, Tensor<3>)> {
             let (model, noise) = (&llm.model, &mut Noise::new(7));
             let features = self.tensor_on::<4>("comprehend/video_embeds", device)?;
-            let mut context = Context::new(&model.llm, 1);
+            let mut context = Context::new(&model.llm, 1, COMPUTED);
             model.read(&mut context, prompt, Some(features.squeeze_dim::<3>(0)))?;
             let sampling = TextSampling::new()
                 .with_temperature(1.0)
@@ -430,7 +459,45 @@ impl Parity {
     }
 }
 
-/// The prompt that a text of the fixture is, if it is one: made of its parts, as users make it.
+/// A training row built from the texts of a fixture's row.
+fn rebuilt(llm: &VideoLlm, ids: &[u32], mask: &[i64]) -> Result<Sequence> {
+    const ASKED: &str = "Generate a video of";
+    let (text, tokens) = (&llm.text, &llm.tokens);
+    let ids = &ids[..mask.iter().filter(|mark| **mark != 0).count()];
+    let rows = SequenceBuilder {
+        text,
+        tokens,
+        max_length: ids.len(),
+    };
+    let [open, close] = tokens.marks(Medium::Video);
+    let start = ids.iter().position(|&id| id == open);
+    let end = ids.iter().rposition(|&id| id == close);
+    let (start, end) = start.zip(end).context("a row without a video")?;
+    if mask.contains(&-1) {
+        let prompt = text.decode(&ids[1..start], false)?;
+        let caption = prompt
+            .strip_prefix(&format!("[INST] {ASKED} "))
+            .and_then(|rest| rest.strip_suffix(" [/INST]\n"));
+        return Ok(match caption {
+            Some(caption) => rows.generation(Medium::Video, Some(ASKED), caption)?,
+            None => rows.generation(Medium::Video, None, &prompt)?,
+        });
+    }
+    let clips = ids.iter().filter(|&&id| id == tokens.clip).count();
+    let caption = text.decode(&ids[end + 1..ids.len() - 1], false)?;
+    Ok(rows.caption(Shown::Video(clips), None, &caption)?)
+}
+
+/// 1 at some of `length` indices, 0 elsewhere.
+fn marked(length: usize, indices: &[usize]) -> Vec<i64> {
+    let mut marks = vec![0; length];
+    for &index in indices {
+        marks[index] = 1;
+    }
+    marks
+}
+
+/// Builds the prompt of a fixture's text from its parts, as users do, if the text is a prompt.
 fn asked(llm: &VideoLlm, text: &str) -> Result<Option<(&'static str, Prompt)>> {
     let Some(inner) = text
         .strip_prefix("[INST] ")

@@ -174,8 +174,10 @@ impl OpenLlm {
             None => checkpoint.load(self.part, module)?,
             Some(quantization) => load_quantized(checkpoint, self.part, module, quantization)?,
         };
+        let dtype = checkpoint.compute_dtype(model.llm.norm.gamma.val().dtype());
         Ok(VideoLlm {
             model,
+            dtype,
             text: self.text,
             tokens: self.tokens,
         })

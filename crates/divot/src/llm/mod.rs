@@ -6,7 +6,7 @@ mod story;
 
 use std::ops::ControlFlow;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use divot_llm::gmm::SampleOptions;
 use divot_llm::{
     Context, DivotLlm, FinishReason, LlmError, Prompt, Rules, SpecialTokens, TextSampling,
@@ -30,6 +30,8 @@ pub struct VideoLlm {
     pub text: TextTokenizer,
     /// The tokens that mark video in text.
     pub tokens: SpecialTokens,
+    /// The type that the model computes in.
+    pub dtype: DType,
 }
 
 /// A clip drawn by the model.
@@ -116,7 +118,8 @@ impl VideoLlm {
         // A longer answer makes its own room when it comes to it.
         let answer = config.text.max_new_tokens.min(256);
         let positions = prompt.ids.len() + answer + clip;
-        Context::new(&self.model.llm, positions.min(self.model.window()))
+        let positions = positions.min(self.model.window());
+        Context::new(&self.model.llm, positions, self.dtype)
     }
 
     /// Generates text until the model starts a video or ends its text.
@@ -207,8 +210,7 @@ impl VideoLlm {
                 .predict_clip(context, &self.tokens.features, &config.features, noise)?;
         let finite = features.clone().is_finite().all().into_scalar::<bool>();
         if !finite {
-            let dtype = self.model.llm.norm.gamma.val().dtype();
-            return Err(LlmError::NotFinite(dtype.name()).into());
+            return Err(LlmError::NotFinite(self.dtype.name()).into());
         }
         Ok(Scene {
             text: said.text.trim().to_owned(),
