@@ -11,6 +11,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The caller stopped the work. This is the one error for it: a callback that returned
+    /// [`ControlFlow::Break`](std::ops::ControlFlow::Break) ends in it, wherever it was called.
+    #[error("stopped")]
+    Stopped,
     /// A checkpoint could not be read or written.
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -85,6 +89,11 @@ pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 impl Error {
+    /// Whether the caller stopped the work, so that nothing went wrong.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped)
+    }
+
     pub(crate) fn config(
         path: &Path,
         problem: impl Into<String>,

@@ -11,6 +11,7 @@ pub mod hub;
 mod llm;
 mod memory;
 pub mod pipeline;
+pub mod progress;
 mod tokenizer;
 pub mod tokens;
 mod unconditional;
