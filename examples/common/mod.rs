@@ -150,9 +150,10 @@ pub fn load<T>(
 ) -> Result<T> {
     let bar = progress_bar("weights", "{bytes}/{total_bytes}");
     let mut checkpoint = Checkpoint::new(folder, device).with_progress(|progress| {
-        bar.set_message(progress.part.name());
+        bar.set_message(progress.name.to_owned());
         bar.set_length(progress.total);
         bar.set_position(progress.done);
+        flow()
     });
     if let Some(dtype) = dtype {
         checkpoint = checkpoint.with_dtype(dtype);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, FloatDType, Tensor};
-use divot::checkpoint::{Checkpoint, Part, TOKENIZER, UNCONDITIONAL, WEIGHTS};
+use divot::checkpoint::{Checkpoint, Part, TEXT_TOKENIZER, UNCONDITIONAL, WEIGHTS};
 use divot::data::Frame;
 use divot::gmm::HeadConfig;
 use divot::language::{
@@ -75,7 +75,7 @@ impl Models {
     ) -> Result<(Part, DivotLlmConfig)> {
         let part = task.part(&self.folder)?;
         let config: DivotLlmConfig = self.checkpoint().config(part)?;
-        let path = part.folder(&self.folder).join(TOKENIZER);
+        let path = part.folder(&self.folder).join(TEXT_TOKENIZER);
         let text = TextTokenizer::open(&path).map_err(LlmError::from)?;
         let tokens = SpecialTokens::of(&text, config.num_queries)?;
         let tokens = prompt(&text, &tokens)?.ids.len();
@@ -224,9 +224,10 @@ impl Models {
         output.timed("loading", |output| {
             let bar = output.bar("weights", "{bytes}/{total_bytes}");
             let mut checkpoint = self.checkpoint().with_progress(|progress| {
-                bar.set_message(progress.part.name());
+                bar.set_message(progress.name.to_owned());
                 bar.set_length(progress.total);
                 bar.set_position(progress.done);
+                interrupt::flow()
             });
             let loaded = load(&mut checkpoint);
             bar.finish_and_clear();

@@ -11,16 +11,20 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The caller stopped the work. This is the one error for it: a callback that returned
+    /// [`ControlFlow::Break`](std::ops::ControlFlow::Break) ends in it, wherever it was called.
+    #[error("stopped")]
+    Stopped,
     /// A checkpoint could not be read or written.
     #[error(transparent)]
-    Weights(#[from] WeightsError),
+    Weights(WeightsError),
     /// A video or image could not be read or written.
     #[error(transparent)]
     Data(#[from] divot_data::Error),
     /// A released checkpoint could not be downloaded.
     #[cfg(feature = "hub")]
     #[error(transparent)]
-    Hub(#[from] crate::hub::HubError),
+    Hub(crate::hub::HubError),
     /// The device is not there.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -84,7 +88,31 @@ pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
     line
 }
 
+impl From<WeightsError> for Error {
+    fn from(error: WeightsError) -> Self {
+        match error {
+            WeightsError::Stopped => Self::Stopped,
+            error => Self::Weights(error),
+        }
+    }
+}
+
+#[cfg(feature = "hub")]
+impl From<crate::hub::HubError> for Error {
+    fn from(error: crate::hub::HubError) -> Self {
+        match error {
+            crate::hub::HubError::Stopped => Self::Stopped,
+            error => Self::Hub(error),
+        }
+    }
+}
+
 impl Error {
+    /// Whether the caller stopped the work, so that nothing went wrong.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped)
+    }
+
     pub(crate) fn config(
         path: &Path,
         problem: impl Into<String>,

@@ -9,7 +9,10 @@ mod error;
 pub mod hub;
 mod llm;
 mod memory;
+mod parts;
+mod progress;
 mod reconstruct;
+mod save;
 mod tokenizer;
 pub mod tokens;
 mod unconditional;
@@ -20,6 +23,7 @@ pub use divot_nn::{Noise, Recycler, compute_on_this_thread};
 pub use error::{Error, Result, one_line};
 pub use llm::{Answer, Chat, GenerationConfig, Scene, Story, StoryEnd, StoryPart, Task, VideoLlm};
 pub use memory::peak_memory;
+pub use progress::{Progress, Step};
 pub use reconstruct::{Clip, Reconstructor};
 pub use tokenizer::{Tokenizer, TokenizerConfig};
 

@@ -13,7 +13,7 @@ use divot_llm::{
 use divot_nn::Noise;
 
 use crate::Tokenizer;
-use crate::checkpoint::{Checkpoint, Loading, Part, TOKENIZER};
+use crate::checkpoint::{Checkpoint, Loading, Part, TEXT_TOKENIZER};
 use crate::device;
 use crate::error::{Error, Result};
 
@@ -149,7 +149,7 @@ impl VideoLlm {
         quantization: Option<Quantization>,
     ) -> Result<Self> {
         let config: DivotLlmConfig = checkpoint.config(part)?;
-        let path = part.folder(checkpoint.folder()).join(TOKENIZER);
+        let path = part.folder(checkpoint.folder()).join(TEXT_TOKENIZER);
         let text = TextTokenizer::open(&path).map_err(LlmError::from)?;
         let tokens = SpecialTokens::of(&text, config.num_queries)?;
         if text.vocab_size() > config.llm.vocab_size {
