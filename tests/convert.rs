@@ -8,9 +8,9 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use divot::checkpoint::{Checkpoint, Part};
-use divot::convert::{Job, ReleasedConfig, Target, convert};
+use divot::convert::{Job, ReleasedConfig, convert};
 use divot::weights::{Saver, Source, TensorSpec, write_safetensors};
-use divot::{Detokenizer, Tokenizer};
+use divot::{Detokenizer, DetokenizerConfig, Step, Tokenizer};
 
 /// A parity fixture: the project's own, or the one that `DIVOT_FIXTURE` names.
 fn fixture() -> PathBuf {
@@ -20,7 +20,7 @@ fn fixture() -> PathBuf {
     )
 }
 
-fn go(_: divot::convert::Progress) -> ControlFlow<()> {
+fn go(_: divot::Progress<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
@@ -59,7 +59,7 @@ fn numbers<const D: usize>(tokens: Tensor<D>) -> Vec<f32> {
 fn the_tokens_of_a_grey_clip_are_stored() {
     let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
-    let job = Job::of(Target::Tokenizer, &[fixture.join("pretrained")]);
+    let job = Job::of(Part::Tokenizer, &[fixture.join("pretrained")]);
     let to = tempfile::tempdir().unwrap();
     let device = Device::default();
     let mut earlier: Option<Vec<f32>> = None;
@@ -90,9 +90,9 @@ fn a_conversion_can_be_stopped_at_the_grey_clip() {
     let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
     let to = tempfile::tempdir().unwrap();
-    let job = Job::of(Target::Tokenizer, &[fixture.join("pretrained")]);
+    let job = Job::of(Part::Tokenizer, &[fixture.join("pretrained")]);
     let mut complete = 0;
-    let stop = |progress: divot::convert::Progress| {
+    let stop = |progress: divot::Progress<'_>| {
         complete += usize::from(progress.done == progress.total);
         match complete {
             2 => ControlFlow::Break(()),
@@ -108,7 +108,7 @@ fn a_conversion_can_be_stopped_at_the_grey_clip() {
 fn stored_tokens_that_do_not_fit_are_named() {
     let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
-    let job = Job::of(Target::Tokenizer, &[fixture.join("pretrained")]);
+    let job = Job::of(Part::Tokenizer, &[fixture.join("pretrained")]);
     let to = tempfile::tempdir().unwrap();
     convert(&job, &sizes, to.path(), FloatDType::F32, go).unwrap();
     let device = Device::default();
@@ -189,12 +189,18 @@ fn a_stopped_conversion_leaves_nothing_behind() {
     let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
     let to = tempfile::tempdir().unwrap();
-    let job = Job::of(Target::Tokenizer, &[fixture.join("pretrained")]);
-    let stop = |progress: divot::convert::Progress| match progress.done {
-        5 => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
+    let job = Job::of(Part::Tokenizer, &[fixture.join("pretrained")]);
+    let mut tensors = 0;
+    let stop = |progress: divot::Progress<'_>| {
+        assert!(progress.step == Step::Save && progress.done < progress.total);
+        tensors += 1;
+        match tensors {
+            5 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
     };
     let error = convert(&job, &sizes, to.path(), FloatDType::F32, stop).unwrap_err();
+    assert!(error.is_stopped());
     assert_eq!(error.to_string(), "stopped");
     assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0);
 }
@@ -205,7 +211,7 @@ fn the_wrong_sizes_are_named() {
     let to = tempfile::tempdir().unwrap();
     let jobs = Job::find(&fixture.join("pretrained")).unwrap().jobs;
     // A language model comes with its own sizes.
-    for job in jobs.into_iter().filter(|job| !job.target.is_llm()) {
+    for job in jobs.into_iter().filter(|job| !job.part.is_llm()) {
         let error = convert(
             &job,
             &ReleasedConfig::divot(),
@@ -225,7 +231,7 @@ fn nothing_to_convert() {
     let empty = tempfile::tempdir().unwrap();
     let error = Job::find(empty.path()).unwrap_err().to_string();
     assert!(error.contains("Divot_tokenizer.bin"), "{error}");
-    let job = Job::of(Target::Detokenizer, &[empty.path()]);
+    let job = Job::of(Part::Detokenizer, &[empty.path()]);
     let error = convert(
         &job,
         &ReleasedConfig::divot(),
@@ -285,17 +291,18 @@ fn dynamicrafter_becomes_a_start_with_four_channels() {
     )
     .unwrap();
 
-    let job = Job::of(Target::DynamiCrafter, &[&file]);
+    let job = Job::of(Part::DynamiCrafter, &[&file]);
     let report = convert(&job, &sizes, to.path(), FloatDType::F32, go).unwrap();
     assert!(!report.defaulted.is_empty());
     assert!(report.defaulted.iter().all(|name| name.ends_with(".alpha")));
 
-    // It is a de-tokenizer of four channels, whose weights are the fixture's.
-    let models = to.path().join("models");
-    fs::create_dir(&models).unwrap();
-    fs::rename(&report.folder, Part::Detokenizer.folder(&models)).unwrap();
-    let mut checkpoint = Checkpoint::new(&models, &Device::default());
-    let (detokenizer, config) = Detokenizer::load(&mut checkpoint).unwrap();
+    // It is a part like any other: a de-tokenizer of four channels, whose weights are the fixture's.
+    assert_eq!(report.folder, to.path().join("dynamicrafter"));
+    let device = Device::default();
+    let mut checkpoint = Checkpoint::new(to.path(), &device);
+    let config: DetokenizerConfig = checkpoint.config(Part::DynamiCrafter).unwrap();
+    let detokenizer = config.init(&device);
+    let detokenizer: Detokenizer = checkpoint.load(Part::DynamiCrafter, detokenizer).unwrap();
     assert_eq!(config.unet.in_channels, 4);
     let ours = detokenizer.unet.conv_in.weight.val().into_data();
     let theirs = released
@@ -350,4 +357,182 @@ fn half_precision_is_close() {
             assert!(error > 0.0 && error < limit, "{dtype:?}: {error}");
         }
     }
+}
+
+/// A saved part is what a conversion of the same weights writes, byte for byte.
+#[test]
+fn a_saved_tokenizer_is_the_converted_one() {
+    let fixture = fixture();
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let job = Job::of(Part::Tokenizer, &[fixture.join("pretrained")]);
+    convert(&job, &sizes, to.path(), FloatDType::F32, go).unwrap();
+    let device = Device::default();
+    let (tokenizer, config) = Tokenizer::load(&mut Checkpoint::new(to.path(), &device)).unwrap();
+
+    let other = tempfile::tempdir().unwrap();
+    let folder = other.path().join("models/new");
+    let mut done = 0;
+    let mut checkpoint = Checkpoint::new(&folder, &device).with_progress(|progress| {
+        assert!(done <= progress.done && progress.done <= progress.total);
+        done = progress.done;
+        ControlFlow::Continue(())
+    });
+    let saved = checkpoint
+        .save(Part::Tokenizer, &config, tokenizer.clone(), None)
+        .unwrap();
+    assert_eq!(saved.not_stored, None);
+    assert_eq!(saved.folder, folder.join("tokenizer"));
+    drop(checkpoint);
+    let names = |folder: &Path| {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&folder), ["tokenizer"]);
+    let (converted, saved) = (to.path().join("tokenizer"), saved.folder);
+    assert_eq!(
+        names(&saved),
+        [
+            "config.json",
+            "model.safetensors",
+            "unconditional.safetensors"
+        ]
+    );
+    assert_eq!(names(&saved), names(&converted));
+    for name in names(&saved) {
+        let read = |folder: &Path| fs::read(folder.join(&name)).unwrap();
+        assert_eq!(read(&saved), read(&converted), "{name:?}");
+    }
+
+    // It replaces an older one, unless it is stopped: then the older one stays.
+    let before = fs::read(saved.join("model.safetensors")).unwrap();
+    let mut checkpoint = Checkpoint::new(&folder, &device)
+        .with_dtype(FloatDType::F16)
+        .with_progress(|_| ControlFlow::Break(()));
+    let error = checkpoint
+        .save(Part::Tokenizer, &config, tokenizer.clone(), None)
+        .unwrap_err();
+    assert!(error.is_stopped(), "{error}");
+    assert_eq!(fs::read(saved.join("model.safetensors")).unwrap(), before);
+    let mut checkpoint = Checkpoint::new(&folder, &device).with_dtype(FloatDType::F16);
+    checkpoint
+        .save(Part::Tokenizer, &config, tokenizer.clone(), None)
+        .unwrap();
+    assert!(fs::read(saved.join("model.safetensors")).unwrap().len() < before.len());
+    assert_eq!(names(&folder), ["tokenizer"]);
+
+    // A language model without its text tokenizer could not be used.
+    let error = checkpoint
+        .save(Part::Llm, &config, tokenizer, None)
+        .unwrap_err();
+    assert!(error.to_string().contains("text tokenizer"), "{error}");
+}
+
+/// Two conversions into one folder at the same time: one of them wins, whole, and the other says so.
+#[test]
+fn the_second_of_two_conversions_says_that_it_was_overtaken() {
+    let fixture = fixture();
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    let job = Job::of(Part::Clip, &[fixture.join("pretrained")]);
+    for replacing in [false, true] {
+        let to = tempfile::tempdir().unwrap();
+        if replacing {
+            convert(&job, &sizes, to.path(), FloatDType::F32, go).unwrap();
+        }
+        let mut first = true;
+        let error = convert(&job, &sizes, to.path(), FloatDType::F32, |_| {
+            // The other one starts later and is done earlier.
+            if std::mem::take(&mut first) {
+                convert(&job, &sizes, to.path(), FloatDType::F16, go).unwrap();
+            }
+            ControlFlow::Continue(())
+        });
+        let line = error.unwrap_err().to_string();
+        assert_eq!(line.lines().count(), 1);
+        assert!(line.contains("another process wrote it first"), "{line}");
+        assert!(line.contains("clip"), "{line}");
+        let entries: Vec<_> = fs::read_dir(to.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(entries, ["clip"]);
+        let source = Source::open(&to.path().join("clip/model.safetensors")).unwrap();
+        let half = burn::tensor::DType::F16;
+        assert!(source.tensors().all(|tensor| tensor.dtype == half));
+    }
+}
+
+/// A tensor whose data is damaged ends the conversion when it comes to it, and nothing stays: no file
+/// and no folder that was made for it.
+#[test]
+fn a_damaged_tensor_leaves_nothing_behind() {
+    let fixture = fixture();
+    let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
+    let here = tempfile::tempdir().unwrap();
+    let name = "CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin";
+    let whole = fixture.join("pretrained").join(name);
+    let source = Source::open(&whole).unwrap();
+    // The last of the text tower's tensors to be written.
+    let tensor = source.get("text_projection").unwrap().read().unwrap();
+    let mut bytes = fs::read(&whole).unwrap();
+    let at = bytes
+        .windows(tensor.as_bytes().len())
+        .position(|window| window == tensor.as_bytes());
+    bytes[at.unwrap()] ^= 1;
+    let damaged = here.path().join("clip.bin");
+    fs::write(&damaged, bytes).unwrap();
+
+    let job = Job::of(Part::Clip, &[&damaged]);
+    let to = here.path().join("models/new");
+    let mut tensors = 0;
+    let error = convert(&job, &sizes, &to, FloatDType::F32, |_| {
+        tensors += 1;
+        ControlFlow::Continue(())
+    });
+    let line = error.unwrap_err().to_string();
+    assert!(tensors > 0, "the damage was to show late: {line}");
+    assert_eq!(line.lines().count(), 1);
+    for word in ["clip.bin", "text_projection", "checksum"] {
+        assert!(line.contains(word), "{line} lacks {word}");
+    }
+    let left: Vec<_> = fs::read_dir(here.path()).unwrap().flatten().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+
+    // What was there before stays.
+    fs::create_dir(here.path().join("models")).unwrap();
+    convert(&job, &sizes, &to, FloatDType::F32, go).unwrap_err();
+    assert!(here.path().join("models").is_dir() && !to.exists());
+}
+
+/// Whatever the part, a missing shard is named.
+#[test]
+fn a_missing_shard_is_named() {
+    let here = tempfile::tempdir().unwrap();
+    let index = here.path().join("model.safetensors.index.json");
+    let shard = "model-00002-of-00002.safetensors";
+    fs::write(&index, format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#)).unwrap();
+    let says = |job: &Job| {
+        let to = here.path().join("to");
+        let error = convert(job, &ReleasedConfig::divot(), &to, FloatDType::F16, go);
+        let line = error.unwrap_err().to_string();
+        assert!(line.contains(shard), "{line}");
+        assert!(line.contains("this shard of"), "{line}");
+        assert!(!to.exists());
+    };
+    for part in [Part::Detokenizer, Part::Clip, Part::DynamiCrafter] {
+        says(&Job::of(part, &[here.path()]));
+        says(&Job::of(part, &[&index]));
+    }
+
+    // In a download, where a folder of shards has taken the place of the file.
+    let download = tempfile::tempdir().unwrap();
+    let path = "Divot_tokenizer_detokenizer/Divot_detokenizer_stage1";
+    let folder = download.path().join(path);
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(&index, folder.join("model.safetensors.index.json")).unwrap();
+    let found = Job::find(download.path()).unwrap();
+    assert_eq!(found.jobs.len(), 1);
+    says(&found.jobs[0]);
 }

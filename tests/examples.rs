@@ -21,7 +21,7 @@ impl Bench {
         let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
         for job in Job::find(&fixture.join("pretrained")).unwrap().jobs {
             let to = dir.path().join("model");
-            let go = |_| ControlFlow::Continue(());
+            let go = |_: divot::Progress<'_>| ControlFlow::Continue(());
             convert(&job, &sizes, &to, FloatDType::F16, go).unwrap();
         }
         let frames: Vec<_> = (0..20)

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use divot::data::{Frame, Video};
 use divot::pipeline::Event;
-use divot::progress::{Progress, Step};
+use divot::{Progress, Step};
 use divot::{device, peak_memory};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;

@@ -1,131 +1,55 @@
-//! Checkpoints: a folder with one sub-folder a part, each `config.json` beside `model.safetensors`.
+//! Checkpoints: a folder with one sub-folder for each part, which holds `config.json` and
+//! `model.safetensors`. A language model's holds its text tokenizer too (`tokenizer.json`), and the video
+//! tokenizer's the tokens of a mid-grey clip (`unconditional.safetensors`).
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::{DType, Device, FloatDType};
 use divot_nn::CheckSizes;
 
 use crate::device;
 use crate::error::{Error, Result};
 use crate::memory::available_memory;
+use crate::progress::{Progress, Step, Watch};
 use crate::weights::Weights;
 
-/// A part of a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// Vision tower, transformers and Perceiver: video to tokens.
-    Tokenizer,
-    /// Perceiver, UNet and autoencoder: tokens to video.
-    Detokenizer,
-    /// The de-tokenizer adapted to features that the language model samples.
-    AdaptedDetokenizer,
-    /// CLIP's text tower, for CLIP scores.
-    Clip,
-    /// The language model tuned for comprehension.
-    Comprehension,
-    /// The language model tuned for generation.
-    Generation,
-    /// The language model before tuning.
-    Pretrained,
-    /// A language model that was trained here.
-    Llm,
-    /// Where the language model's training starts.
-    Mistral,
-}
+pub use crate::parts::{CONFIG, Part, Release, TEXT_TOKENIZER, UNCONDITIONAL, WEIGHTS};
+pub use crate::save::Saved;
 
-impl Part {
-    /// Every part.
-    pub const ALL: [Self; 9] = [
-        Self::Tokenizer,
-        Self::Detokenizer,
-        Self::AdaptedDetokenizer,
-        Self::Clip,
-        Self::Comprehension,
-        Self::Generation,
-        Self::Pretrained,
-        Self::Llm,
-        Self::Mistral,
-    ];
-
-    /// Its folder's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tokenizer => "tokenizer",
-            Self::Detokenizer => "detokenizer",
-            Self::AdaptedDetokenizer => "detokenizer-adapted",
-            Self::Clip => "clip",
-            Self::Comprehension => "llm-comprehension",
-            Self::Generation => "llm-generation",
-            Self::Pretrained => "llm-pretrained",
-            Self::Llm => "llm",
-            Self::Mistral => "mistral",
-        }
-    }
-
-    /// Whether it is a language model.
-    pub fn is_llm(self) -> bool {
-        matches!(
-            self,
-            Self::Comprehension | Self::Generation | Self::Pretrained | Self::Llm | Self::Mistral
-        )
-    }
-
-    /// Its folder in a checkpoint.
-    pub fn folder(self, checkpoint: &Path) -> PathBuf {
-        checkpoint.join(self.name())
-    }
-}
-
-/// Name of the weights in a part's folder.
-pub const WEIGHTS: &str = "model.safetensors";
-/// Name of the sizes in a part's folder.
-pub const CONFIG: &str = "config.json";
-/// Name of the text tokenizer in a language model's folder.
-pub const TOKENIZER: &str = "tokenizer.json";
-/// Name of the tokens of a mid-grey clip in the tokenizer's folder.
-pub const UNCONDITIONAL: &str = "unconditional.safetensors";
-
-/// How far the loading of a part is, in bytes of its file.
-#[derive(Debug, Clone, Copy)]
-pub struct Progress {
-    /// The part.
-    pub part: Part,
-    /// Bytes read.
-    pub done: u64,
-    /// Bytes in all.
-    pub total: u64,
-}
-
-/// A checkpoint's folder and how to load from it.
+/// A checkpoint's folder, and how its parts are loaded and saved.
 pub struct Checkpoint<'a> {
     folder: PathBuf,
     device: Device,
-    dtype: Option<FloatDType>,
-    progress: Box<dyn FnMut(Progress) + 'a>,
+    pub(crate) dtype: Option<FloatDType>,
+    pub(crate) progress: Box<Watch<'a>>,
 }
 
 impl<'a> Checkpoint<'a> {
-    /// Parts below `folder`, to be loaded onto `device`: in f32 on the CPU, which is fastest there,
-    /// and as stored elsewhere.
+    /// The parts below `folder`. They are loaded onto `device`, in f32 on the CPU, which is fastest
+    /// there, and in the stored element type elsewhere. The folder is made when a part is saved.
     pub fn new(folder: impl Into<PathBuf>, device: &Device) -> Self {
         Self {
             folder: folder.into(),
             dtype: device::is_cpu(device).then_some(FloatDType::F32),
             device: device.clone(),
-            progress: Box::new(|_| {}),
+            progress: Box::new(|_| ControlFlow::Continue(())),
         }
     }
 
-    /// Casts the weights to `dtype` while they are loaded.
+    /// Casts the weights to `dtype` (f32, f16 or bf16) when they are loaded or saved.
     pub fn with_dtype(mut self, dtype: FloatDType) -> Self {
         self.dtype = Some(dtype);
         self
     }
 
-    /// Calls `progress` after each tensor.
-    pub fn with_progress(mut self, progress: impl FnMut(Progress) + 'a) -> Self {
+    /// Calls `progress` after each tensor. It may stop the work, which then ends in [`Error::Stopped`].
+    pub fn with_progress(
+        mut self,
+        progress: impl FnMut(Progress<'_>) -> ControlFlow<()> + 'a,
+    ) -> Self {
         self.progress = Box::new(progress);
         self
     }
@@ -140,21 +64,31 @@ impl<'a> Checkpoint<'a> {
         &self.device
     }
 
-    /// Reads a part's sizes.
+    /// The element type that a network computes in whose weights have the type `weights`: f32 on the CPU,
+    /// and that of the weights elsewhere.
+    pub fn compute_dtype(&self, weights: DType) -> DType {
+        match device::is_cpu(&self.device) {
+            true => DType::F32,
+            false => weights,
+        }
+    }
+
+    /// Reads a part's configuration.
     ///
     /// # Errors
-    /// If the file is missing or is not such a configuration.
+    /// If the file is missing, is not such a configuration, or is an invalid one.
     pub fn config<C: Config + CheckSizes>(&self, part: Part) -> Result<C> {
         let path = part.folder(&self.folder).join(CONFIG);
         let text = std::fs::read(&path).map_err(|error| {
             if self.folder.is_dir() {
-                let remedy = "point --model at a folder that `convert-weights` or `divot convert` wrote";
+                let remedy =
+                    "name a folder with a converted model, or download or convert this part";
                 return Error::config(&path, format!("cannot be read ({error})"), remedy);
             }
             Error::config(
                 &self.folder,
-                "is no folder with a model",
-                "get one: `divot download`, or `cargo xtask convert-weights --from pretrained --to FOLDER`",
+                "there is no folder with a model",
+                "download or convert one",
             )
         })?;
         let refused = |problem: String| Error::config(&path, problem, "convert the weights again");
@@ -162,15 +96,15 @@ impl<'a> Checkpoint<'a> {
             .map_err(|error| refused(format!("is not the configuration of this part ({error})")))?;
         config
             .check_sizes()
-            .map_err(|error| refused(format!("describes no network that can be ({error})")))?;
+            .map_err(|error| refused(format!("describes an invalid configuration ({error})")))?;
         Ok(config)
     }
 
     /// Fills a module with a part's weights.
     ///
     /// # Errors
-    /// If the file is missing or damaged, or a tensor is missing, unknown, misshapen or not a
-    /// number.
+    /// If the file is missing or damaged; if a tensor is missing, unknown, of another shape, or holds NaN
+    /// or an infinity; if the weights do not fit into memory; if the progress callback stopped it.
     pub fn load<M: Module>(&mut self, part: Part, module: M) -> Result<M> {
         let mut loading = self.loading(part)?;
         let dtype = loading.dtype();
@@ -194,7 +128,7 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
-/// A part's weights on their way into a network.
+/// A part's weights while they are loaded, module by module.
 pub struct Loading<'c, 'a> {
     checkpoint: &'c mut Checkpoint<'a>,
     part: Part,
@@ -202,12 +136,13 @@ pub struct Loading<'c, 'a> {
 }
 
 impl Loading<'_, '_> {
-    /// The element type that the checkpoint is loaded in; `None` is as stored.
+    /// The element type that the weights are loaded in; `None` is the stored one.
     pub fn dtype(&self) -> Option<FloatDType> {
         self.checkpoint.dtype
     }
 
-    /// On the CPU, a network that does not fit ends the process without a word. Better a line before.
+    /// Refuses weights that do not fit into the CPU's memory: the system would end the process without a
+    /// message.
     fn check_memory(&self) -> Result<()> {
         let Checkpoint { device, dtype, .. } = &*self.checkpoint;
         let (true, Some(available)) = (device::is_cpu(device), available_memory()) else {
@@ -226,16 +161,17 @@ impl Loading<'_, '_> {
                 gib(available)
             ),
             match self.part.is_llm() {
-                true => "keep fewer bits (--dtype q8 or q4)",
-                false => "load it in half precision (--dtype f16)",
+                true => "load it quantised to 8 or 4 bits (q8, q4)",
+                false => "load it in half precision (f16)",
             },
         ))
     }
 
-    /// Fills a module from the tensors whose names are `prefix` and its paths.
+    /// Fills a module from the tensors called `prefix` + the paths of its parameters.
     ///
     /// # Errors
-    /// If a tensor is missing, misshapen or not a number.
+    /// If a tensor is missing, of another shape, or holds NaN or an infinity; if the progress callback
+    /// stopped it.
     pub fn fill<M: Module>(
         &mut self,
         prefix: &str,
@@ -247,7 +183,12 @@ impl Loading<'_, '_> {
         let module =
             self.weights
                 .load_with(prefix, module, &checkpoint.device, dtype, |done, total| {
-                    progress(Progress { part, done, total })
+                    progress(Progress {
+                        name: part.name(),
+                        step: Step::Load,
+                        done,
+                        total,
+                    })
                 })?;
         Ok(module)
     }

@@ -17,14 +17,14 @@ pub enum Error {
     Stopped,
     /// A checkpoint could not be read or written.
     #[error(transparent)]
-    Weights(#[from] WeightsError),
+    Weights(WeightsError),
     /// A video or image could not be read or written.
     #[error(transparent)]
     Data(#[from] divot_data::Error),
     /// A released checkpoint could not be downloaded.
     #[cfg(feature = "hub")]
     #[error(transparent)]
-    Hub(#[from] crate::hub::HubError),
+    Hub(crate::hub::HubError),
     /// The device is not there.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -86,6 +86,25 @@ pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     line
+}
+
+impl From<WeightsError> for Error {
+    fn from(error: WeightsError) -> Self {
+        match error {
+            WeightsError::Stopped => Self::Stopped,
+            error => Self::Weights(error),
+        }
+    }
+}
+
+#[cfg(feature = "hub")]
+impl From<crate::hub::HubError> for Error {
+    fn from(error: crate::hub::HubError) -> Self {
+        match error {
+            crate::hub::HubError::Stopped => Self::Stopped,
+            error => Self::Hub(error),
+        }
+    }
 }
 
 impl Error {

@@ -10,8 +10,10 @@ mod guidance;
 pub mod hub;
 mod llm;
 mod memory;
+mod parts;
 pub mod pipeline;
-pub mod progress;
+mod progress;
+mod save;
 mod tokenizer;
 pub mod tokens;
 mod unconditional;
@@ -26,6 +28,7 @@ pub use llm::{
 };
 pub use memory::peak_memory;
 pub use pipeline::Pipeline;
+pub use progress::{Progress, Step};
 pub use tokenizer::{Tokenizer, TokenizerConfig};
 
 pub use {

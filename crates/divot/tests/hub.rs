@@ -11,15 +11,18 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use divot::hub::{Asset, Fetched, Hub, HubError, Step};
+use divot::Step;
+use divot::checkpoint::Part;
+use divot::hub::{Fetched, Hub, HubError};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 use tempfile::TempDir;
 
 const DIVOT: &str = "TencentARC/Divot";
 const CLIP: &str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K";
+const DYNAMICRAFTER: &str = "Doubiiu/DynamiCrafter";
 const MISTRAL: &str = "mistralai/Mistral-7B-Instruct-v0.1";
-const TOKENIZER: &str = "Divot_tokenizer_detokenizer/Divot_tokenizer.bin";
+const DETOKENIZER: &str = "Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 // ---------------------------------------------------------------------------------------------
@@ -112,8 +115,8 @@ impl Server {
     }
 
     /// With the tokenizer only, the file that most tests are about.
-    fn with_tokenizer() -> Self {
-        Self::start(&[(DIVOT, &[TOKENIZER])])
+    fn with_detokenizer() -> Self {
+        Self::start(&[(DIVOT, &[DETOKENIZER])])
     }
 
     fn fail(&self, fault: Fault, path: &'static str, times: usize) {
@@ -356,7 +359,8 @@ impl Place {
 
     /// The tokenizer's contents in the cache.
     fn blob(&self) -> PathBuf {
-        self.blobs().join(checksum(TOKENIZER, &contents(TOKENIZER)))
+        self.blobs()
+            .join(checksum(DETOKENIZER, &contents(DETOKENIZER)))
     }
 
     fn part(&self) -> PathBuf {
@@ -370,17 +374,17 @@ impl Place {
             .with_retries(0, Duration::ZERO)
     }
 
-    fn download(&self, hub: &Hub, assets: &[Asset]) -> Result<Vec<Fetched>, HubError> {
+    fn download(&self, hub: &Hub, assets: &[Part]) -> Result<Vec<Fetched>, HubError> {
         hub.download(assets, &self.layout(), |_| ControlFlow::Continue(()))
     }
 
-    fn tokenizer(&self, server: &Server) -> Result<Vec<Fetched>, HubError> {
-        self.download(&self.hub(server), &[Asset::Tokenizer])
+    fn detokenizer(&self, server: &Server) -> Result<Vec<Fetched>, HubError> {
+        self.download(&self.hub(server), &[Part::Detokenizer])
     }
 
     /// Whether the tokenizer is where it should be, and whole.
-    fn has_tokenizer(&self) -> bool {
-        fs::read(self.layout().join(TOKENIZER)).is_ok_and(|read| read == contents(TOKENIZER))
+    fn has_detokenizer(&self) -> bool {
+        fs::read(self.layout().join(DETOKENIZER)).is_ok_and(|read| read == contents(DETOKENIZER))
     }
 }
 
@@ -419,8 +423,8 @@ fn all_repositories() -> Server {
             &[
                 ".gitattributes",
                 "README.md",
-                TOKENIZER,
-                "Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin",
+                "Divot_tokenizer_detokenizer/Divot_tokenizer.bin",
+                DETOKENIZER,
                 "Divot_tokenizer_detokenizer/Divot_detokenizer_stage2.bin",
                 "Divot_sft_comp/agent/pytorch_model.bin",
                 "Divot_sft_comp/llm/config.json",
@@ -435,6 +439,7 @@ fn all_repositories() -> Server {
             ],
         ),
         (CLIP, &["README.md", "open_clip_pytorch_model.bin"]),
+        (DYNAMICRAFTER, &["README.md", "model.ckpt"]),
         (
             MISTRAL,
             &[
@@ -457,9 +462,9 @@ fn a_download_has_the_published_layout() {
     let hub = place.hub(&server);
     let mut seen = BTreeMap::new();
     let fetched = hub
-        .download(&Asset::MODEL, &place.layout(), |progress| {
+        .download(&Part::MODEL, &place.layout(), |progress| {
             assert!(progress.done <= progress.total);
-            seen.insert((progress.file.to_owned(), progress.step), progress.done);
+            seen.insert((progress.name.to_owned(), progress.step), progress.done);
             ControlFlow::Continue(())
         })
         .unwrap();
@@ -467,8 +472,8 @@ fn a_download_has_the_published_layout() {
         files_below(&place.layout()),
         [
             "CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin",
-            "Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin",
-            TOKENIZER,
+            DETOKENIZER,
+            "Divot_tokenizer_detokenizer/Divot_tokenizer.bin",
         ]
     );
     assert_eq!(fetched.len(), 3);
@@ -483,10 +488,10 @@ fn a_download_has_the_published_layout() {
     }
     // As other tools find it.
     let cached = hf_hub::Cache::new(place.cache()).model(DIVOT.to_owned());
-    let cached = cached.get(TOKENIZER).unwrap();
-    assert_eq!(fs::read(cached).unwrap(), contents(TOKENIZER));
+    let cached = cached.get(DETOKENIZER).unwrap();
+    assert_eq!(fs::read(cached).unwrap(), contents(DETOKENIZER));
 
-    let fetched = place.download(&hub, &Asset::ALL).unwrap();
+    let fetched = place.download(&hub, &Part::ALL).unwrap();
     assert_eq!(
         fetched.iter().filter(|file| file.downloaded == 0).count(),
         3
@@ -503,9 +508,9 @@ fn a_download_has_the_published_layout() {
             "Divot_sft_comp/llm/model-00002-of-00002.safetensors",
             "Divot_sft_gen/agent/pytorch_model.bin",
             "Divot_sft_gen/llm/pytorch_model-00001-of-00001.bin",
-            "Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin",
+            DETOKENIZER,
             "Divot_tokenizer_detokenizer/Divot_detokenizer_stage2.bin",
-            TOKENIZER,
+            "Divot_tokenizer_detokenizer/Divot_tokenizer.bin",
             "Mistral-7B-Instruct-v0.1/config.json",
             "Mistral-7B-Instruct-v0.1/model-00001-of-00001.safetensors",
             "Mistral-7B-Instruct-v0.1/model.safetensors.index.json",
@@ -513,6 +518,7 @@ fn a_download_has_the_published_layout() {
             "Mistral-7B-Instruct-v0.1/tokenizer.model",
             "cvlm_mistral_instruct_tokenizer/tokenizer.model",
             "cvlm_mistral_instruct_tokenizer/tokenizer_config.json",
+            "dynamicrafter_256_v1/model.ckpt",
         ]
     );
     for file in fetched {
@@ -522,12 +528,12 @@ fn a_download_has_the_published_layout() {
 
 #[test]
 fn a_second_run_reads_and_downloads_nothing() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
-    place.tokenizer(&server).unwrap();
+    let (server, place) = (Server::with_detokenizer(), Place::new());
+    place.detokenizer(&server).unwrap();
     server.log();
     let hub = place.hub(&server);
     let fetched = hub
-        .download(&[Asset::Tokenizer], &place.layout(), |progress| {
+        .download(&[Part::Detokenizer], &place.layout(), |progress| {
             panic!("{progress:?}")
         })
         .unwrap();
@@ -537,31 +543,31 @@ fn a_second_run_reads_and_downloads_nothing() {
 
 #[test]
 fn what_another_tool_cached_is_used() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     let api = hf_hub::api::sync::ApiBuilder::from_cache(hf_hub::Cache::new(place.cache()))
         .with_endpoint(server.address.clone())
         .with_progress(false)
         .build()
         .unwrap();
-    api.model(DIVOT.to_owned()).get(TOKENIZER).unwrap();
+    api.model(DIVOT.to_owned()).get(DETOKENIZER).unwrap();
     server.log();
-    assert_eq!(place.tokenizer(&server).unwrap()[0].downloaded, 0);
+    assert_eq!(place.detokenizer(&server).unwrap()[0].downloaded, 0);
     assert!(server.contents_asked().is_empty());
-    assert!(place.has_tokenizer());
+    assert!(place.has_detokenizer());
 }
 
 #[test]
 fn a_token_goes_to_the_hub_alone() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     let hub = place.hub(&server).with_token(Some("hf_secret".to_owned()));
-    place.download(&hub, &[Asset::Tokenizer]).unwrap();
+    place.download(&hub, &[Part::Detokenizer]).unwrap();
     for request in server.log() {
         let expected = (!request.path.starts_with("/cdn/")).then_some("Bearer hf_secret");
         assert_eq!(request.token.as_deref(), expected, "{}", request.path);
     }
     assert!(!format!("{hub:?}").contains("secret"));
     let hub = hub.with_token(Some("two words".to_owned()));
-    let error = place.download(&hub, &[Asset::Tokenizer]).unwrap_err();
+    let error = place.download(&hub, &[Part::Detokenizer]).unwrap_err();
     says(&error, &["token", "HF_TOKEN"]);
     assert!(!error.to_string().contains("two words"));
 }
@@ -572,95 +578,98 @@ fn a_token_goes_to_the_hub_alone() {
 
 #[test]
 fn an_interrupted_download_goes_on_by_itself() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     // More often than it is tried in vain: every time something arrived.
     server.fail(Fault::Cut(150_000), "/cdn/", 3);
     let hub = place.hub(&server).with_retries(1, Duration::from_millis(1));
     assert_eq!(
-        place.download(&hub, &[Asset::Tokenizer]).unwrap()[0].downloaded,
+        place.download(&hub, &[Part::Detokenizer]).unwrap()[0].downloaded,
         600_000
     );
-    assert!(place.has_tokenizer());
+    assert!(place.has_detokenizer());
     let sent: Vec<usize> = server.contents_asked().iter().map(|it| it.sent).collect();
     assert_eq!(sent, [150_000; 4]);
 }
 
 #[test]
 fn the_next_run_goes_on_where_the_last_one_broke() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     server.fail(Fault::Cut(200_000), "/cdn/", 1);
-    let error = place.tokenizer(&server).unwrap_err();
+    let error = place.detokenizer(&server).unwrap_err();
     assert!(matches!(error, HubError::Interrupted { .. }));
-    says(&error, &[DIVOT, TOKENIZER, "run again"]);
-    assert!(!place.layout().join(TOKENIZER).exists());
+    says(&error, &[DIVOT, DETOKENIZER, "run again"]);
+    assert!(!place.layout().join(DETOKENIZER).exists());
     assert_eq!(fs::metadata(place.part()).unwrap().len(), 200_000);
     server.log();
 
-    assert_eq!(place.tokenizer(&server).unwrap()[0].downloaded, 400_000);
+    assert_eq!(place.detokenizer(&server).unwrap()[0].downloaded, 400_000);
     let asked = server.contents_asked();
     assert_eq!(asked.len(), 1);
     assert_eq!(asked[0].range.as_deref(), Some("bytes=200000-"));
     assert_eq!(asked[0].sent, 400_000);
-    assert!(place.has_tokenizer());
+    assert!(place.has_detokenizer());
     assert!(!place.part().exists());
 }
 
 #[test]
 fn a_silent_connection_counts_as_broken() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     server.fail(Fault::Stall(200_000), "/cdn/", 1);
     let hub = place.hub(&server).with_timeout(Duration::from_millis(300));
-    let error = place.download(&hub, &[Asset::Tokenizer]).unwrap_err();
+    let error = place.download(&hub, &[Part::Detokenizer]).unwrap_err();
     assert!(matches!(error, HubError::Interrupted { .. }), "{error}");
-    let fetched = place.download(&hub, &[Asset::Tokenizer]).unwrap();
+    let fetched = place.download(&hub, &[Part::Detokenizer]).unwrap();
     assert_eq!(fetched[0].downloaded, 400_000);
-    assert!(place.has_tokenizer());
+    assert!(place.has_detokenizer());
 }
 
 #[test]
 fn a_server_without_ranges_sends_all_again() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     server.fail(Fault::Cut(200_000), "/cdn/", 1);
-    server.fail(Fault::NoRanges, TOKENIZER, 1);
-    place.tokenizer(&server).unwrap_err();
-    assert_eq!(place.tokenizer(&server).unwrap()[0].downloaded, 600_000);
-    assert!(place.has_tokenizer());
+    server.fail(Fault::NoRanges, DETOKENIZER, 1);
+    place.detokenizer(&server).unwrap_err();
+    assert_eq!(place.detokenizer(&server).unwrap()[0].downloaded, 600_000);
+    assert!(place.has_detokenizer());
 }
 
 #[test]
 fn another_range_than_asked_for_is_refused() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     server.fail(Fault::Cut(200_000), "/cdn/", 1);
-    server.fail(Fault::OtherRange, TOKENIZER, 1);
-    place.tokenizer(&server).unwrap_err();
+    server.fail(Fault::OtherRange, DETOKENIZER, 1);
+    place.detokenizer(&server).unwrap_err();
     says(
-        &place.tokenizer(&server).unwrap_err(),
-        &[TOKENIZER, "range"],
+        &place.detokenizer(&server).unwrap_err(),
+        &[DETOKENIZER, "range"],
     );
-    place.tokenizer(&server).unwrap();
-    assert!(place.has_tokenizer());
+    place.detokenizer(&server).unwrap();
+    assert!(place.has_detokenizer());
 }
 
 #[test]
 fn a_partial_file_may_be_complete_or_too_long() {
-    let server = Server::with_tokenizer();
+    let server = Server::with_detokenizer();
     for (extra, downloaded) in [(0, 0), (9, 600_000)] {
         let place = Place::new();
-        let mut bytes = contents(TOKENIZER);
+        let mut bytes = contents(DETOKENIZER);
         bytes.extend(vec![0; extra]);
         fs::create_dir_all(place.blobs()).unwrap();
         fs::write(place.part(), bytes).unwrap();
-        assert_eq!(place.tokenizer(&server).unwrap()[0].downloaded, downloaded);
-        assert!(place.has_tokenizer());
+        assert_eq!(
+            place.detokenizer(&server).unwrap()[0].downloaded,
+            downloaded
+        );
+        assert!(place.has_detokenizer());
     }
 }
 
 #[test]
 fn a_stopped_download_goes_on() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     let hub = place.hub(&server);
     let error = hub
-        .download(&[Asset::Tokenizer], &place.layout(), |progress| {
+        .download(&[Part::Detokenizer], &place.layout(), |progress| {
             if progress.done > 0 {
                 ControlFlow::Break(())
             } else {
@@ -673,22 +682,22 @@ fn a_stopped_download_goes_on() {
     assert!(0 < kept && kept < 600_000);
     server.log();
 
-    let fetched = place.tokenizer(&server).unwrap();
+    let fetched = place.detokenizer(&server).unwrap();
     assert_eq!(fetched[0].downloaded, 600_000 - kept);
     let asked = server.contents_asked();
     assert_eq!(asked[0].range, Some(format!("bytes={kept}-")));
-    assert!(place.has_tokenizer());
+    assert!(place.has_detokenizer());
 }
 
 #[test]
 fn who_stops_does_not_wait() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     server.fail(Fault::Status(503, ""), "/api/", 1);
     let hub = place
         .hub(&server)
         .with_retries(1, Duration::from_secs(3600));
     let error = hub
-        .download(&[Asset::Tokenizer], &place.layout(), |_| {
+        .download(&[Part::Detokenizer], &place.layout(), |_| {
             ControlFlow::Break(())
         })
         .unwrap_err();
@@ -697,33 +706,33 @@ fn who_stops_does_not_wait() {
 
 #[test]
 fn a_hub_may_fail_once_but_not_for_ever() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     for path in ["/api/", "/resolve/", "/cdn/"] {
         server.fail(Fault::Status(500, ""), path, 1);
     }
     let hub = place.hub(&server).with_retries(1, Duration::from_millis(1));
-    place.download(&hub, &[Asset::Tokenizer]).unwrap();
-    assert!(place.has_tokenizer());
+    place.download(&hub, &[Part::Detokenizer]).unwrap();
+    assert!(place.has_detokenizer());
 
     let place = Place::new();
     server.fail(Fault::Status(503, ""), "/cdn/", usize::MAX);
     let hub = place.hub(&server).with_retries(2, Duration::from_millis(1));
     server.log();
-    let error = place.download(&hub, &[Asset::Tokenizer]).unwrap_err();
-    says(&error, &[TOKENIZER, "503", "run again"]);
+    let error = place.download(&hub, &[Part::Detokenizer]).unwrap_err();
+    says(&error, &[DETOKENIZER, "503", "run again"]);
     assert_eq!(server.contents_asked().len(), 3);
 }
 
 #[test]
 fn one_download_at_a_time() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     fs::create_dir_all(place.blobs()).unwrap();
     let lock = fs::File::create(place.blob().with_extension("lock")).unwrap();
     lock.lock().unwrap();
-    let error = place.tokenizer(&server).unwrap_err();
-    says(&error, &[TOKENIZER, "another program", "run again"]);
+    let error = place.detokenizer(&server).unwrap_err();
+    says(&error, &[DETOKENIZER, "another program", "run again"]);
     drop(lock);
-    place.tokenizer(&server).unwrap();
+    place.detokenizer(&server).unwrap();
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -734,7 +743,7 @@ fn one_download_at_a_time() {
 fn a_damaged_download_is_removed_and_heals() {
     let small = "cvlm_mistral_instruct_tokenizer/tokenizer.model";
     let server = all_repositories();
-    for (asset, file) in [(Asset::Tokenizer, TOKENIZER), (Asset::TextTokenizer, small)] {
+    for (asset, file) in [(Part::Detokenizer, DETOKENIZER), (Part::Mistral, small)] {
         let place = Place::new();
         let hub = place.hub(&server);
         server.fail(Fault::Corrupt, file, 1);
@@ -753,20 +762,20 @@ fn a_damaged_download_is_removed_and_heals() {
 
 #[test]
 fn a_file_damaged_in_the_cache_is_found() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
-    place.tokenizer(&server).unwrap();
-    let mut bytes = contents(TOKENIZER);
+    let (server, place) = (Server::with_detokenizer(), Place::new());
+    place.detokenizer(&server).unwrap();
+    let mut bytes = contents(DETOKENIZER);
     bytes[0] ^= 1;
     fs::write(place.blob(), bytes).unwrap();
-    let error = place.tokenizer(&server).unwrap_err();
+    let error = place.detokenizer(&server).unwrap_err();
     assert!(matches!(error, HubError::Damaged { .. }), "{error}");
-    assert_eq!(place.tokenizer(&server).unwrap()[0].downloaded, 600_000);
-    assert!(place.has_tokenizer());
+    assert_eq!(place.detokenizer(&server).unwrap()[0].downloaded, 600_000);
+    assert!(place.has_detokenizer());
 
     // Cut short, and found without a network.
     fs::write(place.blob(), "short").unwrap();
     let hub = place.hub(&server).with_offline(true);
-    let error = place.download(&hub, &[Asset::Tokenizer]).unwrap_err();
+    let error = place.download(&hub, &[Part::Detokenizer]).unwrap_err();
     assert!(matches!(error, HubError::Damaged { .. }), "{error}");
 }
 
@@ -779,21 +788,21 @@ fn the_cache_does_without_a_network() {
     let (server, place) = (all_repositories(), Place::new());
     let hub = place.hub(&server);
     place
-        .download(&hub, &[Asset::Tokenizer, Asset::Comprehension])
+        .download(&hub, &[Part::Detokenizer, Part::Comprehension])
         .unwrap();
     fs::remove_dir_all(place.layout()).unwrap();
     server.log();
 
     let offline = hub.with_offline(true).with_endpoint("http://127.0.0.1:1");
     let fetched = place
-        .download(&offline, &[Asset::Tokenizer, Asset::Comprehension])
+        .download(&offline, &[Part::Detokenizer, Part::Comprehension])
         .unwrap();
     assert_eq!(fetched.len(), 7);
-    assert!(place.has_tokenizer());
+    assert!(place.has_detokenizer());
     assert!(server.log().is_empty());
 
     // A file of the repository that was not asked for before, and a repository that was not.
-    let error = place.download(&offline, &[Asset::Detokenizer]).unwrap_err();
+    let error = place.download(&offline, &[Part::Detokenizer]).unwrap_err();
     says(
         &error,
         &[
@@ -802,13 +811,13 @@ fn the_cache_does_without_a_network() {
             "HF_HUB_OFFLINE",
         ],
     );
-    let error = place.download(&offline, &[Asset::Clip]).unwrap_err();
+    let error = place.download(&offline, &[Part::Clip]).unwrap_err();
     says(&error, &[CLIP, "not in the cache", "HF_HUB_OFFLINE"]);
     // One of many.
     let snapshot = format!("models--TencentARC--Divot/snapshots/{COMMIT}/Divot_sft_comp/llm");
     fs::remove_file(place.cache().join(snapshot).join("config.json")).unwrap();
     let error = place
-        .download(&offline, &[Asset::Comprehension])
+        .download(&offline, &[Part::Comprehension])
         .unwrap_err();
     says(
         &error,
@@ -820,11 +829,11 @@ fn the_cache_does_without_a_network() {
 fn another_tools_cache_does_without_a_network() {
     let (server, place) = (all_repositories(), Place::new());
     let hub = place.hub(&server);
-    place.download(&hub, &[Asset::Generation]).unwrap();
+    place.download(&hub, &[Part::Generation]).unwrap();
     fs::remove_dir_all(place.layout()).unwrap();
     fs::remove_dir_all(place.cache().join("models--TencentARC--Divot/files")).unwrap();
     let fetched = place
-        .download(&hub.with_offline(true), &[Asset::Generation])
+        .download(&hub.with_offline(true), &[Part::Generation])
         .unwrap();
     assert_eq!(fetched.len(), 4);
 }
@@ -840,7 +849,7 @@ fn a_hub_that_does_not_answer_is_named() {
         .port();
     let endpoint = format!("http://127.0.0.1:{port}");
     let hub = Hub::new(place.cache()).with_endpoint(&endpoint);
-    let error = place.download(&hub, &[Asset::Clip]).unwrap_err();
+    let error = place.download(&hub, &[Part::Clip]).unwrap_err();
     assert!(matches!(error, HubError::Unreachable { .. }));
     says(
         &error,
@@ -861,7 +870,7 @@ fn an_address_is_checked() {
         "http://h?q",
     ] {
         let hub = Hub::new(place.cache()).with_endpoint(endpoint);
-        let error = place.download(&hub, &[Asset::Clip]).unwrap_err();
+        let error = place.download(&hub, &[Part::Clip]).unwrap_err();
         assert!(
             matches!(error, HubError::Endpoint { .. }),
             "{endpoint}: {error}"
@@ -871,11 +880,11 @@ fn an_address_is_checked() {
             &["not a web address", "HF_ENDPOINT", "https://huggingface.co"],
         );
     }
-    let server = Server::with_tokenizer();
+    let server = Server::with_detokenizer();
     let hub = place
         .hub(&server)
         .with_endpoint(format!("{}/", server.address));
-    place.download(&hub, &[Asset::Tokenizer]).unwrap();
+    place.download(&hub, &[Part::Detokenizer]).unwrap();
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -884,43 +893,46 @@ fn an_address_is_checked() {
 
 #[test]
 fn what_is_not_there_is_named() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     let hub = place.hub(&server);
-    let error = place.download(&hub, &[Asset::Clip]).unwrap_err();
+    let error = place.download(&hub, &[Part::Clip]).unwrap_err();
     assert!(matches!(error, HubError::NoRepository { .. }));
     says(&error, &[CLIP, &server.address, "HF_TOKEN"]);
 
-    let error = place.download(&hub, &[Asset::Detokenizer]).unwrap_err();
+    let error = place.download(&hub, &[Part::Detokenizer]).unwrap_err();
     assert!(matches!(error, HubError::NoFile { .. }));
     says(&error, &[DIVOT, "Divot_detokenizer_stage1.bin"]);
-    let error = place.download(&hub, &[Asset::Comprehension]).unwrap_err();
+    let error = place.download(&hub, &[Part::Comprehension]).unwrap_err();
     says(&error, &[DIVOT, "Divot_sft_comp/llm/*"]);
 
     // Listed, but gone.
     server.fail(Fault::Status(404, "EntryNotFound"), "/resolve/", 1);
-    says(&place.tokenizer(&server).unwrap_err(), &[DIVOT, TOKENIZER]);
+    says(
+        &place.detokenizer(&server).unwrap_err(),
+        &[DIVOT, DETOKENIZER],
+    );
 }
 
 #[test]
 fn who_may_not_read_is_told_how_to() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     for status in [401, 403] {
         for path in ["/api/", "/resolve/"] {
             server.fail(Fault::Status(status, "GatedRepo"), path, 1);
-            let error = place.tokenizer(&server).unwrap_err();
+            let error = place.detokenizer(&server).unwrap_err();
             assert!(matches!(error, HubError::Denied { .. }), "{error}");
             let page = format!("{}/{DIVOT}", server.address);
             says(&error, &[&status.to_string(), &page, "HF_TOKEN"]);
         }
     }
     server.fail(Fault::Status(401, "RepoNotFound"), "/api/", 1);
-    let error = place.tokenizer(&server).unwrap_err();
+    let error = place.detokenizer(&server).unwrap_err();
     assert!(matches!(error, HubError::NoRepository { .. }));
 }
 
 #[test]
 fn answers_that_make_no_sense_are_refused() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     let faults = [
         (Fault::Text("<html>Welcome"), "description"),
         (Fault::Text(r#"{"siblings":[],"sha":"../../up"}"#), "commit"),
@@ -931,7 +943,7 @@ fn answers_that_make_no_sense_are_refused() {
     for (fault, word) in faults {
         server.heal();
         server.fail(fault.clone(), "Divot", 1);
-        let error = place.tokenizer(&server).unwrap_err();
+        let error = place.detokenizer(&server).unwrap_err();
         assert!(
             matches!(error, HubError::Answer { .. }),
             "{fault:?}: {error}"
@@ -953,7 +965,7 @@ fn no_file_leaves_its_folder() {
     )]);
     let place = Place::new();
     let fetched = place
-        .download(&place.hub(&server), &[Asset::Generation])
+        .download(&place.hub(&server), &[Part::Generation])
         .unwrap();
     assert_eq!(fetched.len(), 3);
 }
@@ -965,14 +977,14 @@ fn no_file_leaves_its_folder() {
 #[cfg(unix)]
 #[test]
 fn what_does_not_fit_is_not_begun() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     server.fail(Fault::Size(1 << 62), "Divot", 1);
-    let error = place.tokenizer(&server).unwrap_err();
+    let error = place.detokenizer(&server).unwrap_err();
     assert!(
         matches!(error, HubError::Full { free: Some(_), .. }),
         "{error}"
     );
-    says(&error, &[TOKENIZER, "no room", "GiB free", "HF_HOME"]);
+    says(&error, &[DETOKENIZER, "no room", "GiB free", "HF_HOME"]);
     assert!(server.contents_asked().is_empty());
 }
 
@@ -980,38 +992,38 @@ fn what_does_not_fit_is_not_begun() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_named() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     fs::create_dir_all(place.blobs()).unwrap();
     std::os::unix::fs::symlink("/dev/full", place.part()).unwrap();
-    let error = place.tokenizer(&server).unwrap_err();
+    let error = place.detokenizer(&server).unwrap_err();
     assert!(matches!(error, HubError::Full { .. }), "{error}");
-    says(&error, &[TOKENIZER, "no room", "HF_HOME"]);
+    says(&error, &[DETOKENIZER, "no room", "HF_HOME"]);
 
     fs::remove_file(place.part()).unwrap();
-    place.tokenizer(&server).unwrap();
-    assert!(place.has_tokenizer());
+    place.detokenizer(&server).unwrap();
+    assert!(place.has_detokenizer());
 }
 
 #[test]
 fn a_cache_that_cannot_be_written_is_named() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
+    let (server, place) = (Server::with_detokenizer(), Place::new());
     fs::write(place.folder.path().join("home"), "a file, no folder").unwrap();
-    let error = place.tokenizer(&server).unwrap_err();
+    let error = place.detokenizer(&server).unwrap_err();
     assert!(matches!(error, HubError::Io { .. }), "{error}");
     says(&error, &["home", "cannot create", "HF_HOME"]);
 }
 
 #[test]
 fn a_file_in_place_is_kept_if_it_is_the_published_one() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
-    let path = place.layout().join(TOKENIZER);
+    let (server, place) = (Server::with_detokenizer(), Place::new());
+    let path = place.layout().join(DETOKENIZER);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, contents(TOKENIZER)).unwrap();
+    fs::write(&path, contents(DETOKENIZER)).unwrap();
     let mut reads = 0;
     for _ in 0..2 {
         place
             .hub(&server)
-            .download(&[Asset::Tokenizer], &place.layout(), |progress| {
+            .download(&[Part::Detokenizer], &place.layout(), |progress| {
                 assert_eq!(progress.step, Step::Verify);
                 reads += usize::from(progress.done == 0);
                 ControlFlow::Continue(())
@@ -1023,21 +1035,21 @@ fn a_file_in_place_is_kept_if_it_is_the_published_one() {
     assert!(!path.is_symlink());
 
     fs::write(&path, "mine").unwrap();
-    let error = place.tokenizer(&server).unwrap_err();
+    let error = place.detokenizer(&server).unwrap_err();
     assert!(matches!(error, HubError::InTheWay { .. }));
-    says(&error, &[TOKENIZER, DIVOT, "move it away"]);
+    says(&error, &[DETOKENIZER, DIVOT, "move it away"]);
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
 }
 
 #[cfg(unix)]
 #[test]
 fn an_old_link_is_replaced() {
-    let (server, place) = (Server::with_tokenizer(), Place::new());
-    let path = place.layout().join(TOKENIZER);
+    let (server, place) = (Server::with_detokenizer(), Place::new());
+    let path = place.layout().join(DETOKENIZER);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink("/nowhere", &path).unwrap();
-    place.tokenizer(&server).unwrap();
-    assert!(place.has_tokenizer());
+    place.detokenizer(&server).unwrap();
+    assert!(place.has_detokenizer());
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -1072,18 +1084,48 @@ fn settings_come_from_variables() {
         Path::new("/c")
     );
 
+    // In the order of `huggingface_hub`, the first one set counts.
+    let caches = [
+        ("HF_HUB_CACHE", "~/first", "/me/first"),
+        ("HUGGINGFACE_HUB_CACHE", "$BASE/second", "/base/second"),
+        ("HF_HOME", "${BASE}/third", "/base/third/hub"),
+        ("XDG_CACHE_HOME", "/xdg", "/xdg/huggingface/hub"),
+        ("HOME", "/me", "/me/.cache/huggingface/hub"),
+    ];
+    for (first, (name, _, expected)) in caches.iter().enumerate() {
+        let mut variables = vec![("HOME", "/me"), ("BASE", "/base")];
+        variables.extend(
+            caches[first..]
+                .iter()
+                .map(|(name, value, _)| (*name, *value)),
+        );
+        assert_eq!(hub(&variables).cache(), Path::new(expected), "{name}");
+    }
+    assert!(hub(&[("TRANSFORMERS_OFFLINE", "1")]).is_offline());
+    let both = [("TRANSFORMERS_OFFLINE", "1"), ("HF_HUB_OFFLINE", "0")];
+    assert!(!hub(&both).is_offline());
+
     // Which token is sent.
-    let server = Server::with_tokenizer();
+    let file = Path::new(home).join("other");
+    fs::write(&file, "from-path\n").unwrap();
+    let server = Server::with_detokenizer();
     let address: &str = &server.address;
-    for (token, expected) in [("mine\n", "Bearer mine"), ("", "Bearer from-file")] {
+    for (token, older, path, expected) in [
+        ("mine\n", "older", file.to_str().unwrap(), "Bearer mine"),
+        ("", "older", file.to_str().unwrap(), "Bearer older"),
+        ("", "", file.to_str().unwrap(), "Bearer from-path"),
+        ("", "", "", "Bearer from-file"),
+    ] {
         let place = Place::new();
         let variables = [
             ("HF_HOME", home),
             ("HF_TOKEN", token),
+            ("HUGGING_FACE_HUB_TOKEN", older),
+            ("HF_TOKEN_PATH", path),
             ("HF_ENDPOINT", address),
         ];
         let hub = hub(&variables).with_cache(place.cache());
-        place.download(&hub, &[Asset::Tokenizer]).unwrap();
+        place.download(&hub, &[Part::Detokenizer]).unwrap();
         assert_eq!(server.log()[0].token.as_deref(), Some(expected));
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use divot::checkpoint::{Checkpoint, Part};
-use divot::convert::{Job, Lora, ReleasedConfig, Report, Target, convert};
+use divot::convert::{Job, Lora, ReleasedConfig, Report, convert};
 use divot::data::{Frame, Video, write_gif, write_png};
 use divot::language::{Context, Prompt, Quantization, Rules, Shown, TextSampling, TextTokenizer};
 use divot::weights::{Source, TensorSpec, write_safetensors};
@@ -21,11 +21,11 @@ fn pretrained(name: &str) -> PathBuf {
     fixture().join("pretrained").join(name)
 }
 
-fn converted(target: Target, lora: Lora, from: &[PathBuf], to: &Path) -> Result<Report, Error> {
+fn converted(part: Part, lora: Lora, from: &[PathBuf], to: &Path) -> Result<Report, Error> {
     let sizes = ReleasedConfig::read(&fixture().join("config.json")).unwrap();
     let job = Job {
         lora,
-        ..Job::of(target, from)
+        ..Job::of(part, from)
     };
     convert(&job, &sizes, to, FloatDType::F32, |_| {
         ControlFlow::Continue(())
@@ -49,7 +49,7 @@ fn load(folder: &Path, part: Part, quantization: Option<Quantization>) -> Result
 }
 
 fn llm(folder: &Path) -> VideoLlm {
-    converted(Target::Llm, KEEP, &released(), folder).unwrap();
+    converted(Part::Llm, KEEP, &released(), folder).unwrap();
     load(folder, Part::Llm, None).unwrap()
 }
 
@@ -112,7 +112,7 @@ fn a_plain_mistral_gets_the_tokens_of_video() {
     let (_, old) = before_growth(&base);
     let model = pretrained("cvlm_mistral_instruct_tokenizer").join("tokenizer.model");
     fs::copy(model, base.join("tokenizer.model")).unwrap();
-    let report = converted(Target::Mistral, KEEP, &[base], dir.path()).unwrap();
+    let report = converted(Part::Mistral, KEEP, &[base], dir.path()).unwrap();
     assert_eq!(report.fresh.len(), 8, "{report}");
     let llm = load(dir.path(), Part::Mistral, None).unwrap();
     assert_eq!(llm.text.vocab_size(), old + 262);
@@ -125,7 +125,7 @@ fn new_rows_are_the_mean_and_three_times_the_mean() {
     let base = dir.path().join("base");
     let (weights, old) = before_growth(&base);
     let tokenizer = pretrained("cvlm_mistral_instruct_tokenizer");
-    let report = converted(Target::Mistral, KEEP, &[base, tokenizer], dir.path()).unwrap();
+    let report = converted(Part::Mistral, KEEP, &[base, tokenizer], dir.path()).unwrap();
     assert_eq!(report.fresh.len(), 8, "{report}");
 
     let llm = load(dir.path(), Part::Mistral, None).unwrap();
@@ -163,10 +163,10 @@ fn new_rows_are_the_mean_and_three_times_the_mean() {
 fn what_a_language_model_lacks_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let [decoder, agent, tokenizer] = released();
-    let fails = |from: &[PathBuf]| converted(Target::Llm, KEEP, from, dir.path()).unwrap_err();
+    let fails = |from: &[PathBuf]| converted(Part::Llm, KEEP, from, dir.path()).unwrap_err();
     says(
         &fails(&[decoder.clone(), agent.clone()]),
-        &["no tokenizer", "add the folder"],
+        &["no text tokenizer", "add the folder"],
     );
     says(
         &fails(&[decoder.clone(), tokenizer.clone()]),
@@ -174,7 +174,7 @@ fn what_a_language_model_lacks_is_named() {
     );
     says(
         &fails(&[agent.clone(), tokenizer.clone()]),
-        &["config.json", "--from"],
+        &["config.json", "to the sources"],
     );
 
     // A shard that is missing is what is said, and not what it held.
@@ -205,7 +205,7 @@ fn vocabularies_that_do_not_match_are_refused() {
     let config = pretrained("Divot_sft_gen/llm").join("config.json");
     fs::copy(config, short.join("config.json")).unwrap();
     let error = converted(
-        Target::Llm,
+        Part::Llm,
         KEEP,
         &[short, agent, tokenizer.clone()],
         dir.path(),
@@ -262,7 +262,7 @@ fn loras_that_do_not_fit_are_refused() {
     let fails = |weights: &BTreeMap<String, TensorData>, lora: Lora| {
         write(&file, weights);
         let sources = lora_sources(file.clone());
-        let error = converted(Target::Llm, lora, &sources, dir.path()).unwrap_err();
+        let error = converted(Part::Llm, lora, &sources, dir.path()).unwrap_err();
         assert!(!dir.path().join("llm").exists());
         error
     };
@@ -292,7 +292,7 @@ fn alpha_comes_from_peft_where_it_says_so() {
     let file = dir.path().join("lora/model.safetensors");
     write(&file, &tensors(&pretrained("Divot_lora")));
     let merged = |lora: Lora| {
-        converted(Target::Llm, lora, &lora_sources(file.clone()), dir.path()).unwrap();
+        converted(Part::Llm, lora, &lora_sources(file.clone()), dir.path()).unwrap();
         fs::read(dir.path().join("llm/model.safetensors")).unwrap()
     };
     let (two, six) = (merged(MERGE), merged(Lora::Merge { alpha: Some(6.0) }));
@@ -322,7 +322,7 @@ fn the_first_source_goes_first() {
     fs::copy(decoder.join("config.json"), zeros.join("config.json")).unwrap();
     let merged = |base: PathBuf| {
         let from = [pretrained("Divot_lora"), base, tokenizer.clone()];
-        converted(Target::Llm, MERGE, &from, dir.path()).unwrap();
+        converted(Part::Llm, MERGE, &from, dir.path()).unwrap();
         fs::read(dir.path().join("llm/model.safetensors")).unwrap()
     };
     assert_eq!(merged(decoder.clone()), merged(zeros));
@@ -332,7 +332,7 @@ fn the_first_source_goes_first() {
 fn lora_beside_its_weights_cannot_keep_fewer_bits() {
     let dir = tempfile::tempdir().unwrap();
     let sources = lora_sources(pretrained("Divot_lora"));
-    converted(Target::Llm, KEEP, &sources, dir.path()).unwrap();
+    converted(Part::Llm, KEEP, &sources, dir.path()).unwrap();
     assert!(load(dir.path(), Part::Llm, None).is_ok());
     let error = load(dir.path(), Part::Llm, Some(Quantization::Q8)).unwrap_err();
     says(&error, &["LoRA", "--merge-lora"]);
@@ -415,7 +415,7 @@ fn describe_shows_a_video_and_an_image() {
         pretrained("Divot_tokenizer_detokenizer/Divot_tokenizer.bin"),
         pretrained("CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin"),
     ];
-    converted(Target::Tokenizer, KEEP, &from, dir.path()).unwrap();
+    converted(Part::Tokenizer, KEEP, &from, dir.path()).unwrap();
     let mut checkpoint = Checkpoint::new(dir.path(), &Device::flex());
     let (tokenizer, _) = Tokenizer::load(&mut checkpoint).unwrap();
     let frames: Vec<Frame> = (0..40)

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use burn::module::Module;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use divot::checkpoint::{Checkpoint, Part};
-use divot::convert::{Job, Lora, ReleasedConfig, Target, convert};
+use divot::convert::{Job, Lora, ReleasedConfig, convert};
 use divot::{Noise, VideoLlm};
 use divot_gmm::{GaussianMixture, GmmConfig, SampleOptions};
 use divot_llm::{
@@ -381,7 +381,7 @@ impl Parity {
             let folder = tempfile::tempdir()?;
             let job = Job {
                 lora,
-                ..Job::of(Target::Llm, &sources)
+                ..Job::of(Part::Llm, &sources)
             };
             convert(&job, &sizes, folder.path(), FloatDType::F32, |_| {
                 ControlFlow::Continue(())

@@ -1,33 +1,23 @@
 //! `divot convert`, and `cargo xtask convert-weights`
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::FloatDType;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use divot::convert::{Job, Lora, Progress, ReleasedConfig, Target, convert};
+use divot::checkpoint::Part;
+use divot::convert::{Job, Lora, ReleasedConfig, convert};
 use serde_json::{Value, json};
 
 use crate::interrupt;
 use crate::output::Output;
 
 /// Convert PyTorch checkpoints that are here already
-///
-/// FROM holds the download as it was published:
-///   CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin
-///   Divot_tokenizer_detokenizer/Divot_tokenizer.bin
-///   Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin
-///   Divot_tokenizer_detokenizer/Divot_detokenizer_stage2.bin  (optional: adapted to the language model)
-///   dynamicrafter_256_v1/model.ckpt                           (optional: where training starts)
-///   cvlm_mistral_instruct_tokenizer/                          (of every language model)
-///   Divot_sft_comp/llm/, Divot_sft_comp/agent/                (optional: describes)
-///   Divot_sft_gen/llm/, Divot_sft_gen/agent/                  (optional: generates)
-///   Divot_pretrain/llm/, Divot_pretrain/agent/                (optional: before tuning)
-///   Mistral-7B-Instruct-v0.1/                                 (optional: where its training starts)
-/// Each file may be .bin, .safetensors, .pt, .pth or .ckpt, or a folder of shards.
 #[derive(Args)]
 #[command(
-    verbatim_doc_comment,
+    long_about = long_about(),
     after_help = "\
 Examples:
   divot convert --from pretrained --to models/divot --dtype f16
@@ -48,8 +38,8 @@ pub struct Arguments {
     #[command(flatten)]
     stored: Stored,
     /// Parts to convert; all that are there if left out
-    #[arg(long, value_enum, value_name = "PART")]
-    part: Vec<PartName>,
+    #[arg(long, value_name = "PART", value_parser = part_parser(|_| true))]
+    part: Vec<Part>,
     /// JSON file with the model's sizes; the released model's if left out
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -87,27 +77,40 @@ impl Stored {
     }
 }
 
-/// A part by its folder's name.
-#[derive(Clone, Copy, PartialEq)]
-struct PartName(Target);
+/// The help, with the released files of the catalogue.
+fn long_about() -> String {
+    let mut files: BTreeMap<&str, Vec<Part>> = BTreeMap::new();
+    for part in Part::ALL {
+        for release in part.releases() {
+            files.entry(release.path).or_default().push(part);
+        }
+    }
+    let mut text = "\
+Convert PyTorch checkpoints that are here already
 
-impl ValueEnum for PartName {
-    fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [PartName; Target::ALL.len()] = {
-            let mut all = [PartName(Target::ALL[0]); Target::ALL.len()];
-            let mut i = 0;
-            while i < all.len() {
-                all[i] = PartName(Target::ALL[i]);
-                i += 1;
-            }
-            all
+FROM holds the download as it was published:
+"
+    .to_owned();
+    for (file, parts) in files {
+        let names: Vec<&str> = parts.iter().copied().map(Part::name).collect();
+        text += &format!("  {file:<59} {}\n", names.join(", "));
+    }
+    text += "Each file may be .bin, .safetensors, .pt, .pth or .ckpt, or a folder of shards.\n\nThe parts:\n";
+    for part in Part::ALL {
+        let needed = match Part::MODEL.contains(&part) {
+            true => " (everyone needs it)",
+            false => "",
         };
-        &ALL
+        text += &format!("  {:<20} {}{needed}\n", part.name(), part.about());
     }
+    text
+}
 
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(clap::builder::PossibleValue::new(self.0.name()))
-    }
+/// Parts by name, those that are `wanted`.
+pub(crate) fn part_parser(wanted: fn(Part) -> bool) -> impl TypedValueParser<Value = Part> {
+    let names = Part::ALL.into_iter().filter(|&part| wanted(part));
+    PossibleValuesParser::new(names.map(Part::name))
+        .try_map(|name| Part::from_name(&name).ok_or("no such part"))
 }
 
 /// Converts what was asked for and prints a report.
@@ -134,20 +137,16 @@ pub(crate) fn report(arguments: &Arguments, output: &mut Output) -> Result<()> {
     let mut jobs = match (&arguments.part[..], &arguments.from[..]) {
         ([], [from]) => {
             let found = Job::find(from)?;
-            for (target, file) in &found.lacking {
-                output.note(format!(
-                    "no {}: {} is missing",
-                    target.name(),
-                    file.display()
-                ));
+            for (part, file) in &found.lacking {
+                output.note(format!("no {part}: {} is missing", file.display()));
             }
             lacking = found.lacking;
             found.jobs
         }
         ([], _) => bail!("several --from need a --part"),
-        (parts, from) => parts.iter().map(|part| Job::of(part.0, from)).collect(),
+        (parts, from) => parts.iter().map(|&part| Job::of(part, from)).collect(),
     };
-    for job in jobs.iter_mut().filter(|job| job.target.is_llm()) {
+    for job in jobs.iter_mut().filter(|job| job.part.is_llm()) {
         let alpha = arguments.lora_alpha;
         job.lora = match arguments.merge_lora {
             true => Lora::Merge { alpha },
@@ -174,10 +173,10 @@ pub(crate) fn convert_all(
     let mut reports: Vec<Value> = Vec::new();
     for job in jobs {
         let report = output.timed("conversion", |output| {
-            let bar = output.bar(job.target.name(), "{pos}/{len} tensors");
-            let report = convert(job, sizes, to, stored.dtype(), |progress: Progress| {
-                bar.set_length(progress.total as u64);
-                bar.set_position(progress.done as u64);
+            let bar = output.bar(job.part.name(), "{bytes}/{total_bytes}");
+            let report = convert(job, sizes, to, stored.dtype(), |progress| {
+                bar.set_length(progress.total);
+                bar.set_position(progress.done);
                 interrupt::flow()
             });
             bar.finish_and_clear();
@@ -186,13 +185,13 @@ pub(crate) fn convert_all(
                     true => String::new(),
                     false => format!(" (finished before it: {})", done.join(", ")),
                 };
-                format!("{} is not converted{finished}", job.target.name())
+                format!("{} is not converted{finished}", job.part.name())
             })
         })?;
-        done.push(job.target.name());
+        done.push(job.part.name());
         output.line(&report)?;
         reports.push(json!({
-            "part": report.part,
+            "part": report.part.name(),
             "folder": report.folder.to_string_lossy(),
             "tensors": report.converted,
             "parameters": report.parameters,

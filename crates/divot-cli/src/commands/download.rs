@@ -4,29 +4,22 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::builder::PossibleValue;
-use clap::{Args, ValueEnum};
-use divot::convert::{Job, ReleasedConfig, Target};
-use divot::hub::{Asset, Hub, Step};
+use clap::Args;
+use divot::Step;
+use divot::checkpoint::Part;
+use divot::convert::{Job, ReleasedConfig};
+use divot::hub::Hub;
 use serde_json::json;
 
-use super::convert::{Stored, convert_all};
+use super::convert::{Stored, convert_all, part_parser};
 use crate::files::check_folder;
 use crate::interrupt;
 use crate::output::{Output, size};
 
 /// Download the released checkpoints and convert them
-///
-/// Without names it gets what turns videos into tokens and back: tokenizer, detokenizer and clip. To
-/// describe videos add llm-comprehension, to generate them llm-generation and detokenizer-adapted; each
-/// language model is a download of about 14 GiB.
-///
-/// Files go into the cache that other tools of the hub share, and are linked from there. A download that
-/// was stopped goes on where it was. HF_ENDPOINT, HF_HUB_CACHE, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
-/// honoured.
 #[derive(Args)]
 #[command(
-    verbatim_doc_comment,
+    long_about = long_about(),
     after_help = "\
 Examples:
   divot download
@@ -35,8 +28,13 @@ Examples:
 )]
 pub struct Arguments {
     /// Parts to get
-    #[arg(value_enum, value_name = "PARTS", default_values_t = Asset::MODEL.map(PartName))]
-    parts: Vec<PartName>,
+    #[arg(
+        value_name = "PARTS",
+        value_parser = part_parser(is_published),
+        default_values_t = Part::MODEL,
+        hide_possible_values = true
+    )]
+    parts: Vec<Part>,
     /// Folder of the converted model
     #[arg(long, value_name = "DIR", default_value = "models/divot")]
     to: PathBuf,
@@ -53,41 +51,37 @@ pub struct Arguments {
     no_convert: bool,
 }
 
-/// A part by its short name.
-#[derive(Clone, Copy)]
-struct PartName(Asset);
+/// The help, with a line for each part of the catalogue.
+fn long_about() -> String {
+    let mut text = "\
+Download the released checkpoints and convert them
 
-impl ValueEnum for PartName {
-    fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [PartName; Asset::ALL.len()] = {
-            let mut all = [PartName(Asset::ALL[0]); Asset::ALL.len()];
-            let mut i = 0;
-            while i < all.len() {
-                all[i] = PartName(Asset::ALL[i]);
-                i += 1;
-            }
-            all
-        };
-        &ALL
+Without names it gets what turns videos into tokens and back: tokenizer, detokenizer and clip. The parts:
+"
+    .to_owned();
+    for part in Part::ALL.into_iter().filter(|&part| is_published(part)) {
+        let mebibytes: u64 = part.releases().iter().map(|it| it.mebibytes).sum();
+        let (name, gib) = (part.name(), mebibytes as f64 / 1024.0);
+        text += &format!("  {name:<20} {gib:>4.1} GiB  {}\n", part.about());
     }
+    text += "
+A file that several parts are made from is downloaded once.
 
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(self.0.name()))
-    }
+Files go into the cache that other tools of the hub share, and are linked from there. A download that was
+stopped goes on where it was. HF_ENDPOINT, HF_HUB_CACHE, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
+honoured.";
+    text
+}
+
+fn is_published(part: Part) -> bool {
+    !part.releases().is_empty()
 }
 
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
-        let wanted: BTreeSet<Asset> = self.parts.iter().map(|part| part.0).collect();
-        let mut assets = wanted.clone();
-        // Converting them takes another part's files too.
-        if assets.contains(&Asset::Tokenizer) {
-            assets.insert(Asset::Clip);
-        }
-        if assets.contains(&Asset::Mistral) {
-            assets.insert(Asset::TextTokenizer);
-        }
+        let parts: BTreeSet<Part> = self.parts.iter().copied().collect();
+        let parts: Vec<Part> = parts.into_iter().collect();
         let mut hub = Hub::from_env()?;
         if self.offline {
             hub = hub.with_offline(true);
@@ -97,15 +91,14 @@ impl Arguments {
             check_folder(&self.to)?;
         }
 
-        let assets: Vec<Asset> = assets.into_iter().collect();
         let fetched = output.timed("download", |output| {
             let bar = output.bar("download", "{bytes}/{total_bytes}");
-            let fetched = hub.download(&assets, &self.pretrained, |progress| {
+            let fetched = hub.download(&parts, &self.pretrained, |progress| {
                 let step = match progress.step {
-                    Step::Download => "download",
                     Step::Verify => "check",
+                    _ => "download",
                 };
-                bar.set_message(format!("{step} {}", progress.file));
+                bar.set_message(format!("{step} {}", progress.name));
                 bar.set_length(progress.total);
                 bar.set_position(progress.done);
                 interrupt::flow()
@@ -138,10 +131,9 @@ impl Arguments {
         if self.no_convert {
             return Ok(());
         }
-        let jobs: Vec<Job> = Target::ALL
+        let jobs: Vec<Job> = parts
             .into_iter()
-            .filter(|target| wanted.iter().any(|asset| asset.name() == target.name()))
-            .map(|target| Job::of(target, &[&self.pretrained]))
+            .map(|part| Job::of(part, &[&self.pretrained]))
             .collect();
         let sizes = ReleasedConfig::divot();
         convert_all(&jobs, &sizes, &self.to, &self.stored, output)

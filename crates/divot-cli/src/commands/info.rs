@@ -61,10 +61,7 @@ fn has_parts(folder: &Path) -> bool {
 fn parts(folder: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
     Part::ALL
         .into_iter()
-        .map(Part::name)
-        // What training starts from is no part that is loaded.
-        .chain(["dynamicrafter"])
-        .map(|name| (name, folder.join(name)))
+        .map(|part| (part.name(), part.folder(folder)))
         .filter(|(_, folder)| folder.join(WEIGHTS).is_file())
 }
 

@@ -11,11 +11,11 @@ use divot_llm::{
 use divot_nn::CheckSizes;
 use serde::Deserialize;
 
-use super::recipe::{Plan, Recipe};
-use super::{Job, Lora, ReleasedConfig, Target};
-use crate::checkpoint::CONFIG;
+use super::plan::{Origin, TensorPlan};
+use super::{Job, Lora, ReleasedConfig};
+use crate::checkpoint::{CONFIG, Part, TEXT_TOKENIZER};
 use crate::error::{Error, Result};
-use crate::weights::{ParamSpec, Source, SourceTensor, WeightsError, module_layout};
+use crate::weights::{ParamSpec, Source, SourceTensor, WeightsError, holds_weights, module_layout};
 
 /// What new rows of the vocabulary start from: the mean of the old ones, in the embedding table, and
 /// three times the mean in the output head.
@@ -25,7 +25,7 @@ const HEAD_FACTOR: f64 = 3.0;
 const ONE_MODEL: &str = "give the files of one model";
 
 /// Where a language model's pieces were found.
-pub(super) struct Found {
+pub(super) struct Pieces {
     sources: Vec<Source>,
     config: MistralConfig,
     tokenizer: TextTokenizer,
@@ -104,7 +104,7 @@ impl DecoderConfig {
         .with_max_position_embeddings(self.max_position_embeddings);
         config
             .check_sizes()
-            .map_err(|error| format!("describes no network that can be ({error})"))?;
+            .map_err(|error| format!("describes an invalid configuration ({error})"))?;
         match self.head_dim {
             Some(head_dim) if head_dim != config.head_dim() => Err(format!(
                 "has heads of {head_dim}, which are not hidden_size / num_attention_heads"
@@ -134,20 +134,8 @@ impl AdapterConfig {
     }
 }
 
-/// Whether a folder looks as if it held a checkpoint, whole or not.
-fn holds_weights(folder: &Path) -> bool {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).any(|path| {
-        let extension = path.extension().unwrap_or_default();
-        ["bin", "safetensors", "pt", "pth", "ckpt"]
-            .iter()
-            .any(|known| extension == *known)
-            || path.to_string_lossy().ends_with(".index.json")
-    })
-}
-
-impl Found {
-    /// Sorts a job's files and folders: weights, the decoder's `config.json`, the tokenizer. One
+impl Pieces {
+    /// Sorts a job's files and folders: weights, the decoder's `config.json`, the text tokenizer. One
     /// folder may hold all three.
     pub fn open(job: &Job) -> Result<Self> {
         let mut sources = Vec::new();
@@ -155,7 +143,7 @@ impl Found {
         let mut tokenizer = None;
         let mut adapter = None;
         for path in &job.sources {
-            let is_tokenizer = ["tokenizer.json", "tokenizer.model"]
+            let is_tokenizer = [TEXT_TOKENIZER, "tokenizer.model"]
                 .iter()
                 .any(|name| path.join(name).is_file());
             if is_tokenizer && tokenizer.is_none() {
@@ -185,17 +173,17 @@ impl Found {
             Error::config(
                 first,
                 "has no config.json with the decoder's sizes",
-                "add the folder of the decoder it was trained from with another --from",
+                "add the folder of the decoder that it was trained from to the sources",
             )
         })?;
         let mut tokenizer = tokenizer.ok_or_else(|| {
             Error::config(
                 first,
-                "has no tokenizer beside it",
-                "add the folder with its tokenizer.json or tokenizer.model (cvlm_mistral_instruct_tokenizer)",
+                "has no text tokenizer beside it",
+                "add the folder with its tokenizer.json or tokenizer.model (cvlm_mistral_instruct_tokenizer) to the sources",
             )
         })?;
-        if job.target == Target::Mistral {
+        if job.part == Part::Mistral {
             tokenizer.add_divot_tokens().map_err(LlmError::from)?;
         }
         Ok(Self {
@@ -211,14 +199,14 @@ impl Found {
         &self.sources
     }
 
-    /// The text tokenizer, which goes with the weights.
-    pub fn tokenizer(&self) -> &TextTokenizer {
+    /// The text tokenizer, which is saved with the weights.
+    pub fn text_tokenizer(&self) -> &TextTokenizer {
         &self.tokenizer
     }
 
     /// Finds the source of every parameter, and the sizes as JSON.
-    pub fn plan(&self, job: &Job, sizes: &ReleasedConfig) -> Result<(Vec<Plan<'_>>, String)> {
-        let grows = job.target == Target::Mistral;
+    pub fn plan(&self, job: &Job, sizes: &ReleasedConfig) -> Result<(Vec<TensorPlan<'_>>, String)> {
+        let grows = job.part == Part::Mistral;
         let num_queries = sizes.tokenizer.resampler.tokens;
         SpecialTokens::of(&self.tokenizer, num_queries)?;
 
@@ -242,12 +230,12 @@ impl Found {
         if matches!(job.lora, Lora::Merge { .. }) && self.lora(None)?.is_none() {
             return Err(self.refused(
                 "holds no LoRA to merge",
-                "leave --merge-lora out, or name the checkpoint that holds it with --from",
+                "convert it without merging, or add the checkpoint that holds the LoRA to the sources",
             ));
         }
         config.check_sizes().map_err(|error| {
             self.refused(
-                format!("describes no network that can be ({error})"),
+                format!("describes an invalid configuration ({error})"),
                 "give the files of one model",
             )
         })?;
@@ -257,16 +245,22 @@ impl Found {
         let mut plans = Vec::new();
         for (index, spec) in layout.into_iter().enumerate() {
             let wanted = released_name(&spec.path);
-            match self.recipe(job, &spec, &wanted, index)? {
-                Some(recipe) => plans.push(Plan {
+            match self.origin(job, &spec, &wanted, index)? {
+                Some(origin) => plans.push(TensorPlan {
                     name: spec.path.clone(),
                     spec: ParamSpec {
                         path: wanted,
                         ..spec
                     },
-                    recipe,
+                    origin,
                 }),
-                None => missing.push(wanted),
+                None => {
+                    if let Some((source, what)) = self.unreadable(&wanted) {
+                        let error = WeightsError::unreadable(&wanted, what);
+                        return Err(error.in_file(source.path()).into());
+                    }
+                    missing.push(wanted);
+                }
             }
         }
         if !missing.is_empty() {
@@ -278,7 +272,7 @@ impl Found {
         }
         let used: Vec<&str> = plans
             .iter()
-            .flat_map(|plan| plan.recipe.sources())
+            .flat_map(|plan| plan.origin.sources())
             .map(|source| source.name.as_str())
             .collect();
         let all = self.sources.iter().flat_map(Source::tensors);
@@ -295,22 +289,22 @@ impl Found {
         Ok((plans, json))
     }
 
-    fn recipe<'a>(
+    fn origin<'a>(
         &'a self,
         job: &Job,
         spec: &ParamSpec,
         wanted: &str,
         index: usize,
-    ) -> Result<Option<Recipe<'a>>> {
-        let start = job.target == Target::Mistral;
+    ) -> Result<Option<Origin<'a>>> {
+        let start = job.part == Part::Mistral;
         let Some(stem) = wanted
             .strip_suffix(".weight")
             .filter(|_| is_decoder(wanted))
         else {
             return Ok(match self.find(wanted) {
-                Some(source) => Some(Recipe::Copy(source)),
+                Some(source) => Some(Origin::Copy(source)),
                 // Training starts with projections as PyTorch makes them.
-                None if start => Some(Recipe::Fresh {
+                None if start => Some(Origin::Fresh {
                     bound: 1.0 / (self.fan_in(wanted, spec) as f64).sqrt(),
                     seed: index as u64,
                 }),
@@ -324,7 +318,7 @@ impl Found {
             let &[rows, _] = &source.shape[..] else {
                 return Err(self.refused(format!("`{}` is no table", source.name), ONE_MODEL));
             };
-            return Ok(Some(Recipe::Grown {
+            return Ok(Some(Origin::Grown {
                 table: source,
                 rows: self.tokenizer.vocab_size().max(rows),
                 factor: if stem == "lm_head" { HEAD_FACTOR } else { 1.0 },
@@ -352,14 +346,14 @@ impl Found {
                 ));
             }
             let rank = a.shape[0] as f64;
-            return Ok(Some(Recipe::Merged {
+            return Ok(Some(Origin::Merged {
                 base: source,
                 a,
                 b,
                 scale: self.alpha(alpha, rank) / rank,
             }));
         }
-        Ok(Some(Recipe::Copy(source)))
+        Ok(Some(Origin::Copy(source)))
     }
 
     /// LoRA's alpha: as asked for, as PEFT says, or the rank, as released.
@@ -448,16 +442,18 @@ impl Found {
     /// A tensor of the decoder, by Mistral's name, or by the name that PEFT or the agent around it
     /// makes of that. What PEFT trained in full goes before what it started from.
     fn decoder_tensor(&self, name: &str) -> Option<&SourceTensor> {
-        let stem = name.strip_suffix(".weight")?;
-        let forms = ["modules_to_save.default.", "", "default.", "base_layer."];
-        let prefixes = ["", "llm.", "base_model.model.", "llm.base_model.model."];
+        let names: Vec<String> = decoder_names(name).collect();
         self.sources.iter().find_map(|source| {
-            forms.iter().find_map(|form| {
-                prefixes.iter().find_map(|prefix| {
-                    super::names::find(source, &format!("{prefix}{stem}.{form}weight"))
-                })
-            })
+            let mut names = names.iter();
+            names.find_map(|name| super::names::find(source, name))
         })
+    }
+
+    /// What is called so, or as PEFT or the agent call it, and is not a tensor that can be read.
+    fn unreadable(&self, name: &str) -> Option<(&Source, &str)> {
+        let names = std::iter::once(name.to_owned()).chain(decoder_names(name));
+        let mut names = names.into_iter();
+        names.find_map(|name| super::names::unreadable(&self.sources, &name))
     }
 
     fn find(&self, name: &str) -> Option<&SourceTensor> {
@@ -465,6 +461,21 @@ impl Found {
             .iter()
             .find_map(|source| super::names::find(source, name))
     }
+}
+
+/// The names that a tensor of the decoder may have, those that count first.
+fn decoder_names(name: &str) -> impl Iterator<Item = String> {
+    let forms = ["modules_to_save.default.", "", "default.", "base_layer."];
+    let prefixes = ["", "llm.", "base_model.model.", "llm.base_model.model."];
+    let stem = name.strip_suffix(".weight").map(str::to_owned);
+    stem.into_iter().flat_map(move |stem| {
+        forms.into_iter().flat_map(move |form| {
+            let stem = stem.clone();
+            prefixes
+                .into_iter()
+                .map(move |prefix| format!("{prefix}{stem}.{form}weight"))
+        })
+    })
 }
 
 fn is_decoder(released: &str) -> bool {

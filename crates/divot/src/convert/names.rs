@@ -265,6 +265,16 @@ pub(super) fn find<'a>(source: &'a Source, name: &str) -> Option<&'a SourceTenso
         .or_else(|| source.get(&format!("model.{name}")))
 }
 
+/// What is called so, and is not a tensor that can be read.
+pub(super) fn unreadable<'a>(sources: &'a [Source], name: &str) -> Option<(&'a Source, &'a str)> {
+    sources.iter().find_map(|source| {
+        let what = source
+            .unreadable(name)
+            .or_else(|| source.unreadable(&format!("model.{name}")));
+        Some((source, what?))
+    })
+}
+
 fn regex(pattern: &str) -> Regex {
     Regex::new(pattern).expect("patterns are constant")
 }

@@ -170,15 +170,15 @@ impl ReleasedConfig {
             .map_err(|error| {
                 Error::config(
                     path,
-                    format!("describes no network that can be ({error})"),
+                    format!("describes an invalid configuration ({error})"),
                     "give the arguments that the weights were trained with",
                 )
             })?;
         Ok(sizes)
     }
 
-    /// The sizes of DynamiCrafter's own image projection, read off its tensors: it is not Divot's
-    /// Perceiver, and training starts from it all the same.
+    /// These sizes with those of DynamiCrafter's image projection, which is not of the sizes of Divot's
+    /// Perceiver. They are read from the shapes of its tensors.
     pub(super) fn for_dynamicrafter(&self, sources: &[Source]) -> Result<Self> {
         let shape = |name: &str| {
             sources
@@ -187,7 +187,7 @@ impl ReleasedConfig {
                 .map(|tensor| tensor.shape.clone())
                 .unwrap_or_default()
         };
-        // Heads cannot be read off; DynamiCrafter's are as wide as Divot's.
+        // The shapes do not say how wide a head is. DynamiCrafter's are as wide as Divot's.
         let head_dim = self.detokenizer.resampler.head_dim;
         let (latents, proj_in, proj_out, to_q) = (
             shape("image_proj_model.latents"),
@@ -219,7 +219,7 @@ impl ReleasedConfig {
 }
 
 impl Arguments {
-    /// Arguments that change a network's form rather than its size have their released values.
+    /// Checks that arguments which change a network's structure have their released values.
     fn check(&self) -> Result<(), String> {
         let unet = &self.unet;
         let fixed = [
@@ -258,7 +258,7 @@ impl Arguments {
         if !self.vae.attn_resolutions.is_empty() {
             return Err("asks for attention outside the middle of the autoencoder".to_owned());
         }
-        // The rest is checked as our own sizes; this one divides.
+        // The rest is checked with our own sizes. This one is a divisor before that.
         if self.vit.head_width == 0 {
             return Err("says vit.head_width = 0".to_owned());
         }

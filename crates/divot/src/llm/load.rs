@@ -8,7 +8,7 @@ use divot_llm::{
 };
 
 use super::VideoLlm;
-use crate::checkpoint::{Checkpoint, Loading, Part, TOKENIZER};
+use crate::checkpoint::{Checkpoint, Loading, Part, TEXT_TOKENIZER};
 use crate::device;
 use crate::error::{Error, Result};
 
@@ -90,7 +90,7 @@ impl OpenLlm {
     /// If a file is missing, damaged, or does not fit the others.
     pub fn open(checkpoint: &Checkpoint<'_>, part: Part) -> Result<Self> {
         let config: DivotLlmConfig = checkpoint.config(part)?;
-        let path = part.folder(checkpoint.folder()).join(TOKENIZER);
+        let path = part.folder(checkpoint.folder()).join(TEXT_TOKENIZER);
         let text = TextTokenizer::open(&path).map_err(LlmError::from)?;
         let tokens = SpecialTokens::of(&text, config.num_queries)?;
         if text.vocab_size() > config.llm.vocab_size {

@@ -9,6 +9,7 @@ use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
 use memmap2::{Mmap, MmapOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
@@ -38,8 +39,12 @@ impl Weights {
     ///
     /// A file that is missing, unreadable, truncated or not in the safetensors format.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        let file = SafetensorsFile::open(path)?;
+        if let Some((name, what)) = file.unreadable.first_key_value() {
+            return Err(WeightsError::unreadable(name, what).in_file(path));
+        }
         Ok(Self {
-            file: SafetensorsFile::open(path)?,
+            file,
             used: BTreeSet::new(),
         })
     }
@@ -114,22 +119,24 @@ impl Weights {
         device: &Device,
         dtype: Option<FloatDType>,
     ) -> Result<M, WeightsError> {
-        self.load_with(prefix, module, device, dtype, |_, _| {})
+        self.load_with(prefix, module, device, dtype, |_, _| {
+            ControlFlow::Continue(())
+        })
     }
 
     /// [`load`](Self::load), calling `progress` after each tensor with the bytes read so far and
-    /// those of the whole file.
+    /// those of the whole file. It may stop the loading.
     ///
     /// # Errors
     ///
-    /// Those of [`load`](Self::load).
+    /// Those of [`load`](Self::load), or [`WeightsError::Stopped`].
     pub fn load_with<M: Module>(
         &mut self,
         prefix: &str,
         module: M,
         device: &Device,
         dtype: Option<FloatDType>,
-        progress: impl FnMut(u64, u64),
+        progress: impl FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<M, WeightsError> {
         self.check(prefix, &module, device, dtype)?;
         // Moving is free for parameters that were not initialised, unless a clone shares them.
@@ -221,7 +228,7 @@ impl Weights {
             .find(|&dtype| dtype.is_float() && !device.supports_dtype(dtype))
         {
             let problem = format!("{device:?} cannot compute in {}", dtype.name());
-            let remedy = "load it as f32 (--dtype f32) or choose another device";
+            let remedy = "load it as f32 or choose another device";
             return Err(WeightsError::file(&self.file.path, problem, remedy));
         }
         Ok(())
@@ -303,7 +310,7 @@ struct Loader<'a, P> {
     progress: P,
 }
 
-impl<P: FnMut(u64, u64)> ModuleMapper for Loader<'_, P> {
+impl<P: FnMut(u64, u64) -> ControlFlow<()>> ModuleMapper for Loader<'_, P> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.place.enter(name, container);
     }
@@ -334,7 +341,10 @@ impl<P: FnMut(u64, u64)> ModuleMapper for Loader<'_, P> {
         };
         self.weights.used.insert(name);
         let (done, total) = self.weights.bytes();
-        (self.progress)(done, total);
+        if (self.progress)(done, total).is_break() {
+            self.error = Some(WeightsError::Stopped);
+            return param;
+        }
 
         let dtype = data.dtype();
         // Devices take data in their own time. Without a stop now and then all of the model would
@@ -389,7 +399,7 @@ pub struct Saver<'a> {
 }
 
 /// Writes one module's parameters.
-type WriteModule<'a> = Box<dyn FnOnce(&mut Writing) + 'a>;
+type WriteModule<'a> = Box<dyn FnOnce(&mut Writing<'_>) + 'a>;
 
 impl<'a> Saver<'a> {
     /// Prepares a file at `path` whose tensors have elements of `dtype` (f32, f16 or bf16). Nothing
@@ -432,12 +442,26 @@ impl<'a> Saver<'a> {
     /// Two parameters of one name, NaN or an infinity in a parameter, a value that `dtype` cannot
     /// hold, a folder that cannot be written to, a full disk. Nothing is left behind then.
     pub fn finish(self) -> Result<(), WeightsError> {
+        self.finish_with(|_, _| ControlFlow::Continue(()))
+    }
+
+    /// [`finish`](Self::finish), calling `progress` after each tensor with the bytes written so far and
+    /// those of all tensors. It may stop the writing.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`finish`](Self::finish), or [`WeightsError::Stopped`].
+    pub fn finish_with(
+        self,
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<(), WeightsError> {
         let mut writing = Writing {
             writer: SafetensorsWriter::create(&self.path, &self.specs, &self.metadata)?,
-            names: self.specs.into_iter().map(|spec| spec.name).collect(),
+            names: self.specs.iter().map(|spec| spec.name.clone()).collect(),
             next: 0,
             dtype: self.dtype.into(),
             error: None,
+            progress: &mut progress,
         };
         for module in self.modules {
             module(&mut writing);
@@ -450,15 +474,16 @@ impl<'a> Saver<'a> {
 }
 
 /// Writes parameters in the order of their specs, which is the order of any visit.
-struct Writing {
+struct Writing<'p> {
     writer: SafetensorsWriter,
     names: Vec<String>,
     next: usize,
     dtype: DType,
     error: Option<WeightsError>,
+    progress: &'p mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
-impl Writing {
+impl Writing<'_> {
     fn write(&mut self, data: TensorData) -> Result<(), WeightsError> {
         let name = &self.names[self.next];
         self.next += 1;
@@ -466,11 +491,16 @@ impl Writing {
         let bytes = super::layout::cast(bytes, from, self.dtype)
             .map_err(|problem| problem.into_error(name))?;
         self.writer
-            .write(&TensorData::from_bytes(bytes, shape, self.dtype))
+            .write(&TensorData::from_bytes(bytes, shape, self.dtype))?;
+        let (done, total) = self.writer.bytes();
+        match (self.progress)(done, total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(WeightsError::Stopped),
+        }
     }
 }
 
-impl ModuleMapper for Writing {
+impl ModuleMapper for Writing<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_none() {
             let data = param.transform_for_save().into_value().into_data();

@@ -12,9 +12,11 @@
 //! may be larger than memory. Every failure is a [`WeightsError`], whose message is one line that
 //! names the file, the tensor, what is wrong with it and what to do about it.
 
+mod callable;
 mod layout;
 mod load;
 mod pickle;
+mod pytorch;
 mod safetensors;
 mod source;
 
@@ -22,6 +24,8 @@ pub use layout::{ParamSpec, convert_tensor, module_layout};
 pub use load::{Saver, Weights, load_module};
 pub use safetensors::{SafetensorsWriter, TensorSpec, write_safetensors};
 pub use source::{Source, SourceTensor};
+
+pub(crate) use source::holds_weights;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -84,7 +88,7 @@ pub enum WeightsError {
         /// What to do about it.
         remedy: String,
     },
-    /// A caller stopped the work.
+    /// The caller stopped the work. As a [`crate::Error`] it is [`crate::Error::Stopped`].
     #[error("stopped")]
     Stopped,
     /// Tensors that the module needs are not in the file.
@@ -100,7 +104,7 @@ pub enum WeightsError {
     },
     /// A checkpoint that is to be converted lacks tensors.
     #[error(
-        "{}: {} missing: {}; it is of another model or other sizes: check the part and the sizes (--part, --config), or download it again",
+        "{}: {} missing: {}; it is of another model or other sizes: check the part and the sizes, or download it again",
         one_line(.path.display()), count(names), some_names(names)
     )]
     Lacking {
@@ -146,6 +150,16 @@ impl WeightsError {
             problem: one_line(problem.into()),
             remedy: remedy.into(),
         }
+    }
+
+    /// An entry that is needed and is not a tensor that can be read.
+    pub(crate) fn unreadable(name: &str, what: &str) -> Self {
+        let problem = format!("is {what}, which cannot be read");
+        Self::tensor(
+            name,
+            problem,
+            "save it in PyTorch as a plain tensor of f32, f16 or bf16",
+        )
     }
 
     fn reading(path: &Path, source: io::Error) -> Self {

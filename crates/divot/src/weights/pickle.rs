@@ -1,358 +1,733 @@
-//! Looks a PyTorch file's pickles over for functions that no checkpoint has a reason to name.
+//! Python's pickle format, read without Python: a stack machine that builds numbers, strings, tuples, lists
+//! and dictionaries, and the tensors of PyTorch.
 //!
-//! Reading a checkpoint here never calls anything: `pytorch-reader` knows how to rebuild tensors and
-//! keeps every other object as an opaque name. A pickle made to run code would therefore be harmless
-//! here and look like a normal checkpoint, until its owner opens it with PyTorch. So it is refused.
+//! Nothing is ever called. Every other object, of whatever class, becomes [`Value::Other`], which keeps
+//! no more than its name. The machine reads its input once, as a stream; what it keeps is limited by
+//! [`MAX_KEPT`], whatever counts and lengths the input claims.
 
-use super::{DAMAGED, WeightsError, one_line};
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::io::{self, BufRead, Read};
+use std::rc::Rc;
 
-/// How many pickles a file of PyTorch 0.1.10 to 1.5 starts with: a magic number, the protocol's
-/// version, system information, the saved object, the list of storages.
-const LEGACY_PICKLES: usize = 5;
+use super::callable::{display_name, runs_code};
 
-/// Refuses the PyTorch file at `path` when one of its pickles names a [`dangerous`] function.
-pub(super) fn refuse_code(path: &Path) -> Result<(), WeightsError> {
-    let reading = |err| WeightsError::reading(path, err);
-    let mut reader = BufReader::new(File::open(path).map_err(reading)?);
+/// The longest pickle that is read, in bytes. Those of checkpoints have a few hundred bytes for each
+/// tensor.
+pub(super) const MAX_LENGTH: u64 = 256 << 20;
+/// The most memory that the objects of one pickle may take, in bytes, beside their strings.
+const MAX_KEPT: usize = 512 << 20;
+/// The longest string that is kept, in bytes. Longer ones are stepped over.
+const MAX_STRING: u64 = 1 << 16;
+/// The longest list that is kept. What is in longer ones is passed over.
+const MAX_LIST: usize = 1 << 20;
+/// How deep tuples may be nested, which Rust's drop visits recursively.
+const MAX_DEPTH: usize = 100;
+/// What one object takes, about: its place on the stack, in a dictionary or in the memo.
+const COST: usize = 64;
 
-    let start = reader.fill_buf().map_err(reading)?;
-    if start.get(257..262) == Some(b"ustar") {
-        let problem = "written by PyTorch before 0.1.10";
-        let remedy = "load it with a current PyTorch and save its state_dict again";
-        return Err(WeightsError::file(path, problem, remedy));
+/// Why a pickle was not read.
+#[derive(Debug)]
+pub(super) enum PickleError {
+    /// It names a function that runs code.
+    RunsCode(String),
+    /// It could not be read, or is broken.
+    Io(io::Error),
+}
+
+impl From<io::Error> for PickleError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
-    if !start.starts_with(b"PK") {
-        // Every pickle of a Python 3 starts with this opcode, text may as well be a pickle's.
-        let is_pickle = start.starts_with(b"\x80");
-        // A plain pickle is alone in its file, and is followed by nothing that parses.
-        for i in 0..LEGACY_PICKLES {
-            match scan(&mut reader) {
-                Ok(found) => refuse(path, found)?,
-                Err(err) if i == 0 => return Err(not_pickle(path, err, is_pickle)),
-                Err(_) => break,
+}
+
+/// An object.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    None,
+    Bool,
+    Int(i64),
+    Str(Rc<str>),
+    Tuple(Rc<Tuple>),
+    /// By its number in [`Pickle::lists`].
+    List(usize),
+    /// By its number in [`Pickle::dicts`].
+    Dict(usize),
+    /// A class or a function.
+    Global(Rc<Global>),
+    Storage(Rc<Storage>),
+    Tensor(Rc<TensorInfo>),
+    /// Any other object, by the name of its class or of the function that makes it.
+    Other(Rc<str>),
+}
+
+#[derive(Debug)]
+pub(super) struct Tuple {
+    items: Vec<Value>,
+    depth: usize,
+}
+
+/// A class or a function, by its full name.
+#[derive(Debug)]
+pub(super) struct Global {
+    module: String,
+    name: String,
+}
+
+/// The elements of one or several tensors, in one piece.
+#[derive(Debug)]
+pub(super) struct Storage {
+    /// Its name in the file.
+    pub key: Rc<str>,
+    /// Its class: `FloatStorage`, `UntypedStorage`, …
+    pub class: String,
+    /// Where a view begins in it, in elements.
+    pub start: usize,
+    /// Its length, in elements.
+    pub elements: usize,
+}
+
+/// A tensor's place in a storage.
+#[derive(Debug)]
+pub(super) struct TensorInfo {
+    pub storage: Rc<Storage>,
+    /// The element type where the storage's class does not say it: `torch.uint16`.
+    pub dtype: Option<String>,
+    /// In elements from the beginning of the storage.
+    pub offset: usize,
+    pub shape: Vec<usize>,
+    /// In elements, for each axis.
+    pub strides: Vec<usize>,
+}
+
+/// What a pickle holds.
+#[derive(Debug)]
+pub(super) struct Pickle {
+    pub root: Value,
+    pub lists: Vec<Vec<Value>>,
+    /// Keys and values in their order. A key may come twice, the last one counts.
+    pub dicts: Vec<Vec<(Value, Value)>>,
+    /// Every storage that was named.
+    pub storages: HashMap<Rc<str>, Rc<Storage>>,
+}
+
+impl Value {
+    /// What it is, for messages.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::None => "None".to_owned(),
+            Self::Bool | Self::Int(_) => "a number".to_owned(),
+            Self::Str(_) => "a string".to_owned(),
+            Self::Tuple(_) => "a tuple".to_owned(),
+            Self::List(_) => "a list".to_owned(),
+            Self::Dict(_) => "a dictionary".to_owned(),
+            Self::Global(global) => format!("a Python name ({})", global.full_name()),
+            Self::Storage(_) => "a storage without a tensor".to_owned(),
+            Self::Tensor(_) => "a tensor".to_owned(),
+            Self::Other(name) => format!("a Python object ({name})"),
+        }
+    }
+}
+
+impl Global {
+    fn full_name(&self) -> String {
+        display_name(&self.module, &self.name)
+    }
+}
+
+/// Reads one pickle, up to its end.
+pub(super) fn read(reader: &mut impl BufRead) -> Result<Pickle, PickleError> {
+    let mut machine = Machine {
+        input: reader.take(MAX_LENGTH),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+        kept: 0,
+        pickle: Pickle {
+            root: Value::None,
+            lists: Vec::new(),
+            dicts: Vec::new(),
+            storages: HashMap::new(),
+        },
+    };
+    while machine.step()? {}
+    machine.pickle.root = machine.pop()?;
+    Ok(machine.pickle)
+}
+
+struct Machine<R> {
+    input: R,
+    stack: Vec<Value>,
+    /// Lengths of the stack where groups begin.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Value>,
+    kept: usize,
+    pickle: Pickle,
+}
+
+fn broken(problem: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, problem.into())
+}
+
+impl<R: BufRead> Machine<R> {
+    /// Runs one opcode: false at the end.
+    fn step(&mut self) -> Result<bool, PickleError> {
+        let opcode = self.bytes::<1>()?[0];
+        let value = match opcode {
+            b'.' => return Ok(false),
+            // PROTO and FRAME.
+            0x80 => return self.skip(1).map(|()| true),
+            0x95 => return self.skip(8).map(|()| true),
+            b'(' => {
+                self.keep(1)?;
+                self.marks.push(self.stack.len());
+                return Ok(true);
             }
-        }
-        return Ok(());
-    }
-
-    let zip_error = |err: zip::result::ZipError| match err {
-        zip::result::ZipError::Io(err) if err.kind() != io::ErrorKind::UnexpectedEof => {
-            reading(err)
-        }
-        err => WeightsError::file(path, format!("not a complete zip archive ({err})"), DAMAGED),
-    };
-    let mut archive = zip::ZipArchive::new(reader).map_err(zip_error)?;
-    for i in 0..archive.len() {
-        let entry = archive.by_index(i).map_err(zip_error)?;
-        if entry.name().map_err(zip_error)?.ends_with(".pkl") {
-            let limited = entry.take(pytorch_reader::MAX_PICKLE_SIZE);
-            let found =
-                scan(&mut BufReader::new(limited)).map_err(|err| not_pickle(path, err, true))?;
-            refuse(path, found)?;
-        }
-    }
-    Ok(())
-}
-
-fn refuse(path: &Path, found: Option<String>) -> Result<(), WeightsError> {
-    match found {
-        None => Ok(()),
-        Some(callable) => Err(WeightsError::Refused {
-            path: path.to_path_buf(),
-            callable: one_line(callable),
-        }),
-    }
-}
-
-fn not_pickle(path: &Path, err: io::Error, is_pickle: bool) -> WeightsError {
-    let problem = match err.kind() {
-        io::ErrorKind::UnexpectedEof if is_pickle => "truncated inside a pickle".to_string(),
-        _ if is_pickle => format!("holds a broken pickle ({err})"),
-        _ => "neither a PyTorch checkpoint nor a safetensors file".to_string(),
-    };
-    WeightsError::file(path, problem, DAMAGED)
-}
-
-/// Whether no checkpoint has a reason to name this function: it runs programs or code, or fetches
-/// them. `getattr` is not among them, although it can reach anything: some Python releases pickle
-/// enums through it.
-fn dangerous(module: &str, name: &str) -> bool {
-    let root = module.split('.').next().unwrap_or(module);
-    match root {
-        "builtins" | "__builtin__" | "__builtins__" => matches!(
-            name,
-            "eval"
-                | "exec"
-                | "execfile"
-                | "compile"
-                | "open"
-                | "input"
-                | "__import__"
-                | "apply"
-                | "globals"
-                | "locals"
-                | "vars"
-                | "setattr"
-                | "delattr"
-                | "breakpoint"
-        ),
-        "operator" | "_operator" => matches!(name, "attrgetter" | "methodcaller"),
-        "torch" => {
-            matches!(module, "torch.hub" | "torch.utils.cpp_extension")
-                || (module == "torch.serialization" && name == "load")
-                || (module == "torch" && name == "load")
-        }
-        "numpy" => name == "runstring" || (module == "numpy" && name == "load"),
-        _ => matches!(
-            root,
-            "os" | "posix"
-                | "nt"
-                | "subprocess"
-                | "_posixsubprocess"
-                | "sys"
-                | "pty"
-                | "shutil"
-                | "socket"
-                | "runpy"
-                | "importlib"
-                | "imp"
-                | "pkgutil"
-                | "ctypes"
-                | "_ctypes"
-                | "webbrowser"
-                | "code"
-                | "codeop"
-                | "commands"
-                | "pdb"
-                | "bdb"
-                | "timeit"
-                | "profile"
-                | "cProfile"
-                | "trace"
-                | "pip"
-                | "asyncio"
-                | "urllib"
-                | "urllib2"
-                | "http"
-                | "httplib"
-                | "requests"
-                | "aiohttp"
-                | "ftplib"
-                | "smtplib"
-                | "telnetlib"
-                | "pickle"
-                | "_pickle"
-                | "cPickle"
-                | "marshal"
-                | "pydoc"
-                | "ensurepip"
-                | "venv"
-        ),
-    }
-}
-
-/// The name a person knows the function by: Python pickles `os.system` as `posix.system`.
-fn display_name(module: &str, name: &str) -> String {
-    match module {
-        "posix" | "nt" => format!("os.{name}"),
-        "__builtin__" => format!("builtins.{name}"),
-        _ => format!("{module}.{name}"),
-    }
-}
-
-/// Reads one pickle to its end and returns the first dangerous function it names, if any.
-///
-/// Opcodes are stepped over, nothing is built. Two strings pushed right before `STACK_GLOBAL` are
-/// followed, through the memo too, because that is how newer protocols name a function; a name put
-/// together in any other way is reported as such.
-fn scan(reader: &mut impl BufRead) -> io::Result<Option<String>> {
-    // What the last opcodes pushed, newest last, since the last one that did anything else.
-    let mut pushed: Vec<Option<String>> = Vec::new();
-    let mut memo: HashMap<u32, Option<String>> = HashMap::new();
-
-    loop {
-        let opcode = u8::from_le_bytes(bytes(reader)?);
-        let push = match opcode {
-            b'.' => return Ok(None),
-            // GLOBAL and INST: module and name as two lines.
-            b'c' | b'i' => {
-                let (module, name) = (line(reader)?, line(reader)?);
-                if dangerous(&module, &name) {
-                    return Ok(Some(display_name(&module, &name)));
+            // POP takes a mark where that is what comes next; POP_MARK takes a group.
+            b'0' => {
+                match self.marks.last() {
+                    Some(&mark) if mark == self.stack.len() => drop(self.marks.pop()),
+                    _ => drop(self.pop()?),
                 }
-                None
+                return Ok(true);
             }
-            // STACK_GLOBAL: module and name as the last two values.
-            0x93 => {
-                let name = pushed.pop().flatten();
-                let module = pushed.pop().flatten();
-                match (module, name) {
-                    (Some(module), Some(name)) if dangerous(&module, &name) => {
-                        return Ok(Some(display_name(&module, &name)));
+            b'1' => {
+                self.group()?;
+                return Ok(true);
+            }
+            b'2' => self.top()?.clone(),
+
+            b'N' => Value::None,
+            0x88 => Value::Bool,
+            0x89 => Value::Bool,
+            b'I' => match self.line()?.as_str() {
+                "00" => Value::Bool,
+                "01" => Value::Bool,
+                text => number(text),
+            },
+            b'L' => number(self.line()?.trim_end_matches('L')),
+            b'K' => Value::Int(self.unsigned::<1>()? as i64),
+            b'M' => Value::Int(self.unsigned::<2>()? as i64),
+            b'J' => Value::Int(i32::from_le_bytes(self.bytes()?).into()),
+            0x8a => self.long::<1>()?,
+            0x8b => self.long::<4>()?,
+            b'F' => {
+                self.line()?;
+                other("float")
+            }
+            b'G' => {
+                self.skip(8)?;
+                other("float")
+            }
+
+            b'S' => Value::Str(self.line()?.trim_matches(['\'', '"']).into()),
+            b'V' => Value::Str(self.line()?.into()),
+            b'U' | 0x8c => self.text::<1>()?,
+            b'T' | b'X' => self.text::<4>()?,
+            0x8d => self.text::<8>()?,
+            b'C' => self.skip_bytes::<1>()?,
+            b'B' => self.skip_bytes::<4>()?,
+            0x8e | 0x96 => self.skip_bytes::<8>()?,
+            // NEXT_BUFFER, and READONLY_BUFFER which leaves what is there.
+            0x97 => other("buffer"),
+            0x98 => return Ok(true),
+
+            b')' => self.tuple(Vec::new())?,
+            b't' => {
+                let items = self.group()?;
+                self.tuple(items)?
+            }
+            0x85..=0x87 => {
+                let count = usize::from(opcode - 0x84);
+                let start = self.start_of(count)?;
+                let items = self.stack.split_off(start);
+                self.tuple(items)?
+            }
+            b']' => self.list(Vec::new())?,
+            b'l' => {
+                let items = self.group()?;
+                self.list(items)?
+            }
+            b'}' => self.dict()?,
+            b'd' => {
+                let items = self.group()?;
+                let dict = self.dict()?;
+                self.set_items(&dict, items)?;
+                dict
+            }
+            // Sets, frozen or not, hold no tensors.
+            0x8f => other("set"),
+            0x91 => {
+                self.group()?;
+                other("frozenset")
+            }
+            0x90 => {
+                self.group()?;
+                return Ok(true);
+            }
+            // APPEND, APPENDS, SETITEM, SETITEMS.
+            b'a' => {
+                let item = self.pop()?;
+                self.append(vec![item])?;
+                return Ok(true);
+            }
+            b'e' => {
+                let items = self.group()?;
+                self.append(items)?;
+                return Ok(true);
+            }
+            b's' | b'u' => {
+                let items = match opcode {
+                    b's' => {
+                        let start = self.start_of(2)?;
+                        self.stack.split_off(start)
                     }
-                    (Some(_), Some(_)) => None,
-                    _ => return Ok(Some("a function whose name is hidden".to_string())),
-                }
+                    _ => self.group()?,
+                };
+                let target = self.top()?.clone();
+                self.set_items(&target, items)?;
+                return Ok(true);
             }
 
-            // Strings: text to the end of the line, or a length and that many bytes.
-            b'S' => Some(line(reader)?.trim_matches(['\'', '"']).to_string()),
-            b'V' => Some(line(reader)?),
-            b'U' | 0x8c => Some(text::<1>(reader)?),
-            b'T' | b'X' => Some(text::<4>(reader)?),
-            0x8d => Some(text::<8>(reader)?),
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.global(module, name)?
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let (Value::Str(module), Value::Str(name)) = (module, name) else {
+                    return Err(PickleError::RunsCode(
+                        "a function whose name is hidden".to_owned(),
+                    ));
+                };
+                self.global(module.to_string(), name.to_string())?
+            }
+            // Codes that a registry of the writing program gives a meaning.
+            0x82 => {
+                self.skip(1)?;
+                other("extension")
+            }
+            0x83 => {
+                self.skip(2)?;
+                other("extension")
+            }
+            0x84 => {
+                self.skip(4)?;
+                other("extension")
+            }
+            // REDUCE and NEWOBJ call or make what came before their arguments.
+            b'R' | 0x81 => {
+                let (arguments, callee) = (self.pop()?, self.pop()?);
+                self.call(&callee, &arguments)?
+            }
+            0x92 => {
+                let (_, arguments, callee) = (self.pop()?, self.pop()?, self.pop()?);
+                self.call(&callee, &arguments)?
+            }
+            // INST names its class, OBJ has it as the first of its group.
+            b'i' => {
+                let (module, name) = (self.line()?, self.line()?);
+                let callee = self.global(module, name)?;
+                let items = self.group()?;
+                let arguments = self.tuple(items)?;
+                self.call(&callee, &arguments)?
+            }
+            b'o' => {
+                let mut items = self.group()?;
+                if items.is_empty() {
+                    return Err(broken("an object without a class").into());
+                }
+                let callee = items.remove(0);
+                let arguments = self.tuple(items)?;
+                self.call(&callee, &arguments)?
+            }
+            // BUILD gives an object its state, which is not kept.
+            b'b' => {
+                self.pop()?;
+                self.top()?;
+                return Ok(true);
+            }
+            b'P' => {
+                self.line()?;
+                other("persistent object")
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                self.storage(&id)
+            }
 
-            // Memo: PUT, BINPUT, LONG_BINPUT, MEMOIZE keep the last value and push nothing.
             b'p' | b'q' | b'r' | 0x94 => {
                 let key = match opcode {
-                    b'p' => parse(&line(reader)?)?,
-                    b'q' => u8::from_le_bytes(bytes(reader)?).into(),
-                    b'r' => u32::from_le_bytes(bytes(reader)?),
-                    _ => memo.len() as u32,
+                    b'p' => parse(&self.line()?)?,
+                    b'q' => self.unsigned::<1>()? as u32,
+                    b'r' => self.unsigned::<4>()? as u32,
+                    _ => self.memo.len() as u32,
                 };
-                memo.insert(key, pushed.last().cloned().flatten());
-                continue;
+                self.keep(1)?;
+                let value = self.top()?.clone();
+                self.memo.insert(key, value);
+                return Ok(true);
             }
-            // GET, BINGET, LONG_BINGET push what was kept.
             b'g' | b'h' | b'j' => {
                 let key = match opcode {
-                    b'g' => parse(&line(reader)?)?,
-                    b'h' => u8::from_le_bytes(bytes(reader)?).into(),
-                    _ => u32::from_le_bytes(bytes(reader)?),
+                    b'g' => parse(&self.line()?)?,
+                    b'h' => self.unsigned::<1>()? as u32,
+                    _ => self.unsigned::<4>()? as u32,
                 };
-                memo.get(&key).cloned().flatten()
+                let value = self.memo.get(&key).cloned();
+                value.ok_or_else(|| broken(format!("memo {key} is empty")))?
             }
-            // PROTO and FRAME do nothing to the stack.
-            0x80 => {
-                skip(reader, 1)?;
-                continue;
-            }
-            0x95 => {
-                skip(reader, 8)?;
-                continue;
-            }
-
-            // Everything else is stepped over, and makes what was pushed before it unknown.
-            _ => {
-                match opcode {
-                    // Text to the end of the line: INT, LONG, FLOAT, PERSID.
-                    b'I' | b'L' | b'F' | b'P' => drop(line(reader)?),
-                    // A fixed number of bytes: integers, floats, extension codes.
-                    b'K' | 0x82 => skip(reader, 1)?,
-                    b'M' | 0x83 => skip(reader, 2)?,
-                    b'J' | 0x84 => skip(reader, 4)?,
-                    b'G' => skip(reader, 8)?,
-                    // A length and that many bytes: integers, bytes, byte arrays.
-                    b'C' | 0x8a => skip_counted::<1>(reader)?,
-                    b'B' | 0x8b => skip_counted::<4>(reader)?,
-                    0x8e | 0x96 => skip_counted::<8>(reader)?,
-                    // Nothing follows the opcode.
-                    b'('
-                    | b'0'
-                    | b'1'
-                    | b'2'
-                    | b'N'
-                    | b'Q'
-                    | b'R'
-                    | b'a'
-                    | b'b'
-                    | b'd'
-                    | b'e'
-                    | b'l'
-                    | b'o'
-                    | b's'
-                    | b't'
-                    | b'u'
-                    | b')'
-                    | b']'
-                    | b'}'
-                    | 0x81
-                    | 0x85..=0x89
-                    | 0x8f..=0x92
-                    | 0x97
-                    | 0x98 => {}
-                    _ => {
-                        let problem = format!("0x{opcode:02x} is no pickle opcode");
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
-                    }
-                }
-                pushed.clear();
-                // Some of these push a value, which is not a string.
-                pushed.push(None);
-                continue;
-            }
+            _ => return Err(broken(format!("0x{opcode:02x} is no pickle opcode")).into()),
         };
-        pushed.push(push);
-        if pushed.len() > 2 {
-            pushed.remove(0);
+        if self.kept + (self.stack.len() + self.marks.len()) * size_of::<Value>() > MAX_KEPT {
+            return Err(broken("it holds too many objects").into());
+        }
+        self.stack.push(value);
+        Ok(true)
+    }
+
+    /// Counts objects that are kept, and refuses too many.
+    fn keep(&mut self, objects: usize) -> io::Result<()> {
+        self.kept = self.kept.saturating_add(objects.saturating_mul(COST));
+        match self.kept > MAX_KEPT {
+            true => Err(broken("it holds too many objects")),
+            false => Ok(()),
         }
     }
-}
 
-/// The longest string looked at, in bytes: names of modules and functions are short.
-const MAX_NAME: u64 = 1 << 16;
-
-fn bytes<const N: usize>(reader: &mut impl BufRead) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    reader.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn length<const N: usize>(reader: &mut impl BufRead) -> io::Result<u64> {
-    let mut length = [0; 8];
-    length[..N].copy_from_slice(&bytes::<N>(reader)?);
-    Ok(u64::from_le_bytes(length))
-}
-
-fn text<const N: usize>(reader: &mut impl BufRead) -> io::Result<String> {
-    let length = length::<N>(reader)?;
-    let mut text = Vec::new();
-    reader.take(length.min(MAX_NAME)).read_to_end(&mut text)?;
-    if (text.len() as u64) < length {
-        skip(reader, length - text.len() as u64)?;
+    fn pop(&mut self) -> io::Result<Value> {
+        let start = self.start_of(1)?;
+        self.stack.truncate(start + 1);
+        self.stack.pop().ok_or_else(|| broken("its stack is empty"))
     }
-    Ok(String::from_utf8_lossy(&text).into_owned())
+
+    fn top(&self) -> io::Result<&Value> {
+        self.start_of(1)?;
+        self.stack
+            .last()
+            .ok_or_else(|| broken("its stack is empty"))
+    }
+
+    /// Where the last `count` values begin, which must be of the current group.
+    fn start_of(&self, count: usize) -> io::Result<usize> {
+        let bottom = self.marks.last().copied().unwrap_or(0);
+        self.stack
+            .len()
+            .checked_sub(count)
+            .filter(|&start| start >= bottom)
+            .ok_or_else(|| broken("its stack is empty"))
+    }
+
+    /// The values since the last mark.
+    fn group(&mut self) -> io::Result<Vec<Value>> {
+        let mark = self
+            .marks
+            .pop()
+            .ok_or_else(|| broken("a mark is missing"))?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn tuple(&mut self, items: Vec<Value>) -> io::Result<Value> {
+        if items.len() > MAX_LIST {
+            return Ok(other("tuple"));
+        }
+        self.keep(1 + items.len())?;
+        let depths = items.iter().map(|item| match item {
+            Value::Tuple(tuple) => tuple.depth,
+            _ => 0,
+        });
+        let depth = 1 + depths.max().unwrap_or(0);
+        Ok(match depth > MAX_DEPTH {
+            true => other("tuple"),
+            false => Value::Tuple(Rc::new(Tuple { items, depth })),
+        })
+    }
+
+    fn list(&mut self, mut items: Vec<Value>) -> io::Result<Value> {
+        items.truncate(MAX_LIST);
+        self.keep(1 + items.len())?;
+        self.pickle.lists.push(items);
+        Ok(Value::List(self.pickle.lists.len() - 1))
+    }
+
+    fn dict(&mut self) -> io::Result<Value> {
+        self.keep(1)?;
+        self.pickle.dicts.push(Vec::new());
+        Ok(Value::Dict(self.pickle.dicts.len() - 1))
+    }
+
+    fn append(&mut self, items: Vec<Value>) -> io::Result<()> {
+        if let &Value::List(list) = self.top()? {
+            let room = MAX_LIST.saturating_sub(self.pickle.lists[list].len());
+            let kept = room.min(items.len());
+            self.keep(kept)?;
+            self.pickle.lists[list].extend(items.into_iter().take(kept));
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, target: &Value, items: Vec<Value>) -> io::Result<()> {
+        if let Value::Dict(dict) = *target {
+            self.keep(items.len())?;
+            let mut items = items.into_iter();
+            while let (Some(key), Some(value)) = (items.next(), items.next()) {
+                self.pickle.dicts[dict].push((key, value));
+            }
+        }
+        Ok(())
+    }
+
+    fn global(&mut self, module: String, name: String) -> Result<Value, PickleError> {
+        if runs_code(&module, &name) {
+            return Err(PickleError::RunsCode(display_name(&module, &name)));
+        }
+        Ok(Value::Global(Rc::new(Global { module, name })))
+    }
+
+    /// What a call would give, if that is known without making it.
+    fn call(&mut self, callee: &Value, arguments: &Value) -> io::Result<Value> {
+        let Value::Global(global) = callee else {
+            return Ok(other("result of a call"));
+        };
+        let Value::Tuple(tuple) = arguments else {
+            return Ok(Value::Other(global.full_name().into()));
+        };
+        let found = match (
+            global.module.as_str(),
+            global.name.as_str(),
+            &tuple.items[..],
+        ) {
+            ("torch._utils", name, items) => rebuilt(name, items),
+            // A tensor with attributes, or of a class of its own.
+            ("torch._tensor", "_rebuild_from_type_v2", [Value::Global(inner), _, args, ..]) => {
+                match args {
+                    Value::Tuple(args) if inner.module == "torch._utils" => {
+                        rebuilt(&inner.name, &args.items)
+                    }
+                    _ => None,
+                }
+            }
+            ("collections", "OrderedDict" | "Counter" | "defaultdict", items)
+            | ("builtins" | "__builtin__", "dict", items) => {
+                let dict = self.dict()?;
+                match items.last() {
+                    // As it was pickled, or as pairs, which Python 2 pickled.
+                    Some(&Value::Dict(from)) => {
+                        let entries = self.pickle.dicts[from].clone();
+                        self.keep(2 * entries.len())?;
+                        if let Value::Dict(to) = dict {
+                            self.pickle.dicts[to] = entries;
+                        }
+                    }
+                    Some(&Value::List(pairs)) => {
+                        let mut items = Vec::new();
+                        for pair in &self.pickle.lists[pairs] {
+                            match pair {
+                                Value::List(pair) => items.extend_from_slice(
+                                    self.pickle.lists[*pair].get(..2).unwrap_or(&[]),
+                                ),
+                                Value::Tuple(pair) => {
+                                    items.extend_from_slice(pair.items.get(..2).unwrap_or(&[]));
+                                }
+                                _ => {}
+                            }
+                        }
+                        self.set_items(&dict, items)?;
+                    }
+                    _ => {}
+                }
+                Some(dict)
+            }
+            _ => None,
+        };
+        Ok(found.unwrap_or_else(|| Value::Other(global.full_name().into())))
+    }
+
+    /// The storage of a persistent id: `("storage", class, key, location, elements)`.
+    fn storage(&mut self, id: &Value) -> Value {
+        let unknown = other("persistent object");
+        let Value::Tuple(id) = id else {
+            return unknown;
+        };
+        let [
+            _,
+            Value::Global(class),
+            key,
+            _,
+            Value::Int(elements),
+            view @ ..,
+        ] = &id.items[..]
+        else {
+            return unknown;
+        };
+        let key: Rc<str> = match key {
+            Value::Str(key) => key.clone(),
+            Value::Int(key) => key.to_string().into(),
+            _ => return unknown,
+        };
+        // PyTorch before 0.4 let a storage be a part of another.
+        let start = match view {
+            [Value::Tuple(view)] => match view.items[..] {
+                [_, Value::Int(start), _] => start,
+                _ => 0,
+            },
+            _ => 0,
+        };
+        let (Ok(elements), Ok(start)) = ((*elements).try_into(), start.try_into()) else {
+            return unknown;
+        };
+        let storage = Rc::new(Storage {
+            key: key.clone(),
+            class: class.name.clone(),
+            start,
+            elements,
+        });
+        self.pickle.storages.insert(key, storage.clone());
+        Value::Storage(storage)
+    }
+
+    fn bytes<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.input.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn unsigned<const N: usize>(&mut self) -> io::Result<u64> {
+        let mut number = [0; 8];
+        number[..N].copy_from_slice(&self.bytes::<N>()?);
+        Ok(u64::from_le_bytes(number))
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.input).take(MAX_STRING);
+        limited.read_until(b'\n', &mut line)?;
+        if line.pop() != Some(b'\n') {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        Ok(String::from_utf8_lossy(&line).into_owned())
+    }
+
+    fn skip(&mut self, count: u64) -> Result<(), PickleError> {
+        if io::copy(&mut (&mut self.input).take(count), &mut io::sink())? < count {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        Ok(())
+    }
+
+    /// A string with its length before it.
+    fn text<const N: usize>(&mut self) -> Result<Value, PickleError> {
+        let length = self.unsigned::<N>()?;
+        if length > MAX_STRING {
+            self.skip(length)?;
+            return Ok(other("long string"));
+        }
+        let mut text = vec![0; length as usize];
+        self.input.read_exact(&mut text)?;
+        Ok(Value::Str(String::from_utf8_lossy(&text).into()))
+    }
+
+    fn skip_bytes<const N: usize>(&mut self) -> Result<Value, PickleError> {
+        let length = self.unsigned::<N>()?;
+        self.skip(length)?;
+        Ok(other("bytes"))
+    }
+
+    /// An integer of any length, in two's complement.
+    fn long<const N: usize>(&mut self) -> Result<Value, PickleError> {
+        let length = self.unsigned::<N>()?;
+        if length > 8 {
+            self.skip(length)?;
+            return Ok(other("long integer"));
+        }
+        let mut bytes = [0; 8];
+        let (number, rest) = bytes.split_at_mut(length as usize);
+        self.input.read_exact(number)?;
+        if number.last().is_some_and(|byte| byte & 0x80 != 0) {
+            rest.fill(0xff);
+        }
+        Ok(Value::Int(i64::from_le_bytes(bytes)))
+    }
 }
 
-fn line(reader: &mut impl BufRead) -> io::Result<String> {
-    let mut line = Vec::new();
-    reader.take(MAX_NAME).read_until(b'\n', &mut line)?;
-    if line.pop() != Some(b'\n') {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+fn other(name: &str) -> Value {
+    Value::Other(name.into())
+}
+
+fn number(text: &str) -> Value {
+    match text.trim().parse() {
+        Ok(number) => Value::Int(number),
+        Err(_) => other("long integer"),
     }
-    if line.last() == Some(&b'\r') {
-        line.pop();
-    }
-    Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
 fn parse(text: &str) -> io::Result<u32> {
     text.parse()
-        .map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))
+        .map_err(|_| broken("a memo's number is not a number"))
 }
 
-fn skip(reader: &mut impl BufRead, count: u64) -> io::Result<()> {
-    if io::copy(&mut reader.take(count), &mut io::sink())? < count {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(())
-}
-
-fn skip_counted<const N: usize>(reader: &mut impl BufRead) -> io::Result<()> {
-    let count = length::<N>(reader)?;
-    skip(reader, count)
+/// A tensor from the arguments of a function of `torch._utils`, if the function is one that makes plain
+/// tensors.
+fn rebuilt(function: &str, arguments: &[Value]) -> Option<Value> {
+    let (storage, offset, shape, strides, dtype) = match (function, arguments) {
+        ("_rebuild_tensor" | "_rebuild_tensor_v2", [storage, offset, shape, strides, ..]) => {
+            (storage, offset, shape, strides, None)
+        }
+        // Storages of bytes; the element type comes after the hooks.
+        ("_rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, ..]) => {
+            let Value::Global(dtype) = dtype else {
+                return None;
+            };
+            (storage, offset, shape, strides, Some(dtype.full_name()))
+        }
+        ("_rebuild_parameter" | "_rebuild_parameter_with_state", [data, ..]) => {
+            return matches!(data, Value::Tensor(_)).then(|| data.clone());
+        }
+        _ => return None,
+    };
+    let (Value::Storage(storage), &Value::Int(offset)) = (storage, offset) else {
+        return None;
+    };
+    let lengths = |value: &Value| -> Option<Vec<usize>> {
+        let Value::Tuple(tuple) = value else {
+            return None;
+        };
+        let lengths = tuple.items.iter().map(|item| match item {
+            Value::Int(length) => usize::try_from(*length).ok(),
+            _ => None,
+        });
+        lengths.collect()
+    };
+    let (shape, strides) = (lengths(shape)?, lengths(strides)?);
+    (shape.len() == strides.len()).then_some(())?;
+    Some(Value::Tensor(Rc::new(TensorInfo {
+        offset: storage.start.checked_add(usize::try_from(offset).ok()?)?,
+        storage: storage.clone(),
+        dtype,
+        shape,
+        strides,
+    })))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn scan_bytes(bytes: &[u8]) -> Option<String> {
-        scan(&mut &bytes[..]).unwrap()
+    #[track_caller]
+    fn refused(bytes: &[u8]) -> String {
+        match read(&mut &bytes[..]) {
+            Err(PickleError::RunsCode(name)) => name,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn kind(bytes: &[u8]) -> io::ErrorKind {
+        match read(&mut &bytes[..]) {
+            Err(PickleError::Io(error)) => error.kind(),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -363,37 +738,89 @@ mod tests {
         let protocol_4 = b"\x80\x04\x95\x1f\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06\
             system\x94\x93\x94\x8c\x04true\x94\x85\x94R\x94.";
         for pickle in [&protocol_0[..], protocol_2, protocol_4] {
-            assert_eq!(scan_bytes(pickle).as_deref(), Some("os.system"));
+            assert_eq!(refused(pickle), "os.system");
         }
     }
 
     #[test]
     fn a_call_whose_result_is_dropped_is_found() {
         let pickle = b"\x80\x02cbuiltins\nexec\nX\x04\x00\x00\x00pass\x85R0}.";
-        assert_eq!(scan_bytes(pickle).as_deref(), Some("builtins.exec"));
+        assert_eq!(refused(pickle), "builtins.exec");
     }
 
     #[test]
-    fn a_name_from_the_memo_is_found_and_a_hidden_one_refused() {
+    fn names_from_the_memo_and_hidden_ones_are_found() {
         let memo = b"\x8c\x02os\x940\x8c\x06system\x940h\x00h\x01\x93.";
-        assert_eq!(scan_bytes(memo).as_deref(), Some("os.system"));
-        // The strings are not the last two values when the opcode runs.
-        let hidden = b"\x8c\x02os\x8c\x06system\x8c\x01x0\x93.";
-        assert!(scan_bytes(hidden).unwrap().contains("hidden"));
+        assert_eq!(refused(memo), "os.system");
+        // Another value was pushed between, and taken off again.
+        let between = b"\x8c\x02os\x8c\x06system\x8c\x01x0\x93.";
+        assert_eq!(refused(between), "os.system");
+        // A name that is the result of a call is not known.
+        let computed = b"\x8c\x02oscmy\nname\n)R\x93.";
+        assert!(refused(computed).contains("hidden"));
     }
 
     #[test]
     fn what_checkpoints_name_is_allowed() {
         let pickle = b"\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01\
             ctorch._utils\n_rebuild_tensor_v2\nclightning.callbacks\nModelCheckpoint\n)\x81.";
-        assert_eq!(scan_bytes(pickle), None);
+        assert!(
+            matches!(read(&mut &pickle[..]).unwrap().root, Value::Other(name) if &*name == "lightning.callbacks.ModelCheckpoint")
+        );
     }
 
     #[test]
     fn truncated_and_foreign_bytes_are_errors() {
-        let eof = |bytes: &[u8]| scan(&mut &bytes[..]).unwrap_err().kind();
-        assert_eq!(eof(b"\x80\x02ccoll"), io::ErrorKind::UnexpectedEof);
-        assert_eq!(eof(b"X\xff\xff\xff\xffab"), io::ErrorKind::UnexpectedEof);
-        assert_eq!(eof(b"\xff"), io::ErrorKind::InvalidData);
+        use io::ErrorKind::{InvalidData, UnexpectedEof};
+        assert_eq!(kind(b"\x80\x02ccoll"), UnexpectedEof);
+        assert_eq!(kind(b"X\xff\xff\xff\xffab"), UnexpectedEof);
+        assert_eq!(kind(b"\xff"), InvalidData);
+        // Lengths and marks that are not there.
+        for bytes in [
+            &b"\x8b\xff\xff\xff\xff"[..],
+            b"\x8e\xff\xff\xff\xff\xff\xff\xff\xff",
+        ] {
+            assert_eq!(kind(bytes), UnexpectedEof);
+        }
+        for bytes in [
+            &b"."[..],
+            b"R.",
+            b"t.",
+            b"(R.",
+            b"N\x86.",
+            b"h\x00.",
+            b"u.",
+            b"}b.",
+            b"(o.",
+        ] {
+            assert_eq!(kind(bytes), InvalidData, "{bytes:?}");
+        }
+    }
+
+    /// Tuples in tuples, a million deep, and dictionaries within each other.
+    #[test]
+    fn depth_is_limited() {
+        let mut deep = b")".to_vec();
+        deep.extend(std::iter::repeat_n(0x85, 1 << 20));
+        deep.push(b'.');
+        read(&mut &deep[..]).unwrap();
+        let mut dicts = Vec::new();
+        for _ in 0..1 << 20 {
+            dicts.extend(b"}N");
+        }
+        dicts.push(b'N');
+        dicts.extend(std::iter::repeat_n(b's', 1 << 20));
+        dicts.push(b'.');
+        assert_eq!(read(&mut &dicts[..]).unwrap().dicts.len(), 1 << 20);
+    }
+
+    /// A byte of input is not to become a hundred of memory for long.
+    #[test]
+    fn memory_is_limited() {
+        let many = vec![b'N'; 64 << 20];
+        assert_eq!(kind(&many), io::ErrorKind::InvalidData);
+        let mut memo = b"N".to_vec();
+        memo.resize(16 << 20, 0x94);
+        assert_eq!(kind(&memo), io::ErrorKind::InvalidData);
     }
 }

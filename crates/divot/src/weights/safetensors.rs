@@ -30,6 +30,8 @@ pub(super) struct SafetensorsFile {
     pub file: Mutex<File>,
     pub metadata: BTreeMap<String, String>,
     pub tensors: BTreeMap<String, Entry>,
+    /// Tensors of element types that Burn does not have, and what they are.
+    pub unreadable: BTreeMap<String, String>,
 }
 
 /// One tensor of a [`SafetensorsFile`].
@@ -91,28 +93,23 @@ impl SafetensorsFile {
             )));
         }
 
-        let tensors = header
-            .tensors()
-            .into_iter()
-            .map(|(name, info)| {
-                let dtype = dtype_from_safetensors(info.dtype).ok_or_else(|| {
-                    WeightsError::tensor(
-                        &name,
-                        format!("has the unsupported element type {}", info.dtype),
-                        "convert it to f32, f16 or bf16",
-                    )
-                    .in_file(path)
-                })?;
-                let (start, end) = info.data_offsets;
-                let entry = Entry {
-                    dtype,
-                    shape: info.shape.clone(),
-                    offset: 8 + header_len + start as u64,
-                    len: end - start,
-                };
-                Ok((name, entry))
-            })
-            .collect::<Result<_, WeightsError>>()?;
+        let mut tensors = BTreeMap::new();
+        let mut unreadable = BTreeMap::new();
+        for (name, info) in header.tensors() {
+            let Some(dtype) = dtype_from_safetensors(info.dtype) else {
+                let what = format!("a tensor of the element type {}", info.dtype);
+                unreadable.insert(name, what);
+                continue;
+            };
+            let (start, end) = info.data_offsets;
+            let entry = Entry {
+                dtype,
+                shape: info.shape.clone(),
+                offset: 8 + header_len + start as u64,
+                len: end - start,
+            };
+            tensors.insert(name, entry);
+        }
         let metadata = header.metadata().clone().unwrap_or_default();
 
         Ok(Self {
@@ -120,6 +117,7 @@ impl SafetensorsFile {
             file: Mutex::new(file),
             metadata: metadata.into_iter().collect(),
             tensors,
+            unreadable,
         })
     }
 
@@ -284,6 +282,15 @@ impl SafetensorsWriter {
             .map_err(|err| WeightsError::writing(&self.path, err))?;
         self.written += 1;
         Ok(())
+    }
+
+    /// Bytes of the tensors that were written, and of all that were announced.
+    pub fn bytes(&self) -> (u64, u64) {
+        let bytes = |specs: &[TensorSpec]| {
+            let bytes = specs.iter().filter_map(TensorSpec::byte_len);
+            bytes.map(|bytes| bytes as u64).sum()
+        };
+        (bytes(&self.specs[..self.written]), bytes(&self.specs))
     }
 
     /// Flushes everything to the disk and gives the file its name.

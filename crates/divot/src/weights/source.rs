@@ -1,28 +1,14 @@
 //! Released checkpoints, read one tensor at a time.
 
+use super::pytorch::{self, PytorchTensor};
 use super::safetensors::{Entry, SafetensorsFile, is_safetensors};
-use super::{DAMAGED, WeightsError, count, one_line, pickle, some_names};
-use burn::tensor::{BoolStore, Bytes, DType, TensorData};
-use pytorch_reader::{PickleValue, PytorchError, PytorchReader};
+use super::{DAMAGED, WeightsError, count, one_line, some_names};
+use burn::tensor::{Bytes, DType, TensorData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Entries of a training checkpoint that may hold the weights, the likeliest first.
-const WRAPPERS: [&str; 10] = [
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "module",
-    "network",
-    "net",
-    "weights",
-    "params",
-    "model_ema",
-    "ema",
-];
 
 /// Prefixes that a wrapper around the network leaves on every name: Lightning, DeepSpeed,
 /// `DistributedDataParallel`, `torch.compile`.
@@ -64,6 +50,7 @@ const NOT_WEIGHTS: [&str; 6] = [
 pub struct Source {
     path: PathBuf,
     tensors: Vec<SourceTensor>,
+    unreadable: BTreeMap<String, String>,
     prefix: String,
 }
 
@@ -83,7 +70,7 @@ pub struct SourceTensor {
 
 #[derive(Debug, Clone)]
 enum TensorSource {
-    Pytorch(pytorch_reader::Tensor),
+    Pytorch(PytorchTensor),
     Safetensors(Arc<SafetensorsFile>, Entry),
 }
 
@@ -128,21 +115,34 @@ impl Source {
     /// there; a tensor in two shards.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let info = fs::metadata(path).map_err(|err| WeightsError::reading(path, err))?;
-        let tensors = if info.is_dir() {
+        let found = if info.is_dir() {
             open_folder(path)?
         } else if path.extension().is_some_and(|ext| ext == "json") {
             open_index(path)?
         } else {
             open_file(path)?
         };
+        let Found {
+            tensors,
+            unreadable,
+        } = found;
         if tensors.is_empty() {
-            let remedy = "point at the file with the weights";
-            return Err(WeightsError::file(path, "holds no tensors", remedy));
+            return Err(match unreadable.first_key_value() {
+                None => {
+                    let remedy = "point at the file with the weights";
+                    WeightsError::file(path, "holds no tensors", remedy)
+                }
+                Some((name, what)) => {
+                    let problem = format!("holds no tensors, and `{name}` is {what}");
+                    WeightsError::file(path, problem, pytorch::STATE_DICT)
+                }
+            });
         }
         let (tensors, prefix) = strip_prefixes(tensors);
         Ok(Self {
             path: path.to_path_buf(),
             tensors: tensors.into_values().collect(),
+            unreadable,
             prefix,
         })
     }
@@ -165,6 +165,16 @@ impl Source {
             .map(|i| &self.tensors[i])
     }
 
+    /// What `name` is instead of a tensor that can be read: a sparse or quantised tensor, one of an
+    /// element type that Burn does not have, an object. `None` if there is nothing of that name, or a
+    /// tensor.
+    ///
+    /// Such entries stop nobody who does not need them.
+    pub fn unreadable(&self, name: &str) -> Option<&str> {
+        let what = self.unreadable.get(&format!("{}{name}", self.prefix));
+        what.map(String::as_str)
+    }
+
     /// What was taken off the front of every name, such as `module.`; empty when nothing was.
     pub fn stripped_prefix(&self) -> &str {
         &self.prefix
@@ -172,6 +182,14 @@ impl Source {
 }
 
 type Tensors = BTreeMap<String, SourceTensor>;
+
+/// What one or several files hold.
+#[derive(Default)]
+struct Found {
+    tensors: Tensors,
+    /// Names of what is not a tensor that can be read, and what it is.
+    unreadable: BTreeMap<String, String>,
+}
 
 /// Takes the [`PREFIXES`] off that every tensor shares, until none is left.
 fn strip_prefixes(mut tensors: Tensors) -> (Tensors, String) {
@@ -194,7 +212,7 @@ fn strip_prefixes(mut tensors: Tensors) -> (Tensors, String) {
     (tensors, stripped)
 }
 
-fn open_folder(path: &Path) -> Result<Tensors, WeightsError> {
+fn open_folder(path: &Path) -> Result<Found, WeightsError> {
     let reading = |err| WeightsError::reading(path, err);
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(reading)? {
@@ -215,8 +233,7 @@ fn open_folder(path: &Path) -> Result<Tensors, WeightsError> {
 
     let files = names.iter().map(String::as_str).filter(|name| {
         let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
-        matches!(extension, "safetensors" | "bin" | "pt" | "pth" | "ckpt")
-            && !NOT_WEIGHTS.iter().any(|other| stem.starts_with(other))
+        EXTENSIONS.contains(&extension) && !NOT_WEIGHTS.iter().any(|other| stem.starts_with(other))
     });
     let files = prefer_safetensors(files.collect());
     match files[..] {
@@ -228,6 +245,19 @@ fn open_folder(path: &Path) -> Result<Tensors, WeightsError> {
         [file] if Shard::parse(file).is_none() => open_file(&path.join(file)),
         _ => open_shards(path, &files),
     }
+}
+
+/// Extensions of files that hold weights.
+const EXTENSIONS: [&str; 5] = ["safetensors", "bin", "pt", "pth", "ckpt"];
+
+/// Whether a folder looks as if it held a checkpoint, complete or not.
+pub(crate) fn holds_weights(folder: &Path) -> bool {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| {
+        let extension = path.extension().unwrap_or_default();
+        EXTENSIONS.iter().any(|known| extension == *known)
+            || path.to_string_lossy().ends_with(".index.json")
+    })
 }
 
 /// Publishers often offer the same weights in both formats: safetensors is taken then.
@@ -273,7 +303,7 @@ impl<'a> Shard<'a> {
 }
 
 /// Opens the files of one folder as the shards of one checkpoint, which needs them all.
-fn open_shards(folder: &Path, files: &[&str]) -> Result<Tensors, WeightsError> {
+fn open_shards(folder: &Path, files: &[&str]) -> Result<Found, WeightsError> {
     let shards: Option<Vec<_>> = files.iter().map(|name| Shard::parse(name)).collect();
     match shards.as_deref() {
         Some([first, rest @ ..]) => {
@@ -319,16 +349,18 @@ fn missing_shard(shard: &Path, named_by: &Path) -> WeightsError {
 }
 
 /// Opens every file and puts their tensors together.
-fn merge(paths: &[PathBuf]) -> Result<Tensors, WeightsError> {
-    let mut all = Tensors::new();
+fn merge(paths: &[PathBuf]) -> Result<Found, WeightsError> {
+    let mut all = Found::default();
     for path in paths {
-        for (name, tensor) in open_file(path)? {
-            if let Some(first) = all.get(&name) {
+        let found = open_file(path)?;
+        all.unreadable.extend(found.unreadable);
+        for (name, tensor) in found.tensors {
+            if let Some(first) = all.tensors.get(&name) {
                 let problem = format!("is also in {}", one_line(first.file.display()));
                 let remedy = "keep the shards of one checkpoint only in a folder";
                 return Err(WeightsError::tensor(&name, problem, remedy).in_file(path));
             }
-            all.insert(name, tensor);
+            all.tensors.insert(name, tensor);
         }
     }
     Ok(all)
@@ -341,7 +373,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-fn open_index(path: &Path) -> Result<Tensors, WeightsError> {
+fn open_index(path: &Path) -> Result<Found, WeightsError> {
     let text = fs::read(path).map_err(|err| WeightsError::reading(path, err))?;
     let index: Index = serde_json::from_slice(&text).map_err(|err| {
         let problem = format!("not the index of a sharded checkpoint ({err})");
@@ -368,14 +400,14 @@ fn open_index(path: &Path) -> Result<Tensors, WeightsError> {
         paths.push(shard);
     }
 
-    let tensors = merge(&paths)?;
+    let found = merge(&paths)?;
     let absent: Vec<_> = index
         .weight_map
         .into_iter()
         .filter(|(name, shard)| {
-            tensors
-                .get(name)
-                .is_none_or(|tensor| tensor.file != folder.join(shard))
+            let tensor = found.tensors.get(name);
+            !found.unreadable.contains_key(name)
+                && tensor.is_none_or(|tensor| tensor.file != folder.join(shard))
         })
         .map(|(name, _)| name)
         .collect();
@@ -387,10 +419,10 @@ fn open_index(path: &Path) -> Result<Tensors, WeightsError> {
         );
         return Err(WeightsError::file(path, problem, DAMAGED));
     }
-    Ok(tensors)
+    Ok(found)
 }
 
-fn open_file(path: &Path) -> Result<Tensors, WeightsError> {
+fn open_file(path: &Path) -> Result<Found, WeightsError> {
     let mut start = Vec::new();
     File::open(path)
         .and_then(|file| file.take(64).read_to_end(&mut start))
@@ -419,7 +451,7 @@ fn open_file(path: &Path) -> Result<Tensors, WeightsError> {
     }
 }
 
-fn open_safetensors(path: &Path) -> Result<Tensors, WeightsError> {
+fn open_safetensors(path: &Path) -> Result<Found, WeightsError> {
     let file = Arc::new(SafetensorsFile::open(path)?);
     let tensor = |(name, entry): (&String, &Entry)| {
         let tensor = SourceTensor {
@@ -431,85 +463,26 @@ fn open_safetensors(path: &Path) -> Result<Tensors, WeightsError> {
         };
         (name.clone(), tensor)
     };
-    Ok(file.tensors.iter().map(tensor).collect())
+    Ok(Found {
+        tensors: file.tensors.iter().map(tensor).collect(),
+        unreadable: file.unreadable.clone(),
+    })
 }
 
-fn open_pytorch(path: &Path) -> Result<Tensors, WeightsError> {
-    pickle::refuse_code(path)?;
-
-    // The reader flattens dictionaries, and `model.weight` may then be a tensor of that name or one
-    // called `weight` inside `model`. Only the tree itself tells, so it is looked at first.
-    let invalid = |err| pytorch_error(path, err);
-    let reader = match PytorchReader::read_pickle_data(path, None).map_err(invalid)? {
-        PickleValue::Dict(entries) => {
-            let wrapper = WRAPPERS.into_iter().find(|key| {
-                matches!(entries.get(*key), Some(value @ PickleValue::Dict(_)) if holds_tensors(value))
-            });
-            match wrapper {
-                Some(key) => PytorchReader::with_top_level_key(path, key),
-                None => PytorchReader::new(path),
-            }
-            .map_err(invalid)?
-        }
-        other => {
-            let found = match other {
-                PickleValue::Unsupported(name) => format!("a Python object ({name})"),
-                PickleValue::List(_) => "a list".to_string(),
-                _ => "a single value".to_string(),
-            };
-            let problem = format!("holds {found} instead of a state dict");
-            let remedy = "save the model's state_dict() in PyTorch and use that";
-            return Err(WeightsError::file(path, problem, remedy));
-        }
-    };
-
-    let tensor = |(name, tensor): (String, pytorch_reader::Tensor)| {
-        let source = SourceTensor {
+fn open_pytorch(path: &Path) -> Result<Found, WeightsError> {
+    let contents = pytorch::open(path)?;
+    let tensor = |(name, data): (String, PytorchTensor)| {
+        let tensor = SourceTensor {
             name: name.clone(),
-            shape: tensor.shape().to_vec(),
-            dtype: dtype_from_pytorch(tensor.dtype()),
+            shape: data.shape.clone(),
+            dtype: data.dtype,
             file: path.to_path_buf(),
-            data: TensorSource::Pytorch(tensor),
+            data: TensorSource::Pytorch(data),
         };
-        (name, source)
+        (name, tensor)
     };
-    Ok(reader.into_tensors().into_iter().map(tensor).collect())
-}
-
-fn holds_tensors(value: &PickleValue) -> bool {
-    match value {
-        PickleValue::Dict(entries) => entries.values().any(holds_tensors),
-        PickleValue::Unsupported(name) => name == "torch.Tensor",
-        _ => false,
-    }
-}
-
-fn pytorch_error(path: &Path, err: PytorchError) -> WeightsError {
-    match err {
-        PytorchError::Io(err) if err.raw_os_error().is_some() => WeightsError::reading(path, err),
-        err => {
-            let problem = format!("not a PyTorch checkpoint that can be read ({err})");
-            let remedy = "download it again, or save the model's state_dict() alone in PyTorch";
-            WeightsError::file(path, problem, remedy)
-        }
-    }
-}
-
-fn dtype_from_pytorch(dtype: pytorch_reader::DType) -> DType {
-    use pytorch_reader::DType as Torch;
-    match dtype {
-        Torch::F64 => DType::F64,
-        Torch::F32 => DType::F32,
-        Torch::F16 => DType::F16,
-        Torch::BF16 => DType::BF16,
-        Torch::I64 => DType::I64,
-        Torch::I32 => DType::I32,
-        Torch::I16 => DType::I16,
-        Torch::I8 => DType::I8,
-        Torch::U64 => DType::U64,
-        Torch::U32 => DType::U32,
-        Torch::U16 => DType::U16,
-        Torch::U8 => DType::U8,
-        Torch::Bool => DType::Bool(BoolStore::Native),
-    }
+    Ok(Found {
+        tensors: contents.tensors.into_iter().map(tensor).collect(),
+        unreadable: contents.unreadable,
+    })
 }

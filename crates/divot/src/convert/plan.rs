@@ -1,29 +1,29 @@
-//! How a parameter of ours is made of released tensors.
+//! How a parameter of ours is made from released tensors.
 
 use burn::tensor::{DType, TensorData};
 use divot_nn::Noise;
 
 use crate::weights::{ParamSpec, SourceTensor, WeightsError, convert_tensor};
 
-/// A parameter of ours and what it is made of.
-pub(super) struct Plan<'a> {
+/// A parameter of ours and what it is made from.
+pub(super) struct TensorPlan<'a> {
     /// Its name in our file.
     pub name: String,
-    /// Its form; the path is the released name, which is what messages speak of.
+    /// Its container and shape. The path is the released name, for messages.
     pub spec: ParamSpec,
-    /// What it is made of.
-    pub recipe: Recipe<'a>,
+    /// What it is made from.
+    pub origin: Origin<'a>,
 }
 
-/// What a parameter is made of.
-pub(super) enum Recipe<'a> {
+/// What a parameter is made from.
+pub(super) enum Origin<'a> {
     /// A released tensor.
     Copy(&'a SourceTensor),
-    /// As much of its second axis as there is room for.
+    /// A released tensor whose second axis is cut to the parameter's length.
     Narrow(&'a SourceTensor),
-    /// Nothing released: zeros, which have no effect.
+    /// Zeros, which have no effect: nothing was released for it.
     Zeros,
-    /// Nothing released: as a new layer starts, uniform within the bound.
+    /// The values of a new layer, uniform within the bound: nothing was released for it.
     Fresh { bound: f64, seed: u64 },
     /// A matrix with LoRA's product folded in: W + scale · B A.
     Merged {
@@ -40,8 +40,8 @@ pub(super) enum Recipe<'a> {
     },
 }
 
-impl<'a> Recipe<'a> {
-    /// The released tensors that go into it.
+impl<'a> Origin<'a> {
+    /// The released tensors that it is made from.
     pub fn sources(&self) -> Vec<&'a SourceTensor> {
         match *self {
             Self::Copy(source) | Self::Narrow(source) | Self::Grown { table: source, .. } => {
@@ -52,45 +52,45 @@ impl<'a> Recipe<'a> {
         }
     }
 
-    /// Whether nothing released goes into it.
+    /// Whether it is made from no released tensor.
     pub fn is_new(&self) -> bool {
         self.sources().is_empty()
     }
 }
 
-impl Plan<'_> {
+impl TensorPlan<'_> {
     /// Makes the parameter, in elements of `dtype`.
     pub fn read(&self, dtype: DType) -> Result<TensorData, WeightsError> {
         let shape = &self.spec.shape;
-        let data = match &self.recipe {
-            Recipe::Copy(source) => source.read()?,
-            Recipe::Narrow(source) => narrow_second_axis(source.read()?, shape[1]),
+        let data = match &self.origin {
+            Origin::Copy(source) => source.read()?,
+            Origin::Narrow(source) => narrow_second_axis(source.read()?, shape[1]),
             // New parameters are made in our own layout.
-            Recipe::Zeros => {
+            Origin::Zeros => {
                 let zeros = vec![0f32; shape.iter().product()];
                 return self.cast(TensorData::new(zeros, shape.clone()), dtype);
             }
-            Recipe::Fresh { bound, seed } => {
+            Origin::Fresh { bound, seed } => {
                 let mut noise = Noise::new(*seed);
                 let values: Vec<f32> = (0..shape.iter().product::<usize>())
                     .map(|_| ((2.0 * noise.uniform() - 1.0) * bound) as f32)
                     .collect();
                 return self.cast(TensorData::new(values, shape.clone()), dtype);
             }
-            Recipe::Merged { base, a, b, scale } => merge(base, a, b, *scale)?,
-            Recipe::Grown {
+            Origin::Merged { base, a, b, scale } => merge(base, a, b, *scale)?,
+            Origin::Grown {
                 table,
                 rows,
                 factor,
             } => grow(table.read()?, *rows, *factor),
         };
-        convert_tensor(data, &self.spec, dtype).map_err(|error| match self.recipe.sources()[..] {
+        convert_tensor(data, &self.spec, dtype).map_err(|error| match self.origin.sources()[..] {
             [source, ..] => error.in_file(&source.file),
             [] => error,
         })
     }
 
-    /// Casts what has our layout already.
+    /// Casts values that have our layout already.
     fn cast(&self, data: TensorData, dtype: DType) -> Result<TensorData, WeightsError> {
         let spec = ParamSpec {
             container: String::new(),

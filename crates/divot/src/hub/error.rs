@@ -1,0 +1,196 @@
+//! Why a download failed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::ENDPOINT;
+
+/// Why a download failed; each message is one line that names the file and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// There is no place for a cache.
+    #[error("the home folder is not known; set HF_HOME to the folder that downloads are to go to")]
+    NoHome,
+    /// The hub's address is none.
+    #[error(
+        "{endpoint:?} is not a web address; set HF_ENDPOINT to one such as {ENDPOINT}, or unset it"
+    )]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
+    },
+    /// The token has spaces or other characters that no token has.
+    #[error("the token holds characters that no token has; set HF_TOKEN to one from your account")]
+    Token,
+    /// The hub knows no such repository, or does not show it.
+    #[error(
+        "{repository}: there is no such repository at {endpoint}; check HF_ENDPOINT, and set HF_TOKEN if it is private"
+    )]
+    NoRepository {
+        /// Its name.
+        repository: String,
+        /// The hub's address.
+        endpoint: String,
+    },
+    /// A repository lacks a file.
+    #[error(
+        "{repository}: has no {file}; check HF_ENDPOINT, or download what else is wanted without it"
+    )]
+    NoFile {
+        /// The repository's name.
+        repository: String,
+        /// The file's name, perhaps with a `*` for anything.
+        file: String,
+    },
+    /// Not everyone may read it.
+    #[error(
+        "{repository}: access refused (HTTP {status}); ask for access at {endpoint}/{repository}, then set HF_TOKEN to a token of that account"
+    )]
+    Denied {
+        /// The repository's name.
+        repository: String,
+        /// The hub's address.
+        endpoint: String,
+        /// HTTP's status.
+        status: u16,
+    },
+    /// The hub answered with another error.
+    #[error("{file}: the hub failed (HTTP {status}); run again later, it goes on where it was")]
+    Status {
+        /// The repository and file.
+        file: String,
+        /// HTTP's status.
+        status: u16,
+    },
+    /// The hub's answer makes no sense.
+    #[error("{file}: the hub's answer {problem}; check that HF_ENDPOINT is a model hub")]
+    Answer {
+        /// The repository and file.
+        file: String,
+        /// What is wrong with it, to follow "answer".
+        problem: String,
+    },
+    /// The hub did not answer at all.
+    #[error(
+        "{endpoint} cannot be reached ({problem}); check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use what is in the cache"
+    )]
+    Unreachable {
+        /// The hub's address.
+        endpoint: String,
+        /// What was wrong.
+        problem: String,
+    },
+    /// The connection broke, again and again.
+    #[error("{file}: the connection broke ({problem}); run again, it goes on where it was")]
+    Interrupted {
+        /// The repository and file.
+        file: String,
+        /// What was wrong.
+        problem: String,
+    },
+    /// A file is not what the hub says it is. It was removed.
+    #[error(
+        "{file}: damaged ({size} bytes whose checksum is not {checksum}) and removed from the cache; run again to download it anew"
+    )]
+    Damaged {
+        /// The repository and file.
+        file: String,
+        /// Its size in bytes.
+        size: u64,
+        /// The checksum that it should have.
+        checksum: String,
+    },
+    /// Nothing may be asked of the network, and the cache lacks a file.
+    #[error(
+        "{file}: not in the cache {}; go online once to download it (unset HF_HUB_OFFLINE), or set HF_HOME to the cache that has it", .cache.display()
+    )]
+    Offline {
+        /// The repository, and the file where one is known.
+        file: String,
+        /// The cache.
+        cache: PathBuf,
+    },
+    /// The disk is full, or would be.
+    #[error("{}: no room for {file}{}; make room, or set HF_HOME to a folder on a larger disk, and run again", .folder.display(), room(*.needed, *.free))]
+    Full {
+        /// The repository and file, or what else is to be stored.
+        file: String,
+        /// The folder that it does not fit into.
+        folder: PathBuf,
+        /// Bytes to store, where it was known before.
+        needed: Option<u64>,
+        /// Bytes that are free, where it was known before.
+        free: Option<u64>,
+    },
+    /// Another file is where a downloaded one should be.
+    #[error(
+        "{}: is not the file that {repository} publishes; move it away and run again", .path.display()
+    )]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
+        /// The repository.
+        repository: String,
+    },
+    /// Another process is at it.
+    #[error("{file}: another program is downloading it; wait until it is done and run again")]
+    Busy {
+        /// The repository and file.
+        file: String,
+    },
+    /// The operating system refused to read or write a file.
+    #[error("{}: cannot {action}: {source}; choose a folder that you may write to (HF_HOME for the cache)", .path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done, to follow "cannot".
+        action: &'static str,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// The caller stopped the download. What has arrived is kept for the next time.
+    #[error("stopped; run again, it goes on where it was")]
+    Stopped,
+}
+
+impl HubError {
+    /// Whether trying again at once may help.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Interrupted { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..),
+            _ => false,
+        }
+    }
+
+    pub(super) fn io<'a>(
+        action: &'static str,
+        path: &'a Path,
+    ) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full {
+                file: path.file_name().unwrap_or_default().display().to_string(),
+                folder: path.parent().unwrap_or(path).to_path_buf(),
+                needed: None,
+                free: None,
+            },
+            _ => Self::Io {
+                path: path.to_path_buf(),
+                action,
+                source,
+            },
+        }
+    }
+}
+
+/// The numbers of [`HubError::Full`], as far as they are known.
+fn room(needed: Option<u64>, free: Option<u64>) -> String {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    match (needed, free) {
+        (Some(needed), Some(free)) => {
+            format!(" ({:.1} GiB, {:.1} GiB free)", gib(needed), gib(free))
+        }
+        _ => String::new(),
+    }
+}
