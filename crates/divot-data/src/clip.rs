@@ -353,7 +353,9 @@ fn values<'a>(frames: impl ExactSizeIterator<Item = &'a Frame>) -> (Vec<f32>, [u
 fn clip_indices(video: &Video, start: f64) -> Result<ClipIndices> {
     let info = video.info();
     if start > 0.0 && video.is_variable() {
-        reconstruct_indices_at(info.duration(), start, |at| video.frame_at(at))
+        // Gaps may make the frames last longer than their number and the mean rate say.
+        let last = video.time(info.frames - 1) + 1.0 / info.fps;
+        reconstruct_indices_at(info.duration().max(last), start, |at| video.frame_at(at))
     } else {
         reconstruct_indices_from(info.frames, info.fps, start)
     }

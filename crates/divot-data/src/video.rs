@@ -404,7 +404,7 @@ fn file(path: &Path, programs: &Programs) -> Result<Opened> {
         });
     }
     through_ffmpeg(path, programs, "unknown").map_err(|error| match error {
-        Error::NeedsFfmpeg { path, .. } => Error::UnknownFormat {
+        Error::NeedsFfmpeg { path, .. } | Error::Ffmpeg { path, .. } => Error::UnknownFormat {
             path,
             what: "its content is of no known format".into(),
         },

@@ -358,3 +358,46 @@ fn a_program_that_says_nothing_is_ended() {
     assert!(line(&path, &options).contains("no output for 0.3 s"));
     assert!(started.elapsed() < Duration::from_secs(30));
 }
+
+#[test]
+fn fewer_pictures_than_packets() {
+    let folder = TempDir::new().unwrap();
+    let (whole, path) = (folder.path().join("whole.mkv"), folder.path().join("a.mkv"));
+    let source = "testsrc2=size=160x96:rate=25:duration=6";
+    let run = |input: &[&str], file: &Path, output: &[&str], target: &Path| {
+        Command::new("ffmpeg")
+            .args(["-v", "error"])
+            .args(input)
+            .arg("-i")
+            .arg(file)
+            .args(output)
+            .arg(target)
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    let hevc = "-c:v libx265 -x265-params log-level=error:keyint=50";
+    let hevc: Vec<_> = hevc.split(' ').collect();
+    // From its 61st packet on, the stream is noise: 60 pictures of 150 are left.
+    let noise = ["-c", "copy", "-bsf:v", "noise=amount='if(gt(n,60),1,-1)'"];
+    if !run(&["-f", "lavfi"], Path::new(source), &hevc, &whole) || !run(&[], &whole, &noise, &path)
+    {
+        println!("skipped: there is no ffmpeg that makes such a file");
+        return;
+    }
+    let video = Video::open(&path).unwrap();
+    assert_eq!(video.info().frames, 150);
+    let mut counts = Vec::new();
+    let flow = reader().read_all(&video, 20, |number, count, _| {
+        counts.push((number, count));
+        ControlFlow::Continue(())
+    });
+    assert!(flow.unwrap().is_continue());
+    // Three clips by packets, and two by pictures.
+    let count = counts.last().unwrap().1;
+    assert_eq!(counts.last().unwrap().0 + 1, count, "{counts:?}");
+    assert!(count < 3, "{counts:?}");
+    assert!(matches!(
+        video.frames(&[149]).unwrap_err(),
+        Error::OutOfRange { frames: 50..70, .. }
+    ));
+}
