@@ -40,13 +40,9 @@ fn main() -> ExitCode {
         let config = arguments.text.generation(&arguments.seed)?;
 
         // The answer is printed as it comes.
-        pipeline.describe(
-            &video,
-            clips,
-            &arguments.question,
-            &config,
-            &mut |event| output.observe(event),
-        )?;
+        pipeline.describe(&video, clips, &arguments.question, &config, &mut |event| {
+            output.observe(event)
+        })?;
         output.line("")
     })
 }

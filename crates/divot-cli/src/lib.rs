@@ -22,7 +22,7 @@ pub use commands::convert;
 pub use interrupt::interrupted;
 
 use commands::{
-    completions, describe, detokenize, download, generate, info, reconstruct, story, tokenize,
+    completions, describe, detokenize, download, generate, info, reconstruct, tokenize,
 };
 use output::Output;
 
@@ -62,7 +62,7 @@ enum Command {
     Reconstruct(reconstruct::Arguments),
     Describe(describe::Arguments),
     Generate(generate::Arguments),
-    Story(story::Arguments),
+    Story(commands::story::Arguments),
     Tokenize(tokenize::Arguments),
     Detokenize(detokenize::Arguments),
     Download(download::Arguments),

@@ -149,8 +149,20 @@ impl Output {
         }
     }
 
+    /// Does something, and adds the seconds it takes to those of a stage.
+    pub fn timed<T>(
+        &mut self,
+        stage: &'static str,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let started = Instant::now();
+        let result = work(self)?;
+        self.count(stage, started.elapsed().as_secs_f64());
+        Ok(result)
+    }
+
     /// Adds seconds to those of a stage.
-    pub fn count(&mut self, stage: &'static str, seconds: f64) {
+    fn count(&mut self, stage: &'static str, seconds: f64) {
         match self.seconds.iter_mut().find(|(known, _)| *known == stage) {
             Some((_, sum)) => *sum += seconds,
             None => self.seconds.push((stage, seconds)),

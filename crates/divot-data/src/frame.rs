@@ -94,9 +94,12 @@ pub(crate) struct Orientation {
 
 impl Orientation {
     /// The orientation of a display matrix `[a, b, c, d]`, which brings the pixel `(x, y)` to
-    /// `(a x + c y, b x + d y)`. Scaling does not count, and a matrix of zeros is none. `None` for
+    /// `(a x + c y, b x + d y)`. Scaling does not count, and a matrix with a column of zeros turns nothing. `None` for
     /// an angle more than one degree away from a quarter turn.
     pub fn of_matrix([a, b, c, d]: [i64; 4]) -> Option<Self> {
+        if (a, c) == (0, 0) || (b, d) == (0, 0) {
+            return Some(Self::default());
+        }
         // The sign of a value, or 0 if it is nearly nothing beside the other of its column.
         let sign = |value: i64, other: i64| {
             if value.unsigned_abs() * 57 < other.unsigned_abs() {
@@ -107,7 +110,7 @@ impl Orientation {
         };
         let signs = (sign(a, b), sign(b, a), sign(c, d), sign(d, c));
         let (mirrored, quarter_turns) = match signs {
-            (0, 0, 0, 0) | (1, 0, 0, 1) => (false, 0),
+            (1, 0, 0, 1) => (false, 0),
             (0, 1, -1, 0) => (false, 1),
             (-1, 0, 0, -1) => (false, 2),
             (0, -1, 1, 0) => (false, 3),
@@ -207,6 +210,10 @@ mod tests {
             assert_eq!(letters(&upright), expected, "{matrix:?}");
         }
         assert_eq!(Orientation::of_matrix([one, one, -one, one]), None);
-        assert_eq!(Orientation::of_matrix([one, 0, 0, 0]), None);
+        // Written by earlier versions of this crate, two bytes off.
+        assert_eq!(
+            Orientation::of_matrix([0, 0, 1, 0]),
+            Some(Orientation::default())
+        );
     }
 }

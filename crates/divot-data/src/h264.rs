@@ -125,7 +125,7 @@ impl Stream {
             let run = Run {
                 stream: self,
                 path,
-                decoder: ThreadedDecoder::new(threads()),
+                decoder: ThreadedDecoder::new(PICTURES_AT_ONCE),
                 order: PictureOrder::default(),
                 colour: Colour::BT601,
                 pending: BTreeMap::new(),
@@ -145,10 +145,10 @@ impl Stream {
     }
 }
 
-/// Pictures decoded at the same time.
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
-}
+/// Pictures that are decoded at the same time. The decoder's coordinator sleeps for 20 ms when all
+/// are under way and none has just ended, so more of them than processors keep those busy: of 2, 4,
+/// 6, 8 and 16, two processors are fastest with 6 and 8.
+const PICTURES_AT_ONCE: usize = 8;
 
 /// Display size in pixels, before rotation; `None` when only another decoder can tell.
 fn size(track: &Track) -> Option<(usize, usize)> {
@@ -321,30 +321,39 @@ impl<'a> Sampler<'a> {
     /// without overlap. `wanted` is in decoding order.
     fn stretches(&mut self, wanted: impl Iterator<Item = usize>) -> Result<Vec<(usize, usize)>> {
         let mut stretches: Vec<(usize, usize)> = Vec::new();
+        // Where decoding can begin, from the last sample that nothing crosses.
+        let mut beginnings: Vec<(usize, Entry)> = Vec::new();
+        let mut next = 0;
         for last in wanted {
-            let order = self.track.samples[last].order;
-            let mut first = last;
-            while first > 0 {
-                let sample = self.track.samples[first];
-                let can_begin = sample.sync
-                    && match self.entry(first)? {
-                        Entry::Whole => true,
-                        Entry::Open => sample.order <= order,
-                        Entry::No => false,
-                    };
-                if can_begin {
+            let mut found = Vec::new();
+            for i in (next..=last).rev() {
+                if !self.track.samples[i].sync {
+                    continue;
+                }
+                let entry = self.entry(i)?;
+                if entry != Entry::No {
+                    found.push((i, entry));
+                }
+                if entry == Entry::Whole {
+                    beginnings.clear();
                     break;
                 }
-                // What the last run goes through is not read again.
-                if stretches.last().is_some_and(|&(_, end)| first <= end) {
-                    break;
-                }
-                first -= 1;
             }
-            match stretches.last_mut() {
-                Some((_, end)) if first <= *end => *end = last,
-                _ => stretches.push((first, last)),
+            beginnings.extend(found.into_iter().rev());
+            next = last + 1;
+            let order = |i: usize| self.track.samples[i].order;
+            let mut first = beginnings
+                .iter()
+                .rfind(|&&(i, entry)| entry == Entry::Whole || order(i) <= order(last))
+                .map_or(0, |&(i, _)| i);
+            // Neighbours become one run; what is shown before a run's first picture may need more.
+            while let Some(&(start, end)) = stretches.last()
+                && first <= end + 1
+            {
+                first = first.min(start);
+                stretches.pop();
             }
+            stretches.push((first, last));
         }
         Ok(stretches)
     }

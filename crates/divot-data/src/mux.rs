@@ -44,7 +44,8 @@ fn movie(track: &TrackBoxes<'_>, data: u32) -> Vec<u8> {
     boxed(b"moov", |b| {
         b.extend(full(b"mvhd", 0, |b| {
             words(b, &[0, 0, track.timescale, ticks, 0x1_0000]);
-            b.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            // Full volume, and ten bytes that are reserved.
+            b.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
             b.extend(MATRIX.iter().flat_map(|v| v.to_be_bytes()));
             words(b, &[0, 0, 0, 0, 0, 0, 2]);
         }));

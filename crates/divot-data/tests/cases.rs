@@ -227,3 +227,70 @@ fn animations_are_composited_as_pillow_does() {
         (2, 2, 5)
     );
 }
+
+/// [`check`] without any program for the decoding itself.
+fn check_native(name: &str, frames: usize, fps: f64, size: (usize, usize)) {
+    let options = divot_data::OpenOptions {
+        ffmpeg: "/nonexistent/ffmpeg".into(),
+        ffprobe: "/nonexistent/ffprobe".into(),
+        ..Default::default()
+    };
+    let info = Video::open_with(case(name), &options)
+        .unwrap()
+        .info()
+        .clone();
+    assert_eq!((info.width, info.height), size, "{name}");
+    check(name, "0:v:0", frames, fps);
+}
+
+#[test]
+fn sync_samples_that_are_no_key_pictures() {
+    if !ffmpeg() {
+        return;
+    }
+    check_native("h264_intrarefresh.mp4", 30, 10.0, (160, 120));
+    check_native("x_nostss.mp4", 30, 10.0, (160, 120));
+}
+
+#[test]
+fn mirrored_pictures() {
+    if !ffmpeg() {
+        return;
+    }
+    check_native("x_mat_hflip.mp4", 30, 10.0, (160, 120));
+    check_native("x_mat_vflip.mp4", 30, 10.0, (160, 120));
+    check_native("x_mat_transpose.mp4", 30, 10.0, (120, 160));
+}
+
+#[test]
+fn edits_cut_to_the_frame() {
+    if !ffmpeg() {
+        return;
+    }
+    check_native("x_elst_mid.mp4", 10, 10.0, (160, 120));
+    check_native("x_elst_two_contig.mp4", 20, 10.0, (160, 120));
+    check_native("x_elst_cut_middle.mp4", 20, 10.0, (160, 120));
+}
+
+#[test]
+fn picture_order_where_the_file_has_no_times() {
+    if !ffmpeg() {
+        return;
+    }
+    check_native("x_noctts_b.mp4", 30, 10.0, (160, 120));
+    check_native("x_stts_zero.mp4", 30, 10.0, (160, 120));
+}
+
+#[test]
+fn times_of_a_variable_rate() {
+    if !ffmpeg() {
+        return;
+    }
+    let video = check("vfr2.mp4", "0:0", 160, 160.0 / 9.533_333);
+    assert!(video.is_variable());
+    // 5 s at 30 frames per second, then 2 frames per second.
+    assert_eq!(video.frame_at(4.5), 135);
+    let late = video.frame_at(8.0);
+    assert!((video.time(late) - 8.0).abs() < 0.5, "{late}");
+    assert!(late > 150, "{late}");
+}

@@ -12,8 +12,8 @@ use divot_unet::{
     Spacing, Unet, UnetConfig, Vae, VaeConfig,
 };
 
-use crate::checkpoint::{Checkpoint, Part};
 use crate::Guidance;
+use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
 
 /// Sizes of the Divot de-tokenizer.

@@ -537,9 +537,11 @@ impl Pipeline {
         }
         let tokens = self.stored_or(observer, |observer| {
             let tokenizer = self.load(observer, |checkpoint| Ok(Tokenizer::load(checkpoint)?.0))?;
-            stage(Stage::Tokenizer, observer, |_| {
-                Ok(tokenizer.unconditional())
-            })
+            stage(
+                Stage::Tokenizer,
+                observer,
+                |_| Ok(tokenizer.unconditional()),
+            )
         })?;
         self.check_parts(part, tokens.dims()[2])?;
         Ok(Some(decoding.guidance.with_tokens(tokens)))

@@ -188,12 +188,12 @@ impl Tokenizer {
         mut on_clip: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Tensor<3>> {
         let mut tokens = Vec::new();
-        let flow = self
-            .clip_reader()
-            .read_all_sparse(video, max_clips, |number, count, frames| {
-                tokens.push(self.tokenize(self.frames(frames)));
-                on_clip(number + 1, count)
-            })?;
+        let flow =
+            self.clip_reader()
+                .read_all_sparse(video, max_clips, |number, count, frames| {
+                    tokens.push(self.tokenize(self.frames(frames)));
+                    on_clip(number + 1, count)
+                })?;
         match flow {
             ControlFlow::Continue(()) => Ok(Tensor::cat(tokens, 0)),
             ControlFlow::Break(()) => Err(Error::Stopped),

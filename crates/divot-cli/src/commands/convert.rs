@@ -119,7 +119,7 @@ pub(crate) fn part_parser(wanted: fn(Part) -> bool) -> impl TypedValueParser<Val
 /// If a file is missing, damaged or of another model, cannot be written, or Ctrl-C was pressed.
 pub fn run(arguments: &Arguments) -> Result<()> {
     interrupt::handle()?;
-    report(arguments, &mut Output::new(false))
+    report(arguments, &mut Output::new())
 }
 
 /// The same with the report where `output` has it.

@@ -2,7 +2,6 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -86,9 +85,9 @@ impl Arguments {
         if self.chat {
             let mut questions = io::stdin().lock();
             while let Some(question) = next_question(&mut questions)? {
-                let started = Instant::now();
-                let answer = chat.ask(&question, |text| output.stream(text))?;
-                output.count(Stage::LanguageModel.name(), started.elapsed().as_secs_f64());
+                let answer = output.timed(Stage::LanguageModel.name(), |output| {
+                    Ok(chat.ask(&question, |text| output.stream(text))?)
+                })?;
                 answers.push(print(&question, &answer, output)?);
             }
         }

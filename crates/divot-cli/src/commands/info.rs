@@ -218,6 +218,6 @@ fn video(file: &Path, output: &mut Output) -> Result<()> {
         info.width,
         info.height,
         info.codec,
-        output::clips(clips)
+        output::plural(clips, "clip")
     ))
 }

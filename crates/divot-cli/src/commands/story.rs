@@ -67,7 +67,9 @@ impl Arguments {
             &config,
             &decoding,
             &mut |event| match event {
-                Event::Scene(number, _) => output.stream(&format!("\n[{}]\n", story::clip_name(number))),
+                Event::Scene(number, _) => {
+                    output.stream(&format!("\n[{}]\n", story::clip_name(number)))
+                }
                 event => output.observe(event),
             },
         )?;

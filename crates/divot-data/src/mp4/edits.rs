@@ -90,16 +90,23 @@ pub fn follow(edits: &[Edit], scale: (u32, u32), delayed: bool, samples: &[Timed
 }
 
 /// The sync sample at which decoding for an edit that starts at `start` begins: the last that is
-/// neither decoded nor shown later. Without one, any such sample, or the first.
+/// neither decoded nor shown later, and of several decoded at the same time the first. Without one,
+/// any such sample, or the first.
 fn beginning(start: i64, delayed: bool, samples: &[Timed]) -> usize {
     let until = samples.partition_point(|s| s.decoded_at <= start);
-    let mut earlier = samples[..until].iter().enumerate().rev();
-    let fits = |s: &Timed| !delayed || s.shown_at <= start;
-    earlier
-        .clone()
-        .find(|(_, s)| s.sample.sync && fits(s))
-        .or_else(|| earlier.find(|(_, s)| fits(s)))
-        .map_or(0, |(i, _)| i)
+    let find = |any: bool| {
+        let may = |i: &usize| any || samples[*i].sample.sync;
+        let last = (0..until).rev().find(may)?;
+        let time = samples[last].decoded_at;
+        let same = samples.partition_point(|s| s.decoded_at < time);
+        let index = (same..=last).find(may)?;
+        if !delayed {
+            return Some(index);
+        }
+        let shown = |i: &usize| samples[*i].shown_at <= start;
+        (0..=index).rev().find(|i| may(i) && shown(i))
+    };
+    find(false).or_else(|| find(true)).unwrap_or(0)
 }
 
 /// Ticks of the movie in ticks of the track, to the nearest.

@@ -117,12 +117,7 @@ impl OpenLlm {
     /// # Errors
     /// If the question is empty, or too long for the model's window.
     pub fn question_prompt(&self, shown: Shown, question: &str) -> Result<Prompt> {
-        self.fits(Prompt::question(
-            &self.text,
-            &self.tokens,
-            shown,
-            question,
-        )?)
+        self.fits(Prompt::question(&self.text, &self.tokens, shown, question)?)
     }
 
     /// The prompt of a clip to make from a caption.
