@@ -68,8 +68,8 @@ Without names it gets what turns videos into tokens and back: tokenizer, detoken
 A file that several parts are made from is downloaded once.
 
 Files go into the cache that other tools of the hub share, and are linked from there. A download that was
-stopped goes on where it was. HF_ENDPOINT, HF_HUB_CACHE, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
-honoured.";
+stopped goes on where it was. The environment variables are those of huggingface_hub: HF_ENDPOINT,
+HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, HF_TOKEN, HF_HUB_OFFLINE and others.";
     text
 }
 
