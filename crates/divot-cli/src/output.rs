@@ -137,7 +137,11 @@ impl Output {
             self.bar = Some((step, self.bar(position)));
         }
         if let Some((_, bar)) = &self.bar {
-            bar.set_message(name.to_owned());
+            bar.set_message(match step {
+                Step::Download => format!("download {name}"),
+                Step::Verify => format!("check {name}"),
+                _ => name.to_owned(),
+            });
             bar.set_length(progress.total);
             bar.set_position(progress.done);
         }
@@ -156,7 +160,9 @@ impl Output {
         work: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let started = Instant::now();
-        let result = work(self)?;
+        let result = work(self);
+        self.clear_bar();
+        let result = result?;
         self.count(stage, started.elapsed().as_secs_f64());
         Ok(result)
     }
@@ -194,7 +200,7 @@ impl Output {
     }
 
     /// A bar on standard error, which is silent where that is no terminal.
-    pub fn bar(&self, position: &str) -> ProgressBar {
+    fn bar(&self, position: &str) -> ProgressBar {
         let template = format!("{{msg:12}} {{wide_bar}} {position}, {{eta}} left");
         let bar = if io::stderr().is_terminal() {
             ProgressBar::new(0)

@@ -88,7 +88,7 @@ impl<'a> Checkpoint<'a> {
             Error::config(
                 &self.folder,
                 "there is no folder with a model",
-                "download or convert one",
+                "get one: `divot download`, or convert the released files (`divot convert`, `cargo xtask convert-weights`)",
             )
         })?;
         let refused = |problem: String| Error::config(&path, problem, "convert the weights again");

@@ -4,14 +4,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, Lora, ReleasedConfig, Report, convert};
 use divot::data::{Frame, Video, write_gif, write_png};
 use divot::language::{Context, Prompt, Quantization, Rules, Shown, TextSampling, TextTokenizer};
+use divot::pipeline::{Clips, ignore};
 use divot::weights::{Source, TensorSpec, write_safetensors};
-use divot::{Error, GenerationConfig, Noise, StoryEnd, StoryPart, Tokenizer, VideoLlm};
+use divot::{
+    Chat, Error, GenerationConfig, Noise, OpenLlm, Pipeline, StoryEnd, StoryPart, Tokenizer,
+    VideoLlm,
+};
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixture")
@@ -45,12 +50,12 @@ fn released() -> [PathBuf; 3] {
 
 fn load(folder: &Path, part: Part, quantization: Option<Quantization>) -> Result<VideoLlm, Error> {
     let mut checkpoint = Checkpoint::new(folder, &Device::flex());
-    VideoLlm::load_part(&mut checkpoint, part, quantization)
+    OpenLlm::open(&checkpoint, part)?.load(&mut checkpoint, quantization)
 }
 
-fn llm(folder: &Path) -> VideoLlm {
+fn llm(folder: &Path) -> Arc<VideoLlm> {
     converted(Part::Llm, KEEP, &released(), folder).unwrap();
-    load(folder, Part::Llm, None).unwrap()
+    Arc::new(load(folder, Part::Llm, None).unwrap())
 }
 
 /// One line, which has each of the words.
@@ -335,7 +340,7 @@ fn lora_beside_its_weights_cannot_keep_fewer_bits() {
     converted(Part::Llm, KEEP, &sources, dir.path()).unwrap();
     assert!(load(dir.path(), Part::Llm, None).is_ok());
     let error = load(dir.path(), Part::Llm, Some(Quantization::Q8)).unwrap_err();
-    says(&error, &["LoRA", "--merge-lora"]);
+    says(&error, &["LoRA", "LoRA merged"]);
 }
 
 // ---- Conversations
@@ -381,17 +386,21 @@ fn a_second_question_is_read_behind_all_that_was_said() {
     let dir = tempfile::tempdir().unwrap();
     let llm = llm(dir.path());
     let shown = features(2, &llm);
-    let mut chat = llm.chat(Shown::Video(2), Some(shown.clone()), greedy(9));
+    let question = Prompt::question(&llm.text, &llm.tokens, Shown::Video(2), "What is this?");
+    let question = question.unwrap();
+    let mut chat = Chat::new(llm.clone(), greedy(9));
     let go_on = |_: &str| ControlFlow::Continue(());
-    let first = chat.ask("What is this?", go_on).unwrap();
+    let first = chat.start(&question, Some(shown.clone()), go_on).unwrap();
     // A question that is refused changes nothing.
     assert!(chat.ask("  ", go_on).is_err());
     assert!(chat.ask(&"long ".repeat(20_000), go_on).is_err());
+    // Nor does one whose answer is stopped.
+    let stopped = chat.ask("Stop!", |_| ControlFlow::Break(()));
+    assert!(stopped.is_err_and(|error| error.is_stopped()));
     let second = chat.ask("And what is that?", go_on).unwrap();
 
     let eos = llm.text.eos();
-    let question = Prompt::question(&llm.text, &llm.tokens, Shown::Video(2), "What is this?");
-    let mut all = question.unwrap();
+    let mut all = question;
     assert_eq!(
         first.ids,
         continued(&llm, &all, Some(shown.clone()), &[eos], 9)
@@ -425,24 +434,36 @@ fn describe_shows_a_video_and_an_image() {
     write_gif(&clip, &frames, 10.0).unwrap();
     write_png(&picture, &frames[30]).unwrap();
 
-    let answer = |path: &Path| {
+    let pipeline = Pipeline::open(dir.path(), &Device::flex()).unwrap();
+    let described = |path: &Path, clips| {
         let video = Video::open(path).unwrap();
-        let answer = llm.describe(&tokenizer, &video, 2, "What is this?", greedy(8));
-        (video, answer.unwrap())
+        let answer = pipeline.describe(&video, clips, "What is this?", &greedy(8), &mut ignore);
+        answer.unwrap().1
     };
     let asked = |shown, features| {
-        let mut chat = llm.chat(shown, Some(features), greedy(8));
+        let prompt = Prompt::question(&llm.text, &llm.tokens, shown, "What is this?").unwrap();
+        let mut chat = Chat::new(llm.clone(), greedy(8));
         let go_on = |_: &str| ControlFlow::Continue(());
-        chat.ask("What is this?", go_on).unwrap()
+        chat.start(&prompt, Some(features), go_on).unwrap()
     };
-    let (video, described) = answer(&clip);
+    let video = Video::open(&clip).unwrap();
     let go_on = |_, _| ControlFlow::Continue(());
-    let features = tokenizer.tokenize_video(&video, 2, go_on).unwrap().unwrap();
+    let features = tokenizer.tokenize_video(&video, 2, go_on).unwrap();
     assert_eq!(features.dims()[0], 2);
-    assert_eq!(described, asked(Shown::Video(2), features));
-    let (image, described) = answer(&picture);
-    let features = tokenizer.tokenize_image(&image).unwrap();
-    assert_eq!(described, asked(Shown::Image, features));
+    assert_eq!(
+        described(&clip, Clips::AtMost(2)),
+        asked(Shown::Video(2), features)
+    );
+    let image = Video::open(&picture).unwrap();
+    let features = tokenizer.tokenize_clip(&tokenizer.clip_reader().image(&image).unwrap());
+    assert_eq!(
+        described(&picture, Clips::Image),
+        asked(Shown::Image, features)
+    );
+}
+
+fn told(llm: &VideoLlm) -> Prompt {
+    Prompt::instruction(&llm.text, "Tell a story.").unwrap()
 }
 
 #[test]
@@ -453,7 +474,7 @@ fn the_next_scene_has_seen_the_one_before() {
     let mut texts = [Vec::new(), Vec::new()];
     let mut scene = 0;
     let story = llm
-        .story("Tell a story.", 2, &config, |part| {
+        .story(&told(&llm), 2, &config, |part| {
             match part {
                 StoryPart::Text(text) => texts[scene.min(1)].push(text.to_owned()),
                 StoryPart::Scene(number, made) => {
@@ -469,7 +490,7 @@ fn the_next_scene_has_seen_the_one_before() {
     assert_eq!(texts[0].concat().trim(), story.scenes[0].text);
 
     // All of it at once: the text, the marks, and the first clip's features.
-    let mut all = Prompt::instruction(&llm.text, "Tell a story.").unwrap();
+    let mut all = told(&llm);
     let stop = [llm.tokens.video, llm.text.eos()];
     let text = continued(&llm, &all, None, &stop, 6);
     let started = text.last() == Some(&llm.tokens.video);
@@ -504,11 +525,10 @@ fn a_story_that_fills_the_window_is_kept() {
     fs::write(&config, narrow).unwrap();
     let llm = load(dir.path(), Part::Llm, None).unwrap();
     let go_on = |_: StoryPart<'_>| ControlFlow::Continue(());
-    let story = llm.story("Tell a story.", 9, &greedy(4), go_on).unwrap();
+    let prompt = told(&llm);
+    let story = llm.story(&prompt, 9, &greedy(4), go_on).unwrap();
     assert_eq!(story.end, StoryEnd::Window);
     assert!(!story.scenes.is_empty());
-    let error = llm
-        .story("Tell a story.", 0, &greedy(4), go_on)
-        .unwrap_err();
+    let error = llm.story(&prompt, 0, &greedy(4), go_on).unwrap_err();
     says(&error, &["scenes"]);
 }

@@ -126,6 +126,31 @@ fn the_cases_convert_like_the_fixture() {
     }
 }
 
+/// It is refused by name only by who needs it.
+#[test]
+fn what_a_part_needs_and_cannot_be_read_is_named() {
+    let here = tempfile::tempdir().unwrap();
+    let path = here.path().join("clip.pt");
+    let mut pickle = tensor_pickle(1, &[1], &[1]);
+    pickle.pop();
+    pickle.extend(b"X\x0f\0\0\0text_projectionctorch._utils\n_rebuild_sparse_tensor\n)Rs.");
+    let entries: [(&str, &[u8]); 2] = [("a/data.pkl", &pickle), ("a/data/0", &[0; 4])];
+    fs::write(&path, zip(&entries, zip::CompressionMethod::Stored)).unwrap();
+    let job = Job::of(Part::Clip, &[&path]);
+    let sizes = ReleasedConfig::divot();
+    let error = convert(
+        &job,
+        &sizes,
+        &here.path().join("to"),
+        FloatDType::F16,
+        |_| ControlFlow::Continue(()),
+    );
+    let line = error.unwrap_err().to_string();
+    for word in ["clip.pt", "`text_projection`", "_rebuild_sparse_tensor"] {
+        assert!(line.contains(word), "{line} lacks {word}");
+    }
+}
+
 fn zip(entries: &[(&str, &[u8])], method: zip::CompressionMethod) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let options = zip::write::SimpleFileOptions::default().compression_method(method);

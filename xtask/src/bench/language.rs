@@ -9,7 +9,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::ValueEnum;
 use divot::checkpoint::Checkpoint;
-use divot::{Noise, Task, VideoLlm, peak_memory};
+use divot::{Noise, OpenLlm, Task, VideoLlm, peak_memory};
 use divot_llm::tokenizer::Segment;
 use divot_llm::{
     Context, Layout, Mistral, MistralConfig, Projection, Quantization, Rules, TextSampling,
@@ -74,8 +74,8 @@ fn load(arguments: &Arguments, device: &Device) -> Result<Option<VideoLlm>> {
         checkpoint = checkpoint.with_dtype(float);
     }
     let quantization = dtype(arguments).quantization();
-    let llm = VideoLlm::load(&mut checkpoint, Task::Comprehension, quantization)?;
-    Ok(Some(llm))
+    let llm = OpenLlm::best(&checkpoint, Task::Comprehension)?;
+    Ok(Some(llm.load(&mut checkpoint, quantization)?))
 }
 
 /// Perplexity of a text: exp of the mean negative log-likelihood of its tokens, in windows of 512.

@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, Lora, ReleasedConfig, convert};
-use divot::{Noise, VideoLlm};
+use divot::{Noise, OpenLlm, VideoLlm};
 use divot_gmm::{GaussianMixture, GmmConfig, SampleOptions};
 use divot_llm::{
     Batch, Context, DivotLlm, KvCache, Layout, Medium, Prompt, Quantization, Role, Rules, Sequence,
@@ -30,11 +30,7 @@ const QUANTIZED_LIMITS: [(Quantization, &str, f64); 2] = [
 impl Parity {
     fn load_llm(&self, device: &Device, quantization: Option<Quantization>) -> Result<VideoLlm> {
         let mut checkpoint = Checkpoint::new(self.models.path(), device);
-        Ok(VideoLlm::load_part(
-            &mut checkpoint,
-            Part::Generation,
-            quantization,
-        )?)
+        Ok(OpenLlm::open(&checkpoint, Part::Generation)?.load(&mut checkpoint, quantization)?)
     }
 
     pub(super) fn gmm(&self) -> Result<()> {
@@ -387,7 +383,8 @@ impl Parity {
                 ControlFlow::Continue(())
             })?;
             let mut checkpoint = Checkpoint::new(folder.path(), &self.device);
-            Ok(VideoLlm::load_part(&mut checkpoint, Part::Llm, None)?.model)
+            let llm = OpenLlm::open(&checkpoint, Part::Llm)?;
+            Ok(llm.load(&mut checkpoint, None)?.model)
         };
         let beside = load(Lora::Keep { alpha })?;
         self.compare("lora/logits", self.logits(&beside)?, self.limit)?;

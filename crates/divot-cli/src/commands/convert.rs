@@ -9,6 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use divot::checkpoint::Part;
 use divot::convert::{Job, Lora, ReleasedConfig, convert};
+use divot::pipeline::Event;
 use serde_json::{Value, json};
 
 use crate::interrupt;
@@ -173,13 +174,9 @@ pub(crate) fn convert_all(
     let mut reports: Vec<Value> = Vec::new();
     for job in jobs {
         let report = output.timed("conversion", |output| {
-            let bar = output.bar(job.part.name(), "{bytes}/{total_bytes}");
             let report = convert(job, sizes, to, stored.dtype(), |progress| {
-                bar.set_length(progress.total);
-                bar.set_position(progress.done);
-                interrupt::flow()
+                output.observe(Event::Progress(progress))
             });
-            bar.finish_and_clear();
             report.with_context(|| {
                 let finished = match done.is_empty() {
                     true => String::new(),

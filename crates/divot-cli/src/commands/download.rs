@@ -5,16 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use divot::Step;
 use divot::checkpoint::Part;
 use divot::convert::{Job, ReleasedConfig};
 use divot::hub::Hub;
+use divot::pipeline::Event;
 use serde_json::json;
 
 use super::convert::{Stored, convert_all, part_parser};
 use crate::files::check_folder;
-use crate::interrupt;
-use crate::output::{Output, size};
+use crate::output::{Output, plural, size};
 
 /// Download the released checkpoints and convert them
 #[derive(Args)]
@@ -68,8 +67,8 @@ Without names it gets what turns videos into tokens and back: tokenizer, detoken
 A file that several parts are made from is downloaded once.
 
 Files go into the cache that other tools of the hub share, and are linked from there. A download that was
-stopped goes on where it was. HF_ENDPOINT, HF_HUB_CACHE, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
-honoured.";
+stopped goes on where it was. The environment variables are those of huggingface_hub: HF_ENDPOINT,
+HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, HF_TOKEN, HF_HUB_OFFLINE and others.";
     text
 }
 
@@ -92,25 +91,16 @@ impl Arguments {
         }
 
         let fetched = output.timed("download", |output| {
-            let bar = output.bar("download", "{bytes}/{total_bytes}");
             let fetched = hub.download(&parts, &self.pretrained, |progress| {
-                let step = match progress.step {
-                    Step::Verify => "check",
-                    _ => "download",
-                };
-                bar.set_message(format!("{step} {}", progress.name));
-                bar.set_length(progress.total);
-                bar.set_position(progress.done);
-                interrupt::flow()
+                output.observe(Event::Progress(progress))
             });
-            bar.finish_and_clear();
-            Ok(fetched?)
+            Ok(fetched.map_err(divot::Error::from)?)
         })?;
         let bytes: u64 = fetched.iter().map(|file| file.size).sum();
         let downloaded: u64 = fetched.iter().map(|file| file.downloaded).sum();
         output.line(format!(
-            "{} files, {}, {} of them downloaded now → {}",
-            fetched.len(),
+            "{}, {}, {} of them downloaded now → {}",
+            plural(fetched.len(), "file"),
             size(bytes),
             size(downloaded),
             self.pretrained.display()

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, TensorData};
 use divot_nn::Noise;
 
-use crate::weights::{ParamSpec, SourceTensor, WeightsError, convert_tensor};
+use crate::weights::{ParamSpec, SourceTensor, WeightsError, check_shape, convert_tensor};
 
 /// A parameter of ours and what it is made from.
 pub(super) struct TensorPlan<'a> {
@@ -63,7 +63,12 @@ impl TensorPlan<'_> {
     pub fn read(&self, dtype: DType) -> Result<TensorData, WeightsError> {
         let shape = &self.spec.shape;
         let data = match &self.origin {
-            Origin::Copy(source) => source.read()?,
+            Origin::Copy(source) => {
+                // Before memory is taken for it.
+                check_shape(&self.spec, &source.shape)
+                    .map_err(|error| error.in_file(&source.file))?;
+                source.read()?
+            }
             Origin::Narrow(source) => narrow_second_axis(source.read()?, shape[1]),
             // New parameters are made in our own layout.
             Origin::Zeros => {

@@ -12,7 +12,7 @@ pub enum HubError {
     /// There is no place for a cache.
     #[error("the home folder is not known; set HF_HOME to the folder that downloads are to go to")]
     NoHome,
-    /// The hub's address is none.
+    /// The hub's address is not a web address.
     #[error(
         "{endpoint:?} is not a web address; set HF_ENDPOINT to one such as {ENDPOINT}, or unset it"
     )]
@@ -63,7 +63,7 @@ pub enum HubError {
         /// HTTP's status.
         status: u16,
     },
-    /// The hub's answer makes no sense.
+    /// The hub's answer is not one of a model hub.
     #[error("{file}: the hub's answer {problem}; check that HF_ENDPOINT is a model hub")]
     Answer {
         /// The repository and file.
@@ -133,7 +133,7 @@ pub enum HubError {
         /// The repository.
         repository: String,
     },
-    /// Another process is at it.
+    /// Another process is downloading the file.
     #[error("{file}: another program is downloading it; wait until it is done and run again")]
     Busy {
         /// The repository and file.

@@ -129,14 +129,14 @@ impl Hub {
         self
     }
 
-    /// Whether the cache must do.
+    /// Whether only the cache is used.
     pub fn with_offline(mut self, offline: bool) -> Self {
         self.offline = offline;
         self
     }
 
-    /// How often what failed is tried again without a byte having arrived (4 by default), and how long
-    /// to wait before the first time (one second); the wait doubles with each.
+    /// How often a failed request is repeated without a byte having arrived (4 times by default), and how
+    /// long to wait before the first repetition (one second). The wait doubles each time.
     pub fn with_retries(mut self, retries: u32, wait: Duration) -> Self {
         self.retries = retries;
         self.wait = wait;

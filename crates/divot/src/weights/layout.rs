@@ -107,15 +107,7 @@ pub fn convert_tensor(
     let (bytes, shape, from) = data.into_parts();
     let found = shape.as_slice();
 
-    let mut expected = spec.shape.clone();
-    if spec.is_linear_weight() {
-        expected.reverse();
-    }
-    let long_axes =
-        |shape: &[usize]| -> Vec<usize> { shape.iter().copied().filter(|&len| len != 1).collect() };
-    if found != expected && long_axes(found) != long_axes(&expected) {
-        return Err(wrong_shape(&spec.path, &expected, found));
-    }
+    let expected = check_shape(spec, found)?;
 
     let bytes = if spec.is_linear_weight() {
         let [rows, columns] = [expected[0], expected[1]];
@@ -125,6 +117,24 @@ pub fn convert_tensor(
     };
     let bytes = cast(bytes, from, dtype).map_err(|problem| problem.into_error(&spec.path))?;
     Ok(TensorData::from_bytes(bytes, spec.shape.clone(), dtype))
+}
+
+/// The shape that a released tensor for `spec` has, if `found` is one that can be made into it.
+///
+/// # Errors
+///
+/// Another shape.
+pub(crate) fn check_shape(spec: &ParamSpec, found: &[usize]) -> Result<Vec<usize>, WeightsError> {
+    let mut expected = spec.shape.clone();
+    if spec.is_linear_weight() {
+        expected.reverse();
+    }
+    let long_axes =
+        |shape: &[usize]| -> Vec<usize> { shape.iter().copied().filter(|&len| len != 1).collect() };
+    match found == expected || long_axes(found) == long_axes(&expected) {
+        true => Ok(expected),
+        false => Err(wrong_shape(&spec.path, &expected, found)),
+    }
 }
 
 pub(super) fn wrong_shape(tensor: &str, expected: &[usize], found: &[usize]) -> WeightsError {

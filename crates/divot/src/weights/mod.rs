@@ -25,6 +25,7 @@ pub use load::{Saver, Weights, load_module};
 pub use safetensors::{SafetensorsWriter, TensorSpec, write_safetensors};
 pub use source::{Source, SourceTensor};
 
+pub(crate) use layout::check_shape;
 pub(crate) use source::holds_weights;
 
 use std::io;

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{BoolStore, DType};
-use zip::ZipArchive;
 use zip::result::ZipError;
+use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{self, Pickle, PickleError, Storage, TensorInfo, Value};
 use super::{DAMAGED, WeightsError, one_line};
@@ -67,6 +67,7 @@ enum PytorchFile {
         archive: Mutex<ZipArchive<BufReader<File>>>,
         /// What is before `data/` in the names of storages.
         prefix: String,
+        file_len: u64,
         /// Storages whose checksum was computed.
         checked: Mutex<HashSet<String>>,
     },
@@ -148,6 +149,10 @@ fn open_zip(
         ZipError::Io(err) if err.raw_os_error().is_some() => WeightsError::reading(path, err),
         err => WeightsError::file(path, format!("not a complete zip archive ({err})"), DAMAGED),
     };
+    let file_len = match reader.get_ref().metadata() {
+        Ok(metadata) => metadata.len(),
+        Err(err) => return Err(WeightsError::reading(path, err)),
+    };
     let mut archive = ZipArchive::new(reader).map_err(zip_error)?;
     let mut found = None;
     let mut script = false;
@@ -189,6 +194,7 @@ fn open_zip(
     let file = PytorchFile::Zip {
         archive: Mutex::new(archive),
         prefix,
+        file_len,
         checked: Mutex::default(),
     };
     Ok((pickle, Arc::new(file)))
@@ -473,28 +479,41 @@ impl PytorchFile {
             Self::Zip {
                 archive,
                 prefix,
+                file_len,
                 checked,
             } => {
                 let name = format!("{prefix}data/{storage}");
                 let mut archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
+                let seen = checked.contains(storage);
+                if seen && let Ok(mut entry) = archive.by_name_seek(&name) {
+                    // Many tensors may share a storage.
+                    entry.seek(SeekFrom::Start(start))?;
+                    bytes.resize(len, 0);
+                    entry.read_exact(&mut bytes)?;
+                    return Ok(bytes);
+                }
                 let mut entry = archive.by_name(&name).map_err(|err| match err {
                     ZipError::Io(err) => err,
                     err => invalid(format!("storage {storage}: {err}")),
                 })?;
-                // Deflate makes at most 1032 bytes of one.
-                let possible = entry.compressed_size().saturating_mul(1032);
-                if end > entry.size() || end > possible {
+                let is_stored = entry.compression() == CompressionMethod::Stored;
+                let available = match is_stored {
+                    true => entry.compressed_size().min(*file_len),
+                    false => entry.size(),
+                };
+                if end > available {
                     return Err(short());
                 }
                 io::copy(&mut (&mut entry).take(start), &mut io::sink())?;
-                bytes.reserve_exact(len);
+                // What a compressed storage claims shows only when it is read.
+                bytes.reserve_exact(if is_stored { len } else { 0 });
                 (&mut entry).take(len as u64).read_to_end(&mut bytes)?;
                 if bytes.len() < len {
                     return Err(short());
                 }
-                // The checksum is that of all of it, and is compared at its end, once.
-                let mut checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
-                if !checked.contains(storage) {
+                // Its checksum is compared at its end, once.
+                if !seen {
                     io::copy(&mut entry, &mut io::sink())?;
                     checked.insert(storage.to_owned());
                 }

@@ -5,11 +5,16 @@
 //! no more than its name. The machine reads its input once, as a stream; what it keeps is limited by
 //! [`MAX_KEPT`], whatever counts and lengths the input claims.
 
+mod value;
+
 use std::collections::HashMap;
 use std::io::{self, BufRead, Read};
 use std::rc::Rc;
 
 use super::callable::{display_name, runs_code};
+use value::{Global, Tuple, rebuilt};
+
+pub(super) use value::{Pickle, Storage, TensorInfo, Value};
 
 /// The longest pickle that is read, in bytes. Those of checkpoints have a few hundred bytes for each
 /// tensor.
@@ -37,100 +42,6 @@ pub(super) enum PickleError {
 impl From<io::Error> for PickleError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
-    }
-}
-
-/// An object.
-#[derive(Debug, Clone)]
-pub(super) enum Value {
-    None,
-    Bool,
-    Int(i64),
-    Str(Rc<str>),
-    Tuple(Rc<Tuple>),
-    /// By its number in [`Pickle::lists`].
-    List(usize),
-    /// By its number in [`Pickle::dicts`].
-    Dict(usize),
-    /// A class or a function.
-    Global(Rc<Global>),
-    Storage(Rc<Storage>),
-    Tensor(Rc<TensorInfo>),
-    /// Any other object, by the name of its class or of the function that makes it.
-    Other(Rc<str>),
-}
-
-#[derive(Debug)]
-pub(super) struct Tuple {
-    items: Vec<Value>,
-    depth: usize,
-}
-
-/// A class or a function, by its full name.
-#[derive(Debug)]
-pub(super) struct Global {
-    module: String,
-    name: String,
-}
-
-/// The elements of one or several tensors, in one piece.
-#[derive(Debug)]
-pub(super) struct Storage {
-    /// Its name in the file.
-    pub key: Rc<str>,
-    /// Its class: `FloatStorage`, `UntypedStorage`, …
-    pub class: String,
-    /// Where a view begins in it, in elements.
-    pub start: usize,
-    /// Its length, in elements.
-    pub elements: usize,
-}
-
-/// A tensor's place in a storage.
-#[derive(Debug)]
-pub(super) struct TensorInfo {
-    pub storage: Rc<Storage>,
-    /// The element type where the storage's class does not say it: `torch.uint16`.
-    pub dtype: Option<String>,
-    /// In elements from the beginning of the storage.
-    pub offset: usize,
-    pub shape: Vec<usize>,
-    /// In elements, for each axis.
-    pub strides: Vec<usize>,
-}
-
-/// What a pickle holds.
-#[derive(Debug)]
-pub(super) struct Pickle {
-    pub root: Value,
-    pub lists: Vec<Vec<Value>>,
-    /// Keys and values in their order. A key may come twice, the last one counts.
-    pub dicts: Vec<Vec<(Value, Value)>>,
-    /// Every storage that was named.
-    pub storages: HashMap<Rc<str>, Rc<Storage>>,
-}
-
-impl Value {
-    /// What it is, for messages.
-    pub fn describe(&self) -> String {
-        match self {
-            Self::None => "None".to_owned(),
-            Self::Bool | Self::Int(_) => "a number".to_owned(),
-            Self::Str(_) => "a string".to_owned(),
-            Self::Tuple(_) => "a tuple".to_owned(),
-            Self::List(_) => "a list".to_owned(),
-            Self::Dict(_) => "a dictionary".to_owned(),
-            Self::Global(global) => format!("a Python name ({})", global.full_name()),
-            Self::Storage(_) => "a storage without a tensor".to_owned(),
-            Self::Tensor(_) => "a tensor".to_owned(),
-            Self::Other(name) => format!("a Python object ({name})"),
-        }
-    }
-}
-
-impl Global {
-    fn full_name(&self) -> String {
-        display_name(&self.module, &self.name)
     }
 }
 
@@ -668,159 +579,5 @@ fn parse(text: &str) -> io::Result<u32> {
         .map_err(|_| broken("a memo's number is not a number"))
 }
 
-/// A tensor from the arguments of a function of `torch._utils`, if the function is one that makes plain
-/// tensors.
-fn rebuilt(function: &str, arguments: &[Value]) -> Option<Value> {
-    let (storage, offset, shape, strides, dtype) = match (function, arguments) {
-        ("_rebuild_tensor" | "_rebuild_tensor_v2", [storage, offset, shape, strides, ..]) => {
-            (storage, offset, shape, strides, None)
-        }
-        // Storages of bytes; the element type comes after the hooks.
-        ("_rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, ..]) => {
-            let Value::Global(dtype) = dtype else {
-                return None;
-            };
-            (storage, offset, shape, strides, Some(dtype.full_name()))
-        }
-        ("_rebuild_parameter" | "_rebuild_parameter_with_state", [data, ..]) => {
-            return matches!(data, Value::Tensor(_)).then(|| data.clone());
-        }
-        _ => return None,
-    };
-    let (Value::Storage(storage), &Value::Int(offset)) = (storage, offset) else {
-        return None;
-    };
-    let lengths = |value: &Value| -> Option<Vec<usize>> {
-        let Value::Tuple(tuple) = value else {
-            return None;
-        };
-        let lengths = tuple.items.iter().map(|item| match item {
-            Value::Int(length) => usize::try_from(*length).ok(),
-            _ => None,
-        });
-        lengths.collect()
-    };
-    let (shape, strides) = (lengths(shape)?, lengths(strides)?);
-    (shape.len() == strides.len()).then_some(())?;
-    Some(Value::Tensor(Rc::new(TensorInfo {
-        offset: storage.start.checked_add(usize::try_from(offset).ok()?)?,
-        storage: storage.clone(),
-        dtype,
-        shape,
-        strides,
-    })))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn refused(bytes: &[u8]) -> String {
-        match read(&mut &bytes[..]) {
-            Err(PickleError::RunsCode(name)) => name,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn kind(bytes: &[u8]) -> io::ErrorKind {
-        match read(&mut &bytes[..]) {
-            Err(PickleError::Io(error)) => error.kind(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn names_are_found_in_every_protocol() {
-        // pickle.dumps of an object whose __reduce__ is (os.system, ("true",)).
-        let protocol_0 = b"cposix\nsystem\np0\n(Vtrue\np1\ntp2\nRp3\n.";
-        let protocol_2 = b"\x80\x02cposix\nsystem\nq\x00X\x04\x00\x00\x00trueq\x01\x85q\x02Rq\x03.";
-        let protocol_4 = b"\x80\x04\x95\x1f\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06\
-            system\x94\x93\x94\x8c\x04true\x94\x85\x94R\x94.";
-        for pickle in [&protocol_0[..], protocol_2, protocol_4] {
-            assert_eq!(refused(pickle), "os.system");
-        }
-    }
-
-    #[test]
-    fn a_call_whose_result_is_dropped_is_found() {
-        let pickle = b"\x80\x02cbuiltins\nexec\nX\x04\x00\x00\x00pass\x85R0}.";
-        assert_eq!(refused(pickle), "builtins.exec");
-    }
-
-    #[test]
-    fn names_from_the_memo_and_hidden_ones_are_found() {
-        let memo = b"\x8c\x02os\x940\x8c\x06system\x940h\x00h\x01\x93.";
-        assert_eq!(refused(memo), "os.system");
-        // Another value was pushed between, and taken off again.
-        let between = b"\x8c\x02os\x8c\x06system\x8c\x01x0\x93.";
-        assert_eq!(refused(between), "os.system");
-        // A name that is the result of a call is not known.
-        let computed = b"\x8c\x02oscmy\nname\n)R\x93.";
-        assert!(refused(computed).contains("hidden"));
-    }
-
-    #[test]
-    fn what_checkpoints_name_is_allowed() {
-        let pickle = b"\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01\
-            ctorch._utils\n_rebuild_tensor_v2\nclightning.callbacks\nModelCheckpoint\n)\x81.";
-        assert!(
-            matches!(read(&mut &pickle[..]).unwrap().root, Value::Other(name) if &*name == "lightning.callbacks.ModelCheckpoint")
-        );
-    }
-
-    #[test]
-    fn truncated_and_foreign_bytes_are_errors() {
-        use io::ErrorKind::{InvalidData, UnexpectedEof};
-        assert_eq!(kind(b"\x80\x02ccoll"), UnexpectedEof);
-        assert_eq!(kind(b"X\xff\xff\xff\xffab"), UnexpectedEof);
-        assert_eq!(kind(b"\xff"), InvalidData);
-        // Lengths and marks that are not there.
-        for bytes in [
-            &b"\x8b\xff\xff\xff\xff"[..],
-            b"\x8e\xff\xff\xff\xff\xff\xff\xff\xff",
-        ] {
-            assert_eq!(kind(bytes), UnexpectedEof);
-        }
-        for bytes in [
-            &b"."[..],
-            b"R.",
-            b"t.",
-            b"(R.",
-            b"N\x86.",
-            b"h\x00.",
-            b"u.",
-            b"}b.",
-            b"(o.",
-        ] {
-            assert_eq!(kind(bytes), InvalidData, "{bytes:?}");
-        }
-    }
-
-    /// Tuples in tuples, a million deep, and dictionaries within each other.
-    #[test]
-    fn depth_is_limited() {
-        let mut deep = b")".to_vec();
-        deep.extend(std::iter::repeat_n(0x85, 1 << 20));
-        deep.push(b'.');
-        read(&mut &deep[..]).unwrap();
-        let mut dicts = Vec::new();
-        for _ in 0..1 << 20 {
-            dicts.extend(b"}N");
-        }
-        dicts.push(b'N');
-        dicts.extend(std::iter::repeat_n(b's', 1 << 20));
-        dicts.push(b'.');
-        assert_eq!(read(&mut &dicts[..]).unwrap().dicts.len(), 1 << 20);
-    }
-
-    /// A byte of input is not to become a hundred of memory for long.
-    #[test]
-    fn memory_is_limited() {
-        let many = vec![b'N'; 64 << 20];
-        assert_eq!(kind(&many), io::ErrorKind::InvalidData);
-        let mut memo = b"N".to_vec();
-        memo.resize(16 << 20, 0x94);
-        assert_eq!(kind(&memo), io::ErrorKind::InvalidData);
-    }
-}
+mod tests;
