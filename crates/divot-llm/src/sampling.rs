@@ -1,38 +1,38 @@
-//! How the next token is chosen from the decoder's scores.
+//! Choosing the next token from the decoder's scores.
 
 use burn::config::Config;
 use divot_nn::Noise;
 
 use crate::error::LlmError;
 
-/// How text is generated: the released settings by default.
+/// How text is generated. The defaults are the released settings.
 #[derive(Config, Debug)]
 pub struct TextSampling {
-    /// Tokens at most.
+    /// Largest number of new tokens.
     #[config(default = 256)]
     pub max_new_tokens: usize,
-    /// Scores are divided by it; 0 is greedy, the highest score wins.
+    /// Scores are divided by it; 0 is greedy and takes the highest score.
     #[config(default = 0.7)]
     pub temperature: f64,
-    /// Only that many of the highest scores are drawn from; 0 is all of them. The released code
-    /// leaves it at its library's default.
+    /// Number of highest scores to draw from; 0 means all. The released code uses its library's
+    /// default.
     #[config(default = 50)]
     pub top_k: usize,
-    /// Only the most likely tokens that together have this probability are drawn from.
+    /// Probability of the most likely tokens to draw from.
     #[config(default = 0.5)]
     pub top_p: f64,
-    /// Beams of a beam search, which draws nothing; 1 is none.
+    /// Number of beams; above 1 it is a beam search, which draws nothing at random.
     #[config(default = 1)]
     pub beams: usize,
 }
 
 impl TextSampling {
-    /// The highest score wins.
+    /// Always takes the highest score.
     pub fn greedy() -> Self {
         Self::new().with_temperature(0.0)
     }
 
-    /// Finds out whether text can be generated so.
+    /// Checks the ranges of all options.
     ///
     /// # Errors
     /// The first option that is out of range.
@@ -81,7 +81,7 @@ impl TextSampling {
             .iter()
             .map(|&id| (f64::from(scores[id as usize] - top) / self.temperature).exp())
             .collect();
-        // A token stays if those above it do not make up top_p yet.
+        // A token is kept if the more likely ones have less than top_p.
         let enough = self.top_p * weights.iter().sum::<f64>();
         let mut mass = 0.0;
         let kept = weights
@@ -98,7 +98,7 @@ impl TextSampling {
             left -= weight;
             left < 0.0
         });
-        // Rounding may leave a crumb behind the last.
+        // Rounding may leave a little more than the last weight.
         candidates[drawn.unwrap_or(kept - 1)]
     }
 }
@@ -116,20 +116,20 @@ pub(crate) fn highest(scores: &[f32]) -> u32 {
 
 /// The rule that keeps the tokens of a clip in order.
 ///
-/// After `<frame>` or one of the frame tokens comes the next of them. Elsewhere the scores of all but
-/// `<frame>` are 0, as in the released code.
+/// After `<frame>` and after each frame token, the next token of the clip gets the highest score.
+/// Elsewhere the scores of all of them but `<frame>` are set to 0, as in the released code.
 #[derive(Debug, Clone)]
 pub struct FrameOrder {
     ids: Vec<u32>,
 }
 
 impl FrameOrder {
-    /// For `<frame>`, the frame tokens and `</frame>`, by their ids in that order.
+    /// The rule for `<frame>`, the frame tokens and `</frame>`, given by their ids in that order.
     pub fn new(ids: Vec<u32>) -> Self {
         Self { ids }
     }
 
-    /// Changes the scores of what follows `last`.
+    /// Changes the scores of the token after `last`.
     pub fn apply(&self, last: u32, scores: &mut [f32]) {
         let place = self.ids.iter().position(|&id| id == last);
         match place.and_then(|place| self.ids.get(place + 1)) {

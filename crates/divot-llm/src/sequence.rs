@@ -13,7 +13,7 @@ const PADDING: u32 = 0;
 pub struct Sequence {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// The token that is to be predicted at the place before, where that is learned.
+    /// The token itself where it is learned, that is, predicted from the hidden state before it.
     pub labels: Vec<Option<u32>>,
     /// What each token is to attention.
     pub roles: Vec<Role>,
@@ -124,16 +124,16 @@ pub struct Turn<'a> {
 
 /// Builds training rows as the released system does. Special tokens in a text stay text.
 ///
-/// Rows of comprehension that are too long are cut at their end; rows of generation are refused, once
-/// their caption was cut as far as possible. A refused sample is to be left out of training.
+/// Comprehension rows that are too long are cut at their end. Generation rows first have their caption
+/// cut. A row that still does not fit is an error, and the sample is to be left out of training.
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceBuilder<'a> {
     /// The text tokenizer.
     pub text: &'a TextTokenizer,
     /// Its special tokens.
     pub tokens: &'a SpecialTokens,
-    /// Number of tokens that a row may have. Released: 1400 for videos, 300 for images and 180 for
-    /// generation in pre-training, 1650 and 1000 for questions.
+    /// Largest number of tokens of a row. Released: in pre-training 1400 for videos, 300 for images and
+    /// 180 for generation; in tuning 1650 and 1000.
     pub max_length: usize,
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Distribution, Gradients, Tensor, f16};
 use divot_gmm::{GmmConfig, HeadConfig, Noise, RegressionConfig, SampleOptions};
 use divot_llm::{
@@ -135,6 +135,35 @@ fn the_window_hides_what_is_far() {
         .abs()
         .sum();
     assert!(difference.into_scalar::<f32>() > 1e-3);
+}
+
+#[test]
+fn the_type_to_compute_in_is_said() {
+    struct Cast(DType);
+    impl ModuleMapper for Cast {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|tensor| tensor.cast(self.0))
+        }
+    }
+    let model = decoder().init(&device(15));
+    let ids = ids(9);
+    let expected = whole(&model, &ids);
+    let run = |model: &Mistral, dtype: DType| {
+        let mut context = Context::new(model, 1, dtype);
+        let embeds = model.embed_ids(&ids, context.dtype());
+        let hidden = context.read_with(model, embeds, &causal(ids.len()));
+        assert_eq!(hidden.dtype(), dtype);
+        assert_eq!(model.logits(hidden.clone()).dtype(), DType::F32);
+        hidden.cast(DType::F32)
+    };
+    close(run(&model, DType::F32), expected.clone(), 1e-7);
+    close(run(&model, DType::BF16), expected.clone(), 0.03);
+    // Weights of another type, norms included.
+    let half = model.clone().map(&mut Cast(DType::BF16));
+    let rounded = half.clone().map(&mut Cast(DType::F32));
+    let expected = whole(&rounded, &ids);
+    close(run(&half, DType::F32), expected.clone(), 1e-6);
+    close(run(&half, DType::BF16), expected, 0.03);
 }
 
 // ---- LoRA

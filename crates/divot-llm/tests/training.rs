@@ -1,4 +1,4 @@
-//! Training rows, and what a batch of them costs.
+//! Training rows and the losses of batches.
 
 use std::path::Path;
 
@@ -23,8 +23,8 @@ fn tokenizer() -> (TextTokenizer, SpecialTokens) {
     (text, tokens)
 }
 
-/// The tokens of a row by name, text in between: what is learned is in brackets, queries are marked `?`,
-/// hidden ones `!`, and features that are read `=`.
+/// A row as text without spaces. Learned tokens are in brackets; queries are `?`, hidden queries `!`, and
+/// features that are read `=`.
 fn written(text: &TextTokenizer, row: &Sequence) -> String {
     let mut written = String::new();
     let mut last = false;
@@ -47,7 +47,6 @@ fn written(text: &TextTokenizer, row: &Sequence) -> String {
                 written.push('=');
             } else {
                 written += &text.decode(&[row.ids[i]], false).unwrap();
-                // Words are one token or several: only their letters matter here.
             }
         }
     }

@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::ValueEnum;
 use divot::checkpoint::Checkpoint;
 use divot::{Noise, OpenLlm, Task, VideoLlm, peak_memory};
 use divot_llm::tokenizer::Segment;
 use divot_llm::{
-    Context, Layout, Mistral, MistralConfig, Projection, Quantization, Rules, TextSampling,
+    Batch, Context, Mistral, MistralConfig, Projection, Quantization, Role, Rules, Sequence,
+    TextSampling,
 };
 
 use super::Arguments;
@@ -88,20 +88,25 @@ pub fn perplexity(name: &str, arguments: &Arguments, device: &Device) -> Result<
         .with_context(|| format!("{}: cannot be read as text", path.display()))?;
     let ids = llm.text.encode(&[Segment::Text(&text)])?;
     ensure!(!ids.is_empty(), "{}: holds no text", path.display());
-    let (decoder, computed) = (&llm.model.llm, llm.dtype);
+    let (model, bos) = (&llm.model, llm.text.bos());
     let mut total = 0.0;
     for window in ids.chunks(512) {
-        let read: Vec<u32> = std::iter::once(llm.text.bos())
-            .chain(window[..window.len() - 1].iter().copied())
-            .collect();
-        let embeds = decoder.embed_ids(&read, computed);
-        let hidden = decoder.forward(embeds, &Layout::causal(1, read.len()), None);
-        let scores = log_softmax(decoder.logits(hidden), 2);
-        let vocabulary = scores.dims()[2];
-        let scores: Vec<f32> = scores.into_data().iter().collect();
-        for (row, &id) in scores.chunks_exact(vocabulary).zip(window) {
-            total -= f64::from(row[id as usize]);
-        }
+        let ids: Vec<u32> = std::iter::once(bos).chain(window.iter().copied()).collect();
+        let labels = ids.iter().enumerate().map(|(i, &id)| (i > 0).then_some(id));
+        let row = Sequence {
+            labels: labels.collect(),
+            roles: vec![Role::Causal; ids.len()],
+            positions: (0..ids.len()).collect(),
+            ids,
+            ..Sequence::default()
+        };
+        let batch = Batch {
+            sequences: vec![row],
+            inputs: None,
+            targets: None,
+        };
+        let loss = model.lm_loss(model.hidden(&batch, llm.dtype), &batch);
+        total += loss.sum.into_scalar::<f64>();
     }
     println!(
         "{name:12} {:?}: {:.4} over {} tokens",
