@@ -231,7 +231,7 @@ impl Detokenizer {
         let shape = video.dims();
         let values: Vec<f32> = video.into_data().iter::<f32>().collect();
         if values.iter().any(|value| value.is_nan()) {
-            return Err(Error::NotFinite(self.unet.dtype().name()));
+            return Err(Error::NotFinite(self.dtype().name()));
         }
         Ok(Some(chw_to_clip(&values, shape)?))
     }
@@ -243,8 +243,12 @@ impl Detokenizer {
 
     /// The UNet's context of video tokens: `[batch, 64, 256]` → `[batch, 125, 1024]`.
     pub fn context(&self, tokens: Tensor<3>) -> Tensor<3> {
-        let dtype = self.resampler.norm_out.gamma.val().dtype();
-        self.resampler.forward(tokens.cast(dtype))
+        self.resampler.forward(tokens.cast(self.dtype()))
+    }
+
+    /// The type that is computed in: f32 on the CPU, where norms stay in f32.
+    fn dtype(&self) -> DType {
+        self.resampler.norm_out.gamma.val().dtype()
     }
 
     /// Samples latents from video tokens.
@@ -304,9 +308,8 @@ impl Detokenizer {
     /// Frames of latents: `[batch, 4, frames, height, width]` → `[batch, 3, frames, height, width]`
     /// in pixels, RGB clamped to [-1, 1], in f32.
     pub fn decode(&self, latents: Tensor<5>) -> Tensor<5> {
-        let dtype = self.vae.dtype();
         self.vae
-            .decode_clip(latents.cast(dtype))
+            .decode_clip(latents.cast(self.dtype()))
             .cast(DType::F32)
             .clamp(-1.0, 1.0)
     }

@@ -173,9 +173,18 @@ impl Tokenizer {
         let x = layer.forward(x);
         drop(layer);
         go_on()?;
-        let layer = loading.fill("resampler.resampler.", rest.resampler, dtype)?;
+        let x = match rest.resampler {
+            Some(layer) => {
+                let layer = loading.fill("resampler.resampler.", layer, dtype)?;
+                layer.forward(x)
+            }
+            None => x,
+        };
+        if let Some(layer) = rest.log_variance {
+            loading.fill("resampler.log_variance.", layer, dtype)?;
+        }
         loading.finish()?;
-        Ok(layer.forward(x).cast(DType::F32))
+        Ok(x.cast(DType::F32))
     }
 
     /// Reads the clip of a video that starts at `start` seconds, cut to the model's square.
