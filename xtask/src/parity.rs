@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, FloatDType, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Gradients, Int, Tensor, TensorData};
 use clap::Args;
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, ReleasedConfig, convert};
@@ -17,7 +17,10 @@ use divot::weights::Source;
 use divot::{Detokenizer, DetokenizerConfig, Tokenizer, TokenizerConfig};
 use divot_data::sampling::{comprehend_indices, reconstruct_indices, tokenizer_indices};
 use divot_data::{Frame, Transform};
-use divot_unet::{DdimConfig, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing};
+use divot_unet::{
+    DdimConfig, Denoiser, DiffusionBatch, NoiseSchedule, NoiseScheduleConfig, Spacing,
+    diffusion_loss,
+};
 use divot_vit::{TextTowerConfig, normalize, preprocess};
 use serde_json::Value;
 
@@ -345,7 +348,7 @@ impl Parity {
         let ids = Tensor::<2, Int>::from_data(data, &self.device);
         self.compare(
             "clip/text_features",
-            normalize(text.text_features(ids)),
+            normalize(text.text_features(ids, DType::F32)),
             self.limit,
         )?;
 
@@ -514,21 +517,21 @@ impl Parity {
         let batch = timesteps.len();
         let schedule = NoiseSchedule::new(&config.schedule);
         let target = schedule.target(z0.clone(), noise.clone(), &timesteps);
-        self.compare("train/v", target.clone(), self.limit)?;
+        self.compare("train/v", target, self.limit)?;
 
         let frames = self.frames(&device)?.unsqueeze_dim::<5>(0);
         let [_, count, channels, height, width] = frames.dims();
         let frames = frames.expand([batch, count, channels, height, width]);
         let context = detokenizer.context(tokenizer.tokenize(frames));
-        let floats: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
         let fs = Tensor::<1>::full([batch], self.number("guidance", "fs")?, &device);
-        let prediction = detokenizer.unet.forward(
-            schedule.add_noise(z0, noise, &timesteps),
-            Tensor::from_floats(floats.as_slice(), &device),
-            context,
-            Some(fs),
-        );
-        let loss = (prediction - target).square().mean();
+        let batch = DiffusionBatch {
+            latents: z0,
+            noise,
+            timesteps,
+            context: context.into(),
+            fs: Some(fs),
+        };
+        let loss = diffusion_loss(&detokenizer.unet, &schedule, batch, None).mean();
         self.compare("train/loss", loss.clone(), self.limit)?;
 
         let gradients = loss.backward();
@@ -552,7 +555,11 @@ impl Parity {
             gradient_norm(&tokenizer.vision, &gradients) == 0.0,
             "the frozen vision tower has gradients"
         );
-        let latents = tokenizer.resampler.resampler.latents.val();
+        let perceiver = tokenizer.resampler.resampler.as_ref();
+        let latents = perceiver
+            .context("the tokenizer has no Perceiver")?
+            .latents
+            .val();
         let gradient = latents
             .grad(&gradients)
             .context("the learned queries have no gradient")?;

@@ -157,17 +157,17 @@ impl AdaLnBlock {
 }
 
 impl DenoisingMlp {
-    /// Predicts ε or v, `[rows, dim]` in f32.
+    /// Predicts ε or v, `[rows, dim]` in f32, computed in the type of the condition.
     ///
     /// # Arguments
     /// - `x`: noisy tokens, `[rows, dim]`.
     /// - `timesteps`: `[rows]`, or `[1]` if it is the same for all.
     /// - `condition`: `[rows, cond_dim]`.
     pub fn forward(&self, x: Tensor<2>, timesteps: Tensor<1>, condition: Tensor<2>) -> Tensor<2> {
-        let dtype = self.norm.gamma.val().dtype();
+        let dtype = condition.dtype();
         let time = timestep_embedding(timesteps, TIMESTEP_WIDTH).cast(dtype);
         let time = linear(&self.timestep2, silu(linear(&self.timestep1, time)));
-        let condition = silu(time + linear(&self.condition, condition.cast(dtype)));
+        let condition = silu(time + linear(&self.condition, condition));
         let mut x = linear(&self.input, x.cast(dtype));
         for block in &self.blocks {
             x = block.forward(x, condition.clone());

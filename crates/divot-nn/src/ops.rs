@@ -107,7 +107,8 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     burn::tensor::module::linear(x, weight, bias)
 }
 
-/// Layer norm over the last axis, whose width the scale `gamma` and the shift `beta` have.
+/// Layer norm over the last axis, as wide as the scale `gamma` and the shift `beta`: accumulated in f32,
+/// in the type of `x`.
 pub fn layer_norm<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
@@ -122,12 +123,17 @@ pub fn layer_norm<const D: usize>(
         };
         let inputs = [
             x.into_dispatch(),
-            gamma.into_dispatch(),
-            beta.into_dispatch(),
+            gamma.cast(DType::F32).into_dispatch(),
+            beta.cast(DType::F32).into_dispatch(),
         ];
         return kernels::run(kernel, Cost::Low, inputs);
     }
-    burn::tensor::module::layer_norm(x, gamma, Some(beta), epsilon)
+    let dtype = x.dtype();
+    if gamma.dtype() == dtype && beta.dtype() == dtype {
+        return burn::tensor::module::layer_norm(x, gamma, Some(beta), epsilon);
+    }
+    let [gamma, beta] = [gamma, beta].map(|x| x.cast(DType::F32));
+    burn::tensor::module::layer_norm(x.cast(DType::F32), gamma, Some(beta), epsilon).cast(dtype)
 }
 
 /// Root-mean-square norm over the last axis, accumulated in f32, in the type of `x`.
@@ -151,7 +157,8 @@ pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
     (x / rms * gamma.cast(DType::F32).unsqueeze()).cast(dtype)
 }
 
-/// Group norm of `[samples, ..., channels]`, and SiLU after it with `then_silu`.
+/// Group norm of `[samples, ..., channels]`, and SiLU after it with `then_silu`: accumulated in f32, in
+/// the type of `x`.
 ///
 /// # Panics
 /// If the norm has no scale and shift.
@@ -168,14 +175,20 @@ pub fn group_norm<const D: usize>(norm: &GroupNorm, x: Tensor<D>, then_silu: boo
         };
         let inputs = [
             x.into_dispatch(),
-            gamma.val().into_dispatch(),
-            beta.val().into_dispatch(),
+            gamma.val().cast(DType::F32).into_dispatch(),
+            beta.val().cast(DType::F32).into_dispatch(),
         ];
         return kernels::run(kernel, Cost::Low, inputs);
     }
-    let _ = (gamma, beta);
-    let x = norm.forward(channels_first(x));
-    channels_last(if then_silu { activation::silu(x) } else { x })
+    let dtype = x.dtype();
+    let x = match gamma.val().dtype() == dtype && beta.val().dtype() == dtype {
+        true => norm.forward(channels_first(x)),
+        false => {
+            let x = x.cast(DType::F32);
+            in_type_of(&x, norm.clone()).forward(channels_first(x))
+        }
+    };
+    channels_last(if then_silu { activation::silu(x) } else { x }).cast(dtype)
 }
 
 /// `[n, height, width, in]` → `[n, height, width, out]`, smaller where the convolution strides.

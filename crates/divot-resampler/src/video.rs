@@ -1,8 +1,10 @@
 use burn::config::Config;
 use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
 use burn::tensor::module::adaptive_avg_pool2d;
 use burn::tensor::{Device, Tensor};
 
+use divot_nn::ops::linear;
 use divot_nn::{
     CheckSizes, LayerNorm, LayerNormConfig, SizeError, check_depths, check_divides, check_widths,
 };
@@ -48,6 +50,15 @@ pub struct VideoResamplerConfig {
     /// Width of a video token.
     #[config(default = 256)]
     pub token_dim: usize,
+    /// Whether the Perceiver Resampler makes the tokens. Without it they are the patch-position
+    /// dependent features of the spatial-temporal transformer (paper, section 4.3, question 1, and table
+    /// 8): `frames`·`pool_size`² tokens, `hidden_dim` wide.
+    #[config(default = true)]
+    pub perceiver: bool,
+    /// Whether the tokenizer is variational: each number of a token has a mean and a variance (paper,
+    /// section 4.3, question 1).
+    #[config(default = false)]
+    pub variational: bool,
 }
 
 /// The Divot tokenizer after its ViT.
@@ -59,8 +70,10 @@ pub struct VideoResampler {
     pub norm: LayerNorm,
     /// Fuses all pooled tokens.
     pub spatial_temporal: SpatialTemporalTransformer,
-    /// Reduces them to the video tokens.
-    pub resampler: PerceiverResampler,
+    /// Reduces them to the video tokens, unless the pooled tokens themselves are the result.
+    pub resampler: Option<PerceiverResampler>,
+    /// The logarithm of the variance of each token, from the token; of a variational tokenizer.
+    pub log_variance: Option<Linear>,
     /// Height and width of the pooled grid.
     pub pool_size: usize,
 }
@@ -69,6 +82,14 @@ impl VideoResamplerConfig {
     /// The released tokenizer: 64 tokens of width 256 (171.6 M parameters without the ViT).
     pub fn divot() -> Self {
         Self::new(1280, 1024, 768)
+    }
+
+    /// Number of outgoing tokens, and the width of one.
+    pub fn output_size(&self) -> [usize; 2] {
+        match self.perceiver {
+            true => [self.tokens, self.token_dim],
+            false => [self.frames * self.pool_size.pow(2), self.hidden_dim],
+        }
     }
 
     /// Initialises the network.
@@ -94,14 +115,20 @@ impl VideoResamplerConfig {
             )
             .with_heads(self.spatial_temporal_heads)
             .init(device),
-            resampler: PerceiverResamplerConfig::new(
-                self.tokens,
-                self.hidden_dim,
-                self.hidden_dim,
-                self.token_dim,
-            )
-            .with_depth(self.resampler_depth)
-            .init(device),
+            resampler: self.perceiver.then(|| {
+                PerceiverResamplerConfig::new(
+                    self.tokens,
+                    self.hidden_dim,
+                    self.hidden_dim,
+                    self.token_dim,
+                )
+                .with_depth(self.resampler_depth)
+                .init(device)
+            }),
+            log_variance: self.variational.then(|| {
+                let [_, width] = self.output_size();
+                LinearConfig::new(width, width).init(device)
+            }),
             pool_size: self.pool_size,
         }
     }
@@ -138,14 +165,31 @@ impl VideoResampler {
     /// Video tokens of clips.
     ///
     /// `patches`: `[batch, frames, patches, input_dim]`, the patches a square grid row by row.
-    /// Returns `[batch, tokens, token_dim]`.
+    /// Returns `[batch, tokens, token_dim]`, sized as [`VideoResamplerConfig::output_size`] says; of a
+    /// variational tokenizer the means.
     ///
     /// # Panics
     /// If the number of patches is not a square.
     pub fn forward(&self, patches: Tensor<4>) -> Tensor<3> {
         let pooled = self.norm.forward(self.pool(self.temporal(patches)));
-        self.resampler
-            .forward(self.spatial_temporal.forward(pooled))
+        let tokens = self.spatial_temporal.forward(pooled);
+        match &self.resampler {
+            Some(resampler) => resampler.forward(tokens),
+            None => tokens,
+        }
+    }
+
+    /// Means and logarithms of the variances of the video tokens, each shaped as what
+    /// [`forward`](Self::forward) returns; the latter are clamped to [-30, 20]. `None` if the tokenizer
+    /// is not variational.
+    ///
+    /// # Panics
+    /// If the number of patches is not a square.
+    pub fn distribution(&self, patches: Tensor<4>) -> Option<[Tensor<3>; 2]> {
+        let log_variance = self.log_variance.as_ref()?;
+        let mean = self.forward(patches);
+        let logvar = linear(log_variance, mean.clone()).clamp(-30.0, 20.0);
+        Some([mean, logvar])
     }
 
     /// The temporal transformer over every position: `[batch, frames, patches, input_dim]` →

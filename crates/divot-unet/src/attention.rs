@@ -5,11 +5,7 @@ use burn::tensor::{Device, Tensor};
 use divot_nn::ops::{geglu, group_norm, linear};
 use divot_nn::{LayerNorm, LayerNormConfig, multi_head_attention};
 
-use crate::resblock::GROUPS;
-
-/// Context tokens that go through the first pair of keys and values; DynamiCrafter had its text
-/// there.
-pub(crate) const PRIMARY_CONTEXT: usize = 77;
+use crate::Context;
 
 /// Sizes of a [`SpatialTransformer`] or a [`TemporalTransformer`].
 #[derive(Config, Debug)]
@@ -23,6 +19,12 @@ pub struct TransformerConfig {
     /// Number of blocks.
     #[config(default = 1)]
     pub depth: usize,
+    /// Groups of the group norm; divide the channels.
+    #[config(default = 32)]
+    pub groups: usize,
+    /// Tokens of a shared context that go through the first pair of keys and values.
+    #[config(default = 77)]
+    pub primary_context: usize,
 }
 
 /// Attention of queries over a context, or over the queries themselves.
@@ -42,7 +44,7 @@ pub struct ContextAttention {
     pub heads: usize,
 }
 
-/// Keys and values of the context tokens past the 77th, whose attention is added, scaled by
+/// Keys and values of the second part of a context, whose attention is added, scaled by
 /// tanh(alpha) + 1.
 #[derive(Module, Debug)]
 pub struct SplitContext {
@@ -50,8 +52,10 @@ pub struct SplitContext {
     pub to_k: Linear,
     /// Values, without bias.
     pub to_v: Linear,
-    /// A learned number.
+    /// A learned number, `[1]`.
     pub alpha: Param<Tensor<1>>,
+    /// Tokens of a shared context that go through the first pair of keys and values.
+    pub primary_context: usize,
 }
 
 impl ContextAttention {
@@ -75,36 +79,43 @@ impl ContextAttention {
                 to_k: linear(context),
                 to_v: linear(context),
                 alpha: Initializer::Zeros.init([1], device),
+                primary_context: config.primary_context,
             }),
             heads: config.heads,
         }
     }
 
-    /// What queries attend over: keys and values of `[batch, tokens, context width]`, those of a
-    /// split context's parts apart.
-    pub fn encode(&self, context: Tensor<3>) -> Vec<KeysValues> {
-        let encode = |context: &Tensor<3>, to_k: &Linear, to_v: &Linear| KeysValues {
+    /// Keys and values of a context, one part after the other: a shared context is split at
+    /// [`TransformerConfig::primary_context`], one per frame into text and frames.
+    pub fn encode(&self, context: &Context) -> Vec<KeysValues> {
+        let encode = |context: Tensor<3>, to_k: &Linear, to_v: &Linear| KeysValues {
             keys: linear(to_k, context.clone()),
-            values: linear(to_v, context.clone()),
+            values: linear(to_v, context),
         };
-        let tokens = context.dims()[1];
-        match &self.split {
-            Some(split) if tokens > PRIMARY_CONTEXT => {
-                let primary = context.clone().narrow(1, 0, PRIMARY_CONTEXT);
-                let rest = context.narrow(1, PRIMARY_CONTEXT, tokens - PRIMARY_CONTEXT);
-                vec![
-                    encode(&primary, &self.to_k, &self.to_v),
-                    encode(&rest, &split.to_k, &split.to_v),
-                ]
+        let (primary, rest) = match (context, &self.split) {
+            (Context::Shared(context), Some(split))
+                if context.dims()[1] > split.primary_context =>
+            {
+                let (tokens, primary) = (context.dims()[1], split.primary_context);
+                let rest = context.clone().narrow(1, primary, tokens - primary);
+                (context.clone().narrow(1, 0, primary), Some(rest))
             }
-            _ => vec![encode(&context, &self.to_k, &self.to_v)],
+            (Context::Shared(context), _) => (context.clone(), None),
+            (Context::PerFrame { text, frames }, _) => {
+                (text.clone(), Some(frames.clone().flatten::<3>(0, 1)))
+            }
+        };
+        let mut parts = vec![encode(primary, &self.to_k, &self.to_v)];
+        if let (Some(split), Some(rest)) = (&self.split, rest) {
+            parts.push(encode(rest, &split.to_k, &split.to_v));
         }
+        parts
     }
 
     /// `x`: `[n, queries, width]`; `context` as [`encode`](Self::encode) gives it, of a batch that
     /// divides n: consecutive rows of `x` share a context. Without one, `x` attends over itself.
     pub fn forward(&self, x: Tensor<3>, context: Option<&[KeysValues]>) -> Tensor<3> {
-        let own = context.is_none().then(|| self.encode(x.clone()));
+        let own = context.is_none().then(|| self.encode(&x.clone().into()));
         let q = linear(&self.to_q, x);
         let mut parts = context
             .or(own.as_deref())
@@ -117,7 +128,9 @@ impl ContextAttention {
         let primary = parts.next().expect("a context has one or two parts");
         let out = match (&self.split, parts.next()) {
             (Some(split), Some(rest)) => {
-                primary + rest * (split.alpha.val().tanh() + 1.0).unsqueeze::<3>()
+                let scale = split.alpha.val().tanh() + 1.0;
+                let scale = scale.cast(rest.dtype()).unsqueeze::<3>();
+                primary + rest * scale
             }
             _ => primary,
         };
@@ -217,7 +230,7 @@ impl SpatialTransformer {
     pub fn new(config: &TransformerConfig, context_dim: usize, device: &Device) -> Self {
         let inner = config.heads * config.head_dim;
         Self {
-            norm: GroupNormConfig::new(GROUPS, config.channels)
+            norm: GroupNormConfig::new(config.groups, config.channels)
                 .with_epsilon(1e-6)
                 .init(device),
             proj_in: LinearConfig::new(config.channels, inner).init(device),
@@ -228,12 +241,10 @@ impl SpatialTransformer {
         }
     }
 
-    /// What each block attends over, of a context `[batch, tokens, context_dim]`.
-    pub fn encode(&self, context: &Tensor<3>) -> Vec<Vec<KeysValues>> {
+    /// What each block attends over.
+    pub fn encode(&self, context: &Context) -> Vec<Vec<KeysValues>> {
         let blocks = self.blocks.iter();
-        blocks
-            .map(|block| block.attn2.encode(context.clone()))
-            .collect()
+        blocks.map(|block| block.attn2.encode(context)).collect()
     }
 
     /// `x`: `[batch·frames, height, width, channels]` → the same; `context` as
@@ -271,7 +282,7 @@ impl TemporalTransformer {
     pub fn new(config: &TransformerConfig, device: &Device) -> Self {
         let inner = config.heads * config.head_dim;
         Self {
-            norm: GroupNormConfig::new(GROUPS, config.channels)
+            norm: GroupNormConfig::new(config.groups, config.channels)
                 .with_epsilon(1e-6)
                 .init(device),
             proj_in: LinearConfig::new(config.channels, inner).init(device),

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Tensor};
 use divot_nn::ops::{linear, silu};
 use divot_nn::timestep_embedding;
 
-/// Linear, SiLU, linear: what makes an embedding of a number into a condition of the UNet.
+/// Linear, SiLU, linear: turns the embedding of a number into a condition of the UNet.
 #[derive(Module, Debug)]
 pub struct TimestepMlp {
     /// Into the hidden width.
@@ -22,14 +22,9 @@ impl TimestepMlp {
         }
     }
 
-    /// `[batch]` numbers → `[batch, hidden]`, in the dtype of the biases.
-    pub fn forward(&self, numbers: Tensor<1>) -> Tensor<2> {
+    /// `[batch]` numbers → `[batch, hidden]`, computed in `dtype`.
+    pub fn forward(&self, numbers: Tensor<1>, dtype: DType) -> Tensor<2> {
         let [width, _] = self.fc1.weight.dims();
-        let dtype = self
-            .fc1
-            .bias
-            .as_ref()
-            .map_or(DType::F32, |bias| bias.val().dtype());
         let embedding = timestep_embedding(numbers, width).cast(dtype);
         linear(&self.fc2, silu(linear(&self.fc1, embedding)))
     }

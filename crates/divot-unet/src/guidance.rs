@@ -2,7 +2,7 @@ use std::cell::OnceCell;
 
 use burn::tensor::{DType, Tensor};
 
-use crate::{Unet, UnetContext};
+use crate::{Context, Unet, UnetContext};
 
 /// Classifier-free guidance with rescale.
 ///
@@ -32,24 +32,26 @@ fn std_per_clip(x: Tensor<5>) -> Tensor<5> {
         .reshape([batch, 1, 1, 1, 1])
 }
 
-/// A UNet with its conditions for a batch of clips: what a sampler calls.
+/// A UNet with its conditions for a batch of clips: what a sampler calls. The network computes in the
+/// type of the context.
 #[derive(Debug)]
 pub struct Denoiser<'a> {
     unet: &'a Unet,
-    context: Tensor<3>,
+    context: Context,
     /// Context of the unconditional branch, with guidance scale and rescale.
-    guidance: Option<(Tensor<3>, f64, f64)>,
+    guidance: Option<(Context, f64, f64)>,
     /// Context of both branches as the network reads it, from the first prediction on.
     encoded: OnceCell<UnetContext>,
     fs: f64,
 }
 
 impl<'a> Denoiser<'a> {
-    /// Without guidance; `context`: `[batch, tokens, context_dim]`, `fs`: frame stride.
-    pub fn new(unet: &'a Unet, context: Tensor<3>, fs: f64) -> Self {
+    /// Without guidance; `context`: a [`Context`], or `[batch, tokens, context_dim]` for all frames;
+    /// `fs`: frame stride.
+    pub fn new(unet: &'a Unet, context: impl Into<Context>, fs: f64) -> Self {
         Self {
             unet,
-            context,
+            context: context.into(),
             guidance: None,
             encoded: OnceCell::new(),
             fs,
@@ -61,37 +63,37 @@ impl<'a> Denoiser<'a> {
     /// In the released system that is the context of an all-zero clip, not zeros.
     pub fn with_guidance(
         mut self,
-        unconditional: Tensor<3>,
+        unconditional: impl Into<Context>,
         guidance_scale: f64,
         guidance_rescale: f64,
     ) -> Self {
-        self.guidance = Some((unconditional, guidance_scale, guidance_rescale));
+        self.guidance = Some((unconditional.into(), guidance_scale, guidance_rescale));
         self
     }
 
     /// The network's prediction for `latents`, `[batch, channels, frames, height, width]`, at
     /// `timestep`, guided where asked for. Both branches run as one batch.
     ///
-    /// Whatever the weights' dtype, the prediction has the latents': a sampler keeps its precision.
+    /// The prediction is in the latents' type, whatever the network computes in: a sampler keeps its
+    /// precision.
     pub fn predict(&self, latents: Tensor<5>, timestep: usize) -> Tensor<5> {
-        let Some((_, scale, rescale)) = self.guidance else {
+        let Some((_, scale, rescale)) = &self.guidance else {
             return self.forward(latents, timestep);
         };
         let batch = latents.dims()[0];
         let both = self.forward(Tensor::cat(vec![latents.clone(), latents], 0), timestep);
         let conditional = both.clone().narrow(0, 0, batch);
         let unconditional = both.narrow(0, batch, batch);
-        guide(conditional, unconditional, scale, rescale)
+        guide(conditional, unconditional, *scale, *rescale)
     }
 
     fn encoded(&self) -> &UnetContext {
         self.encoded.get_or_init(|| {
             let mut context = self.context.clone();
             if let Some((unconditional, ..)) = &self.guidance {
-                let unconditional = unconditional.clone().expand(context.dims());
-                context = Tensor::cat(vec![context, unconditional], 0);
+                context = context.followed_by(unconditional.clone().cast(self.context.dtype()));
             }
-            self.unet.encode_context(&context.cast(self.unet.dtype()))
+            self.unet.encode_context(&context)
         })
     }
 
@@ -103,7 +105,7 @@ impl<'a> Denoiser<'a> {
             Tensor::<1>::full([batch], value, options)
         };
         let (timesteps, fs) = (constant(timestep as f64), constant(self.fs));
-        let latents = latents.cast(self.unet.dtype());
+        let latents = latents.cast(self.context.dtype());
         self.unet
             .forward_encoded(latents, timesteps, self.encoded(), Some(fs))
             .cast(dtype)

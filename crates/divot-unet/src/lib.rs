@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 
 mod attention;
+mod context;
 mod ddim;
 mod embedding;
 mod guidance;
 mod multistep;
+mod objective;
 mod resblock;
 mod sampler;
 mod schedule;
@@ -12,16 +14,20 @@ mod unet;
 mod vae;
 
 pub use attention::{
-    ContextAttention, FeedForward, KeysValues, SpatialTransformer, TemporalTransformer,
-    TransformerConfig,
+    ContextAttention, FeedForward, KeysValues, SpatialTransformer, SplitContext,
+    TemporalTransformer, TransformerBlock, TransformerConfig,
 };
+pub use context::Context;
 pub use ddim::{Ddim, DdimConfig};
 pub use divot_nn::timestep_embedding;
 pub use embedding::TimestepMlp;
 pub use guidance::{Denoiser, guide};
 pub use multistep::Multistep;
-pub use resblock::{ResBlock, ResBlockConfig, TemporalConv};
+pub use objective::{DiffusionBatch, diffusion_loss};
+pub use resblock::{ResBlock, ResBlockConfig, TemporalConv, TemporalConvLayer};
 pub use sampler::{Sampler, SamplerConfig, SamplerError, SamplerStep, Solver, Spacing};
 pub use schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};
 pub use unet::{Resample, Unet, UnetBlock, UnetConfig, UnetContext};
-pub use vae::{Gaussian, Vae, VaeConfig};
+pub use vae::{
+    Decoder, Encoder, Gaussian, Level, Middle, Vae, VaeAttention, VaeConfig, VaeResBlock,
+};

@@ -8,9 +8,6 @@ use burn::nn::{
 use burn::tensor::{Device, Tensor};
 use divot_nn::ops::{conv2d_last, group_norm, linear, temporal_conv};
 
-/// Groups of every group norm.
-pub(crate) const GROUPS: usize = 32;
-
 pub(crate) fn conv3x3(channels: [usize; 2], device: &Device) -> Conv2d {
     Conv2dConfig::new(channels, [3, 3])
         .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
@@ -33,10 +30,13 @@ pub struct ResBlockConfig {
     /// Whether a temporal convolution block follows.
     #[config(default = true)]
     pub temporal_conv: bool,
+    /// Groups of the group norms; divide the channels.
+    #[config(default = 32)]
+    pub groups: usize,
 }
 
 /// A spatial residual block, conditioned on the time embedding, and the temporal convolutions after
-/// it. Group norms of 32 groups with epsilon 1e-5.
+/// it. Group norms with epsilon 1e-5.
 #[derive(Module, Debug)]
 pub struct ResBlock {
     /// Norm before the first convolution.
@@ -62,15 +62,15 @@ impl ResBlockConfig {
     pub fn init(&self, device: &Device) -> ResBlock {
         let (from, to) = (self.channels_in, self.channels_out);
         ResBlock {
-            norm1: GroupNormConfig::new(GROUPS, from).init(device),
+            norm1: GroupNormConfig::new(self.groups, from).init(device),
             conv1: conv3x3([from, to], device),
             embed: LinearConfig::new(self.embed_dim, to).init(device),
-            norm2: GroupNormConfig::new(GROUPS, to).init(device),
+            norm2: GroupNormConfig::new(self.groups, to).init(device),
             conv2: conv3x3([to, to], device),
             skip: (from != to).then(|| Conv2dConfig::new([from, to], [1, 1]).init(device)),
             temporal: self
                 .temporal_conv
-                .then(|| TemporalConv::new(to, self.dropout, device)),
+                .then(|| TemporalConv::new(to, self.groups, self.dropout, device)),
             dropout: DropoutConfig::new(self.dropout).init(),
         }
     }
@@ -121,10 +121,10 @@ pub struct TemporalConvLayer {
 }
 
 impl TemporalConv {
-    /// Initialises the four convolutions.
-    pub fn new(channels: usize, dropout: f64, device: &Device) -> Self {
+    /// Initialises the four convolutions; `groups` are those of the group norms.
+    pub fn new(channels: usize, groups: usize, dropout: f64, device: &Device) -> Self {
         let layer = || TemporalConvLayer {
-            norm: GroupNormConfig::new(GROUPS, channels).init(device),
+            norm: GroupNormConfig::new(groups, channels).init(device),
             conv: Conv3dConfig::new([channels, channels], [3, 1, 1])
                 .with_padding(PaddingConfig3d::Explicit(1, 0, 0))
                 .init(device),

@@ -2,20 +2,17 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use divot_nn::ops::{conv2d_last, group_norm, silu};
 use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
 
 use crate::attention::KeysValues;
-use crate::resblock::{GROUPS, conv3x3};
+use crate::resblock::conv3x3;
 use crate::{
-    ResBlock, ResBlockConfig, SpatialTransformer, TemporalTransformer, TimestepMlp,
+    Context, ResBlock, ResBlockConfig, SpatialTransformer, TemporalTransformer, TimestepMlp,
     TransformerConfig,
 };
-
-/// Heads of the temporal transformer after the first convolution.
-const INIT_ATTN_HEADS: usize = 8;
 
 /// Sizes of the video UNet.
 #[derive(Config, Debug)]
@@ -50,6 +47,16 @@ pub struct UnetConfig {
     /// Frame stride assumed where none is given.
     #[config(default = 3.0)]
     pub default_fs: f64,
+    /// Groups of the group norms; divide the channels of every level.
+    #[config(default = 32)]
+    pub groups: usize,
+    /// Heads of the temporal transformer after the first convolution.
+    #[config(default = 8)]
+    pub init_attn_heads: usize,
+    /// Tokens of a shared context that go through the first pair of keys and values; DynamiCrafter had
+    /// its text there.
+    #[config(default = 77)]
+    pub primary_context: usize,
 }
 
 /// The LVDM and DynamiCrafter video UNet with Divot's split context.
@@ -160,8 +167,10 @@ impl UnetConfig {
             factor /= 2;
         }
 
-        let init_attn = TransformerConfig::new(self.model_channels, INIT_ATTN_HEADS, self.head_dim)
-            .with_depth(self.transformer_depth);
+        let init_attn =
+            TransformerConfig::new(self.model_channels, self.init_attn_heads, self.head_dim)
+                .with_depth(self.transformer_depth)
+                .with_groups(self.groups);
         Unet {
             time_embed: TimestepMlp::new(self.model_channels, embed_dim, device),
             fs_embed: TimestepMlp::new(self.model_channels, embed_dim, device),
@@ -171,7 +180,7 @@ impl UnetConfig {
             middle,
             middle_out,
             output_blocks,
-            norm_out: GroupNormConfig::new(GROUPS, self.model_channels).init(device),
+            norm_out: GroupNormConfig::new(self.groups, self.model_channels).init(device),
             conv_out: conv3x3([self.model_channels, self.out_channels], device),
             default_fs: self.default_fs,
         }
@@ -197,12 +206,15 @@ impl UnetConfig {
     fn res_block(&self, channels_in: usize, channels_out: usize, device: &Device) -> ResBlock {
         ResBlockConfig::new(channels_in, channels_out, 4 * self.model_channels)
             .with_dropout(self.dropout)
+            .with_groups(self.groups)
             .init(device)
     }
 
     fn transformer(&self, channels: usize) -> TransformerConfig {
         TransformerConfig::new(channels, channels / self.head_dim, self.head_dim)
             .with_depth(self.transformer_depth)
+            .with_groups(self.groups)
+            .with_primary_context(self.primary_context)
     }
 
     fn spatial(&self, channels: usize, device: &Device) -> SpatialTransformer {
@@ -225,13 +237,15 @@ impl CheckSizes for UnetConfig {
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
             ("head_dim", self.head_dim),
+            ("init_attn_heads", self.init_attn_heads),
+            ("primary_context", self.primary_context),
         ])?;
         check_depths(&[
             ("num_res_blocks", self.num_res_blocks),
             ("transformer_depth", self.transformer_depth),
         ])?;
         check_divides(
-            ("32 groups", GROUPS),
+            ("groups", self.groups),
             ("model_channels", self.model_channels),
         )?;
         for mult in &self.channel_mult {
@@ -239,6 +253,7 @@ impl CheckSizes for UnetConfig {
             let channels = ("a level's channels", mult * self.model_channels);
             check_widths(&[channels])?;
             check_divides(("head_dim", self.head_dim), channels)?;
+            check_divides(("groups", self.groups), channels)?;
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(SizeError::new(format!(
@@ -251,16 +266,9 @@ impl CheckSizes for UnetConfig {
 }
 
 impl Unet {
-    /// The dtype that is computed in: that of the norms. On the CPU it is f32 whatever the weights
-    /// are kept in.
-    pub fn dtype(&self) -> DType {
-        let gamma = self.norm_out.gamma.as_ref();
-        gamma.map_or(DType::F32, |gamma| gamma.val().dtype())
-    }
-
-    /// What the network reads of a context, `[batch, tokens, context_dim]`: the keys and values of
-    /// every attention over it. They hold for all frames and all steps, so a sampler encodes once.
-    pub fn encode_context(&self, context: &Tensor<3>) -> UnetContext {
+    /// The keys and values of every attention over a context. They are the same at all timesteps, so a
+    /// sampler encodes once. They are in the type of the context, which must be that of the latents.
+    pub fn encode_context(&self, context: &Context) -> UnetContext {
         let middle = std::iter::once(&self.middle);
         let blocks = self
             .input_blocks
@@ -271,13 +279,13 @@ impl Unet {
         UnetContext(blocks.map(encode).collect())
     }
 
-    /// Predicts v (or ε, as trained) of noisy latents.
+    /// Predicts v (or ε, as trained) of noisy latents, computed in the type of the latents.
     ///
     /// # Arguments
     /// - `latents`: `[batch, in_channels, frames, height, width]`; height and width are multiples of
     ///   [`UnetConfig::downsampling`].
     /// - `timesteps`: `[batch]`, 0 to 999.
-    /// - `context`: `[batch, tokens, context_dim]`, the same for every frame of a clip.
+    /// - `context`: what the frames attend to; `[batch, tokens, context_dim]` is the same for all.
     /// - `fs`: `[batch]`, the frame stride; the config's default where absent.
     ///
     /// Returns `[batch, out_channels, frames, height, width]`.
@@ -285,9 +293,10 @@ impl Unet {
         &self,
         latents: Tensor<5>,
         timesteps: Tensor<1>,
-        context: Tensor<3>,
+        context: impl Into<Context>,
         fs: Option<Tensor<1>>,
     ) -> Tensor<5> {
+        let context = context.into().cast(latents.dtype());
         self.forward_encoded(latents, timesteps, &self.encode_context(&context), fs)
     }
 
@@ -301,7 +310,9 @@ impl Unet {
     ) -> Tensor<5> {
         let [batch, channels, frames, height, width] = latents.dims();
         let fs = fs.unwrap_or_else(|| timesteps.zeros_like() + self.default_fs);
-        let embedding = self.time_embed.forward(timesteps) + self.fs_embed.forward(fs);
+        let dtype = latents.dtype();
+        let embedding =
+            self.time_embed.forward(timesteps, dtype) + self.fs_embed.forward(fs, dtype);
         let embedding = silu(embedding);
         let mut context = context.0.iter().map(Option::as_deref);
         let mut next = || context.next().flatten().unwrap_or_default();

@@ -2,13 +2,13 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 use divot_nn::ops::{channels_first, channels_last, conv2d_last, group_norm};
 use divot_nn::{
     CheckSizes, SizeError, check_depths, check_divides, check_widths, multi_head_attention,
 };
 
-use crate::resblock::{GROUPS, conv3x3};
+use crate::resblock::conv3x3;
 use crate::unet::double_size;
 
 /// Sizes of the KL autoencoder.
@@ -29,6 +29,9 @@ pub struct VaeConfig {
     /// Factor from the autoencoder's latents to those that are diffused.
     #[config(default = 0.18215)]
     pub scale_factor: f64,
+    /// Groups of the group norms; divide the channels of every level.
+    #[config(default = 32)]
+    pub groups: usize,
 }
 
 /// Stable Diffusion's KL autoencoder: 83.7 M parameters with the default sizes.
@@ -146,8 +149,8 @@ pub struct VaeAttention {
     pub proj: Conv2d,
 }
 
-fn norm(channels: usize, device: &Device) -> GroupNorm {
-    GroupNormConfig::new(GROUPS, channels)
+fn norm(channels: usize, groups: usize, device: &Device) -> GroupNorm {
+    GroupNormConfig::new(groups, channels)
         .with_epsilon(1e-6)
         .init(device)
 }
@@ -175,12 +178,13 @@ impl VaeConfig {
     }
 
     fn encoder(&self, device: &Device) -> Encoder {
+        let groups = self.groups;
         let last = self.channel_mult.len() - 1;
         let mut channels = self.channels;
         let mut levels = Vec::new();
         for (level, mult) in self.channel_mult.iter().enumerate() {
             let out = mult * self.channels;
-            let blocks = blocks(self.num_res_blocks, channels, out, device);
+            let blocks = blocks(self.num_res_blocks, [channels, out], groups, device);
             channels = out;
             levels.push(Level {
                 blocks,
@@ -195,20 +199,21 @@ impl VaeConfig {
         Encoder {
             conv_in: conv3x3([3, self.channels], device),
             levels,
-            middle: Middle::new(channels, device),
-            norm_out: norm(channels, device),
+            middle: Middle::new(channels, groups, device),
+            norm_out: norm(channels, groups, device),
             conv_out: conv3x3([channels, 2 * self.latent_channels], device),
         }
     }
 
     fn decoder(&self, device: &Device) -> Decoder {
+        let groups = self.groups;
         let mut channels = self.channel_mult.last().copied().unwrap_or(1) * self.channels;
         let conv_in = conv3x3([self.latent_channels, channels], device);
-        let middle = Middle::new(channels, device);
+        let middle = Middle::new(channels, groups, device);
         let mut levels = Vec::new();
         for (level, mult) in self.channel_mult.iter().enumerate().rev() {
             let out = mult * self.channels;
-            let blocks = blocks(self.num_res_blocks + 1, channels, out, device);
+            let blocks = blocks(self.num_res_blocks + 1, [channels, out], groups, device);
             channels = out;
             levels.push(Level {
                 blocks,
@@ -219,7 +224,7 @@ impl VaeConfig {
             conv_in,
             middle,
             levels,
-            norm_out: norm(channels, device),
+            norm_out: norm(channels, groups, device),
             conv_out: conv3x3([channels, 3], device),
         }
     }
@@ -235,7 +240,7 @@ impl CheckSizes for VaeConfig {
             ("latent_channels", self.latent_channels),
         ])?;
         check_depths(&[("num_res_blocks", self.num_res_blocks)])?;
-        check_divides(("32 groups", GROUPS), ("channels", self.channels))?;
+        check_divides(("groups", self.groups), ("channels", self.channels))?;
         for mult in &self.channel_mult {
             check_widths(&[
                 ("channel_mult", *mult),
@@ -253,19 +258,18 @@ impl CheckSizes for VaeConfig {
 }
 
 /// `count` residual blocks, the first of which changes the channels.
-fn blocks(count: usize, from: usize, to: usize, device: &Device) -> Vec<VaeResBlock> {
+fn blocks(
+    count: usize,
+    [from, to]: [usize; 2],
+    groups: usize,
+    device: &Device,
+) -> Vec<VaeResBlock> {
     (0..count)
-        .map(|i| VaeResBlock::new(if i == 0 { from } else { to }, to, device))
+        .map(|i| VaeResBlock::new(if i == 0 { from } else { to }, to, groups, device))
         .collect()
 }
 
 impl Vae {
-    /// The dtype that is computed in: that of the norms.
-    pub fn dtype(&self) -> DType {
-        let gamma = self.decoder.norm_out.gamma.as_ref();
-        gamma.map_or(DType::F32, |gamma| gamma.val().dtype())
-    }
-
     /// The latents' distribution, without the scale factor.
     ///
     /// `images`: `[batch, 3, height, width]`, RGB in [-1, 1]; height and width are multiples of
@@ -369,17 +373,17 @@ impl Decoder {
 }
 
 impl Middle {
-    fn new(channels: usize, device: &Device) -> Self {
+    fn new(channels: usize, groups: usize, device: &Device) -> Self {
         Self {
-            block1: VaeResBlock::new(channels, channels, device),
+            block1: VaeResBlock::new(channels, channels, groups, device),
             attn: VaeAttention {
-                norm: norm(channels, device),
+                norm: norm(channels, groups, device),
                 q: conv1x1(channels, channels, device),
                 k: conv1x1(channels, channels, device),
                 v: conv1x1(channels, channels, device),
                 proj: conv1x1(channels, channels, device),
             },
-            block2: VaeResBlock::new(channels, channels, device),
+            block2: VaeResBlock::new(channels, channels, groups, device),
         }
     }
 
@@ -390,11 +394,11 @@ impl Middle {
 }
 
 impl VaeResBlock {
-    fn new(from: usize, to: usize, device: &Device) -> Self {
+    fn new(from: usize, to: usize, groups: usize, device: &Device) -> Self {
         Self {
-            norm1: norm(from, device),
+            norm1: norm(from, groups, device),
             conv1: conv3x3([from, to], device),
-            norm2: norm(to, device),
+            norm2: norm(to, groups, device),
             conv2: conv3x3([to, to], device),
             skip: (from != to).then(|| conv1x1(from, to, device)),
         }

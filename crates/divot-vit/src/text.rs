@@ -1,7 +1,7 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use divot_nn::ops::linear;
 use divot_nn::{
     CheckSizes, LayerNorm, LayerNormConfig, SizeError, TransformerBlock, TransformerBlockConfig,
@@ -90,27 +90,37 @@ impl CheckSizes for TextTowerConfig {
 }
 
 impl TextTower {
-    /// The texts' features in the joint space.
+    /// The texts' features in the joint space, computed in `dtype`.
     ///
     /// `ids`: `[batch, context_length]`, as [`BpeTokenizer`](crate::BpeTokenizer) gives them: the
     /// end-of-text token has the highest id, and the feature is read where it first stands.
     /// Returns `[batch, embed_dim]`, not yet [normalised](crate::normalize).
-    pub fn text_features(&self, ids: Tensor<2, Int>) -> Tensor<2> {
-        let [batch, tokens] = ids.dims();
-        let position = self.positional_embedding.val().narrow(0, 0, tokens);
-        let x = self.token_embedding.forward(ids.clone()) + position.unsqueeze::<3>();
-        let x = x.cast(self.ln_final.gamma.val().dtype());
-        let x = self
-            .blocks
-            .iter()
-            .fold(x, |x, block| block.forward(x, true));
-        let x = self.ln_final.forward(x);
-
-        let width = x.dims()[2];
+    pub fn text_features(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<2> {
+        let x = self.states(&ids, self.blocks.len(), dtype);
+        let [batch, _, width] = x.dims();
         let end_of_text = ids.argmax(1).reshape([batch, 1, 1]);
         let pooled = x
             .gather(1, end_of_text.expand([batch, 1, width]))
             .squeeze_dim::<2>(1);
         linear(&self.proj, pooled)
+    }
+
+    /// The states of all tokens after the last but one block, through the final norm, computed in
+    /// `dtype`: what DynamiCrafter's UNet attends to.
+    ///
+    /// `ids`: `[batch, context_length]`. Returns `[batch, context_length, width]`.
+    pub fn penultimate_states(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
+        self.states(&ids, self.blocks.len().saturating_sub(1), dtype)
+    }
+
+    /// The states after the first `blocks` blocks, through the final norm.
+    fn states(&self, ids: &Tensor<2, Int>, blocks: usize, dtype: DType) -> Tensor<3> {
+        let tokens = ids.dims()[1];
+        let position = self.positional_embedding.val().narrow(0, 0, tokens);
+        let position = position.cast(dtype).unsqueeze::<3>();
+        let x = self.token_embedding.forward(ids.clone()).cast(dtype) + position;
+        let blocks = self.blocks.iter().take(blocks);
+        let x = blocks.fold(x, |x, block| block.forward(x, true));
+        self.ln_final.forward(x)
     }
 }

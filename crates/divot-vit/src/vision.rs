@@ -141,7 +141,7 @@ impl VisionTower {
     pub fn embed(&self, images: Tensor<4>) -> Tensor<3> {
         let batch = images.dims()[0];
         let patches = conv2d_last(&self.patch_embed, channels_last(images)).flatten::<3>(1, 2);
-        let class = self.class_embedding.val();
+        let class = self.class_embedding.val().cast(patches.dtype());
         let width = class.dims()[0];
         let class = class.reshape([1, 1, width]).expand([batch, 1, width]);
         let position = self.positional_embedding.val().cast(patches.dtype());

@@ -67,6 +67,9 @@ pub struct Detokenizer {
     pub schedule: NoiseSchedule,
     /// Height and width of the latents.
     pub latent_size: [usize; 2],
+    /// The element type that is computed in, whatever that of the weights is.
+    #[module(skip)]
+    pub dtype: DType,
 }
 
 impl SamplingConfig {
@@ -126,6 +129,7 @@ impl DetokenizerConfig {
             vae: self.vae.init(device),
             schedule: NoiseSchedule::new(&self.schedule),
             latent_size: self.latent_size,
+            dtype: DType::F32,
         }
     }
 }
@@ -191,7 +195,10 @@ impl Detokenizer {
     ) -> Result<(Self, DetokenizerConfig)> {
         let config: DetokenizerConfig = checkpoint.config(part)?;
         let module = config.init(checkpoint.device());
-        Ok((checkpoint.load(part, module)?, config))
+        let mut detokenizer = checkpoint.load(part, module)?;
+        let weights = detokenizer.resampler.norm_out.gamma.val().dtype();
+        detokenizer.dtype = checkpoint.compute_dtype(weights);
+        Ok((detokenizer, config))
     }
 
     /// Turns the tokens of one clip, `[1, tokens, width]`, into frames. The same seed draws the same
@@ -215,7 +222,7 @@ impl Detokenizer {
         let shape = video.dims();
         let values: Vec<f32> = video.into_data().iter::<f32>().collect();
         if values.iter().any(|value| value.is_nan()) {
-            return Err(Error::NotFinite(self.unet.dtype().name()));
+            return Err(Error::NotFinite(self.dtype.name()));
         }
         Ok(chw_to_clip(&values, shape)?)
     }
@@ -227,8 +234,7 @@ impl Detokenizer {
 
     /// The UNet's context of video tokens: `[batch, 64, 256]` → `[batch, 125, 1024]`.
     pub fn context(&self, tokens: Tensor<3>) -> Tensor<3> {
-        let dtype = self.resampler.norm_out.gamma.val().dtype();
-        self.resampler.forward(tokens.cast(dtype))
+        self.resampler.forward(tokens.cast(self.dtype))
     }
 
     /// Samples latents from video tokens.
@@ -283,9 +289,8 @@ impl Detokenizer {
     /// Frames of latents: `[batch, 4, frames, height, width]` → `[batch, 3, frames, height, width]`
     /// in pixels, RGB clamped to [-1, 1], in f32.
     pub fn decode(&self, latents: Tensor<5>) -> Tensor<5> {
-        let dtype = self.vae.dtype();
         self.vae
-            .decode_clip(latents.cast(dtype))
+            .decode_clip(latents.cast(self.dtype))
             .cast(DType::F32)
             .clamp(-1.0, 1.0)
     }

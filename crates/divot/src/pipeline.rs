@@ -317,7 +317,7 @@ impl Pipeline {
         decoding.check()?;
         let part = Part::Detokenizer;
         let config = self.tokenizer_config()?;
-        self.check_parts(part, config.resampler.token_dim)?;
+        self.check_parts(part, config.resampler.output_size()[1])?;
         let clip = config.clip_reader().read(video, start)?;
         let tokenizer = self.load(observer, |checkpoint| Ok(Tokenizer::load(checkpoint)?.0))?;
         let (tokens, guidance) = stage(Stage::Tokenizer, observer, |observer| {
@@ -488,13 +488,13 @@ impl Pipeline {
 
     /// Checks that a language model reads what the tokenizer writes.
     fn check_features(&self, llm: &OpenLlm) -> Result<()> {
-        let found = self.tokenizer_config()?.resampler;
+        let found = self.tokenizer_config()?.resampler.output_size();
         let (tokens, width) = (llm.config.num_queries, llm.config.head.token_dim());
-        match (found.tokens, found.token_dim) == (tokens, width) {
+        match found == [tokens, width] {
             true => Ok(()),
             false => {
                 let error = LlmError::Features {
-                    found: vec![found.tokens, found.token_dim],
+                    found: found.to_vec(),
                     tokens,
                     width,
                 };

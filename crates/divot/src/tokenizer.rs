@@ -36,6 +36,9 @@ pub struct Tokenizer {
     pub image_size: usize,
     /// Height and width that video frames are cut to, in pixels.
     pub frame_size: usize,
+    /// The element type that is computed in, whatever that of the weights is.
+    #[module(skip)]
+    pub dtype: DType,
 }
 
 impl TokenizerConfig {
@@ -56,6 +59,7 @@ impl TokenizerConfig {
             resampler: self.resampler.init(device),
             image_size: self.vision.image_size,
             frame_size: self.frame_size,
+            dtype: DType::F32,
         }
     }
 }
@@ -85,7 +89,10 @@ impl Tokenizer {
     pub fn load(checkpoint: &mut Checkpoint<'_>) -> Result<(Self, TokenizerConfig)> {
         let config: TokenizerConfig = checkpoint.config(Part::Tokenizer)?;
         let module = config.init(checkpoint.device());
-        Ok((checkpoint.load(Part::Tokenizer, module)?, config))
+        let mut tokenizer = checkpoint.load(Part::Tokenizer, module)?;
+        let weights = tokenizer.vision.class_embedding.val().dtype();
+        tokenizer.dtype = checkpoint.compute_dtype(weights);
+        Ok((tokenizer, config))
     }
 
     /// Video tokens of clips.
@@ -210,10 +217,6 @@ impl Tokenizer {
     /// What the vision tower reads: `[images, 3, height, width]` in [-1, 1] → `[images, 3, image_size,
     /// image_size]`.
     fn images(&self, frames: Tensor<4>) -> Tensor<4> {
-        preprocess(frames, self.image_size).cast(self.dtype())
-    }
-
-    fn dtype(&self) -> DType {
-        self.vision.class_embedding.val().dtype()
+        preprocess(frames, self.image_size).cast(self.dtype)
     }
 }

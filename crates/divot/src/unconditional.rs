@@ -49,8 +49,8 @@ impl Checkpoint<'_> {
         });
         let tensor = shaped.ok_or_else(|| refused(&path, "holds no tokens of one clip"))?;
         if folder.join(CONFIG).exists() {
-            let sizes = self.config::<TokenizerConfig>(Part::Tokenizer)?.resampler;
-            if tensor.shape[1..] != [sizes.tokens, sizes.token_dim] {
+            let config: TokenizerConfig = self.config(Part::Tokenizer)?;
+            if tensor.shape[1..] != config.resampler.output_size() {
                 return Err(refused(
                     &path,
                     "is of another tokenizer than the one beside it",

@@ -8,7 +8,10 @@ use divot::resampler::{PerceiverResampler, PerceiverResamplerConfig, VideoResamp
 use divot::{DetokenizerConfig, Noise, Tokenizer, TokenizerConfig};
 use divot_llm::{Context, Mistral, MistralConfig, Quantization};
 use divot_nn::optim::AdamWConfig;
-use divot_unet::{DdimConfig, Denoiser, NoiseSchedule, NoiseScheduleConfig, Unet, UnetConfig, Vae};
+use divot_unet::{
+    DdimConfig, Denoiser, DiffusionBatch, NoiseSchedule, NoiseScheduleConfig, Unet, UnetConfig,
+    Vae, diffusion_loss,
+};
 use divot_vit::VisionTowerConfig;
 
 use super::Work;
@@ -48,7 +51,8 @@ pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
     };
     Ok(match work {
         Work::Tokenizer => {
-            let module = cast(TokenizerConfig::divot().init(device), dtype);
+            let mut module = cast(TokenizerConfig::divot().init(device), dtype);
+            module.dtype = computed(device, dtype);
             let clip = inputs.video();
             Ready::new(module.num_params(), move || {
                 total(module.tokenize(clip.clone()))
@@ -240,12 +244,17 @@ fn train_small(mut inputs: Inputs) -> Ready {
         .with_head_dim(32)
         .with_dropout(0.0)
         .init(&inputs.device);
-    let [latents, target] = [(); 2].map(|()| inputs.normal([8, 4, 16, 8, 8]));
-    let (context, timesteps) = (inputs.normal([8, 125, 64]), inputs.full(8, 500.0));
+    let schedule = NoiseSchedule::new(&NoiseScheduleConfig::new());
+    let [latents, noise] = [(); 2].map(|()| inputs.normal([8, 4, 16, 8, 8]));
+    let batch = DiffusionBatch {
+        latents,
+        noise,
+        timesteps: vec![500; 8],
+        context: inputs.normal::<3>([8, 125, 64]).into(),
+        fs: None,
+    };
     training(unet, inputs.device, move |unet: &Unet| {
-        let (latents, timesteps) = (latents.clone(), timesteps.clone());
-        let prediction = unet.forward(latents, timesteps, context.clone(), None);
-        (prediction - target.clone()).square().mean()
+        diffusion_loss(unet, &schedule, batch.clone(), None).mean()
     })
 }
 
@@ -284,15 +293,17 @@ fn train_mid(mut inputs: Inputs) -> Ready {
     };
     let schedule = NoiseSchedule::new(&NoiseScheduleConfig::new());
     let [clean, noise] = [(); 2].map(|()| inputs.normal([1, 4, 16, 16, 16]));
-    let (video, timesteps) = (inputs.video(), inputs.full(1, 500.0));
+    let video = inputs.video();
     training(joint, inputs.device, move |joint: &Joint| {
-        let (clean, noise) = (clean.clone(), noise.clone());
-        let target = schedule.target(clean.clone(), noise.clone(), &[500]);
-        let noisy = schedule.add_noise(clean, noise, &[500]);
         let tokens = joint.tokenizer.tokenize(video.clone());
-        let context = joint.perceiver.forward(tokens);
-        let prediction = joint.unet.forward(noisy, timesteps.clone(), context, None);
-        (prediction - target).square().mean()
+        let batch = DiffusionBatch {
+            latents: clean.clone(),
+            noise: noise.clone(),
+            timesteps: vec![500],
+            context: joint.perceiver.forward(tokens).into(),
+            fs: None,
+        };
+        diffusion_loss(&joint.unet, &schedule, batch, None).mean()
     })
 }
 

@@ -1,0 +1,84 @@
+//! What the tokenizer gives without its Perceiver, as a variational one, and in half precision.
+
+use burn::config::Config;
+use burn::tensor::{DType, Device, Tensor};
+use divot_nn::Noise;
+use divot_resampler::{VideoResampler, VideoResamplerConfig};
+
+fn config() -> VideoResamplerConfig {
+    VideoResamplerConfig::new(12, 16, 24)
+        .with_frames(2)
+        .with_temporal_depth(1)
+        .with_pool_size(2)
+        .with_spatial_temporal_depth(1)
+        .with_resampler_depth(1)
+        .with_tokens(3)
+        .with_token_dim(6)
+}
+
+fn patches(device: &Device) -> Tensor<4> {
+    Noise::new(1).normal([2, 2, 9, 12], device)
+}
+
+fn largest<const D: usize>(x: Tensor<D>) -> f32 {
+    x.abs().max().into_scalar::<f32>()
+}
+
+fn stages(resampler: &VideoResampler, patches: Tensor<4>) -> Tensor<3> {
+    let pooled = resampler.pool(resampler.temporal(patches));
+    resampler
+        .spatial_temporal
+        .forward(resampler.norm.forward(pooled))
+}
+
+#[test]
+fn without_a_perceiver_the_tokens_keep_their_positions() {
+    let device = Device::flex();
+    let config = config().with_perceiver(false);
+    let resampler = config.init(&device);
+    let tokens = resampler.forward(patches(&device));
+    assert_eq!(config.output_size(), [8, 16]);
+    assert_eq!(tokens.dims(), [2, 8, 16]);
+    let expected = stages(&resampler, patches(&device));
+    assert_eq!(tokens.into_data(), expected.into_data());
+    assert!(resampler.distribution(patches(&device)).is_none());
+}
+
+#[test]
+fn a_variational_tokenizer_gives_mean_and_variance() {
+    let device = Device::flex();
+    let resampler = config().with_variational(true).init(&device);
+    let [mean, logvar] = resampler.distribution(patches(&device)).unwrap();
+    assert_eq!((mean.dims(), logvar.dims()), ([2, 3, 6], [2, 3, 6]));
+    let perceiver = resampler.resampler.as_ref().unwrap();
+    let expected = perceiver.forward(stages(&resampler, patches(&device)));
+    assert_eq!(mean.clone().into_data(), expected.into_data());
+    let layer = resampler.log_variance.as_ref().unwrap();
+    assert!(largest(logvar - layer.forward(mean)) < 1e-5);
+}
+
+#[test]
+fn bf16_patches_over_f32_weights() {
+    let device = Device::flex().autodiff();
+    let resampler = config().init(&device);
+    let run = |dtype: DType| {
+        let tokens = resampler.forward(patches(&device).cast(dtype));
+        assert_eq!(tokens.dtype(), dtype);
+        let tokens = tokens.cast(DType::F32);
+        let gradients = (tokens.clone() * Noise::new(2).normal([2, 3, 6], &device))
+            .sum()
+            .backward();
+        let gradient = resampler.temporal.proj_in.weight.val().grad(&gradients);
+        (tokens.inner(), gradient.expect("it is trained"))
+    };
+    let (half, full) = (run(DType::BF16), run(DType::F32));
+    assert!(largest(half.0 - full.0.clone()) < 0.05 * largest(full.0));
+    assert!(largest(half.1 - full.1.clone()) < 0.1 * largest(full.1));
+}
+
+#[test]
+fn older_configurations_load() {
+    let text = r#"{"input_dim": 12, "hidden_dim": 16, "temporal_width": 24}"#;
+    let config = VideoResamplerConfig::load_binary(text.as_bytes()).unwrap();
+    assert!(config.perceiver && !config.variational);
+}

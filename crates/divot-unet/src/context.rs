@@ -1,0 +1,73 @@
+use burn::tensor::{DType, Tensor};
+
+/// What the frames of a clip attend to.
+#[derive(Debug, Clone)]
+pub enum Context {
+    /// The same tokens for every frame, `[batch, tokens, context_dim]`: Divot's case. Those past
+    /// [`UnetConfig::primary_context`](crate::UnetConfig::primary_context) go through the second pair
+    /// of keys and values.
+    Shared(Tensor<3>),
+    /// Text that every frame attends to, and tokens of its own for each frame: DynamiCrafter's case.
+    /// Text goes through the first pair of keys and values, the frames' tokens through the second.
+    PerFrame {
+        /// `[batch, text tokens, context_dim]`.
+        text: Tensor<3>,
+        /// `[batch, frames, tokens, context_dim]`.
+        frames: Tensor<4>,
+    },
+}
+
+impl From<Tensor<3>> for Context {
+    fn from(tokens: Tensor<3>) -> Self {
+        Self::Shared(tokens)
+    }
+}
+
+impl Context {
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Shared(tokens) | Self::PerFrame { text: tokens, .. } => tokens.dtype(),
+        }
+    }
+
+    /// The context in another element type.
+    pub fn cast(self, dtype: DType) -> Self {
+        match self {
+            Self::Shared(tokens) => Self::Shared(tokens.cast(dtype)),
+            Self::PerFrame { text, frames } => Self::PerFrame {
+                text: text.cast(dtype),
+                frames: frames.cast(dtype),
+            },
+        }
+    }
+
+    /// This context, then `other` of the same form and element type, as one batch; `other` of batch 1
+    /// is repeated.
+    ///
+    /// # Panics
+    /// If one is shared and the other per frame, or their sizes differ.
+    pub(crate) fn followed_by(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Shared(a), Self::Shared(b)) => {
+                let b = b.expand(a.dims());
+                Self::Shared(Tensor::cat(vec![a, b], 0))
+            }
+            (
+                Self::PerFrame { text, frames },
+                Self::PerFrame {
+                    text: other_text,
+                    frames: other_frames,
+                },
+            ) => {
+                let other_text = other_text.expand(text.dims());
+                let other_frames = other_frames.expand(frames.dims());
+                Self::PerFrame {
+                    text: Tensor::cat(vec![text, other_text], 0),
+                    frames: Tensor::cat(vec![frames, other_frames], 0),
+                }
+            }
+            _ => panic!("both contexts must be shared by all frames, or both be per frame"),
+        }
+    }
+}
