@@ -15,6 +15,7 @@ pub mod optim;
 mod packed;
 pub mod profile;
 mod recycler;
+mod switch;
 mod threads;
 mod transformer;
 mod vectorised;
