@@ -1,6 +1,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
+use divot_nn::Stopped;
 
 use crate::{NoiseSchedule, Prediction, SamplerStep};
 
@@ -94,12 +95,15 @@ impl Multistep {
     }
 
     /// Denoises latents, as [`Sampler::sample`](crate::Sampler::sample) without fresh noise.
+    ///
+    /// # Errors
+    /// If `on_step` stopped it.
     pub fn sample(
         &self,
         mut latents: Tensor<5>,
         predict: impl Fn(Tensor<5>, usize) -> Tensor<5>,
         mut on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
-    ) -> Option<Tensor<5>> {
+    ) -> Result<Tensor<5>, Stopped> {
         // The latents at the timestep before, and the last clean estimates, the newest first.
         let mut start = latents.clone();
         let mut estimates: Vec<Tensor<5>> = Vec::new();
@@ -124,10 +128,10 @@ impl Multistep {
                 pred_x0: clean,
             };
             if on_step(step).is_break() {
-                return None;
+                return Err(Stopped);
             }
         }
-        Some(latents)
+        Ok(latents)
     }
 }
 

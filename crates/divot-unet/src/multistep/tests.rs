@@ -382,6 +382,6 @@ fn a_step_can_stop_sampling() {
             }
         },
     );
-    assert!(out.is_none());
+    assert!(out.is_err());
     assert_eq!(calls, 2);
 }
