@@ -9,6 +9,10 @@ use divot::data::{Video, sampling::MAX_CLIPS};
 use divot::pipeline::Clips;
 use divot_cli::options::{LlmWeights, Model, Seed, Text};
 
+/// Memory of a tensor serves the next one.
+#[global_allocator]
+static ALLOCATOR: divot::Recycler = divot::Recycler;
+
 /// Asks a language model about a video or an image.
 #[derive(Parser)]
 struct Arguments {

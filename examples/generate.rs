@@ -7,6 +7,10 @@ use clap::Parser;
 use divot_cli::options::{ClipOutput, Diffusion, Features, LlmWeights, Model, Seed, Text};
 use divot_cli::output;
 
+/// Memory of a tensor serves the next one.
+#[global_allocator]
+static ALLOCATOR: divot::Recycler = divot::Recycler;
+
 /// Makes a video from a caption.
 ///
 /// Writes 16 frames at 8 fps, and a contact sheet beside them.

@@ -9,6 +9,10 @@ use divot::data::{Video, metrics};
 use divot_cli::options::{ClipOutput, Diffusion, Model, Seed, Weights};
 use divot_cli::output;
 
+/// Memory of a tensor serves the next one.
+#[global_allocator]
+static ALLOCATOR: divot::Recycler = divot::Recycler;
+
 /// Turns two seconds of video into tokens and the tokens back into video.
 ///
 /// Writes 16 frames at 8 fps, and a contact sheet beside them: input frames over reconstructed ones.

@@ -8,6 +8,10 @@ use clap::Parser;
 use divot_cli::options::{Diffusion, Features, LlmWeights, Model, Seed, Text};
 use divot_cli::story;
 
+/// Memory of a tensor serves the next one.
+#[global_allocator]
+static ALLOCATOR: divot::Recycler = divot::Recycler;
+
 /// Tells a story in text and videos.
 ///
 /// The folder gets a video and a contact sheet of each scene, and story.md to read.

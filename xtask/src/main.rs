@@ -8,6 +8,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use divot_cli::convert;
 
+/// Memory of a tensor serves the next one.
+#[global_allocator]
+static ALLOCATOR: divot::Recycler = divot::Recycler;
+
 /// Maintenance of Divot in Rust.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]

@@ -26,10 +26,6 @@ use commands::{
 };
 use output::Output;
 
-/// Shared by all programs that link this crate.
-#[global_allocator]
-static ALLOCATOR: divot::Recycler = divot::Recycler;
-
 /// Divot: video to tokens, tokens to video, and a language model that reads and writes them
 ///
 /// Two seconds of video become 64 continuous tokens. A diffusion model turns tokens back into

@@ -170,9 +170,9 @@ fn tensors(file: &Path, output: &mut Output) -> Result<()> {
     let source = Source::open(file)?;
     let weights = Weights::read(file)?;
     output.line(format!(
-        "{}: {} tensors, {} numbers, {}, {}",
+        "{}: {}, {} numbers, {}, {}",
         file.display(),
-        weights.tensors,
+        output::plural(weights.tensors, "tensor"),
         count(weights.parameters),
         size(weights.bytes),
         weights.dtypes.join(", ")
@@ -210,9 +210,9 @@ fn video(file: &Path, output: &mut Output) -> Result<()> {
     output.set("codec", &info.codec);
     output.set("clips", clips);
     output.line(format!(
-        "{}: {} frames at {:.3} fps ({:.2} s), {}x{}, {}, {} of two seconds for `describe` and `tokenize`",
+        "{}: {} at {:.3} fps ({:.2} s), {}x{}, {}, {} of two seconds for `describe` and `tokenize`",
         file.display(),
-        info.frames,
+        output::plural(info.frames, "frame"),
         info.fps,
         info.duration(),
         info.width,
