@@ -112,6 +112,7 @@ impl<'a> Problem<'a> {
     }
 
     /// How many batches and how many heads share the same keys and values.
+    #[inline(always)]
     pub fn sharing(&self) -> [usize; 2] {
         [0, 1].map(|i| self.q.size[i] / self.k.size[i])
     }
@@ -130,10 +131,12 @@ impl<'a> Problem<'a> {
         [[batch, head], [kv_batch, kv_head]]
     }
 
+    #[inline(always)]
     pub fn keys(&self) -> usize {
         self.k.size[2]
     }
 
+    #[inline(always)]
     fn width(&self) -> usize {
         self.q.size[3]
     }
@@ -144,6 +147,7 @@ impl<'a> Problem<'a> {
     }
 
     /// Number of keys that the last query of a range sees.
+    #[inline(always)]
     pub fn seen(&self, queries: &Range<usize>) -> usize {
         match self.causal {
             true => queries.end.min(self.keys()),
