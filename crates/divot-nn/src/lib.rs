@@ -13,6 +13,7 @@ pub mod ops;
 #[cfg(feature = "optim")]
 pub mod optim;
 mod packed;
+mod prediction;
 pub mod profile;
 mod recycler;
 mod threads;
@@ -27,6 +28,7 @@ pub use loss::Loss;
 pub use noise::Noise;
 pub use norm::{LayerNorm, LayerNormConfig};
 pub use packed::{PackedLinear, Quantization};
+pub use prediction::Prediction;
 pub use recycler::Recycler;
 pub use threads::compute_on_this_thread;
 pub use transformer::{Mlp, TransformerBlock, TransformerBlockConfig};
