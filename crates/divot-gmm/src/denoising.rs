@@ -4,15 +4,12 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Tensor};
 use divot_nn::ops::{linear, silu};
 use divot_nn::{
-    CheckSizes, LayerNorm, LayerNormConfig, Loss, Noise, SizeError, check_depths, check_widths,
-    timestep_embedding,
+    CheckSizes, LayerNorm, LayerNormConfig, Loss, Noise, SizeError, check_depths, check_divides,
+    check_widths, timestep_embedding,
 };
 
 use crate::diffusion::Diffusion;
 use crate::{Prediction, SampleOptions, Schedule, TokenHead};
-
-/// Width of a timestep's sinusoidal embedding.
-const TIMESTEP_WIDTH: usize = 256;
 
 /// Sizes of a [`DenoisingMlp`]; the defaults are those of "Autoregressive Image Generation without
 /// Vector Quantization", as far as it states them.
@@ -46,6 +43,9 @@ pub struct DenoisingMlpConfig {
     /// that more of them cost little and make the gradient less noisy.
     #[config(default = 4)]
     pub timesteps_per_token: usize,
+    /// Width of a timestep's sinusoidal embedding; even.
+    #[config(default = 256)]
+    pub timestep_width: usize,
 }
 
 /// A residual block whose norm is shifted and scaled, and whose result is gated, by a condition:
@@ -72,7 +72,7 @@ pub struct AdaLnBlock {
 pub struct DenoisingMlp {
     /// Noisy token in, `[dim]` → `[width]`.
     pub input: Linear,
-    /// First layer of the timestep's MLP, `[256]` → `[width]`.
+    /// First layer of the timestep's MLP, `[timestep_width]` → `[width]`.
     pub timestep1: Linear,
     /// Second layer of the timestep's MLP, `[width]` → `[width]`, after a SiLU.
     pub timestep2: Linear,
@@ -103,6 +103,8 @@ impl CheckSizes for DenoisingMlpConfig {
             ("timesteps per token", self.timesteps_per_token),
         ])?;
         check_depths(&[("denoiser depth", self.depth)])?;
+        check_widths(&[("timestep width", self.timestep_width)])?;
+        check_divides(("2", 2), ("timestep width", self.timestep_width))?;
         if self.sampling_steps > self.train_steps {
             return Err(SizeError::new(format!(
                 "{} sampling steps are more than the {} train steps",
@@ -127,7 +129,7 @@ impl DenoisingMlpConfig {
         let norm = LayerNormConfig::new(width).with_epsilon(1e-6);
         DenoisingMlp {
             input: linear(self.dim, width),
-            timestep1: linear(TIMESTEP_WIDTH, width),
+            timestep1: linear(self.timestep_width, width),
             timestep2: linear(width, width),
             condition: linear(self.cond_dim, width),
             blocks: (0..self.depth)
@@ -165,7 +167,7 @@ impl DenoisingMlp {
     /// - `condition`: `[rows, cond_dim]`.
     pub fn forward(&self, x: Tensor<2>, timesteps: Tensor<1>, condition: Tensor<2>) -> Tensor<2> {
         let dtype = condition.dtype();
-        let time = timestep_embedding(timesteps, TIMESTEP_WIDTH).cast(dtype);
+        let time = timestep_embedding(timesteps, self.config.timestep_width).cast(dtype);
         let time = linear(&self.timestep2, silu(linear(&self.timestep1, time)));
         let condition = silu(time + linear(&self.condition, condition));
         let mut x = linear(&self.input, x.cast(dtype));

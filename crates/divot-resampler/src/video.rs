@@ -44,6 +44,12 @@ pub struct VideoResamplerConfig {
     /// Layers of the Perceiver Resampler.
     #[config(default = 6)]
     pub resampler_depth: usize,
+    /// Heads of the Perceiver Resampler.
+    #[config(default = 16)]
+    pub resampler_heads: usize,
+    /// Width of a head of the Perceiver Resampler.
+    #[config(default = 64)]
+    pub resampler_head_dim: usize,
     /// Number of video tokens.
     #[config(default = 64)]
     pub tokens: usize,
@@ -123,6 +129,8 @@ impl VideoResamplerConfig {
                     self.token_dim,
                 )
                 .with_depth(self.resampler_depth)
+                .with_heads(self.resampler_heads)
+                .with_head_dim(self.resampler_head_dim)
                 .init(device)
             }),
             log_variance: self.variational.then(|| {
@@ -142,6 +150,8 @@ impl CheckSizes for VideoResamplerConfig {
             ("temporal_width", self.temporal_width),
             ("frames", self.frames),
             ("pool_size", self.pool_size),
+            ("resampler_heads", self.resampler_heads),
+            ("resampler_head_dim", self.resampler_head_dim),
             ("tokens", self.tokens),
             ("token_dim", self.token_dim),
         ])?;

@@ -267,7 +267,7 @@ impl CheckSizes for UnetConfig {
 
 impl Unet {
     /// The keys and values of every attention over a context. They are the same at all timesteps, so a
-    /// sampler encodes once. They are in the type of the context, which must be that of the latents.
+    /// sampler encodes once. They have the element type of the context, which must be the latents'.
     pub fn encode_context(&self, context: &Context) -> UnetContext {
         let middle = std::iter::once(&self.middle);
         let blocks = self
@@ -276,7 +276,10 @@ impl Unet {
             .chain(middle)
             .chain(&self.output_blocks);
         let encode = |block: &UnetBlock| Some(block.spatial.as_ref()?.encode(context));
-        UnetContext(blocks.map(encode).collect())
+        UnetContext {
+            blocks: blocks.map(encode).collect(),
+            frames: context.frames(),
+        }
     }
 
     /// Predicts v (or ε, as trained) of noisy latents, computed in the type of the latents.
@@ -289,6 +292,9 @@ impl Unet {
     /// - `fs`: `[batch]`, the frame stride; the config's default where absent.
     ///
     /// Returns `[batch, out_channels, frames, height, width]`.
+    ///
+    /// # Panics
+    /// If a context per frame has another number of frames than the latents.
     pub fn forward(
         &self,
         latents: Tensor<5>,
@@ -301,6 +307,9 @@ impl Unet {
     }
 
     /// [`forward`](Self::forward) with a context that is already encoded.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
     pub fn forward_encoded(
         &self,
         latents: Tensor<5>,
@@ -309,12 +318,15 @@ impl Unet {
         fs: Option<Tensor<1>>,
     ) -> Tensor<5> {
         let [batch, channels, frames, height, width] = latents.dims();
+        if let Some(expected) = context.frames {
+            assert_eq!(expected, frames, "frames of the context and of the latents");
+        }
         let fs = fs.unwrap_or_else(|| timesteps.zeros_like() + self.default_fs);
         let dtype = latents.dtype();
         let embedding =
             self.time_embed.forward(timesteps, dtype) + self.fs_embed.forward(fs, dtype);
         let embedding = silu(embedding);
-        let mut context = context.0.iter().map(Option::as_deref);
+        let mut context = context.blocks.iter().map(Option::as_deref);
         let mut next = || context.next().flatten().unwrap_or_default();
 
         // Channels last from here to the end: every layer reads the tokens as they lie.
@@ -347,7 +359,12 @@ impl Unet {
 
 /// A context as the UNet's attention reads it; see [`Unet::encode_context`].
 #[derive(Debug, Clone)]
-pub struct UnetContext(Vec<Option<Vec<Vec<KeysValues>>>>);
+pub struct UnetContext {
+    /// For each block of the UNet with a spatial transformer: of each of its blocks, the parts.
+    blocks: Vec<Option<Vec<Vec<KeysValues>>>>,
+    /// Number of frames, if each has tokens of its own.
+    frames: Option<usize>,
+}
 
 impl UnetBlock {
     fn forward(

@@ -157,6 +157,18 @@ fn a_context_that_is_the_same_for_each_frame_is_the_shared_one() {
 }
 
 #[test]
+#[should_panic(expected = "frames of the context")]
+fn a_context_for_other_frames_is_refused() {
+    let device = Device::flex();
+    let context = Context::PerFrame {
+        text: Tensor::zeros([1, 5, 8], &device),
+        frames: Tensor::zeros([1, 2, 4, 8], &device),
+    };
+    let latents = Tensor::zeros([1, 4, 4, 4, 4], &device);
+    unet(&device).forward(latents, Tensor::zeros([1], &device), context, None);
+}
+
+#[test]
 fn bf16_latents_over_f32_weights() {
     let device = Device::flex().autodiff();
     let unet = unet(&device);
