@@ -3,6 +3,7 @@
 mod activation;
 mod attention;
 mod check;
+mod config;
 mod embedding;
 #[cfg(feature = "flex")]
 mod kernels;
@@ -22,7 +23,9 @@ mod vectorised;
 
 pub use activation::Activation;
 pub use attention::{SelfAttention, SelfAttentionConfig, attention, multi_head_attention};
-pub use check::{CheckSizes, SizeError, check_depths, check_divides, check_same, check_widths};
+pub use check::{
+    CheckSizes, SizeError, check_depths, check_divides, check_even, check_same, check_widths,
+};
 pub use embedding::timestep_embedding;
 pub use loss::Loss;
 pub use noise::Noise;

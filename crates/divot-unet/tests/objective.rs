@@ -3,7 +3,7 @@
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor};
-use divot_nn::Noise;
+use divot_nn::{CheckSizes, Noise};
 use divot_unet::{
     Context, ContextAttention, DiffusionBatch, NoiseSchedule, NoiseScheduleConfig, Prediction,
     TransformerConfig, Unet, UnetConfig, VaeConfig, diffusion_loss,
@@ -232,4 +232,14 @@ fn older_configurations_load() {
     );
     assert_eq!(found, (32, 8, 77));
     assert_eq!(VaeConfig::load_binary(b"{}").unwrap().groups, 32);
+}
+
+/// With 1 group, an odd number of channels would pass every other check.
+#[test]
+fn timesteps_embed_into_an_even_width() {
+    let config = UnetConfig::new(3, vec![1], 8)
+        .with_groups(1)
+        .with_head_dim(1);
+    let error = config.check_sizes().unwrap_err().to_string();
+    assert_eq!(error, "model_channels is 3, an odd number");
 }
