@@ -70,7 +70,7 @@ impl Model {
     fn open_with(&self, precision: Precision, output: &mut Output) -> Result<Pipeline> {
         if !self.model.is_dir() {
             bail!(
-                "{}: there is no model; get one with `divot download --to {0}`, or name the folder of one with --model",
+                "{}: there is no model; get one with `divot download --to {0}`, convert one with `cargo xtask convert-weights`, or name the folder of one with --model",
                 self.model.display()
             );
         }

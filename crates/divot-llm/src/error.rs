@@ -1,3 +1,5 @@
+use divot_nn::Stopped;
+
 use crate::tokenizer::TokenizerError;
 
 /// What can go wrong between a prompt and its answer. Each message is one line that says what to do.
@@ -7,6 +9,9 @@ pub enum LlmError {
     /// The text tokenizer could not be read, or cannot encode a text.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The caller stopped the work.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     /// An option is out of range.
     #[error("{option} is {value}; use {remedy}")]
     Option {

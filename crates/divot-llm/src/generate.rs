@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use divot_nn::Noise;
+use divot_nn::{Noise, Stopped};
 
 use crate::cache::KvCache;
 use crate::error::LlmError;
@@ -22,8 +22,6 @@ pub enum FinishReason {
     Token(u32),
     /// The limit on new tokens or the model's window was reached.
     Length,
-    /// The caller stopped it.
-    Caller,
 }
 
 /// Generated tokens.
@@ -156,11 +154,10 @@ impl Mistral {
         }
         let most = rules.sampling.max_new_tokens.min(room);
         if rules.sampling.beams > 1 {
-            let mut generated = self.beam_search(context, rules, most)?;
+            let generated = self.beam_search(context, rules, most)?;
             for &id in &generated.ids {
                 if on_token(id).is_break() {
-                    generated.end = FinishReason::Caller;
-                    break;
+                    return Err(Stopped.into());
                 }
             }
             return Ok(generated);
@@ -173,9 +170,10 @@ impl Mistral {
             }
             let id = rules.sampling.choose(&scores, noise);
             ids.push(id);
-            let end = if on_token(id).is_break() {
-                Some(FinishReason::Caller)
-            } else if rules.stop.contains(&id) {
+            if on_token(id).is_break() {
+                return Err(Stopped.into());
+            }
+            let end = if rules.stop.contains(&id) {
                 Some(FinishReason::Token(id))
             } else if ids.len() == most {
                 Some(FinishReason::Length)

@@ -427,16 +427,19 @@ fn text_ends_where_it_should() {
 
     let mut left = 2;
     let mut context = read(&model, &prompt);
+    let mut seen = Vec::new();
     let cut = model
-        .generate(&mut context, rules(&sampling, &[]), noise, |_| {
+        .generate(&mut context, rules(&sampling, &[]), noise, |id| {
+            seen.push(id);
             left -= 1;
             if left == 0 {
                 return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
         })
-        .unwrap();
-    assert_eq!((cut.end, &cut.ids[..]), (FinishReason::Caller, &all[..2]));
+        .unwrap_err();
+    assert!(matches!(cut, LlmError::Stopped(_)));
+    assert_eq!(seen, all[..2]);
 
     let narrow = Rules {
         window: 7,

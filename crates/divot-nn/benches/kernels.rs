@@ -1,5 +1,5 @@
-//! Every fused kernel and the operations of Burn that it stands for, at shapes of the released
-//! networks, and the passes of training at small ones.
+//! Measures every fused kernel and the operations of Burn that it replaces: the forward passes at shapes of
+//! the released networks, and both passes of training at small shapes.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use criterion::{Criterion, SamplingMode};
 use divot_nn::optim::AdamWConfig;
 use divot_nn::{LayerNormConfig, Noise, Recycler, attention, ops};
 
-// As in the programs: without it, many of these would measure how fast the system gives pages.
+// As in the programs. Without it, many benchmarks would measure how fast the system maps pages.
 #[global_allocator]
 static ALLOCATOR: Recycler = Recycler;
 
@@ -22,6 +22,7 @@ fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     Noise::new(0).normal(shape, device)
 }
 
+/// Measures `run` with kernels and without.
 fn compare<T>(criterion: &mut Criterion, name: &str, mut run: impl FnMut() -> T) {
     let mut group = criterion.benchmark_group(name);
     group.sampling_mode(SamplingMode::Flat);
@@ -32,7 +33,7 @@ fn compare<T>(criterion: &mut Criterion, name: &str, mut run: impl FnMut() -> T)
     group.finish();
 }
 
-/// A function of one tensor.
+/// Measures a function of one tensor.
 fn unary<const D: usize, const E: usize>(
     criterion: &mut Criterion,
     name: &str,
@@ -137,7 +138,7 @@ fn activations_and_norms(criterion: &mut Criterion) {
     });
 }
 
-/// Both passes; the parameters learn too.
+/// Measures the forward and the backward pass, with gradients of the parameters.
 fn train<const D: usize, const E: usize>(
     criterion: &mut Criterion,
     name: &str,
@@ -166,7 +167,7 @@ fn training(criterion: &mut Criterion) {
     optimiser(criterion);
 }
 
-/// A step over one matrix; Burn's own in the second place.
+/// Measures a step of AdamW for one matrix.
 fn optimiser(criterion: &mut Criterion) {
     let device = &Device::default();
     let [weight, grad] = [(); 2].map(|()| random::<2>([1280, 1280], device));
@@ -178,7 +179,7 @@ fn optimiser(criterion: &mut Criterion) {
 }
 
 fn main() {
-    // Few and short: the slowest take most of a second each.
+    // Few and short samples: the slowest functions take most of a second each.
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))

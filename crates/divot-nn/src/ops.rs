@@ -5,8 +5,6 @@
 //!
 //! Each operation returns the element type of its input. Weights may have another type.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv3d};
 use burn::nn::{GroupNorm, Linear, PaddingConfig2d, RmsNorm};
@@ -14,19 +12,7 @@ use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
 use crate::kernels::{self, Cost};
-
-static ENABLED: AtomicBool = AtomicBool::new(true);
-
-/// Switches the fused kernels on or off, for the whole process: off, the same operations run on
-/// Burn alone, which shows whether a difference comes from a kernel.
-pub fn enable_kernels(on: bool) {
-    ENABLED.store(on, Ordering::Relaxed);
-}
-
-/// Whether the fused kernels are on.
-pub fn kernels_enabled() -> bool {
-    ENABLED.load(Ordering::Relaxed)
-}
+pub use crate::switch::{enable_kernels, kernels_enabled};
 
 /// SiLU, x·σ(x).
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {

@@ -1,4 +1,4 @@
-//! AdamW in three passes over the parameters.
+//! AdamW with a fused step on the CPU.
 
 use burn::config::Config;
 use burn::optim::{AdamWState, LearningRate, ModuleOptimizer, Optimizer};
@@ -7,27 +7,27 @@ use burn::tensor::{Device, Tensor};
 /// Settings of [`AdamW`]; the defaults are PyTorch's.
 #[derive(Config, Debug)]
 pub struct AdamWConfig {
-    /// How much of the first moment stays at each step.
+    /// Decay rate of the first moment, from 0 to 1.
     #[config(default = 0.9)]
     pub beta_1: f32,
-    /// How much of the second moment stays at each step.
+    /// Decay rate of the second moment, from 0 to 1.
     #[config(default = 0.999)]
     pub beta_2: f32,
-    /// What keeps the division from 0.
+    /// Added to the denominator, so that it is never 0.
     #[config(default = 1e-8)]
     pub epsilon: f32,
-    /// How much of a parameter decays at each step, times the learning rate.
+    /// Weight decay of a step, as a share of the parameter; multiplied by the learning rate.
     #[config(default = 0.01)]
     pub weight_decay: f32,
 }
 
 impl AdamWConfig {
-    /// An optimiser for whole modules.
+    /// Creates an optimiser for whole modules.
     pub fn init(&self) -> ModuleOptimizer {
         ModuleOptimizer::from(self.build())
     }
 
-    /// One for a group of parameters ([`ModuleOptimizer::with_group`]).
+    /// Creates an optimiser for a group of parameters, for [`ModuleOptimizer::with_group`].
     pub fn build(&self) -> AdamW {
         AdamW(self.clone())
     }
@@ -42,8 +42,10 @@ impl AdamWConfig {
     }
 }
 
-/// Burn's AdamW, with its state. On Burn's CPU backend, in f32 and with the feature `flex`, a step is
-/// three passes over a parameter and its moments instead of a dozen.
+/// AdamW ("Decoupled Weight Decay Regularization", arXiv:1711.05101), with the state of Burn's.
+///
+/// On Burn's CPU backend, in f32 and with the feature `flex`, a step takes three passes over a parameter
+/// and its moments instead of a dozen. Elsewhere it is Burn's step.
 #[derive(Debug, Clone)]
 pub struct AdamW(AdamWConfig);
 
@@ -57,7 +59,7 @@ impl Optimizer for AdamW {
         grad: Tensor<D>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<D>, Option<Self::State<D>>) {
-        // The first step makes the state.
+        // The first step is Burn's, which creates the state.
         let Some(mut state) = state else {
             return self.0.burn().step(lr, tensor, grad, None);
         };

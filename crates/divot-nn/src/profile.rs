@@ -1,4 +1,4 @@
-//! Where the time of the fused CPU kernels goes.
+//! Measures how long the fused CPU kernels take.
 //!
 //! ```
 //! divot_nn::profile::start();
@@ -11,45 +11,46 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Which pass of training.
+/// A pass of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pass {
-    /// From inputs to the result.
+    /// Computes the result.
     Forward,
-    /// From the result's gradient to those of the inputs.
+    /// Computes the gradients.
     Backward,
 }
 
 /// All calls of one kind of kernel in one pass.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// `linear`, `convolution`, `attention`, `norm` or `activation`.
+    /// Kind of kernel: `linear`, `convolution`, `attention`, `norm`, `activation` or `optimiser`.
     pub kernel: &'static str,
     /// The pass.
     pub pass: Pass,
     /// Number of calls.
     pub calls: usize,
-    /// Wall time of them all.
+    /// Total wall time, in seconds.
     pub seconds: f64,
-    /// Multiplications, each with its addition, that matrix products need; 0 for other kernels.
+    /// Number of multiply-adds that the matrix products are defined by; 0 for kernels without products.
     pub multiplications: f64,
 }
 
 type Rows = BTreeMap<(&'static str, Pass), Row>;
 
-/// There while a profile is taken.
+/// The profile, while one is taken.
 static ROWS: Mutex<Option<Rows>> = Mutex::new(None);
 
 fn rows() -> MutexGuard<'static, Option<Rows>> {
     ROWS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts to add up, for the whole process.
+/// Starts a profile of the whole process.
 pub fn start() {
     *rows() = Some(Rows::new());
 }
 
-/// Stops, and returns what was added up since [`start`].
+/// Stops the profile and returns what it measured since [`start`]. Empty if none was started, or without
+/// the feature `flex`.
 pub fn take() -> Vec<Row> {
     rows()
         .take()
@@ -58,8 +59,8 @@ pub fn take() -> Vec<Row> {
         .collect()
 }
 
-/// Multiplications, each with its addition, that all threads can do in a second: what products are held
-/// against. Takes a quarter of a second.
+/// Measures how many multiply-adds all threads together can do per second, the upper bound for
+/// products. It takes a quarter of a second.
 #[cfg(feature = "flex")]
 pub fn peak() -> f64 {
     use std::time::Instant;
@@ -68,7 +69,7 @@ pub fn peak() -> f64 {
 
     use crate::vectorised::arch;
 
-    /// More of them than a processor can begin before the first has ended.
+    /// Number of independent chains of multiply-adds: more than a processor has in flight at once.
     const CHAINS: usize = 12;
     const STEPS: usize = 1 << 16;
 
@@ -102,7 +103,7 @@ pub fn peak() -> f64 {
         .sum()
 }
 
-/// Runs a kernel's pass, and adds it up if a profile is taken.
+/// Runs a pass of a kernel, and measures it if a profile is taken.
 #[cfg(feature = "flex")]
 pub(crate) fn timed<T>(
     kernel: &'static str,

@@ -1,26 +1,29 @@
-//! Memory of large tensors, kept for the next one.
+//! An allocator that keeps the memory of freed tensors for the next ones.
 
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::{Mutex, PoisonError};
 
-/// Blocks at least this large are kept when they are freed.
+/// Smallest block that is kept when it is freed, in bytes.
 const LARGE: usize = 1 << 16;
-/// Alignment of what is kept: a cache line.
+/// Alignment of kept blocks: a cache line.
 const ALIGN: usize = 64;
-/// Blocks at least this large begin with one of the system's large pages.
+/// Smallest block that is aligned to the system's large pages, in bytes.
 const HUGE: usize = 4 << 20;
-/// A large page.
+/// Size of a large page, in bytes.
 const PAGE: usize = 2 << 20;
-/// Kept at most.
+/// Most memory that is kept, in bytes.
 const LIMIT: usize = 1 << 30;
-/// Blocks kept at most.
+/// Most blocks that are kept.
 const SLOTS: usize = 1024;
 
-/// An allocator for programs that compute on the CPU: it keeps up to 1 GiB of freed tensors, where
-/// the system's gives every large block back to the kernel and gets it anew, zeroed and page by
-/// page, for the next tensor. Between layers that takes as long as some of the layers.
+/// An allocator for programs that compute on the CPU. It keeps up to 1 GiB of freed tensors.
+///
+/// The system's allocator returns every large block to the kernel. The next tensor then gets new pages, each
+/// of which the kernel zeroes first, which can take as long as a layer.
+///
+/// A program sets its allocator once, in its own crate; libraries should not:
 ///
 /// ```
 /// #[global_allocator]
@@ -29,7 +32,7 @@ const SLOTS: usize = 1024;
 #[derive(Debug)]
 pub struct Recycler;
 
-/// Freed blocks, longest kept first.
+/// Freed blocks, in the order in which they were freed.
 static KEPT: Mutex<Kept> = Mutex::new(Kept {
     blocks: [(0, 0); SLOTS],
     count: 0,
@@ -52,13 +55,13 @@ impl Kept {
         block
     }
 
-    /// The block of this size that was freed last.
+    /// Takes the most recently freed block of this size.
     fn take(&mut self, size: usize) -> Option<*mut u8> {
         let i = (0..self.count).rev().find(|i| self.blocks[*i].1 == size)?;
         Some(self.remove(i).0 as *mut u8)
     }
 
-    /// Whether there is room for another block of this size.
+    /// Whether a block of this size can be kept without freeing another.
     fn fits(&self, size: usize) -> bool {
         self.count < SLOTS && self.bytes + size <= LIMIT
     }
@@ -74,8 +77,8 @@ fn kept() -> std::sync::MutexGuard<'static, Kept> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The layout of the block that is kept for such a one, if any is: sizes are rounded up by at most
-/// an eighth, so that tensors of about the same size share blocks.
+/// The layout of the block that is allocated for `layout`, or `None` if such blocks are not kept. Sizes are
+/// rounded up by at most an eighth, so that tensors of about the same size can use the same block.
 fn large(layout: Layout) -> Option<Layout> {
     if layout.size() < LARGE || layout.align() > ALIGN {
         return None;
@@ -89,26 +92,25 @@ fn alignment(size: usize) -> usize {
     if size < HUGE { ALIGN } else { PAGE }
 }
 
-/// A new block, in large pages where the system has them: a walk through a tensor then meets far
-/// fewer pages, the first of which the kernel must make and the rest of which the processor must
-/// find.
+/// Allocates a new block, in large pages where the system has them. There are then far fewer pages for the
+/// kernel to map and for the processor to look up.
 ///
 /// # Safety
-/// The layout is one of [`large`].
+/// The layout was returned by [`large`].
 unsafe fn fresh(layout: Layout) -> *mut u8 {
     // SAFETY: the layout is not empty.
     let block = unsafe { System.alloc(layout) };
     #[cfg(target_os = "linux")]
     if layout.size() >= HUGE && !block.is_null() {
         use rustix::mm::{Advice, madvise};
-        // SAFETY: the block is new, and this is advice: an error means that nothing changes.
+        // SAFETY: the block is new, and this is only advice. After an error, nothing has changed.
         let _ = unsafe { madvise(block.cast(), layout.size(), Advice::LinuxHugepage) };
     }
     block
 }
 
-// SAFETY: a block comes from `System` with the layout that `large` gives, or the one asked for
-// where it gives none, is in one place at a time, and goes back with the same layout.
+// SAFETY: a block is allocated by `System` with the layout that `large` returns, or with the caller's where
+// it returns none, and is freed with the same layout. It is either kept or in use, never both.
 unsafe impl GlobalAlloc for Recycler {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match large(layout) {
@@ -128,7 +130,7 @@ unsafe impl GlobalAlloc for Recycler {
             return unsafe { System.alloc_zeroed(layout) };
         };
         let block = kept().take(large.size());
-        // SAFETY: the layout is not empty; the block is that large and nobody has it.
+        // SAFETY: the layout is not empty. The block has at least its size and is not in use.
         unsafe {
             let block = block.unwrap_or_else(|| fresh(large));
             if !block.is_null() {
@@ -144,7 +146,7 @@ unsafe impl GlobalAlloc for Recycler {
             return unsafe { System.dealloc(pointer, layout) };
         };
         if large.size() > LIMIT {
-            // SAFETY: it came with this layout.
+            // SAFETY: the block was allocated with this layout.
             return unsafe { System.dealloc(pointer, large) };
         }
         loop {
@@ -154,7 +156,7 @@ unsafe impl GlobalAlloc for Recycler {
             }
             let (oldest, size) = kept.remove(0);
             drop(kept);
-            // SAFETY: it was allocated with this size and alignment, and is no longer in the list.
+            // SAFETY: the block was allocated with this size and alignment, and is no longer kept.
             unsafe {
                 let layout = Layout::from_size_align_unchecked(size, alignment(size));
                 System.dealloc(oldest as *mut u8, layout);
@@ -169,7 +171,7 @@ unsafe impl GlobalAlloc for Recycler {
             // SAFETY: as the caller promises.
             (None, None) => unsafe { System.realloc(pointer, layout, size) },
             (Some(old), Some(new)) if old == new => pointer,
-            // SAFETY: the new block is as large as what is copied, and nobody has it yet.
+            // SAFETY: both blocks have at least as many bytes as are copied, and the new one is not in use.
             _ => unsafe {
                 let new = self.alloc(wanted);
                 if !new.is_null() {
@@ -189,7 +191,7 @@ mod tests {
     #[test]
     fn a_freed_block_serves_the_next_tensor_of_about_its_size() {
         let layout = |size| Layout::from_size_align(size, 4).unwrap();
-        // SAFETY: every block goes back with the layout it came with.
+        // SAFETY: every block is freed with the layout that it was allocated with.
         unsafe {
             let first = Recycler.alloc(layout(5 * LARGE + 12));
             first.write_bytes(7, 5 * LARGE + 12);
@@ -209,13 +211,13 @@ mod tests {
             );
             Recycler.dealloc(shrunk, layout(1000));
         }
-        // What is kept is the process's: not in a test of its own, which would run beside this one.
+        // The list of kept blocks belongs to the process, so two tests at once would disturb each other.
         no_more_is_kept_than_the_limit();
     }
 
     fn no_more_is_kept_than_the_limit() {
         let layout = Layout::from_size_align(LIMIT / 8, 4).unwrap();
-        // SAFETY: every block goes back with the layout it came with.
+        // SAFETY: every block is freed with the layout that it was allocated with.
         unsafe {
             let blocks: Vec<_> = (0..12).map(|_| Recycler.alloc(layout)).collect();
             for block in blocks {

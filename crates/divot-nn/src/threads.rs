@@ -1,12 +1,14 @@
-/// Makes the calling thread one of those that compute on the CPU, instead of one that waits for them:
-/// small kernels end before a sleeping thread has woken up. For programs whose main thread runs the
-/// networks, before anything else; later, when the threads are there, it does nothing.
+/// Makes the calling thread one of the threads that compute on the CPU.
 ///
-/// The other threads are as many fewer: one that calls this and then leaves the networks to others
-/// takes a thread from them.
+/// By default the calling thread sleeps while others compute, and small kernels end before a sleeping thread
+/// has woken up. A program whose main thread runs the networks should call this before anything else. Once
+/// the threads have been started, it does nothing.
+///
+/// The calling thread replaces one of the others. If it then leaves the networks to other threads, one
+/// thread less computes.
 pub fn compute_on_this_thread() {
     #[cfg(feature = "flex")]
-    // An error means that the threads are there.
+    // An error means that the threads have been started before.
     let _ = rayon::ThreadPoolBuilder::new()
         .use_current_thread()
         .build_global();

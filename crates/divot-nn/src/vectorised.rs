@@ -2,7 +2,7 @@ use std::sync::OnceLock;
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// The vectors that kernels use: the widest that this processor has, or those that the environment
+/// The vector instructions that kernels use: the widest of this processor, or those that the environment
 /// variable `DIVOT_VECTORS` names, `avx2` or `none`.
 pub(crate) fn arch() -> Arch {
     static ARCH: OnceLock<Arch> = OnceLock::new();
@@ -16,16 +16,18 @@ pub(crate) fn arch() -> Arch {
             _ => None,
         };
         named.unwrap_or_else(|| {
-            eprintln!("DIVOT_VECTORS={name} is not there: it may be avx2, or none; ignored");
+            eprintln!(
+                "ignoring DIVOT_VECTORS={name}: use avx2, where the processor has it, or none"
+            );
             Arch::new()
         })
     })
 }
 
-/// Runs `f` compiled for the vectors of this processor, which is found out at run time.
+/// Runs `f`, compiled for the vector instructions of this processor, which are detected at run time.
 ///
-/// `f` and what it calls must be `#[inline(always)]`, or it is their plain version that runs:
-/// closures too.
+/// `f` and all functions and closures that it calls must be `#[inline(always)]`. Those that are not run
+/// without these instructions.
 #[inline(always)]
 pub fn vectorised(f: impl FnMut()) {
     struct Run<F>(F);
@@ -33,7 +35,7 @@ pub fn vectorised(f: impl FnMut()) {
     impl<F: FnMut()> WithSimd for Run<F> {
         type Output = ();
 
-        // Called as `FnMut`: as `FnOnce` it would go by a shim that is not inlined.
+        // `FnMut`, because calling an `FnOnce` goes through a shim that is not inlined.
         #[inline(always)]
         fn with_simd<S: Simd>(mut self, _: S) {
             (self.0)();

@@ -1,5 +1,5 @@
-//! Every fused kernel against the operations of Burn that it stands for: results and gradients, of
-//! sizes that fill no vector evenly, of views that are not contiguous, and of nothing.
+//! Compares every fused kernel with the operations of Burn that it replaces: results and gradients, for
+//! sizes that do not fill whole vectors, views that are not contiguous, and empty tensors.
 
 #![cfg(feature = "flex")]
 
@@ -14,7 +14,7 @@ use burn::nn::{
 use burn::tensor::{DType, Device, Tensor};
 use divot_nn::{LayerNorm, LayerNormConfig, Noise, attention, multi_head_attention, ops};
 
-/// The switch is the process's.
+/// The kernels are switched on and off for the whole process, so one test at a time may use the switch.
 static SWITCH: Mutex<()> = Mutex::new(());
 
 fn switch() -> MutexGuard<'static, ()> {
@@ -29,7 +29,7 @@ fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
     Noise::new(seed).normal(shape, &device())
 }
 
-/// Result and gradients of `inputs` under a random direction.
+/// The result of `f`, and the gradients of `inputs` for a random gradient of the result.
 fn run<const D: usize, const E: usize, const N: usize>(
     inputs: &[Tensor<D>; N],
     f: &impl Fn([Tensor<D>; N]) -> Tensor<E>,
@@ -50,6 +50,7 @@ fn run<const D: usize, const E: usize, const N: usize>(
     found
 }
 
+/// Asserts that `f` gives the same result and gradients with and without kernels.
 fn same<const D: usize, const E: usize, const N: usize>(
     what: &str,
     inputs: [Tensor<D>; N],
@@ -75,7 +76,7 @@ fn same<const D: usize, const E: usize, const N: usize>(
 #[test]
 fn activations() {
     for size in [1, 5, 16, 70_000] {
-        // From −12 to 12, so that both tails are in it.
+        // From about −12 to 12, so that both tails are included.
         let x = random([size], 1) * 3.0;
         same("SiLU", [x.clone()], |[x]| ops::silu(x));
         same("GELU", [x.clone()], |[x]| ops::gelu(x));
@@ -91,7 +92,7 @@ fn activations() {
 }
 
 #[test]
-fn activations_far_out() {
+fn activations_of_large_numbers() {
     let _switch = switch();
     let x = [-1e30, -200.0, -88.0, -30.0, 0.0, 30.0, 88.0, 200.0, 1e30];
     let x = Tensor::<1>::from_floats(x, &Device::default());
@@ -129,7 +130,8 @@ fn linear() {
         [3, 8, 8],
         [37, 65, 130],
         [1700, 530, 70],
-        // Several parts of the rows, several lines, an inner length of three blocks, uneven groups.
+        // Several parts of the rows; several parts of a line; three blocks of the inner dimension with
+        // uneven groups.
         [4500, 20, 30],
         [1, 66, 4200],
         [800, 1500, 330],
@@ -163,7 +165,7 @@ fn weights_in_half_precision() {
             let halved = |w: Tensor<2>| linear_of(&layer, w.cast(dtype));
             let what = format!("linear, {dtype:?} weights, {rows} rows");
             let inputs = [random([rows, 70], 31), random([70, 90], 32)];
-            // As it would be with the rounded weights in f32; their gradient is rounded once more.
+            // The same as with the rounded weights in f32, but the gradient of the weights is rounded too.
             let fused = run(&inputs, &|[x, w]| ops::linear(&halved(w), x));
             let rounded = run(&inputs, &|[x, w]| {
                 ops::linear(&linear_of(&layer, w.cast(dtype).cast(DType::F32)), x)
@@ -194,7 +196,7 @@ fn weights_in_half_precision() {
 
 #[test]
 fn parameters() {
-    // Gradients of what the layers own, of which `same` sees none.
+    // The gradients of the layers' own parameters, which `same` does not compare.
     let _switch = switch();
     let device = device();
     let linear: Linear = LinearConfig::new(20, 33).init(&device);
@@ -258,7 +260,7 @@ fn norms() {
     for [rows, width] in [[1, 1], [3, 7], [50, 320], [700, 130]] {
         let layer = LayerNormConfig::new(width).init(&device);
         let rms = RmsNormConfig::new(width).init(&device);
-        // Away from zero, where a variance from squares alone would lose digits.
+        // Far from zero, where a variance computed as E[x²] − E[x]² would lose precision.
         let x = random([rows, width], 9) + 30.0;
         if width > 1 {
             same("layer norm", [x.clone()], |[x]| layer.forward(x));
@@ -291,19 +293,19 @@ fn convolutions() {
         ([2, 9, 6], [130, 20], 3, 1, 0),
         ([2, 6, 6], [5, 9], 1, 1, 0),
         ([2, 6, 8], [5, 9], 2, 2, 0),
-        // One or two rows of the result, or of the gradient, but not the first ones of the other.
+        // One or two rows of the result or of the gradient, which read other rows than the first.
         ([1, 4, 2], [1, 5], 1, 2, 0),
         ([1, 2, 1], [4, 3], 1, 2, 0),
         ([4, 16, 16], [64, 64], 3, 1, 1),
-        // By tiles: cut off at the edges, lines and panels that are not full, more than one part,
-        // more channels than a panel is deep.
+        // Convolutions that run by tiles: cut off at the edges, with lines and panels that are not full,
+        // in several parts, and with more channels than the depth of a panel.
         ([2, 15, 9], [20, 70], 3, 1, 1),
         ([8, 8, 9], [130, 20], 3, 1, 0),
         ([8, 7, 8], [33, 16], 3, 1, 2),
         ([9, 16, 16], [16, 23], 3, 1, 1),
         ([0, 16, 16], [16, 23], 3, 1, 1),
         ([4, 8, 8], [1420, 17], 3, 1, 1),
-        // Patches: more taps than a panel is deep.
+        // Patches, with more taps than the depth of a panel.
         ([2, 50, 25], [3, 20], 25, 25, 0),
     ] {
         let [n, height, width] = size;
@@ -366,8 +368,8 @@ fn convolutions() {
     }
 }
 
-/// Fewer multiplications must not cost digits: errors against sums in f64, as the root of their mean
-/// square, are not above twice those of Burn's operations.
+/// Fewer multiplications must not cost precision. The root mean square error against sums in f64 is at most
+/// twice that of Burn's operations.
 #[test]
 fn convolutions_by_tiles_are_as_exact() {
     let _switch = switch();
@@ -406,7 +408,7 @@ fn convolutions_by_tiles_are_as_exact() {
         plain > 0.0 && fused < 2.0 * plain,
         "{fused:e} and {plain:e}"
     );
-    println!("errors of tiles {fused:.2e}, of sums {plain:.2e}");
+    println!("root mean square error: {fused:.2e} with kernels, {plain:.2e} without");
 }
 
 #[test]
@@ -458,7 +460,7 @@ fn the_switch_switches() {
     ops::enable_kernels(true);
 }
 
-/// One of each kind of kernel.
+/// A layer for each kind of kernel.
 #[derive(Module, Debug)]
 struct Layers {
     linear: Linear,
@@ -469,7 +471,7 @@ struct Layers {
 }
 
 impl Layers {
-    /// Results are used twice, norms follow each other, and `frozen` is not tracked.
+    /// Uses results twice and norms one after the other. `frozen` is not tracked.
     fn forward(&self, x: Tensor<4>, frozen: Tensor<4>) -> Tensor<3> {
         let first = self.layer.forward(x + ops::silu(frozen.clone()));
         let wide = ops::linear(&self.linear, ops::gelu(first.clone()));
@@ -486,7 +488,7 @@ impl Layers {
     }
 }
 
-/// Copies parameters to a device; `fork` takes devices that differ in checkpointing for the same.
+/// Copies parameters to a device. `Module::fork` does not, for devices that differ in checkpointing only.
 struct Onto<'a>(&'a Device);
 
 impl ModuleMapper for Onto<'_> {
@@ -541,7 +543,7 @@ fn gradients_are_the_same_with_checkpointing() {
     };
     let checkpointing = plain.clone().gradient_checkpointing();
     for (i, (kept, again)) in run(&plain).iter().zip(&run(&checkpointing)).enumerate() {
-        assert!(kept.iter().any(|x| *x != 0.0), "gradient {i} is nothing");
+        assert!(kept.iter().any(|x| *x != 0.0), "gradient {i} is zero");
         assert_eq!(kept, again, "gradient {i}");
     }
 }

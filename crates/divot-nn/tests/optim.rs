@@ -1,4 +1,4 @@
-//! AdamW's kernels against Burn's optimiser.
+//! Compares AdamW's kernels with Burn's optimiser.
 
 #![cfg(all(feature = "flex", feature = "optim"))]
 
@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use divot_nn::Noise;
 use divot_nn::optim::AdamWConfig;
 
-/// The weights after a few steps.
+/// The parameters after a few steps of training.
 fn trained(mut optimizer: ModuleOptimizer, mut layer: Linear, device: &Device) -> Vec<f32> {
     let x: Tensor<2> = Noise::new(1).normal([9, 37], device);
     for _ in 0..7 {
@@ -25,7 +25,7 @@ fn trained(mut optimizer: ModuleOptimizer, mut layer: Linear, device: &Device) -
 }
 
 #[test]
-fn steps_are_burns() {
+fn steps_match_burn() {
     let device = &Device::default().autodiff();
     let layer = LinearConfig::new(37, 1013).init(device);
     let found = trained(AdamWConfig::new().init(), layer.clone(), device);
@@ -40,7 +40,10 @@ fn steps_are_burns() {
         squares.sum::<f64>().sqrt()
     };
     let way = moved(&expected[..before.len()], &before);
-    assert!(way > 0.1, "training moved the weights by {way}");
+    assert!(way > 0.1, "training moved the weights by only {way}");
     let error = moved(&found, &expected);
-    assert!(error < 1e-5 * way, "{error} of {way}");
+    assert!(
+        error < 1e-5 * way,
+        "the error is {error} after a change of {way}"
+    );
 }

@@ -2,6 +2,7 @@ use std::ops::ControlFlow;
 
 use burn::config::Config;
 use burn::tensor::Tensor;
+use divot_nn::Stopped;
 
 use crate::{NoiseSchedule, Prediction, SamplerError, SamplerStep, Spacing};
 
@@ -89,14 +90,17 @@ impl Ddim {
     ///   0.
     /// - `on_step`: called after each step; it may stop the sampling.
     ///
-    /// Returns the latents of the last step, or `None` if `on_step` stopped it.
+    /// Returns the latents of the last step.
+    ///
+    /// # Errors
+    /// If `on_step` stopped it.
     pub fn sample(
         &self,
         latents: Tensor<5>,
         predict: impl Fn(Tensor<5>, usize) -> Tensor<5>,
         mut noise: impl FnMut(usize) -> Tensor<5>,
         mut on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
-    ) -> Option<Tensor<5>> {
+    ) -> Result<Tensor<5>, Stopped> {
         let total = self.timesteps.len();
         let mut latents = latents;
         for (done, index) in (0..total).rev().enumerate() {
@@ -116,10 +120,10 @@ impl Ddim {
                 pred_x0,
             };
             if on_step(step).is_break() {
-                return None;
+                return Err(Stopped);
             }
         }
-        Some(latents)
+        Ok(latents)
     }
 
     /// Estimates of z₀ and ε from noisy latents and what the network predicted.
@@ -246,7 +250,7 @@ mod tests {
                 }
             },
         );
-        assert!(out.is_none());
+        assert!(out.is_err());
         assert_eq!(calls, 2);
     }
 }

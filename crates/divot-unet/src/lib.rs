@@ -19,7 +19,9 @@ pub use attention::{
 };
 pub use context::Context;
 pub use ddim::{Ddim, DdimConfig};
-pub use divot_nn::{CheckSizes, LayerNorm, Loss, Prediction, SizeError, timestep_embedding};
+pub use divot_nn::{
+    CheckSizes, LayerNorm, Loss, Prediction, SizeError, Stopped, timestep_embedding,
+};
 pub use embedding::TimestepMlp;
 pub use guidance::{Denoiser, guide};
 pub use multistep::Multistep;

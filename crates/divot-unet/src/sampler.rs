@@ -2,6 +2,7 @@ use std::ops::ControlFlow;
 
 use burn::config::Config;
 use burn::tensor::Tensor;
+use divot_nn::Stopped;
 
 use crate::{Ddim, DdimConfig, Multistep, NoiseSchedule, Prediction};
 
@@ -197,14 +198,17 @@ impl Sampler {
     ///   above 0 calls it.
     /// - `on_step`: called after each step; it may stop the sampling.
     ///
-    /// Returns the latents of the last step, or `None` if `on_step` stopped it.
+    /// Returns the latents of the last step.
+    ///
+    /// # Errors
+    /// If `on_step` stopped it.
     pub fn sample(
         &self,
         latents: Tensor<5>,
         predict: impl Fn(Tensor<5>, usize) -> Tensor<5>,
         noise: impl FnMut(usize) -> Tensor<5>,
         on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
-    ) -> Option<Tensor<5>> {
+    ) -> Result<Tensor<5>, Stopped> {
         match self {
             Self::Ddim(ddim) => ddim.sample(latents, predict, noise, on_step),
             Self::Multistep(multistep) => multistep.sample(latents, predict, on_step),

@@ -274,7 +274,7 @@ impl Detokenizer {
             |_| noise.normal(shape, &device),
             on_step,
         );
-        latents.ok_or(Error::Stopped)
+        Ok(latents?)
     }
 
     /// The context of tokens that may be of another model.

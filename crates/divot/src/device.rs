@@ -16,7 +16,7 @@ pub enum DeviceError {
     )]
     Unknown(String),
     /// The program was built without it.
-    #[error("device `{device}` is not in this build; build with `--features {feature}`")]
+    #[error("device `{device}` is not in this build; build with the feature `{feature}`")]
     NotBuilt {
         /// What was asked for.
         device: String,
@@ -67,9 +67,9 @@ impl Kind {
         match self {
             Self::Cpu => "use another device",
             Self::Wgpu | Self::Vulkan => {
-                "install a graphics driver (on Debian `mesa-vulkan-drivers`) or use --device cpu"
+                "install a graphics driver (on Debian `mesa-vulkan-drivers`) or use the device `cpu`"
             }
-            Self::Cuda => "install NVIDIA's driver and CUDA 12 libraries or use --device cpu",
+            Self::Cuda => "install NVIDIA's driver and CUDA 12 libraries or use the device `cpu`",
         }
     }
 
@@ -277,7 +277,7 @@ mod tests {
         let error = select("cuda:1").unwrap_err().to_string();
         assert_eq!(
             error,
-            "device `cuda:1` is not in this build; build with `--features cuda`"
+            "device `cuda:1` is not in this build; build with the feature `cuda`"
         );
     }
 }

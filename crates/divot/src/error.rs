@@ -33,7 +33,7 @@ pub enum Error {
     Sampling(#[from] divot_unet::SamplerError),
     /// The language model cannot do it.
     #[error(transparent)]
-    Llm(#[from] divot_llm::LlmError),
+    Llm(divot_llm::LlmError),
     /// A sampling option makes no sense.
     #[error("{option} is {value}; use {remedy}")]
     Option {
@@ -86,6 +86,21 @@ pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     line
+}
+
+impl From<divot_nn::Stopped> for Error {
+    fn from(_: divot_nn::Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl From<divot_llm::LlmError> for Error {
+    fn from(error: divot_llm::LlmError) -> Self {
+        match error {
+            divot_llm::LlmError::Stopped(_) => Self::Stopped,
+            error => Self::Llm(error),
+        }
+    }
 }
 
 impl From<WeightsError> for Error {

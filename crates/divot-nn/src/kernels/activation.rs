@@ -3,9 +3,10 @@ use burn::backend::flex::FlexTensor;
 use super::simd::{by_chunks, by_rows, erf, exp, sigmoid};
 use super::{Kernel, contiguous, floats, matrix, shape, tensor};
 
+/// The factor of QuickGELU.
 const QUICK: f32 = 1.702;
 
-/// An element-wise activation.
+/// An activation of each element.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Elementwise {
     Silu,
@@ -56,7 +57,7 @@ fn quick_gelu_slope(x: f32) -> f32 {
     s + QUICK * x * s * (1.0 - s)
 }
 
-/// `f` of each element.
+/// Applies `f` to each element.
 #[inline(always)]
 fn map(x: &[f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) -> Vec<f32> {
     zip(
@@ -67,7 +68,7 @@ fn map(x: &[f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) -> Vec<f32> {
     )
 }
 
-/// `f` of each pair of elements.
+/// Applies `f` to each pair of elements.
 #[inline(always)]
 fn zip(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Copy + Send + Sync) -> Vec<f32> {
     assert_eq!(x.len(), y.len());
@@ -114,7 +115,7 @@ impl Kernel for Elementwise {
     }
 }
 
-/// Value and gate side by side: value · GELU(gate).
+/// Gated GELU, value · GELU(gate). Value and gate are the two halves of a row.
 #[derive(Debug)]
 pub(crate) struct Geglu;
 

@@ -6,33 +6,36 @@ use super::product::{Gather, Rows, Values, Weights, product, weight_gradient};
 use super::winograd::{self, Images, Tiles};
 use super::{Kernel, as_type_of, contiguous, floats, in_order, simd, tensor};
 
-/// Channels, of the input and of the result, from which transforming both is worth it.
+/// Fewest channels of the input and of the result for which [`winograd`] is faster.
 const FEWEST_CHANNELS: usize = 16;
-/// Tiles from which transforming the weights is worth it.
+/// Fewest tiles for which [`winograd`] is faster.
 const FEWEST_TILES: usize = 64;
 
-/// A convolution with channels last: `[n, …positions, in]`, weights `[out, in, …kernel]` and, if
-/// there is one, a bias `[out]`.
+/// A convolution with channels last: input `[n, …positions, in]`, weights `[out, in, …kernel]` and an
+/// optional bias `[out]`.
 #[derive(Debug)]
 pub(crate) struct Conv {
     axes: Vec<Axis>,
-    /// Positions within those of the axes.
+    /// Sizes of the axes after those: positions that the kernel does not reach across.
     area: Vec<usize>,
 }
 
-/// What the kernel does along an axis.
+/// A convolution along one axis.
 #[derive(Debug, Clone, Copy)]
 struct Axis {
+    /// Size of the input.
     from: usize,
+    /// Size of the result.
     to: usize,
     taps: usize,
     stride: usize,
-    /// What is added before it.
+    /// Padding before the first position.
     padding: usize,
 }
 
 impl Conv {
-    /// Over height and width of `from`; `padding` is what is added before and after each.
+    /// A convolution over height and width. `from` is the size of the input, and `padding` that before and
+    /// after each axis.
     pub fn spatial(
         from: [usize; 2],
         kernel: [usize; 2],
@@ -52,7 +55,8 @@ impl Conv {
         }
     }
 
-    /// Over frames, `kernel` of them, as many results as frames; `positions` are those of a frame.
+    /// A convolution over frames, with `kernel` taps and padding that keeps the number of frames.
+    /// `positions` is the size of a frame.
     pub fn temporal(frames: usize, positions: &[usize], kernel: usize) -> Self {
         Self {
             axes: vec![Axis {
@@ -70,9 +74,9 @@ impl Conv {
         self.gathered(|axis| Gather::axis(axis.from, axis.to, axis.taps, axis.stride, axis.padding))
     }
 
-    /// The tiles of the same convolution, where there is a faster way by them.
+    /// The tiles of this convolution, if [`winograd`] is faster.
     fn tiles(&self, [rows, channels, outputs]: [usize; 3]) -> Option<Tiles> {
-        // What `turned` makes of a padding wider than the kernel is no padding.
+        // `turned` wraps around where the padding is wider than the kernel.
         let three = |axis: &Axis| axis.taps == 3 && axis.stride == 1 && axis.padding < 3;
         let tile = |axis: &Axis| axis.to.div_ceil(2);
         let count = rows / self.positions(|axis| axis.to).max(1) * self.positions(tile);
@@ -85,7 +89,7 @@ impl Conv {
         })
     }
 
-    /// The convolution that gives the gradient of the input, its taps in reverse.
+    /// The convolution that computes the gradient of the input, with its taps in reverse order.
     fn turned(&self) -> Self {
         let turn = |axis: &Axis| Axis {
             from: axis.to,
@@ -99,7 +103,7 @@ impl Conv {
         }
     }
 
-    /// What `f` gives for each axis, and all positions within.
+    /// Combines the gathers that `f` returns for each axis, and all positions of `area`.
     fn gathered(&self, f: impl Fn(&Axis) -> Gather) -> Gather {
         let area = self.area.iter().product();
         let axes = self.axes.iter().map(f);
@@ -108,6 +112,7 @@ impl Conv {
         })
     }
 
+    /// Number of positions of an image or clip, where `f` returns the size of an axis.
     fn positions(&self, f: impl Fn(&Axis) -> usize) -> usize {
         self.axes
             .iter()
@@ -120,7 +125,7 @@ impl Conv {
         self.axes.iter().map(|axis| axis.taps).product()
     }
 
-    /// Rows of the result, channels in, channels out.
+    /// Number of rows of the result, of input channels and of output channels.
     fn sizes(&self, x: &FlexTensor, weight: &FlexTensor) -> [usize; 3] {
         let (x, weight) = (x.layout().shape(), weight.layout().shape());
         let (outputs, channels) = (weight[0], weight[1]);
@@ -137,7 +142,7 @@ impl Kernel for Conv {
         "convolution"
     }
 
-    /// Those of its definition, however many it takes.
+    /// Multiplications of the direct convolution, also where [`winograd`] needs fewer.
     fn multiplications(&self, inputs: &[FlexTensor]) -> f64 {
         let [rows, channels, outputs] = self.sizes(&inputs[0], &inputs[1]);
         (rows * channels * outputs * self.taps()) as f64

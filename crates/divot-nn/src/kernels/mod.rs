@@ -1,8 +1,10 @@
 //! Fused operations for Burn's CPU backend, `flex`.
 //!
-//! A [`Kernel`] is a forward and a backward pass on f32 tensors; [`run`] puts one into the graph.
-//! The functions of [`ops`](crate::ops) do so where kernels apply, and are a few operations of
-//! Burn everywhere else: these are also what the tests hold the kernels against.
+//! A [`Kernel`] is a forward and a backward pass on f32 tensors. [`run`] runs one and records it in
+//! the autodiff graph. The functions of `ops` call kernels where [`apply`] allows it, and Burn's own
+//! operations everywhere else. The tests compare the two.
+//!
+//! Kernels know nothing of `ops`: a module here uses what is below it only.
 
 #![allow(unsafe_code)]
 
@@ -37,22 +39,24 @@ use burn::backend::{
 use burn::tensor::{Bytes, DType, Shape, Tensor};
 
 use crate::profile::{self, Pass};
+use crate::switch::kernels_enabled;
 
 /// A fused operation on f32 tensors.
 pub trait Kernel: Debug + Send + Sync + 'static {
-    /// What it is called in a [`profile`].
+    /// Name in a [`profile`].
     fn name(&self) -> &'static str;
 
-    /// Multiplications of the matrix products that define a forward pass on such inputs, even where it
-    /// takes fewer.
+    /// Multiplications in the matrix products that define the forward pass. A kernel that needs fewer
+    /// still reports these.
     fn multiplications(&self, _inputs: &[FlexTensor]) -> f64 {
         0.0
     }
 
-    /// The result.
+    /// Computes the result.
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor;
 
-    /// The gradients of the inputs that are `wanted`, from that of the result.
+    /// Computes the gradients of the inputs marked in `wanted`, from the gradient of the result. There
+    /// is one entry for each input.
     fn backward(
         &self,
         inputs: &[FlexTensor],
@@ -61,7 +65,7 @@ pub trait Kernel: Debug + Send + Sync + 'static {
     ) -> Vec<Option<FlexTensor>>;
 }
 
-/// Runs a kernel, under the eyes of a [`profile`].
+/// Runs a kernel's forward pass and adds it to the [`profile`].
 fn forward(kernel: &dyn Kernel, inputs: &[FlexTensor]) -> FlexTensor {
     let multiplications = || kernel.multiplications(inputs);
     profile::timed(kernel.name(), Pass::Forward, multiplications, || {
@@ -69,13 +73,13 @@ fn forward(kernel: &dyn Kernel, inputs: &[FlexTensor]) -> FlexTensor {
     })
 }
 
-/// What it takes to run a kernel again.
+/// Cost of running a kernel again in the backward pass.
 #[derive(Debug, Clone, Copy)]
 pub enum Cost {
-    /// About as long as to read and write the tensors: gradient checkpointing, where it is on,
-    /// computes the result again in the backward pass instead of keeping it.
+    /// Bound by memory. With gradient checkpointing, the result is computed again in the backward
+    /// pass instead of being kept.
     Low,
-    /// So long that the result is always kept.
+    /// Bound by compute. The result is always kept.
     High,
 }
 
@@ -130,7 +134,7 @@ impl<C: CheckpointStrategy> KernelOps for Autodiff<Flex, C> {
     }
 }
 
-/// Runs the kernel and puts its backward pass into the graph.
+/// Runs a kernel and records its backward pass in the graph.
 fn record<C: CheckpointStrategy, const N: usize>(
     inputs: [FloatTensor<Autodiff<Flex, C>>; N],
     kernel: Arc<dyn Kernel>,
@@ -144,7 +148,7 @@ fn record<C: CheckpointStrategy, const N: usize>(
     });
     let tracked = || inputs.iter().filter(|input| input.is_tracked());
     let prep = Recorded(kernel.clone()).prepare::<C>(inputs.each_ref().map(|input| input.node()));
-    // Without a tracked input the graph would never ask for the result, so it could not run again.
+    // Without a tracked input there is no backward pass, so nothing would run the kernel again.
     let prep = match cost {
         Cost::Low if tracked().next().is_some() => prep
             .memory_bound()
@@ -163,8 +167,8 @@ fn record<C: CheckpointStrategy, const N: usize>(
     }
 }
 
-/// Where the passes after the first find an input: the graph has it, or computes it again, if it is
-/// tracked.
+/// Where the backward pass finds an input. The graph keeps tracked inputs or computes them again;
+/// other inputs are stored here.
 #[derive(Debug, Clone)]
 enum Source {
     Node(NodeId),
@@ -180,7 +184,7 @@ impl Source {
     }
 }
 
-/// A kernel's forward pass within the backward pass.
+/// Runs a kernel's forward pass again, for gradient checkpointing.
 #[derive(Debug)]
 struct Again<const N: usize>(Arc<dyn Kernel>, [Source; N]);
 
@@ -192,6 +196,7 @@ impl<const N: usize> RetroForward for Again<N> {
     }
 }
 
+/// A kernel's backward pass, as the graph records it.
 #[derive(Debug)]
 struct Recorded(Arc<dyn Kernel>);
 
@@ -203,7 +208,7 @@ impl<const N: usize> Backward<Flex, N> for Recorded {
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let sources = ops.state;
         let inputs = sources.map(|source| source.get(|id| states.retrieve_node_output(id)));
-        // A product for each of the two operands.
+        // The gradient of each of the two operands takes one product.
         let products = wanted.iter().take(2).filter(|wanted| **wanted).count() as f64;
         let multiplications = || products * self.0.multiplications(&inputs);
         let found = profile::timed(self.0.name(), Pass::Backward, multiplications, || {
@@ -217,9 +222,9 @@ impl<const N: usize> Backward<Flex, N> for Recorded {
     }
 }
 
-/// Whether kernels may run on a tensor: it is f32, on `flex`, and they are not switched off.
+/// Whether kernels may run on a tensor: it is f32 and on `flex`, and kernels are switched on.
 pub(crate) fn apply<const D: usize>(x: &Tensor<D>) -> bool {
-    crate::ops::kernels_enabled()
+    kernels_enabled()
         && x.dtype() == DType::F32
         && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
 }
@@ -241,13 +246,13 @@ pub(crate) fn run<const D: usize, const N: usize>(
     Tensor::from_dispatch(Dispatch::run_kernel(inputs, Arc::new(kernel), cost))
 }
 
-/// The floats of a tensor in order, which are copied if they lie otherwise.
+/// A contiguous f32 tensor with the same values. Copies only if the tensor is not contiguous.
 fn contiguous(tensor: &FlexTensor) -> FlexTensor {
     assert_eq!(tensor.dtype(), DType::F32, "kernels compute in f32");
     in_order(tensor)
 }
 
-/// The same of a tensor of any type.
+/// [`contiguous`] for a tensor of any type.
 fn in_order(tensor: &FlexTensor) -> FlexTensor {
     match tensor.is_contiguous() {
         true => tensor.clone(),
@@ -255,7 +260,7 @@ fn in_order(tensor: &FlexTensor) -> FlexTensor {
     }
 }
 
-/// A gradient in the type of what it is the gradient of.
+/// Casts a gradient to the type of its input.
 fn as_type_of(like: &FlexTensor, grad: FlexTensor) -> FlexTensor {
     match like.dtype() {
         DType::F32 => grad,
@@ -268,6 +273,7 @@ fn floats(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("made contiguous")
 }
 
+/// A tensor from its values in row-major order.
 fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::new(
         Bytes::from_elems(values),
@@ -280,7 +286,7 @@ fn shape(tensor: &FlexTensor) -> Shape {
     tensor.layout().shape().clone()
 }
 
-/// Rows and width of a tensor seen as a matrix of its last axis.
+/// Rows and width of a tensor viewed as `[rows, last axis]`.
 fn matrix(tensor: &FlexTensor) -> (usize, usize) {
     let shape = tensor.layout().shape();
     let width = shape[shape.num_dims() - 1];
@@ -297,7 +303,7 @@ mod tests {
 
     static RUNS: AtomicUsize = AtomicUsize::new(0);
 
-    /// Doubles, and counts how often.
+    /// Doubles its input and counts the forward passes.
     #[derive(Debug)]
     struct Double;
 
@@ -334,7 +340,7 @@ mod tests {
             RUNS.store(0, Ordering::Relaxed);
             let x = Tensor::<1>::from_floats([1.0, 3.0], device).require_grad();
             let doubled: Tensor<1> = run(Double, cost, [x.clone().into_dispatch()]);
-            // The square's gradient needs what is squared.
+            // The gradient of a square needs the value that was squared.
             let grads = (doubled.clone() * doubled).sum().backward();
             let grad = x.grad(&grads).expect("it is tracked").into_data();
             assert_eq!(grad.try_to_vec::<f32>().expect("it is f32"), [8.0, 24.0]);

@@ -5,10 +5,10 @@ use super::simd::{self, CHUNK, Shared, by_rows, row_sum, uninit};
 use super::{Kernel, contiguous, floats, matrix, shape, tensor};
 use crate::vectorised;
 
-/// Rows that are summed in f32 before they go to the f64 total.
+/// Number of rows that are summed in f32 before they are added to the total in f64.
 const BLOCK: usize = 128;
 
-/// Σ of the rows of `[rows, width]`.
+/// The sum of the rows of `[rows, width]`.
 pub(super) fn column_sums(x: &[f32], width: usize) -> Vec<f32> {
     let rows = x.len() / width.max(1);
     let sums = sums(
@@ -25,7 +25,7 @@ pub(super) fn column_sums(x: &[f32], width: usize) -> Vec<f32> {
     sums.into_iter().map(|x| x as f32).collect()
 }
 
-/// For each of `samples`, the sum of what `add` adds for each of its rows: `[samples, width]`.
+/// Sums over the rows of each sample: `[samples, width]`. `add` adds one row, by its number, to a sum.
 fn sums(
     samples: usize,
     rows: usize,
@@ -60,8 +60,8 @@ fn sums(
     total
 }
 
-/// Layer norm over the last axis, or root-mean-square norm where `centred` is false: inputs x,
-/// gamma and, of a layer norm, beta.
+/// Layer norm over the last axis, or root-mean-square norm if `centred` is false. Inputs: x, gamma and, for
+/// a layer norm, beta.
 #[derive(Debug)]
 pub(crate) struct RowNorm {
     pub centred: bool,
@@ -183,8 +183,8 @@ impl Kernel for RowNorm {
     }
 }
 
-/// Group norm with channels last, `[samples, …positions, channels]`, and SiLU after it if asked
-/// for: inputs x, gamma and beta.
+/// Group norm with channels last, `[samples, …positions, channels]`, followed by SiLU if `silu` is set.
+/// Inputs: x, gamma and beta.
 #[derive(Debug)]
 pub(crate) struct GroupNorm {
     pub groups: usize,
@@ -192,7 +192,8 @@ pub(crate) struct GroupNorm {
     pub silu: bool,
 }
 
-/// Sizes of a group norm's input, and its x̂ = x · scale + shift for each sample and channel.
+/// The statistics of a group norm: x̂ = x · scale + shift, with a scale and a shift for each sample and
+/// channel.
 struct Normalised {
     samples: usize,
     positions: usize,
@@ -226,7 +227,7 @@ impl GroupNorm {
         let group = channels / self.groups;
         let count = (positions * group) as f64;
         let line = |row: usize| &xs[row * channels..(row + 1) * channels];
-        // Each channel's group's share of the sum, in every channel.
+        // The mean of each group, repeated for each of its channels.
         let spread = |sums: Vec<f64>| -> Vec<f64> {
             let groups = sums.chunks(group.max(1));
             groups
@@ -344,7 +345,7 @@ impl Kernel for GroupNorm {
             grad = tensor(values, shape(&x));
         }
         let gs = floats(&grad);
-        // Per sample and channel: Σ grad · x̂, then Σ grad.
+        // For each sample: Σ grad · x̂ of each channel, then Σ grad of each channel.
         let sums = sums(
             norm.samples,
             positions,
@@ -362,7 +363,7 @@ impl Kernel for GroupNorm {
             },
         );
         let to_x = wanted[0].then(|| {
-            // Per sample and channel: means over the group of gamma · grad · x̂ and gamma · grad.
+            // In the same order: the means of gamma · grad · x̂ and of gamma · grad over each group.
             let group = channels / self.groups;
             let count = (positions * group) as f64;
             let mut means = vec![0.0f32; sums.len()];

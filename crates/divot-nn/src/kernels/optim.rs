@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use super::simd::by_chunks;
 use super::{Cost, Kernel, contiguous, floats, run, shape, tensor};
 
-/// β · moment + (1 − β) · gradient, or its square.
+/// Updates a moment: β · moment + (1 − β) · gradient, or with the gradient squared.
 pub(crate) fn moment<const D: usize>(
     moment: Tensor<D>,
     grad: Tensor<D>,
@@ -15,8 +15,10 @@ pub(crate) fn moment<const D: usize>(
     run(Moment { beta, square }, Cost::High, inputs)
 }
 
-/// The parameter after a step, from itself and its moments, each of which is divided by what it has
-/// `settled` to; of the parameter `keep` stays.
+/// The parameter after a step: keep · parameter − rate · m̂ / (√v̂ + epsilon).
+///
+/// `inputs` are the parameter and its first and second moment, m and v. `settled` are the bias corrections
+/// that they are divided by, 1 − βᵗ.
 pub(crate) fn update<const D: usize>(
     inputs: [Tensor<D>; 3],
     settled: [f32; 2],
@@ -63,7 +65,7 @@ impl Kernel for Moment {
     }
 
     fn backward(&self, _: &[FlexTensor], _: FlexTensor, _: &[bool]) -> Vec<Option<FlexTensor>> {
-        unreachable!("an optimiser's step is not part of any graph")
+        unreachable!("an optimiser's step is not recorded in a graph")
     }
 }
 
@@ -105,6 +107,6 @@ impl Kernel for Update {
     }
 
     fn backward(&self, _: &[FlexTensor], _: FlexTensor, _: &[bool]) -> Vec<Option<FlexTensor>> {
-        unreachable!("an optimiser's step is not part of any graph")
+        unreachable!("an optimiser's step is not recorded in a graph")
     }
 }

@@ -1,5 +1,5 @@
-//! What the kernels share: threads, memory without zeroing it first, and exp and erf written so
-//! that the compiler vectorises them.
+//! Shared by all kernels: tasks on several threads, buffers that are not zeroed first, and `exp` and `erf`
+//! in a form that the compiler vectorises.
 
 use std::ops::Range;
 
@@ -7,26 +7,26 @@ use rayon::prelude::*;
 
 use crate::vectorised;
 
-/// Elements that one task of an element-wise kernel works on.
+/// Number of elements of a task of an element-wise kernel.
 pub(super) const CHUNK: usize = 1 << 15;
 
-/// A result that several threads fill, each its own part.
+/// A buffer that several threads write, each its own part.
 #[derive(Clone, Copy)]
 pub(super) struct Shared(pub *mut f32);
 
-// SAFETY: who makes slices of it promises that they do not overlap.
+// SAFETY: whoever writes to the buffer promises that no other thread has the same part.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// What follows its first `count` floats.
+    /// The buffer after its first `count` floats.
     pub fn after(&self, count: usize) -> Self {
         Self(self.0.wrapping_add(count))
     }
 
     /// # Safety
-    /// The part is inside the buffer, and nobody else has it.
+    /// The slice is within the buffer, and nothing else refers to it.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [f32] {
         // SAFETY: as the caller promises.
@@ -34,21 +34,21 @@ impl Shared {
     }
 }
 
-/// A buffer of `len` floats, each of which `fill` writes.
+/// A buffer of `len` floats. `fill` must write all of them.
 pub(super) fn uninit(len: usize, fill: impl FnOnce(*mut f32)) -> Vec<f32> {
     let mut buffer = Vec::with_capacity(len);
     fill(buffer.as_mut_ptr());
-    // SAFETY: the capacity is there and `fill` has written it.
+    // SAFETY: the capacity is there, and `fill` has written all of it.
     unsafe { buffer.set_len(len) };
     buffer
 }
 
-/// How many parts to split each of `groups` into so that all threads stay busy to the end.
+/// Number of parts to split each of `groups` into, so that all threads stay busy until the end.
 pub(super) fn tasks(groups: usize) -> usize {
     (4 * rayon::current_num_threads()).div_ceil(groups)
 }
 
-/// Runs tasks 0 to `count`, on this thread if `serial`.
+/// Runs `count` tasks, numbered from 0. They run on this thread if `serial`.
 pub(super) fn each(count: usize, serial: bool, task: impl Fn(usize) + Send + Sync) {
     if serial || count == 1 {
         (0..count).for_each(task);
@@ -57,7 +57,7 @@ pub(super) fn each(count: usize, serial: bool, task: impl Fn(usize) + Send + Syn
     }
 }
 
-/// A buffer of `len` floats, ranges of which `f` writes.
+/// A buffer of `len` floats. `f` is called with ranges of it, and must write each range.
 #[inline(always)]
 pub(super) fn by_chunks(
     len: usize,
@@ -68,7 +68,7 @@ pub(super) fn by_chunks(
         let tasks = len.div_ceil(CHUNK);
         each(tasks, tasks < 4, |i| {
             let range = i * CHUNK..(i * CHUNK + CHUNK).min(len);
-            // SAFETY: each task has a chunk to itself.
+            // SAFETY: no other task has this chunk.
             let out = unsafe { out.slice(range.start, range.len()) };
             vectorised(
                 #[inline(always)]
@@ -78,7 +78,7 @@ pub(super) fn by_chunks(
     })
 }
 
-/// A buffer of `rows` rows of `width` floats, each of which `f` writes.
+/// A buffer of `rows` rows of `width` floats. `f` is called with each row, and must write it.
 #[inline(always)]
 pub(super) fn by_rows(
     rows: usize,
@@ -94,7 +94,7 @@ pub(super) fn by_rows(
                 #[inline(always)]
                 || {
                     for row in i * step..(i * step + step).min(rows) {
-                        // SAFETY: each task has its rows to itself.
+                        // SAFETY: no other task has this row.
                         f(row, unsafe { out.slice(row * width, width) });
                     }
                 },
@@ -103,10 +103,10 @@ pub(super) fn by_rows(
     })
 }
 
-/// Partial sums of a loop over a row, as many as make vectors.
+/// Number of partial sums of a row. The compiler keeps them in vectors.
 pub(super) const LANES: usize = 16;
 
-/// All of them into one, by halves.
+/// Folds all partial sums into one, halving their number each time.
 #[inline(always)]
 pub(super) fn fold(mut parts: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
@@ -119,7 +119,7 @@ pub(super) fn fold(mut parts: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 
     parts[0]
 }
 
-/// The sum of `f` over two rows.
+/// The sum of `f` over pairs of values from two rows.
 #[inline(always)]
 pub(super) fn row_sum(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut sums = [0.0; LANES];
@@ -141,13 +141,13 @@ pub(super) fn row_sum(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 
     sum
 }
 
-/// e^x to 2 units in the last place; 0 below -87.3, at most e^88.3.
+/// e^x, accurate to 2 units in the last place. It is 0 below −87.3, and stops growing at 88.37.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.336;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    /// Adding it rounds to a whole number, which is then in the low bits.
+    /// 1.5 · 2²³. Adding it rounds to an integer, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(LOWEST, 88.37);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
@@ -162,8 +162,8 @@ pub(super) fn exp(x: f32) -> f32 {
     let p = p * r * r + r + 1.0;
     let y =
         f32::from_bits((p.to_bits() as i32).wrapping_add((shifted.to_bits() << 23) as i32) as u32);
-    // What is hidden from a softmax must not leave numbers next to 0: some processors take a hundred
-    // times as long to multiply by those.
+    // Masked scores must become exactly 0, not denormal numbers: some processors take a hundred times as
+    // long to multiply those.
     if x <= LOWEST { 0.0 } else { y }
 }
 
@@ -173,7 +173,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The error function, to 3e-7: a ratio of polynomials, odd over even.
+/// The error function, accurate to 3e-7: the ratio of an odd and an even polynomial.
 #[inline(always)]
 pub(super) fn erf(x: f32) -> f32 {
     if x.abs() >= 4.0 {

@@ -162,13 +162,11 @@ impl VideoLlm {
                         failed = Some(error);
                         ControlFlow::Break(())
                     }
-                })?;
+                });
         if let Some(error) = failed {
             return Err(LlmError::from(error).into());
         }
-        if generated.end == FinishReason::Caller {
-            return Err(Error::Stopped);
-        }
+        let generated = generated?;
         let rest = stream.finish();
         if !rest.is_empty() {
             // The text has ended, so there is nothing left to stop.

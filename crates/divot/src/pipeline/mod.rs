@@ -3,158 +3,30 @@
 //! A [`Pipeline`] checks everything that can be checked before weights are loaded. It has one network in
 //! memory at a time, so that the largest decides how much memory a job takes.
 
+mod event;
+mod options;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, Tensor};
 use divot_data::transform::resize;
 use divot_data::{Clip, ClipReader, Frame, Video};
-use divot_llm::{LlmError, Quantization, Shown};
+use divot_llm::{LlmError, Shown};
 
 use crate::checkpoint::{Checkpoint, Part, WEIGHTS};
 use crate::error::{Error, Result, one_line};
 use crate::progress::{Progress, Step};
 use crate::tokens::VideoTokens;
 use crate::{
-    Answer, Chat, Detokenizer, DetokenizerConfig, GenerationConfig, Guidance, GuidanceConfig,
-    OpenLlm, SamplingConfig, Scene, Story, StoryPart, Task, Tokenizer, TokenizerConfig, VideoLlm,
+    Answer, Chat, Detokenizer, DetokenizerConfig, GenerationConfig, Guidance, OpenLlm, Scene,
+    Story, StoryPart, Task, Tokenizer, TokenizerConfig, VideoLlm,
 };
 
-/// What a pipeline does, as it does it.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event<'a> {
-    /// How far it is.
-    Progress(Progress<'a>),
-    /// More text of the language model.
-    Text(&'a str),
-    /// The language model drew a scene of a story: its number, from 1, and what it is.
-    Scene(usize, &'a Scene),
-    /// Something that a user should know, on one line.
-    Remark(&'a str),
-    /// A stage is over.
-    Finished(Stage, Duration),
-}
-
-/// A stage of a pipeline. Each network is loaded before its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Loading weights.
-    Loading,
-    /// Videos to tokens.
-    Tokenizer,
-    /// Text and tokens to text and tokens.
-    LanguageModel,
-    /// Tokens to videos.
-    Detokenizer,
-}
-
-impl Stage {
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Loading => "loading",
-            Self::Tokenizer => "tokenizer",
-            Self::LanguageModel => "language model",
-            Self::Detokenizer => "de-tokenizer",
-        }
-    }
-}
-
-/// A callback that is told about events. [`ControlFlow::Break`] stops the work, which then ends in
-/// [`Error::Stopped`].
-pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
-
-/// An observer that lets everything go on.
-pub fn ignore(_: Event<'_>) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-/// What element type weights have in memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Precision {
-    /// Element type of all networks. Without one it is f32 on the CPU, which computes in it, and the
-    /// stored one elsewhere.
-    pub dtype: Option<FloatDType>,
-    /// Bits that the language model's weights keep.
-    pub quantization: Option<Quantization>,
-}
-
-impl Precision {
-    /// The names that [`FromStr`](std::str::FromStr) knows. `q8` and `q4` concern language models only.
-    pub const NAMES: [&str; 6] = ["auto", "f32", "f16", "bf16", "q8", "q4"];
-}
-
-impl std::str::FromStr for Precision {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let dtype = |dtype| Self {
-            dtype: Some(dtype),
-            ..Self::default()
-        };
-        let quantized = |quantization| Self {
-            quantization: Some(quantization),
-            ..Self::default()
-        };
-        match name {
-            "auto" => Ok(Self::default()),
-            "f32" => Ok(dtype(FloatDType::F32)),
-            "f16" => Ok(dtype(FloatDType::F16)),
-            "bf16" => Ok(dtype(FloatDType::BF16)),
-            "q8" => Ok(quantized(Quantization::Q8)),
-            "q4" => Ok(quantized(Quantization::Q4)),
-            _ => Err(Error::Precision(name.to_owned())),
-        }
-    }
-}
-
-/// Which clips of a video are tokenized.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Clips {
-    /// The whole video in clips of two seconds. A video of more than that many gives so many, spread
-    /// evenly; the released system reads 20.
-    AtMost(usize),
-    /// One clip, from that second on.
-    From(f64),
-    /// The first frame, as an image.
-    Image,
-}
-
-/// How tokens are turned into video.
-#[derive(Debug, Clone)]
-pub struct Decoding {
-    /// Sampler and frames.
-    pub sampling: SamplingConfig,
-    /// Classifier-free guidance.
-    pub guidance: GuidanceConfig,
-    /// Seed of the noise. Each clip starts from it.
-    pub seed: u64,
-}
-
-impl Default for Decoding {
-    /// The released settings.
-    fn default() -> Self {
-        Self {
-            sampling: SamplingConfig::new(),
-            guidance: GuidanceConfig::new(),
-            seed: 42,
-        }
-    }
-}
-
-impl Decoding {
-    /// Checks the options. No weights are needed for it.
-    ///
-    /// # Errors
-    /// The first option that is out of range.
-    pub fn check(&self) -> Result<()> {
-        self.sampling.check()?;
-        self.guidance.check()
-    }
-}
+pub use event::{Event, Observer, Stage, ignore};
+pub use options::{Clips, Decoding, Precision};
 
 /// A clip to the tokenizer and back.
 #[derive(Debug)]

@@ -1,0 +1,269 @@
+//! The inputs of an attention, and the attention weights of some queries.
+
+use std::ops::Range;
+
+use burn::backend::flex::FlexTensor;
+use pulp::Simd;
+
+use super::softmax::{softmax, softmax_of_columns};
+use crate::kernels::product::{Packed, Strided, add_lines};
+use crate::kernels::simd::row_sum;
+
+/// An attention with fewer multiplications runs on one thread.
+const SERIAL: usize = 1 << 19;
+
+/// A tensor `[batch, heads, tokens, width]` with contiguous rows.
+pub(super) struct View<'a> {
+    data: &'a [f32],
+    pub size: [usize; 4],
+    pub stride: [usize; 3],
+}
+
+impl<'a> View<'a> {
+    pub fn new(x: &'a FlexTensor) -> Self {
+        let layout = x.layout();
+        let (shape, strides) = (layout.shape(), layout.strides());
+        Self {
+            data: &x.storage()[layout.start_offset()..],
+            size: [shape[0], shape[1], shape[2], shape[3]],
+            stride: [0, 1, 2].map(|i| strides[i] as usize),
+        }
+    }
+
+    /// The tokens of one head, from `first` on.
+    #[inline(always)]
+    pub fn tokens(&self, batch: usize, head: usize, first: usize) -> &'a [f32] {
+        let [b, h, t] = self.stride;
+        &self.data[batch * b + head * h + first * t..]
+    }
+
+    /// All tokens of one head as the left operand of a product.
+    #[inline(always)]
+    pub fn left(&self, [batch, head]: [usize; 2]) -> Strided<'a> {
+        Strided {
+            data: self.tokens(batch, head, 0),
+            step: self.stride[2],
+            stride: 1,
+            depth: self.size[3],
+        }
+    }
+}
+
+/// The inputs of an attention.
+pub(super) struct Problem<'a> {
+    pub q: View<'a>,
+    pub k: View<'a>,
+    pub v: View<'a>,
+    mask: Option<View<'a>>,
+    causal: bool,
+}
+
+/// Buffers that a task uses again for each head.
+#[derive(Default)]
+pub(super) struct Scratch {
+    queries: Packed,
+    /// The scores of some queries, then their softmax, `[keys, queries]`.
+    pub scores: Vec<f32>,
+    /// The mask of some queries, `[keys, queries]`.
+    mask: Vec<f32>,
+    /// The batch and the queries that `mask` belongs to.
+    masked: Option<(usize, Range<usize>)>,
+}
+
+impl<'a> Problem<'a> {
+    pub fn new(inputs: &'a [FlexTensor], causal: bool) -> Self {
+        let [q, k, v] = [0, 1, 2].map(|i| View::new(&inputs[i]));
+        let mask = inputs.get(3).map(View::new);
+        let [batch, heads, queries, width] = q.size;
+        let [shared, kv_heads, keys, key_width] = k.size;
+        assert!(
+            v.size == k.size && key_width == width,
+            "keys and values {:?} and {:?} of queries {:?}",
+            k.size,
+            v.size,
+            q.size
+        );
+        // Zero divides zero only.
+        let divides = |of: usize, all: usize| of == all || all.checked_rem(of) == Some(0);
+        assert!(
+            divides(shared, batch) && divides(kv_heads, heads),
+            "{shared}x{kv_heads} heads of keys for {batch}x{heads} of queries"
+        );
+        if let Some(mask) = &mask {
+            let [masks, one, rows, columns] = mask.size;
+            assert!(
+                (masks == 1 || masks == batch) && [one, rows, columns] == [1, queries, keys],
+                "a mask {:?} of {batch}x{queries}x{keys} scores",
+                mask.size
+            );
+        }
+        Self {
+            q,
+            k,
+            v,
+            mask,
+            causal,
+        }
+    }
+
+    /// Whether there are no queries or no keys.
+    pub fn is_empty(&self) -> bool {
+        self.q.size.contains(&0) || self.keys() == 0
+    }
+
+    /// How many batches and how many heads share the same keys and values.
+    pub fn sharing(&self) -> [usize; 2] {
+        [0, 1].map(|i| self.q.size[i] / self.k.size[i])
+    }
+
+    /// Batch and head of queries number `i`, and batch and head of their keys and values. Numbers run
+    /// through `[shared, kv_heads, batches, heads]`, where the last two are those of
+    /// [`sharing`](Self::sharing): neighbours share keys and values.
+    #[inline(always)]
+    pub fn place(&self, i: usize) -> [[usize; 2]; 2] {
+        let [batches, group] = self.sharing();
+        let (shared, member) = (i / (batches * group), i % (batches * group));
+        let kv_heads = self.k.size[1];
+        let [kv_batch, kv_head] = [shared / kv_heads, shared % kv_heads];
+        let batch = kv_batch * batches + member / group;
+        let head = kv_head * group + member % group;
+        [[batch, head], [kv_batch, kv_head]]
+    }
+
+    pub fn keys(&self) -> usize {
+        self.k.size[2]
+    }
+
+    fn width(&self) -> usize {
+        self.q.size[3]
+    }
+
+    /// Whether the whole attention runs on one thread.
+    pub fn serial(&self) -> bool {
+        self.q.size.iter().product::<usize>() * self.keys() < SERIAL
+    }
+
+    /// Number of keys that the last query of a range sees.
+    pub fn seen(&self, queries: &Range<usize>) -> usize {
+        match self.causal {
+            true => queries.end.min(self.keys()),
+            false => self.keys(),
+        }
+    }
+
+    /// Writes the attention weights of some queries into `scratch.scores`, `[keys seen, queries]`.
+    #[inline(always)]
+    pub fn weights<S: Simd>(
+        &self,
+        simd: S,
+        [batch, head]: [usize; 2],
+        kv: [usize; 2],
+        queries: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let (first, count, seen) = (queries.start, queries.len(), self.seen(&queries));
+        let width = self.width();
+        scratch.queries.fill::<S>(
+            self.q.tokens(batch, head, first),
+            [width, count],
+            [1, self.q.stride[2]],
+        );
+        let scores = &mut scratch.scores[..seen * count];
+        let keys = self.k.left(kv);
+        // SAFETY: `scores` has a line of `count` floats for each key.
+        unsafe {
+            let to = (scores.as_mut_ptr(), count);
+            scratch.queries.multiply(simd, keys, seen, to, false);
+        }
+        let mut scale = 1.0 / (width as f32).sqrt();
+        if let Some(mask) = &self.mask {
+            let batch = batch.min(mask.size[0] - 1);
+            let of = Some((batch, queries.clone()));
+            if scratch.masked != of {
+                scratch.mask.resize(seen * count, 0.0);
+                for query in queries {
+                    let line = mask.tokens(batch, 0, query);
+                    let column = scratch.mask[query - first..].iter_mut().step_by(count);
+                    for (to, mask) in column.zip(line) {
+                        *to = *mask;
+                    }
+                }
+                scratch.masked = of;
+            }
+            for (x, mask) in scores.iter_mut().zip(&scratch.mask) {
+                *x = *x * scale + mask;
+            }
+            scale = 1.0;
+        }
+        if self.causal {
+            for (key, line) in scores.chunks_mut(count).enumerate().skip(first + 1) {
+                line[..key - first].fill(f32::NEG_INFINITY);
+            }
+        }
+        softmax_of_columns(scores, count, scale);
+    }
+
+    /// Scales and masks the scores of one query, and turns them into attention weights in place.
+    #[inline(always)]
+    fn softmax(&self, batch: usize, query: usize, scale: f32, row: &mut [f32]) {
+        let keys = row.len();
+        let (seen, hidden) = row.split_at_mut(if self.causal {
+            (query + 1).min(keys)
+        } else {
+            keys
+        });
+        match &self.mask {
+            None => {
+                for x in &mut *seen {
+                    *x *= scale;
+                }
+            }
+            Some(mask) => {
+                let batch = batch.min(mask.size[0] - 1);
+                let mask = mask.tokens(batch, 0, query);
+                for (x, mask) in seen.iter_mut().zip(mask) {
+                    *x = *x * scale + mask;
+                }
+            }
+        }
+        softmax(seen);
+        hidden.fill(0.0);
+    }
+
+    /// The result of one query, without packing keys or values. `scores` is a buffer with one float for
+    /// each key.
+    #[inline(always)]
+    pub fn single(
+        &self,
+        [batch, head]: [usize; 2],
+        [kv_batch, kv_head]: [usize; 2],
+        query: usize,
+        scores: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let width = out.len();
+        let (keys, key) = (self.k.tokens(kv_batch, kv_head, 0), self.k.stride[2]);
+        let (values, value) = (self.v.tokens(kv_batch, kv_head, 0), self.v.stride[2]);
+        let q = &self.q.tokens(batch, head, query)[..width];
+        for (i, score) in scores.iter_mut().enumerate() {
+            *score = row_sum(
+                q,
+                &keys[i * key..][..width],
+                #[inline(always)]
+                |q, k| q * k,
+            );
+        }
+        self.softmax(batch, query, 1.0 / (width as f32).sqrt(), scores);
+        out.fill(0.0);
+        let line = |i: usize| &values[i * value..][..width];
+        let (fours, rest) = scores.as_chunks::<4>();
+        for (i, weights) in fours.iter().enumerate() {
+            add_lines(out, *weights, [0, 1, 2, 3].map(|j| line(4 * i + j)));
+        }
+        for (i, weight) in (4 * fours.len()..).zip(rest) {
+            for (out, value) in out.iter_mut().zip(line(i)) {
+                *out += weight * value;
+            }
+        }
+    }
+}
