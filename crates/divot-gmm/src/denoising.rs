@@ -1,55 +1,48 @@
-use burn::config::Config;
 use burn::module::{Initializer, Module};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Tensor};
 use divot_nn::ops::{linear, silu};
 use divot_nn::{
-    CheckSizes, LayerNorm, LayerNormConfig, Loss, Noise, SizeError, check_depths, check_widths,
-    timestep_embedding,
+    CheckSizes, LayerNorm, LayerNormConfig, Loss, Noise, SizeError, check_depths, check_even,
+    check_widths, timestep_embedding,
 };
 
 use crate::diffusion::Diffusion;
 use crate::{Prediction, SampleOptions, Schedule, TokenHead};
 
-/// Width of a timestep's sinusoidal embedding.
-const TIMESTEP_WIDTH: usize = 256;
-
-/// Sizes of a [`DenoisingMlp`]; the defaults are those of "Autoregressive Image Generation without
-/// Vector Quantization", as far as it states them.
-#[derive(Config, Debug, PartialEq)]
-pub struct DenoisingMlpConfig {
-    /// Width of a token.
-    #[config(default = 256)]
-    pub dim: usize,
-    /// Width of the condition: the parameters that the head gets for each token.
-    #[config(default = 1024)]
-    pub cond_dim: usize,
-    /// Width of the blocks.
-    #[config(default = 1024)]
-    pub width: usize,
-    /// Number of blocks.
-    #[config(default = 3)]
-    pub depth: usize,
-    /// What the network predicts.
-    #[config(default = "Prediction::Epsilon")]
-    pub prediction: Prediction,
-    /// How noise is added.
-    #[config(default = "Schedule::Cosine")]
-    pub schedule: Schedule,
-    /// Timesteps of the schedule.
-    #[config(default = 1000)]
-    pub train_steps: usize,
-    /// Timesteps visited when sampling; at most `train_steps`.
-    #[config(default = 100)]
-    pub sampling_steps: usize,
-    /// Random timesteps per token in a loss: the network is small beside the language model, so
-    /// that more of them cost little and make the gradient less noisy.
-    #[config(default = 4)]
-    pub timesteps_per_token: usize,
+divot_nn::config! {
+    /// Sizes of a [`DenoisingMlp`]; the defaults are those of "Autoregressive Image Generation without
+    /// Vector Quantization", as far as it states them.
+    #[derive(PartialEq)]
+    pub struct DenoisingMlpConfig {
+    }
+    defaults {
+        /// Width of a token.
+        pub dim, with_dim: usize = 256,
+        /// Width of the condition: the parameters that the head gets for each token.
+        pub cond_dim, with_cond_dim: usize = 1024,
+        /// Width of the blocks.
+        pub width, with_width: usize = 1024,
+        /// Number of blocks.
+        pub depth, with_depth: usize = 3,
+        /// What the network predicts.
+        pub prediction, with_prediction: Prediction = Prediction::Epsilon,
+        /// How noise is added.
+        pub schedule, with_schedule: Schedule = Schedule::Cosine,
+        /// Timesteps of the schedule.
+        pub train_steps, with_train_steps: usize = 1000,
+        /// Timesteps visited when sampling; at most `train_steps`.
+        pub sampling_steps, with_sampling_steps: usize = 100,
+        /// Random timesteps per token in a loss. More of them make the gradient less noisy, and cost little
+        /// because the network is small beside the language model.
+        pub timesteps_per_token, with_timesteps_per_token: usize = 4,
+        /// Width of a timestep's sinusoidal embedding; even.
+        pub timestep_width, with_timestep_width: usize = 256,
+    }
 }
 
-/// A residual block whose norm is shifted and scaled, and whose result is gated, by a condition:
-/// x + gate·mlp(norm(x)·(1 + scale) + shift).
+/// A residual block with an adaptive layer norm: x + gate·mlp(norm(x)·(1 + scale) + shift), where shift,
+/// scale and gate come from a condition.
 #[derive(Module, Debug)]
 pub struct AdaLnBlock {
     /// Condition to shift, scale and gate side by side, `[width]` → `[3·width]`.
@@ -66,13 +59,13 @@ pub struct AdaLnBlock {
 /// (section 3.2 and figure 4b; ε- and v-prediction in table 8).
 ///
 /// The network is that of "Autoregressive Image Generation without Vector Quantization" (MAR,
-/// section 3): residual MLP blocks with adaptive layer norms. It predicts no variance: each sampling
-/// step's is that of the forward process given the clean token.
+/// section 3): residual MLP blocks with adaptive layer norms. It predicts no variance. A sampling step
+/// uses the variance of the forward process given the clean token.
 #[derive(Module, Debug)]
 pub struct DenoisingMlp {
     /// Noisy token in, `[dim]` → `[width]`.
     pub input: Linear,
-    /// First layer of the timestep's MLP, `[256]` → `[width]`.
+    /// First layer of the timestep's MLP, `[timestep_width]` → `[width]`.
     pub timestep1: Linear,
     /// Second layer of the timestep's MLP, `[width]` → `[width]`, after a SiLU.
     pub timestep2: Linear,
@@ -103,6 +96,8 @@ impl CheckSizes for DenoisingMlpConfig {
             ("timesteps per token", self.timesteps_per_token),
         ])?;
         check_depths(&[("denoiser depth", self.depth)])?;
+        check_widths(&[("timestep width", self.timestep_width)])?;
+        check_even("timestep width", self.timestep_width)?;
         if self.sampling_steps > self.train_steps {
             return Err(SizeError::new(format!(
                 "{} sampling steps are more than the {} train steps",
@@ -114,8 +109,8 @@ impl CheckSizes for DenoisingMlpConfig {
 }
 
 impl DenoisingMlpConfig {
-    /// Initialises the head. What modulates and the last layer start at zero, so that the first
-    /// prediction is zero.
+    /// Initialises the head. The modulations and the last layer start at zero, which makes the first
+    /// prediction zero.
     pub fn init(&self, device: &Device) -> DenoisingMlp {
         let width = self.width;
         let linear = |from, to| LinearConfig::new(from, to).init(device);
@@ -127,7 +122,7 @@ impl DenoisingMlpConfig {
         let norm = LayerNormConfig::new(width).with_epsilon(1e-6);
         DenoisingMlp {
             input: linear(self.dim, width),
-            timestep1: linear(TIMESTEP_WIDTH, width),
+            timestep1: linear(self.timestep_width, width),
             timestep2: linear(width, width),
             condition: linear(self.cond_dim, width),
             blocks: (0..self.depth)
@@ -165,7 +160,7 @@ impl DenoisingMlp {
     /// - `condition`: `[rows, cond_dim]`.
     pub fn forward(&self, x: Tensor<2>, timesteps: Tensor<1>, condition: Tensor<2>) -> Tensor<2> {
         let dtype = condition.dtype();
-        let time = timestep_embedding(timesteps, TIMESTEP_WIDTH).cast(dtype);
+        let time = timestep_embedding(timesteps, self.config.timestep_width).cast(dtype);
         let time = linear(&self.timestep2, silu(linear(&self.timestep1, time)));
         let condition = silu(time + linear(&self.condition, condition));
         let mut x = linear(&self.input, x.cast(dtype));

@@ -2,16 +2,7 @@ use std::f64::consts::FRAC_PI_2;
 
 use burn::config::Config;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use divot_nn::Noise;
-
-/// What a denoising network predicts.
-#[derive(Config, Debug, Copy, PartialEq, Eq)]
-pub enum Prediction {
-    /// The noise ε.
-    Epsilon,
-    /// v = sqrt(ᾱ)·ε − sqrt(1 − ᾱ)·x₀.
-    V,
-}
+use divot_nn::{Noise, Prediction};
 
 /// How noise is added to a token over time.
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
@@ -91,10 +82,7 @@ impl Diffusion {
         let signal = per_row(&|t| self.alphas_cumprod[t].sqrt()).unsqueeze_dim::<2>(1);
         let sigma = per_row(&|t| (1.0 - self.alphas_cumprod[t]).sqrt()).unsqueeze_dim::<2>(1);
         let noisy = x0.clone() * signal.clone() + epsilon.clone() * sigma.clone();
-        let target = match self.prediction {
-            Prediction::Epsilon => epsilon,
-            Prediction::V => epsilon * signal - x0 * sigma,
-        };
+        let target = self.prediction.target(x0, epsilon, signal, sigma);
         let prediction = predict(noisy, per_row(&|t| t as f64));
         (prediction - target).square().mean()
     }
@@ -121,16 +109,11 @@ impl Diffusion {
             let (signal, sigma) = (alpha.sqrt(), (1.0 - alpha).sqrt());
 
             let prediction = predict(x.clone(), t);
-            let (x0, epsilon) = match self.prediction {
-                Prediction::Epsilon => {
-                    let x0 = (x - prediction.clone() * sigma) / signal;
-                    (x0, prediction)
-                }
-                Prediction::V => (
-                    x.clone() * signal - prediction.clone() * sigma,
-                    prediction * signal + x * sigma,
-                ),
-            };
+            let (signal, sigma) = (signal as f32, sigma as f32);
+            let x0 = self
+                .prediction
+                .clean(x.clone(), prediction.clone(), signal, sigma);
+            let epsilon = self.prediction.noise(x, prediction, signal, sigma);
             // The variance that x at the next timestep has, given x here and x₀.
             let variance = (1.0 - alpha_next) / (1.0 - alpha) * (1.0 - alpha / alpha_next);
             x = x0 * alpha_next.sqrt() + epsilon * (1.0 - alpha_next - variance).max(0.0).sqrt();

@@ -7,8 +7,8 @@ use crate::{DenoisingMlp, DenoisingMlpConfig, Gmm, GmmConfig, Regression, Regres
 
 /// What turns a language model's outputs into continuous tokens (paper, section 3.2 and figure 4).
 ///
-/// The model projects each hidden state to `params_dim` numbers; what they mean is the head's
-/// business. Losses and samples are in f32 whatever the parameters are.
+/// The model projects each hidden state to `params_dim` parameters, which the head interprets. Losses and
+/// samples are in f32 for every element type of the parameters.
 pub trait TokenHead {
     /// Parameters per token: the width of the projection before the head.
     fn params_dim(&self) -> usize;
@@ -24,13 +24,13 @@ pub trait TokenHead {
     /// - `noise`: random numbers, for heads whose loss needs them.
     ///
     /// # Panics
-    /// If the shapes are not these.
+    /// If the shapes differ from these.
     fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Loss;
 
-    /// Tokens of these parameters, `[batch, tokens, params_dim]` → `[batch, tokens, dim]`.
+    /// Samples tokens from their parameters, `[batch, tokens, params_dim]` → `[batch, tokens, dim]`.
     ///
     /// # Panics
-    /// If the shape is another.
+    /// If the parameters have another shape.
     fn sample(&self, params: Tensor<3>, options: &SampleOptions, noise: &mut Noise) -> Tensor<3>;
 }
 
@@ -41,20 +41,20 @@ pub enum Draw {
     Component,
     /// A sample from every component, added up by their probabilities.
     Weighted,
-    /// No sample but the mean of the mixture.
+    /// The mean of the mixture, without randomness.
     Expected,
 }
 
-/// How to sample. Each head reads what concerns it.
+/// How to sample. Each head reads only its own fields.
 #[derive(Config, Debug, PartialEq)]
 pub struct SampleOptions {
-    /// Mixture: what the variances are multiplied by; 0.1 as released, 1 for the fitted mixture.
+    /// Mixture: factor on the variances. 0.1 is released; 1 samples the mixture as it was fitted.
     #[config(default = 0.1)]
     pub var_scale: f64,
     /// Mixture: how it becomes a token.
     #[config(default = "Draw::Component")]
     pub draw: Draw,
-    /// Denoising MLP: what the noise added in each step is multiplied by.
+    /// Denoising MLP: factor on the noise that is added in each step.
     #[config(default = 1.0)]
     pub temperature: f64,
 }
@@ -72,7 +72,7 @@ pub enum HeadConfig {
 
 /// The head of a [`HeadConfig`].
 #[derive(Module, Debug)]
-// A model has one head, and a box is no Burn module.
+// A model has only one head, and Burn's `Module` is not implemented for boxes.
 #[allow(clippy::large_enum_variant)]
 pub enum Head {
     /// A mixture of Gaussians, as released.

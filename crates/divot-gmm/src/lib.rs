@@ -7,8 +7,8 @@ mod mixture;
 mod regression;
 
 pub use denoising::{AdaLnBlock, DenoisingMlp, DenoisingMlpConfig};
-pub use diffusion::{Prediction, Schedule};
-pub use divot_nn::{Loss, Noise};
+pub use diffusion::Schedule;
+pub use divot_nn::{CheckSizes, LayerNorm, Loss, Noise, Prediction, SizeError};
 pub use head::{Draw, Head, HeadConfig, SampleOptions, TokenHead};
 pub use mixture::{GaussianMixture, Gmm, GmmConfig};
 pub use regression::{Regression, RegressionConfig};

@@ -72,7 +72,7 @@ impl Gmm {
     /// The variances are max(softplus(raw), 1e-5) · `var_scale`; the scale is 1 in training.
     ///
     /// # Panics
-    /// If the last axis is another.
+    /// If the last axis has another size.
     pub fn mixture(&self, params: Tensor<3>, var_scale: f64) -> GaussianMixture {
         let [batch, tokens, params_dim] = params.dims();
         assert_eq!(params_dim, self.params_dim(), "parameters of a mixture");

@@ -56,7 +56,7 @@ impl TokenHead for Regression {
         }
     }
 
-    /// The parameters themselves: a regression is certain.
+    /// The parameters themselves; a regression has no randomness.
     fn sample(&self, params: Tensor<3>, _options: &SampleOptions, _noise: &mut Noise) -> Tensor<3> {
         assert_eq!(params.dims()[2], self.dim, "parameters of a regression");
         params.cast(DType::F32)

@@ -64,6 +64,7 @@ fn sizes_that_cannot_be_are_refused() {
         HeadConfig::Denoising(small_denoiser().with_sampling_steps(1001)),
         HeadConfig::Denoising(small_denoiser().with_timesteps_per_token(0)),
         HeadConfig::Denoising(small_denoiser().with_depth(100_000)),
+        HeadConfig::Denoising(small_denoiser().with_timestep_width(3)),
     ] {
         assert!(config.check_sizes().is_err(), "{config:?}");
     }

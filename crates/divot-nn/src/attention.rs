@@ -17,8 +17,9 @@ use crate::ops::linear;
 /// - `mask`: `[batch or 1, 1, queries, keys]`, added to the scores, f32
 /// - output: `[batch, heads, queries, head_dim]`
 ///
-/// With `causal`, query i sees keys 0 to i only, however many of each there are. Scores and softmax are
-/// in float32 whatever the tensors are: in float16 the scores of wide heads overflow.
+/// With `causal`, query i sees only keys 0 to i, however many of each there are. Scores and softmax are
+/// computed in f32 for every element type, because scores of wide heads overflow in f16. The output has
+/// the type of the query.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -60,16 +61,16 @@ pub fn attention(
     burn::tensor::module::attention(query, key, value, None, mask, options).cast(dtype)
 }
 
-/// Repeats each batch and each head in place until there are as many as asked for.
+/// Repeats each batch and each head in place, up to `batch` and `heads`.
 ///
-/// Tokens go before heads for it, as a projection leaves them: with Burn 0.22 on wgpu the gradient of
-/// a batch that is repeated in the other order is wrong, which `parity --only train` shows.
+/// The batch is repeated with tokens before heads, as a projection leaves them. In the other order, Burn
+/// 0.22 computes a wrong gradient on wgpu, which the parity check of a training step shows.
 fn share(x: Tensor<4>, batch: usize, heads: usize) -> Tensor<4> {
     let x = repeat(x.swap_dims(1, 2), 0, batch);
     repeat(x, 2, heads).swap_dims(1, 2)
 }
 
-/// Repeats what is on an axis in place until there are `count`.
+/// Repeats each entry of an axis in place, up to `count` entries.
 fn repeat(x: Tensor<4>, axis: usize, count: usize) -> Tensor<4> {
     let mut shape = x.dims();
     if shape[axis] == count {

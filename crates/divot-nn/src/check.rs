@@ -1,12 +1,12 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
-/// Why a network of these sizes cannot be.
+/// Why a configuration is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SizeError(String);
 
 impl SizeError {
-    /// Says what is wrong.
+    /// An error with this message, which names the field and its value.
     pub fn new(problem: impl Into<String>) -> Self {
         Self(problem.into())
     }
@@ -20,27 +20,27 @@ impl fmt::Display for SizeError {
 
 impl std::error::Error for SizeError {}
 
-/// A configuration that may come from a file, and so may hold anything.
+/// A configuration whose sizes can be checked, because it may come from a file.
 pub trait CheckSizes {
-    /// Finds out whether a network can be initialised so; initialising one that cannot panics.
+    /// Checks every size. A network of a valid configuration can be initialised without a panic.
     ///
     /// # Errors
-    /// The first size that cannot be.
+    /// The first invalid size.
     fn check_sizes(&self) -> Result<(), SizeError>;
 }
 
-/// Widths, heads and the like: from 1 to 65,536.
+/// Checks widths, numbers of heads and the like: each must be from 1 to 65,536.
 ///
 /// # Errors
-/// The first that is not.
+/// The first size out of range.
 pub fn check_widths(widths: &[(&str, usize)]) -> Result<(), SizeError> {
     check_range(widths, 1..=65_536)
 }
 
-/// Numbers of blocks: from 0 to 1,000.
+/// Checks numbers of blocks: each must be from 0 to 1,000.
 ///
 /// # Errors
-/// The first that is not.
+/// The first number out of range.
 pub fn check_depths(depths: &[(&str, usize)]) -> Result<(), SizeError> {
     check_range(depths, 0..=1_000)
 }
@@ -56,10 +56,21 @@ fn check_range(sizes: &[(&str, usize)], range: RangeInclusive<usize>) -> Result<
     }
 }
 
-/// Heads divide widths, groups divide channels, and so on.
+/// Checks a size that must be even.
 ///
 /// # Errors
-/// If `part` is zero or does not divide `whole`.
+/// If it is odd.
+pub fn check_even(name: &str, size: usize) -> Result<(), SizeError> {
+    match size.is_multiple_of(2) {
+        true => Ok(()),
+        false => Err(SizeError::new(format!("{name} is {size}, an odd number"))),
+    }
+}
+
+/// Checks that one size divides another, as heads divide a width and groups divide channels.
+///
+/// # Errors
+/// If `part` is 0 or does not divide `whole`.
 pub fn check_divides(
     (part_name, part): (&str, usize),
     (whole_name, whole): (&str, usize),
@@ -72,7 +83,7 @@ pub fn check_divides(
     Ok(())
 }
 
-/// What one network gives and the next takes.
+/// Checks that two sizes are equal, as the width of one network's output and of the next one's input.
 ///
 /// # Errors
 /// If they differ.

@@ -3,6 +3,7 @@
 mod activation;
 mod attention;
 mod check;
+mod config;
 mod embedding;
 #[cfg(feature = "flex")]
 mod kernels;
@@ -13,6 +14,7 @@ pub mod ops;
 #[cfg(feature = "optim")]
 pub mod optim;
 mod packed;
+mod prediction;
 pub mod profile;
 mod recycler;
 mod stopped;
@@ -23,12 +25,15 @@ mod vectorised;
 
 pub use activation::Activation;
 pub use attention::{SelfAttention, SelfAttentionConfig, attention, multi_head_attention};
-pub use check::{CheckSizes, SizeError, check_depths, check_divides, check_same, check_widths};
+pub use check::{
+    CheckSizes, SizeError, check_depths, check_divides, check_even, check_same, check_widths,
+};
 pub use embedding::timestep_embedding;
 pub use loss::Loss;
 pub use noise::Noise;
 pub use norm::{LayerNorm, LayerNormConfig};
 pub use packed::{PackedLinear, Quantization};
+pub use prediction::Prediction;
 pub use recycler::Recycler;
 pub use stopped::Stopped;
 pub use threads::compute_on_this_thread;

@@ -2,8 +2,8 @@ use burn::tensor::Tensor;
 
 /// A training loss as a sum and the number of its terms.
 ///
-/// Means cannot be added up, sums and counts can: over micro-batches of different sizes and over
-/// devices, the loss of the whole batch is the sum of the sums over the sum of the counts.
+/// Sums and counts can be added over micro-batches of different sizes and over devices; means cannot. The
+/// loss of the whole batch is the total sum divided by the total count.
 #[derive(Debug, Clone)]
 pub struct Loss {
     /// The sum over all terms, `[1]`, in f32. It carries the gradients.

@@ -14,7 +14,8 @@ pub struct LayerNormConfig {
     pub epsilon: f64,
 }
 
-/// Layer norm over the last axis, accumulated in f32. It is Burn's, but lets its epsilon be read.
+/// Layer norm over the last axis, by [`layer_norm`](crate::ops::layer_norm). Unlike Burn's module, its
+/// epsilon is a public field.
 #[derive(Module, Debug)]
 pub struct LayerNorm {
     /// Scale, `[width]`.

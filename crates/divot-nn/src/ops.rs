@@ -1,6 +1,9 @@
-//! Operations of Divot's networks. Each runs as one fused kernel on Burn's CPU backend, in f32 and
-//! with the feature `flex`, and as a few operations of Burn everywhere else. Convolutions and group
-//! norm take channels last.
+//! Operations of Divot's networks.
+//!
+//! With the feature `flex`, each runs as one fused kernel on Burn's CPU backend in f32. Everywhere else
+//! it is a few operations of Burn. Convolutions and group norm take channels last.
+//!
+//! Each operation returns the element type of its input. Weights may have another type.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv3d};
@@ -68,7 +71,7 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     value * gelu(gate)
 }
 
-/// `[..., in]` → `[..., out]`. Weights of another type than `x` are computed with in that of `x`.
+/// A linear layer, `[..., in]` → `[..., out]`. Float weights of another type are cast to that of `x`.
 pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     let dtype = x.dtype();
     let bias = layer.bias.as_ref().map(|bias| bias.val().cast(dtype));
@@ -93,8 +96,9 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     burn::tensor::module::linear(x, weight, bias)
 }
 
-/// Layer norm over the last axis, as wide as the scale `gamma` and the shift `beta`: accumulated in f32,
-/// in the type of `x`.
+/// Layer norm over the last axis, with scale `gamma` and shift `beta`, each `[width]`.
+///
+/// Returns the type of `x`. Where the parameters have another type, it is computed in f32.
 pub fn layer_norm<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
@@ -122,7 +126,9 @@ pub fn layer_norm<const D: usize>(
     burn::tensor::module::layer_norm(x.cast(DType::F32), gamma, Some(beta), epsilon).cast(dtype)
 }
 
-/// Root-mean-square norm over the last axis, accumulated in f32, in the type of `x`.
+/// Root-mean-square norm over the last axis.
+///
+/// Returns the type of `x`. Where the scale has another type, it is computed in f32.
 pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
@@ -143,8 +149,9 @@ pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
     (x / rms * gamma.cast(DType::F32).unsqueeze()).cast(dtype)
 }
 
-/// Group norm of `[samples, ..., channels]`, and SiLU after it with `then_silu`: accumulated in f32, in
-/// the type of `x`.
+/// Group norm of `[samples, ..., channels]`, followed by SiLU if `then_silu` is set.
+///
+/// Returns the type of `x`. Where the parameters have another type, it is computed in f32.
 ///
 /// # Panics
 /// If the norm has no scale and shift.
@@ -177,7 +184,8 @@ pub fn group_norm<const D: usize>(norm: &GroupNorm, x: Tensor<D>, then_silu: boo
     channels_last(if then_silu { activation::silu(x) } else { x }).cast(dtype)
 }
 
-/// `[n, height, width, in]` → `[n, height, width, out]`, smaller where the convolution strides.
+/// A convolution over height and width: `[n, height, width, in]` → `[n, height, width, out]`, with a
+/// smaller height and width if its stride is above 1.
 ///
 /// # Panics
 /// If the padding is [`PaddingConfig2d::Same`], or the convolution has groups or dilation.
@@ -225,8 +233,9 @@ fn convolve<const D: usize>(
     }
 }
 
-/// A convolution over time alone, kernel `[frames, 1, 1]` with as much padding as keeps their
-/// number: `[n, frames, height, width, in]` → `[n, frames, height, width, out]`.
+/// A convolution over time: `[n, frames, height, width, in]` → `[n, frames, height, width, out]`.
+///
+/// Its kernel is `[taps, 1, 1]`, and its padding keeps the number of frames.
 pub fn temporal_conv(conv: &Conv3d, x: Tensor<5>) -> Tensor<5> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {

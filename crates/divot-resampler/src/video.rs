@@ -1,4 +1,3 @@
-use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::module::adaptive_avg_pool2d;
@@ -14,51 +13,47 @@ use crate::{
     SpatialTemporalTransformerConfig, TemporalTransformer, TemporalTransformerConfig,
 };
 
-/// Sizes of a [`VideoResampler`].
-#[derive(Config, Debug)]
-pub struct VideoResamplerConfig {
-    /// Width of the ViT's tokens.
-    pub input_dim: usize,
-    /// Width of the tokens after the temporal transformer.
-    pub hidden_dim: usize,
-    /// Width inside the temporal transformer.
-    pub temporal_width: usize,
-    /// Number of frames.
-    #[config(default = 5)]
-    pub frames: usize,
-    /// Blocks of the temporal transformer.
-    #[config(default = 6)]
-    pub temporal_depth: usize,
-    /// Heads of the temporal transformer.
-    #[config(default = 12)]
-    pub temporal_heads: usize,
-    /// Height and width of the pooled grid.
-    #[config(default = 5)]
-    pub pool_size: usize,
-    /// Blocks of the spatial-temporal transformer.
-    #[config(default = 4)]
-    pub spatial_temporal_depth: usize,
-    /// Heads of the spatial-temporal transformer.
-    #[config(default = 8)]
-    pub spatial_temporal_heads: usize,
-    /// Layers of the Perceiver Resampler.
-    #[config(default = 6)]
-    pub resampler_depth: usize,
-    /// Number of video tokens.
-    #[config(default = 64)]
-    pub tokens: usize,
-    /// Width of a video token.
-    #[config(default = 256)]
-    pub token_dim: usize,
-    /// Whether the Perceiver Resampler makes the tokens. Without it they are the patch-position
-    /// dependent features of the spatial-temporal transformer (paper, section 4.3, question 1, and table
-    /// 8): `frames`·`pool_size`² tokens, `hidden_dim` wide.
-    #[config(default = true)]
-    pub perceiver: bool,
-    /// Whether the tokenizer is variational: each number of a token has a mean and a variance (paper,
-    /// section 4.3, question 1).
-    #[config(default = false)]
-    pub variational: bool,
+divot_nn::config! {
+    /// Sizes of a [`VideoResampler`].
+    pub struct VideoResamplerConfig {
+        /// Width of the ViT's tokens.
+        pub input_dim: usize,
+        /// Width of the tokens after the temporal transformer.
+        pub hidden_dim: usize,
+        /// Width inside the temporal transformer.
+        pub temporal_width: usize,
+    }
+    defaults {
+        /// Number of frames.
+        pub frames, with_frames: usize = 5,
+        /// Blocks of the temporal transformer.
+        pub temporal_depth, with_temporal_depth: usize = 6,
+        /// Heads of the temporal transformer.
+        pub temporal_heads, with_temporal_heads: usize = 12,
+        /// Height and width of the pooled grid.
+        pub pool_size, with_pool_size: usize = 5,
+        /// Blocks of the spatial-temporal transformer.
+        pub spatial_temporal_depth, with_spatial_temporal_depth: usize = 4,
+        /// Heads of the spatial-temporal transformer.
+        pub spatial_temporal_heads, with_spatial_temporal_heads: usize = 8,
+        /// Layers of the Perceiver Resampler.
+        pub resampler_depth, with_resampler_depth: usize = 6,
+        /// Heads of the Perceiver Resampler.
+        pub resampler_heads, with_resampler_heads: usize = 16,
+        /// Width of a head of the Perceiver Resampler.
+        pub resampler_head_dim, with_resampler_head_dim: usize = 64,
+        /// Number of video tokens.
+        pub tokens, with_tokens: usize = 64,
+        /// Width of a video token.
+        pub token_dim, with_token_dim: usize = 256,
+        /// Whether the tokens come from the Perceiver Resampler. Without it they are the patch-position
+        /// dependent features of the spatial-temporal transformer (paper, section 4.3, question 1, and table
+        /// 8): `frames`·`pool_size`² tokens, `hidden_dim` wide.
+        pub perceiver, with_perceiver: bool = true,
+        /// Whether the tokenizer is variational: each number of a token has a mean and a variance (paper,
+        /// section 4.3, question 1).
+        pub variational, with_variational: bool = false,
+    }
 }
 
 /// The Divot tokenizer after its ViT.
@@ -70,9 +65,10 @@ pub struct VideoResampler {
     pub norm: LayerNorm,
     /// Fuses all pooled tokens.
     pub spatial_temporal: SpatialTemporalTransformer,
-    /// Reduces them to the video tokens, unless the pooled tokens themselves are the result.
+    /// Reduces them to the video tokens. Without it, the fused tokens are the result.
     pub resampler: Option<PerceiverResampler>,
-    /// The logarithm of the variance of each token, from the token; of a variational tokenizer.
+    /// From the mean of each token to the logarithm of its variance; only a variational tokenizer has
+    /// it.
     pub log_variance: Option<Linear>,
     /// Height and width of the pooled grid.
     pub pool_size: usize,
@@ -123,6 +119,8 @@ impl VideoResamplerConfig {
                     self.token_dim,
                 )
                 .with_depth(self.resampler_depth)
+                .with_heads(self.resampler_heads)
+                .with_head_dim(self.resampler_head_dim)
                 .init(device)
             }),
             log_variance: self.variational.then(|| {
@@ -142,6 +140,8 @@ impl CheckSizes for VideoResamplerConfig {
             ("temporal_width", self.temporal_width),
             ("frames", self.frames),
             ("pool_size", self.pool_size),
+            ("resampler_heads", self.resampler_heads),
+            ("resampler_head_dim", self.resampler_head_dim),
             ("tokens", self.tokens),
             ("token_dim", self.token_dim),
         ])?;
@@ -165,8 +165,8 @@ impl VideoResampler {
     /// Video tokens of clips.
     ///
     /// `patches`: `[batch, frames, patches, input_dim]`, the patches a square grid row by row.
-    /// Returns `[batch, tokens, token_dim]`, sized as [`VideoResamplerConfig::output_size`] says; of a
-    /// variational tokenizer the means.
+    /// Returns `[batch, tokens, token_dim]`, with the sizes of [`VideoResamplerConfig::output_size`]. For a
+    /// variational tokenizer these are the means.
     ///
     /// # Panics
     /// If the number of patches is not a square.
@@ -179,9 +179,8 @@ impl VideoResampler {
         }
     }
 
-    /// Means and logarithms of the variances of the video tokens, each shaped as what
-    /// [`forward`](Self::forward) returns; the latter are clamped to [-30, 20]. `None` if the tokenizer
-    /// is not variational.
+    /// Means and log-variances of the video tokens, each of the shape that [`forward`](Self::forward)
+    /// returns. Log-variances are clamped to [-30, 20]. `None` if the tokenizer is not variational.
     ///
     /// # Panics
     /// If the number of patches is not a square.

@@ -12,6 +12,8 @@ fn config() -> VideoResamplerConfig {
         .with_pool_size(2)
         .with_spatial_temporal_depth(1)
         .with_resampler_depth(1)
+        .with_resampler_heads(2)
+        .with_resampler_head_dim(8)
         .with_tokens(3)
         .with_token_dim(6)
 }
@@ -81,4 +83,8 @@ fn older_configurations_load() {
     let text = r#"{"input_dim": 12, "hidden_dim": 16, "temporal_width": 24}"#;
     let config = VideoResamplerConfig::load_binary(text.as_bytes()).unwrap();
     assert!(config.perceiver && !config.variational);
+    assert_eq!(
+        (config.resampler_heads, config.resampler_head_dim),
+        (16, 64)
+    );
 }

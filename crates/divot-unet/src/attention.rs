@@ -59,8 +59,8 @@ pub struct SplitContext {
 }
 
 impl ContextAttention {
-    /// Initialises attention of `width`-wide queries; `context` is the width of a split context,
-    /// `None` makes it self-attention.
+    /// Initialises attention of queries of `width`. `context` is the width of a split context; with
+    /// `None` it is self-attention.
     pub fn new(
         width: usize,
         context: Option<usize>,
@@ -241,7 +241,7 @@ impl SpatialTransformer {
         }
     }
 
-    /// What each block attends over.
+    /// Keys and values of the context, for each block.
     pub fn encode(&self, context: &Context) -> Vec<Vec<KeysValues>> {
         let blocks = self.blocks.iter();
         blocks.map(|block| block.attn2.encode(context)).collect()

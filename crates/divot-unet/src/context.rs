@@ -31,6 +31,14 @@ impl Context {
         }
     }
 
+    /// The number of frames with tokens of their own; `None` where all share the same.
+    pub fn frames(&self) -> Option<usize> {
+        match self {
+            Self::Shared(_) => None,
+            Self::PerFrame { frames, .. } => Some(frames.dims()[1]),
+        }
+    }
+
     /// The context in another element type.
     pub fn cast(self, dtype: DType) -> Self {
         match self {

@@ -30,7 +30,7 @@ pub struct Ddim {
     pub alphas_prev: Vec<f32>,
     /// Standard deviation of the fresh noise.
     pub sigmas: Vec<f32>,
-    /// ᾱ of each timestep, unrounded: what ε and z₀ are read from v with.
+    /// ᾱ of each visited timestep, unrounded. ε and z₀ are computed from v with it.
     alphas_cumprod: Vec<f32>,
     prediction: Prediction,
 }
@@ -86,9 +86,9 @@ impl Ddim {
     /// - `latents`: noise, `[batch, channels, frames, height, width]`.
     /// - `predict`: the network's prediction for noisy latents at a timestep, for instance
     ///   [`Denoiser::predict`](crate::Denoiser::predict).
-    /// - `noise`: fresh noise of the latents' shape for the step of that number, from 0; not asked
-    ///   for where eta is 0.
-    /// - `on_step`: told about each step; may stop the sampling.
+    /// - `noise`: fresh noise of the latents' shape for a step, counted from 0; not called if eta is
+    ///   0.
+    /// - `on_step`: called after each step; it may stop the sampling.
     ///
     /// Returns the latents of the last step.
     ///

@@ -6,9 +6,10 @@ use crate::{Context, Unet, UnetContext};
 
 /// Classifier-free guidance with rescale.
 ///
-/// v = v_u + scale·(v_c − v_u), then mixed with the same rescaled to v_c's standard deviation over
-/// everything but the batch, in the shares 1 − rescale and rescale. All shapes `[batch, channels,
-/// frames, height, width]`.
+/// The guided prediction is v = v_u + scale·(v_c − v_u). It is mixed with v rescaled to the standard
+/// deviation of v_c, in the shares 1 − rescale and rescale ("Common diffusion noise schedules and sample
+/// steps are flawed", arXiv:2305.08891, section 3.4). Deviations are over everything but the batch. All
+/// shapes are `[batch, channels, frames, height, width]`.
 pub fn guide(
     conditional: Tensor<5>,
     unconditional: Tensor<5>,
@@ -32,8 +33,8 @@ fn std_per_clip(x: Tensor<5>) -> Tensor<5> {
         .reshape([batch, 1, 1, 1, 1])
 }
 
-/// A UNet with its conditions for a batch of clips: what a sampler calls. The network computes in the
-/// type of the context.
+/// A UNet with its conditions for a batch of clips, to be called by a sampler. The network computes in
+/// the element type of the context.
 #[derive(Debug)]
 pub struct Denoiser<'a> {
     unet: &'a Unet,
@@ -46,8 +47,8 @@ pub struct Denoiser<'a> {
 }
 
 impl<'a> Denoiser<'a> {
-    /// Without guidance; `context`: a [`Context`], or `[batch, tokens, context_dim]` for all frames;
-    /// `fs`: frame stride.
+    /// Without guidance. `context` is a [`Context`], or `[batch, tokens, context_dim]` for all frames;
+    /// `fs` is the frame stride.
     pub fn new(unet: &'a Unet, context: impl Into<Context>, fs: f64) -> Self {
         Self {
             unet,
@@ -60,7 +61,7 @@ impl<'a> Denoiser<'a> {
 
     /// With classifier-free guidance away from `unconditional`, `[1 or batch, tokens, context_dim]`.
     ///
-    /// In the released system that is the context of an all-zero clip, not zeros.
+    /// The released system uses the context of an all-zero clip here, not zeros.
     pub fn with_guidance(
         mut self,
         unconditional: impl Into<Context>,
@@ -72,10 +73,9 @@ impl<'a> Denoiser<'a> {
     }
 
     /// The network's prediction for `latents`, `[batch, channels, frames, height, width]`, at
-    /// `timestep`, guided where asked for. Both branches run as one batch.
+    /// `timestep`, with guidance if it was set. Both branches run as one batch.
     ///
-    /// The prediction is in the latents' type, whatever the network computes in: a sampler keeps its
-    /// precision.
+    /// The prediction has the element type of the latents, even if the network computes in another.
     pub fn predict(&self, latents: Tensor<5>, timestep: usize) -> Tensor<5> {
         let Some((_, scale, rescale)) = &self.guidance else {
             return self.forward(latents, timestep);

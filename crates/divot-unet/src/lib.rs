@@ -19,14 +19,16 @@ pub use attention::{
 };
 pub use context::Context;
 pub use ddim::{Ddim, DdimConfig};
-pub use divot_nn::{Stopped, timestep_embedding};
+pub use divot_nn::{
+    CheckSizes, LayerNorm, Loss, Prediction, SizeError, Stopped, timestep_embedding,
+};
 pub use embedding::TimestepMlp;
 pub use guidance::{Denoiser, guide};
 pub use multistep::Multistep;
 pub use objective::{DiffusionBatch, diffusion_loss};
 pub use resblock::{ResBlock, ResBlockConfig, TemporalConv, TemporalConvLayer};
 pub use sampler::{Sampler, SamplerConfig, SamplerError, SamplerStep, Solver, Spacing};
-pub use schedule::{NoiseSchedule, NoiseScheduleConfig, Prediction};
+pub use schedule::{NoiseSchedule, NoiseScheduleConfig};
 pub use unet::{Resample, Unet, UnetBlock, UnetConfig, UnetContext};
 pub use vae::{
     Decoder, Encoder, Gaussian, Level, Middle, Vae, VaeAttention, VaeConfig, VaeResBlock,

@@ -18,16 +18,17 @@ pub struct DiffusionBatch {
     pub fs: Option<Tensor<1>>,
 }
 
-/// The diffusion objective (paper, section 3.1.2): squared error of the predicted v or ε, whichever the
-/// schedule says. Terms are the numbers of the latents.
+/// The diffusion objective (paper, section 3.1.2): the squared error of the predicted v or ε, as the
+/// schedule says. Each number of the latents is a term of the loss.
 ///
-/// The network computes in the type of the context, the error is in f32. With `min_snr_gamma` γ each
-/// clip is weighted as in "Efficient Diffusion Training via Min-SNR Weighting Strategy"
+/// The network computes in the element type of the context; the error is in f32. With `min_snr_gamma` γ,
+/// each clip is weighted as in "Efficient Diffusion Training via Min-SNR Weighting Strategy"
 /// (arXiv:2303.09556): min(SNR, γ) / (SNR + 1) for v, min(SNR, γ) / SNR for ε. At zero terminal SNR the
 /// weight for v is 0.
 ///
 /// # Panics
-/// If there are not as many timesteps as clips, or a timestep is out of range.
+/// If the number of timesteps is not that of the clips, a timestep is out of range, or the shapes do not
+/// fit.
 pub fn diffusion_loss(
     unet: &Unet,
     schedule: &NoiseSchedule,

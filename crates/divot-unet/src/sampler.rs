@@ -11,17 +11,18 @@ use crate::{Ddim, DdimConfig, Multistep, NoiseSchedule, Prediction};
 pub enum Spacing {
     /// Every (timesteps / steps)-th, plus one: the released default. It never visits pure noise.
     Uniform,
-    /// Back from the last timestep, so that it starts at pure noise.
+    /// Even steps back from the last timestep, which is pure noise.
     UniformTrailing,
-    /// From pure noise too, and the closer the less noise there is: timesteps grow as the square of
-    /// the step's number ("Denoising Diffusion Implicit Models", arXiv:2010.02502, appendix D.2).
+    /// Also from the last timestep, with smaller steps where there is less noise: timesteps grow as the
+    /// square of the step's number ("Denoising Diffusion Implicit Models", arXiv:2010.02502, appendix
+    /// D.2).
     ///
-    /// Even timesteps leave most of the log-SNR to the last few steps, where an extrapolation of
-    /// second order has nothing to hold on to; these share it out.
+    /// With evenly spaced timesteps, most of the change of the log-SNR falls to the last few steps, and
+    /// a solver of second order extrapolates badly there.
     QuadraticTrailing,
 }
 
-/// How the way from noise to a clip is solved.
+/// How each sampling step is computed.
 #[derive(Config, Debug, Copy, PartialEq)]
 pub enum Solver {
     /// "Denoising Diffusion Implicit Models", arXiv:2010.02502: of first order, as released.
@@ -31,15 +32,14 @@ pub enum Solver {
     },
     /// DPM-Solver++(2M) of "DPM-Solver++", arXiv:2211.01095: deterministic, of second order.
     DpmSolverPlusPlus,
-    /// UniPC of order 2 with B₂(h) of "UniPC", arXiv:2302.04867: deterministic, as above with a
-    /// corrector that costs no further run of the network.
+    /// UniPC of order 2 with B₂(h) of "UniPC", arXiv:2302.04867: deterministic. It adds a corrector that
+    /// needs no further run of the network.
     UniPc,
 }
 
 /// How to sample.
 ///
-/// All solvers come to the same clip of the same noise in the limit of many steps, DDIM with an eta
-/// of 0.
+/// In the limit of many steps, all solvers turn the same noise into the same clip, if DDIM's eta is 0.
 #[derive(Config, Debug)]
 pub struct SamplerConfig {
     /// Number of steps.
@@ -47,20 +47,20 @@ pub struct SamplerConfig {
     /// How each step is made.
     #[config(default = "Solver::Ddim { eta: 1.0 }")]
     pub solver: Solver,
-    /// Which timesteps; the solver's own ([`Solver::spacing`]) where there are none.
+    /// Which timesteps are visited; `None` stands for the solver's default ([`Solver::spacing`]).
     #[config(default = "None")]
     pub spacing: Option<Spacing>,
 }
 
-/// What can be wrong with a sampler's configuration.
+/// Why a sampler's configuration is invalid.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum SamplerError {
     /// The number of steps is not between one and the schedule's timesteps.
     #[error("{steps} sampling steps were asked for; use 1 to {timesteps}")]
     Steps {
-        /// Asked for.
+        /// The configured number of steps.
         steps: usize,
-        /// In the schedule.
+        /// The schedule's number of timesteps.
         timesteps: usize,
     },
     /// Eta is not between 0 and 1.
@@ -82,7 +82,7 @@ pub enum Sampler {
     Multistep(Multistep),
 }
 
-/// Where a sampler stands, told after each step.
+/// The progress of a sampler after a step.
 #[derive(Debug)]
 pub struct SamplerStep {
     /// Steps done, from 1.
@@ -147,7 +147,7 @@ impl Spacing {
 }
 
 impl Solver {
-    /// The spacing that suits it: uniform for DDIM, as released, quadratic for second order.
+    /// The default spacing: uniform for DDIM, as released, quadratic for solvers of second order.
     pub fn spacing(self) -> Spacing {
         match self {
             Self::Ddim { .. } => Spacing::Uniform,
@@ -194,9 +194,9 @@ impl Sampler {
     /// - `latents`: noise, `[batch, channels, frames, height, width]`.
     /// - `predict`: the network's prediction for noisy latents at a timestep, for instance
     ///   [`Denoiser::predict`](crate::Denoiser::predict); run once a step.
-    /// - `noise`: fresh noise of the latents' shape for the step of that number, from 0; only DDIM
-    ///   asks for it, where eta is not 0.
-    /// - `on_step`: told about each step; may stop the sampling.
+    /// - `noise`: fresh noise of the latents' shape for a step, counted from 0. Only DDIM with an eta
+    ///   above 0 calls it.
+    /// - `on_step`: called after each step; it may stop the sampling.
     ///
     /// Returns the latents of the last step.
     ///

@@ -1,15 +1,6 @@
 use burn::config::Config;
 use burn::tensor::Tensor;
-use divot_nn::{CheckSizes, SizeError, check_widths};
-
-/// What the network predicts.
-#[derive(Config, Debug, Copy, PartialEq, Eq)]
-pub enum Prediction {
-    /// v = sqrt(ᾱ)·ε − sqrt(1 − ᾱ)·z₀, as released.
-    V,
-    /// The noise ε.
-    Epsilon,
-}
+use divot_nn::{CheckSizes, Prediction, SizeError, check_widths};
 
 /// How noise is added over time.
 #[derive(Config, Debug)]
@@ -42,37 +33,6 @@ pub struct NoiseSchedule {
     pub alphas_cumprod: Vec<f64>,
     /// What the network predicts.
     pub prediction: Prediction,
-}
-
-impl Prediction {
-    /// Estimate of z₀ from noisy latents and what was predicted for them, where they are
-    /// `signal`·z₀ + `sigma`·ε; any shape.
-    pub(crate) fn clean(
-        self,
-        latents: Tensor<5>,
-        prediction: Tensor<5>,
-        signal: f32,
-        sigma: f32,
-    ) -> Tensor<5> {
-        match self {
-            Self::V => latents * signal - prediction * sigma,
-            Self::Epsilon => (latents - prediction * sigma) / signal,
-        }
-    }
-
-    /// Estimate of ε, as [`clean`](Self::clean) is of z₀.
-    pub(crate) fn noise(
-        self,
-        latents: Tensor<5>,
-        prediction: Tensor<5>,
-        signal: f32,
-        sigma: f32,
-    ) -> Tensor<5> {
-        match self {
-            Self::V => prediction * signal + latents * sigma,
-            Self::Epsilon => prediction,
-        }
-    }
 }
 
 impl CheckSizes for NoiseScheduleConfig {
@@ -119,16 +79,8 @@ impl NoiseSchedule {
     ///
     /// Shapes as in [`add_noise`](Self::add_noise).
     pub fn target(&self, z0: Tensor<5>, noise: Tensor<5>, timesteps: &[usize]) -> Tensor<5> {
-        match self.prediction {
-            Prediction::V => self.velocity(z0, noise, timesteps),
-            Prediction::Epsilon => noise,
-        }
-    }
-
-    /// v = sqrt(ᾱ)·ε − sqrt(1 − ᾱ)·z₀; shapes as in [`add_noise`](Self::add_noise).
-    pub fn velocity(&self, z0: Tensor<5>, noise: Tensor<5>, timesteps: &[usize]) -> Tensor<5> {
         let (signal, sigma) = self.coefficients(timesteps, &z0);
-        noise * signal - z0 * sigma
+        self.prediction.target(z0, noise, signal, sigma)
     }
 
     /// sqrt(ᾱ) and sqrt(1 − ᾱ) of each clip's timestep, `[batch, 1, 1, 1, 1]`, of the dtype and on
@@ -207,7 +159,7 @@ mod tests {
         };
         let (z0, noise, t) = (random(), random(), [400, 999]);
         let zt = schedule.add_noise(z0.clone(), noise.clone(), &t);
-        let v = schedule.velocity(z0.clone(), noise, &t);
+        let v = schedule.target(z0.clone(), noise, &t);
         let (signal, sigma) = schedule.coefficients(&t, &z0);
         let back = zt * signal - v * sigma;
         assert!((back - z0).abs().max().into_scalar::<f32>() < 1e-5);

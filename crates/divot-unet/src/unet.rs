@@ -1,11 +1,10 @@
-use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
 use burn::tensor::{Device, Tensor};
 
 use divot_nn::ops::{conv2d_last, group_norm, silu};
-use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
+use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_even, check_widths};
 
 use crate::attention::KeysValues;
 use crate::resblock::conv3x3;
@@ -14,49 +13,41 @@ use crate::{
     TransformerConfig,
 };
 
-/// Sizes of the video UNet.
-#[derive(Config, Debug)]
-pub struct UnetConfig {
-    /// Channels at the first level.
-    pub model_channels: usize,
-    /// Channels of each level over those of the first.
-    pub channel_mult: Vec<usize>,
-    /// Width of the context.
-    pub context_dim: usize,
-    /// Channels of the latents.
-    #[config(default = 4)]
-    pub in_channels: usize,
-    /// Channels of the prediction.
-    #[config(default = 4)]
-    pub out_channels: usize,
-    /// Residual blocks in each level on the way down; one more on the way up.
-    #[config(default = 2)]
-    pub num_res_blocks: usize,
-    /// Downsampling factors at which there is attention.
-    #[config(default = "vec![1, 2, 4]")]
-    pub attention_resolutions: Vec<usize>,
-    /// Width of an attention head.
-    #[config(default = 64)]
-    pub head_dim: usize,
-    /// Blocks in each transformer.
-    #[config(default = 1)]
-    pub transformer_depth: usize,
-    /// Share of activations dropped in the residual blocks in training.
-    #[config(default = 0.1)]
-    pub dropout: f64,
-    /// Frame stride assumed where none is given.
-    #[config(default = 3.0)]
-    pub default_fs: f64,
-    /// Groups of the group norms; divide the channels of every level.
-    #[config(default = 32)]
-    pub groups: usize,
-    /// Heads of the temporal transformer after the first convolution.
-    #[config(default = 8)]
-    pub init_attn_heads: usize,
-    /// Tokens of a shared context that go through the first pair of keys and values; DynamiCrafter had
-    /// its text there.
-    #[config(default = 77)]
-    pub primary_context: usize,
+divot_nn::config! {
+    /// Sizes of the video UNet.
+    pub struct UnetConfig {
+        /// Channels at the first level.
+        pub model_channels: usize,
+        /// Channels of each level over those of the first.
+        pub channel_mult: Vec<usize>,
+        /// Width of the context.
+        pub context_dim: usize,
+    }
+    defaults {
+        /// Channels of the latents.
+        pub in_channels, with_in_channels: usize = 4,
+        /// Channels of the prediction.
+        pub out_channels, with_out_channels: usize = 4,
+        /// Residual blocks in each level on the way down; one more on the way up.
+        pub num_res_blocks, with_num_res_blocks: usize = 2,
+        /// Downsampling factors at which there is attention.
+        pub attention_resolutions, with_attention_resolutions: Vec<usize> = vec![1, 2, 4],
+        /// Width of an attention head.
+        pub head_dim, with_head_dim: usize = 64,
+        /// Blocks in each transformer.
+        pub transformer_depth, with_transformer_depth: usize = 1,
+        /// Share of activations dropped in the residual blocks in training.
+        pub dropout, with_dropout: f64 = 0.1,
+        /// Frame stride assumed where none is given.
+        pub default_fs, with_default_fs: f64 = 3.0,
+        /// Groups of the group norms; divide the channels of every level.
+        pub groups, with_groups: usize = 32,
+        /// Heads of the temporal transformer after the first convolution.
+        pub init_attn_heads, with_init_attn_heads: usize = 8,
+        /// Tokens of a shared context that go through the first pair of keys and values. In DynamiCrafter
+        /// these are the 77 tokens of the text.
+        pub primary_context, with_primary_context: usize = 77,
+    }
 }
 
 /// The LVDM and DynamiCrafter video UNet with Divot's split context.
@@ -86,8 +77,8 @@ pub struct Unet {
     pub default_fs: f64,
 }
 
-/// One step of the UNet: whatever of residual block, spatial and temporal transformer and
-/// resampling there is at this place, in this order.
+/// One block of the UNet: residual block, spatial transformer, temporal transformer and resampling, in
+/// this order. A block has some of them.
 #[derive(Module, Debug)]
 pub struct UnetBlock {
     /// Residual block with temporal convolutions.
@@ -115,8 +106,8 @@ impl UnetConfig {
         Self::new(320, vec![1, 2, 4, 4], 1024)
     }
 
-    /// Factor between the latents' resolution and that of the last level: heights and widths must
-    /// be multiples of it.
+    /// Factor between the resolution of the latents and of the last level. Heights and widths of latents
+    /// must be multiples.
     pub fn downsampling(&self) -> usize {
         1 << (self.channel_mult.len() - 1)
     }
@@ -248,6 +239,7 @@ impl CheckSizes for UnetConfig {
             ("groups", self.groups),
             ("model_channels", self.model_channels),
         )?;
+        check_even("model_channels", self.model_channels)?;
         for mult in &self.channel_mult {
             check_widths(&[("channel_mult", *mult)])?;
             let channels = ("a level's channels", mult * self.model_channels);
@@ -267,7 +259,7 @@ impl CheckSizes for UnetConfig {
 
 impl Unet {
     /// The keys and values of every attention over a context. They are the same at all timesteps, so a
-    /// sampler encodes once. They are in the type of the context, which must be that of the latents.
+    /// sampler encodes once. They have the element type of the context, which must be the latents'.
     pub fn encode_context(&self, context: &Context) -> UnetContext {
         let middle = std::iter::once(&self.middle);
         let blocks = self
@@ -276,7 +268,10 @@ impl Unet {
             .chain(middle)
             .chain(&self.output_blocks);
         let encode = |block: &UnetBlock| Some(block.spatial.as_ref()?.encode(context));
-        UnetContext(blocks.map(encode).collect())
+        UnetContext {
+            blocks: blocks.map(encode).collect(),
+            frames: context.frames(),
+        }
     }
 
     /// Predicts v (or ε, as trained) of noisy latents, computed in the type of the latents.
@@ -289,6 +284,9 @@ impl Unet {
     /// - `fs`: `[batch]`, the frame stride; the config's default where absent.
     ///
     /// Returns `[batch, out_channels, frames, height, width]`.
+    ///
+    /// # Panics
+    /// If a context per frame has another number of frames than the latents.
     pub fn forward(
         &self,
         latents: Tensor<5>,
@@ -301,6 +299,9 @@ impl Unet {
     }
 
     /// [`forward`](Self::forward) with a context that is already encoded.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
     pub fn forward_encoded(
         &self,
         latents: Tensor<5>,
@@ -309,15 +310,18 @@ impl Unet {
         fs: Option<Tensor<1>>,
     ) -> Tensor<5> {
         let [batch, channels, frames, height, width] = latents.dims();
+        if let Some(expected) = context.frames {
+            assert_eq!(expected, frames, "frames of the context and of the latents");
+        }
         let fs = fs.unwrap_or_else(|| timesteps.zeros_like() + self.default_fs);
         let dtype = latents.dtype();
         let embedding =
             self.time_embed.forward(timesteps, dtype) + self.fs_embed.forward(fs, dtype);
         let embedding = silu(embedding);
-        let mut context = context.0.iter().map(Option::as_deref);
+        let mut context = context.blocks.iter().map(Option::as_deref);
         let mut next = || context.next().flatten().unwrap_or_default();
 
-        // Channels last from here to the end: every layer reads the tokens as they lie.
+        // Channels last from here to the end, so no layer has to transpose.
         let x = latents
             .permute([0, 2, 3, 4, 1])
             .reshape([batch * frames, height, width, channels]);
@@ -347,7 +351,12 @@ impl Unet {
 
 /// A context as the UNet's attention reads it; see [`Unet::encode_context`].
 #[derive(Debug, Clone)]
-pub struct UnetContext(Vec<Option<Vec<Vec<KeysValues>>>>);
+pub struct UnetContext {
+    /// For each block of the UNet with a spatial transformer: of each of its blocks, the parts.
+    blocks: Vec<Option<Vec<Vec<KeysValues>>>>,
+    /// Number of frames, if each has tokens of its own.
+    frames: Option<usize>,
+}
 
 impl UnetBlock {
     fn forward(

@@ -1,4 +1,3 @@
-use burn::config::Config;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
@@ -11,27 +10,24 @@ use divot_nn::{
 use crate::resblock::conv3x3;
 use crate::unet::double_size;
 
-/// Sizes of the KL autoencoder.
-#[derive(Config, Debug)]
-pub struct VaeConfig {
-    /// Channels at the first level.
-    #[config(default = 128)]
-    pub channels: usize,
-    /// Channels of each level over those of the first.
-    #[config(default = "vec![1, 2, 4, 4]")]
-    pub channel_mult: Vec<usize>,
-    /// Residual blocks in each level of the encoder; one more in the decoder.
-    #[config(default = 2)]
-    pub num_res_blocks: usize,
-    /// Channels of the latents.
-    #[config(default = 4)]
-    pub latent_channels: usize,
-    /// Factor from the autoencoder's latents to those that are diffused.
-    #[config(default = 0.18215)]
-    pub scale_factor: f64,
-    /// Groups of the group norms; divide the channels of every level.
-    #[config(default = 32)]
-    pub groups: usize,
+divot_nn::config! {
+    /// Sizes of the KL autoencoder.
+    pub struct VaeConfig {
+    }
+    defaults {
+        /// Channels at the first level.
+        pub channels, with_channels: usize = 128,
+        /// Channels of each level over those of the first.
+        pub channel_mult, with_channel_mult: Vec<usize> = vec![1, 2, 4, 4],
+        /// Residual blocks in each level of the encoder; one more in the decoder.
+        pub num_res_blocks, with_num_res_blocks: usize = 2,
+        /// Channels of the latents.
+        pub latent_channels, with_latent_channels: usize = 4,
+        /// Factor from the autoencoder's latents to those that are diffused.
+        pub scale_factor, with_scale_factor: f64 = 0.18215,
+        /// Groups of the group norms; divide the channels of every level.
+        pub groups, with_groups: usize = 32,
+    }
 }
 
 /// Stable Diffusion's KL autoencoder: 83.7 M parameters with the default sizes.
@@ -99,12 +95,12 @@ pub struct Decoder {
     pub conv_out: Conv2d,
 }
 
-/// The blocks of one resolution and the change to the next.
+/// The residual blocks of one resolution, and the change to the next resolution.
 #[derive(Module, Debug)]
 pub struct Level {
     /// Residual blocks.
     pub blocks: Vec<VaeResBlock>,
-    /// Convolution with the change of resolution, but at the last level.
+    /// Convolution that changes the resolution; none at the last level.
     pub resample: Option<Conv2d>,
 }
 

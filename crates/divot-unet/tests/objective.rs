@@ -3,7 +3,7 @@
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor};
-use divot_nn::Noise;
+use divot_nn::{CheckSizes, Noise};
 use divot_unet::{
     Context, ContextAttention, DiffusionBatch, NoiseSchedule, NoiseScheduleConfig, Prediction,
     TransformerConfig, Unet, UnetConfig, VaeConfig, diffusion_loss,
@@ -157,6 +157,18 @@ fn a_context_that_is_the_same_for_each_frame_is_the_shared_one() {
 }
 
 #[test]
+#[should_panic(expected = "frames of the context")]
+fn a_context_for_other_frames_is_refused() {
+    let device = Device::flex();
+    let context = Context::PerFrame {
+        text: Tensor::zeros([1, 5, 8], &device),
+        frames: Tensor::zeros([1, 2, 4, 8], &device),
+    };
+    let latents = Tensor::zeros([1, 4, 4, 4, 4], &device);
+    unet(&device).forward(latents, Tensor::zeros([1], &device), context, None);
+}
+
+#[test]
 fn bf16_latents_over_f32_weights() {
     let device = Device::flex().autodiff();
     let unet = unet(&device);
@@ -220,4 +232,14 @@ fn older_configurations_load() {
     );
     assert_eq!(found, (32, 8, 77));
     assert_eq!(VaeConfig::load_binary(b"{}").unwrap().groups, 32);
+}
+
+/// With 1 group, an odd number of channels would pass every other check.
+#[test]
+fn timesteps_embed_into_an_even_width() {
+    let config = UnetConfig::new(3, vec![1], 8)
+        .with_groups(1)
+        .with_head_dim(1);
+    let error = config.check_sizes().unwrap_err().to_string();
+    assert_eq!(error, "model_channels is 3, an odd number");
 }

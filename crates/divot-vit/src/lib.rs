@@ -5,6 +5,7 @@ mod text;
 mod tokenizer;
 mod vision;
 
+pub use divot_nn::{CheckSizes, LayerNorm, SizeError, TransformerBlock};
 pub use preprocess::{CLIP_MEAN, CLIP_STD, preprocess};
 pub use text::{TextTower, TextTowerConfig};
 pub use tokenizer::{BpeTokenizer, TokenizerError};

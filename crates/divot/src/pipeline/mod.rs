@@ -21,8 +21,8 @@ use crate::error::{Error, Result, one_line};
 use crate::progress::{Progress, Step};
 use crate::tokens::VideoTokens;
 use crate::{
-    Answer, Chat, Detokenizer, DetokenizerConfig, GenerationConfig, Guidance, OpenLlm, Scene, Story,
-    StoryPart, Task, Tokenizer, TokenizerConfig, VideoLlm,
+    Answer, Chat, Detokenizer, DetokenizerConfig, GenerationConfig, Guidance, OpenLlm, Scene,
+    Story, StoryPart, Task, Tokenizer, TokenizerConfig, VideoLlm,
 };
 
 pub use event::{Event, Observer, Stage, ignore};
