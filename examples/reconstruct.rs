@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use divot::data::{Video, metrics};
+use divot::data::Video;
 use divot_cli::options::{ClipOutput, Diffusion, Model, Seed, Weights};
 use divot_cli::output;
 
@@ -51,11 +51,11 @@ fn main() -> ExitCode {
         files.write(&made.frames, &[&originals, &made.frames])?;
 
         let [_, count, width] = made.tokens.dims();
-        let psnr = metrics::mean(&originals, &made.frames, metrics::psnr)?;
         output.line(format!(
-            "{} → {count} tokens of {width} → {}: PSNR {psnr:.2} dB",
+            "{} → {count} tokens of {width} → {}: {}",
             output::video(&video),
-            files.clip.display()
+            files.clip.display(),
+            made.fidelity(&originals)?
         ))?;
         output.line(output.summary())
     })

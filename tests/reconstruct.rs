@@ -390,7 +390,7 @@ fn configurations_that_describe_no_network() {
             Part::Detokenizer,
             "\"model_channels\": 32",
             "\"model_channels\": 33",
-            "32 groups",
+            "groups (32)",
         ),
         (
             Part::Detokenizer,

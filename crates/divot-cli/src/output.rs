@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use divot::checkpoint::Part;
 use divot::data::{Frame, Video};
 use divot::pipeline::Event;
 use divot::{Progress, Step};
@@ -128,6 +129,9 @@ impl Output {
 
     fn progress(&mut self, progress: Progress<'_>) {
         let Progress { name, step, .. } = progress;
+        if step == Step::Load && Part::from_name(name).is_some_and(Part::is_llm) {
+            self.set("llm", name);
+        }
         if self.bar.as_ref().is_none_or(|(shown, _)| *shown != step) {
             self.clear_bar();
             let position = match step {

@@ -685,7 +685,7 @@ fn story_fills_a_folder() {
     );
     let line = bench.refused(&quick(&["story", "again", "--output", "clip.mp4"]));
     assert!(
-        line.contains("clip.mp4") && line.contains("no folder"),
+        line.contains("clip.mp4") && line.contains("is not a folder"),
         "{line}"
     );
 }

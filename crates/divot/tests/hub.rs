@@ -802,11 +802,12 @@ fn the_cache_does_without_a_network() {
     assert!(server.log().is_empty());
 
     // A file of the repository that was not asked for before, and a repository that was not.
-    let error = place.download(&offline, &[Part::Detokenizer]).unwrap_err();
+    let adapted = [Part::AdaptedDetokenizer];
+    let error = place.download(&offline, &adapted).unwrap_err();
     says(
         &error,
         &[
-            "Divot_detokenizer_stage1.bin",
+            "Divot_detokenizer_stage2.bin",
             "not in the cache",
             "HF_HUB_OFFLINE",
         ],
@@ -899,9 +900,10 @@ fn what_is_not_there_is_named() {
     assert!(matches!(error, HubError::NoRepository { .. }));
     says(&error, &[CLIP, &server.address, "HF_TOKEN"]);
 
-    let error = place.download(&hub, &[Part::Detokenizer]).unwrap_err();
+    let adapted = [Part::AdaptedDetokenizer];
+    let error = place.download(&hub, &adapted).unwrap_err();
     assert!(matches!(error, HubError::NoFile { .. }));
-    says(&error, &[DIVOT, "Divot_detokenizer_stage1.bin"]);
+    says(&error, &[DIVOT, "Divot_detokenizer_stage2.bin"]);
     let error = place.download(&hub, &[Part::Comprehension]).unwrap_err();
     says(&error, &[DIVOT, "Divot_sft_comp/llm/*"]);
 

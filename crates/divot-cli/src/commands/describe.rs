@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use divot::Answer;
-use divot::data::Video;
+use divot::data::{ClipReader, Video};
 use divot::language::LlmError;
 use divot::pipeline::{Clips, Stage};
 use serde_json::{Value, json};
@@ -73,7 +73,11 @@ impl Arguments {
         let pipeline = self.model.open_llm(&self.weights, output)?;
         output.set("input", self.input.to_string_lossy());
         output.set("image", clips == Clips::Image);
-        output.set("clips", pipeline.check_clips(&video, clips)?);
+        let count = match clips {
+            Clips::AtMost(most) => ClipReader::default().count(&video, most)?,
+            _ => 1,
+        };
+        output.set("clips", count);
         output.set("seed", self.seed.seed);
         output.stop_when_closed();
 

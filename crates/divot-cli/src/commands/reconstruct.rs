@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use divot::data::{Video, metrics};
+use divot::data::Video;
 
 use crate::options::{ClipOutput, Diffusion, Model, Seed, Weights};
 use crate::output::{self, Output};
@@ -54,9 +54,7 @@ impl Arguments {
             output.observe(event)
         })?;
         let originals = made.originals()?;
-        let psnr = metrics::mean(&originals, &made.frames, metrics::psnr)?;
-        // Frames below 11 pixels have none.
-        let ssim = metrics::mean(&originals, &made.frames, metrics::ssim).ok();
+        let fidelity = made.fidelity(&originals)?;
         files.write(&made.frames, &[&originals, &made.frames])?;
 
         let [_, count, width] = made.tokens.dims();
@@ -65,8 +63,8 @@ impl Arguments {
         output.set("sheet", files.sheet.to_string_lossy());
         output.set("tokens", [count, width]);
         output.set("frames", made.frames.len());
-        output.set("psnr", psnr);
-        output.set("ssim", ssim);
+        output.set("psnr", fidelity.psnr);
+        output.set("ssim", fidelity.ssim);
         output.set("seed", self.seed.seed);
         output.line(format!(
             "{} → {count} tokens of {width} → {} and {}",
@@ -74,9 +72,8 @@ impl Arguments {
             files.clip.display(),
             files.sheet.display()
         ))?;
-        let ssim = ssim.map_or("not defined".to_owned(), |ssim| format!("{ssim:.4}"));
         output.line(format!(
-            "PSNR {psnr:.2} dB, SSIM {ssim} against the input's {}",
+            "{fidelity} against the input's {}",
             output::plural(made.frames.len(), "frame")
         ))?;
         output.line(output.summary())

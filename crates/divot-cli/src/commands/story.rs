@@ -55,7 +55,7 @@ impl Arguments {
             return Err(LlmError::Empty("instruction").into());
         }
         if self.scenes == 0 {
-            bail!("--scenes 0 tells nothing; use 1 or more");
+            bail!("a story of 0 scenes tells nothing; use --scenes 1 or more");
         }
         story::check_folder(&self.output)?;
         let config = self.features.generation(&self.text, &self.seed)?;

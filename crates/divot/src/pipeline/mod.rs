@@ -6,6 +6,7 @@
 mod event;
 mod options;
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 use divot_data::transform::resize;
-use divot_data::{Clip, ClipReader, Frame, Video};
+use divot_data::{Clip, ClipReader, Frame, Video, metrics};
 use divot_llm::{LlmError, Shown};
 
 use crate::checkpoint::{Checkpoint, Part, WEIGHTS};
@@ -51,6 +52,36 @@ impl Reconstruction {
         Ok(frames
             .map(|frame| resize(frame, width, height))
             .collect::<Result<_, _>>()?)
+    }
+
+    /// How alike what came out is to `originals`.
+    ///
+    /// # Errors
+    /// If they are not as many frames of the same size.
+    pub fn fidelity(&self, originals: &[Frame]) -> Result<Fidelity> {
+        Ok(Fidelity {
+            psnr: metrics::mean(originals, &self.frames, metrics::psnr)?,
+            ssim: metrics::mean(originals, &self.frames, metrics::ssim).ok(),
+        })
+    }
+}
+
+/// How alike two clips are, averaged over their frames.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fidelity {
+    /// Peak signal-to-noise ratio in decibels.
+    pub psnr: f64,
+    /// Structural similarity, at most 1. Frames below 11 pixels have none.
+    pub ssim: Option<f64>,
+}
+
+impl fmt::Display for Fidelity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PSNR {:.2} dB, SSIM ", self.psnr)?;
+        match self.ssim {
+            Some(ssim) => write!(f, "{ssim:.4}"),
+            None => f.write_str("not defined"),
+        }
     }
 }
 
@@ -233,11 +264,11 @@ impl Pipeline {
         observer: &mut Observer<'_>,
     ) -> Result<(Chat, Answer)> {
         config.check()?;
+        let llm = OpenLlm::best(&self.checkpoint(), Task::Comprehension)?;
         let shown = match (clips, self.check_clips(video, clips)?) {
             (Clips::Image, _) => Shown::Image,
             (_, count) => Shown::Video(count),
         };
-        let llm = OpenLlm::best(&self.checkpoint(), Task::Comprehension)?;
         self.check_features(&llm)?;
         let prompt = llm.question_prompt(shown, question)?;
 
@@ -349,8 +380,7 @@ impl Pipeline {
             Error::TokenWidth { found, expected } => Error::config(
                 &self.folder,
                 format!(
-                    "its parts are of different models: tokens have {found} numbers, and its {} reads {expected}",
-                    part.name()
+                    "its parts are of different models: tokens of {found} values do not fit a de-tokenizer of {expected}"
                 ),
                 "convert all parts from the same download",
             ),
