@@ -2,7 +2,8 @@ use burn::tensor::{DType, Tensor};
 
 /// What the frames of a clip attend to.
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "one lives for a whole sampling")]
+// Tensors are handles, and few contexts exist at a time.
+#[allow(clippy::large_enum_variant)]
 pub enum Context {
     /// The same tokens for every frame, `[batch, tokens, context_dim]`: Divot's case. Those past
     /// [`UnetConfig::primary_context`](crate::UnetConfig::primary_context) go through the second pair
