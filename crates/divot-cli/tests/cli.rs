@@ -16,6 +16,8 @@ fn divot() -> Command {
     for name in [
         "HF_HOME",
         "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "XDG_CACHE_HOME",
         "HF_ENDPOINT",
         "HF_TOKEN",
         "HF_HUB_OFFLINE",
@@ -1122,6 +1124,48 @@ fn tokens_of_another_model() {
     let weights = model().join("clip/model.safetensors");
     let line = bench.refused(&["detokenize", "--input", weights.to_str().unwrap()]);
     assert!(line.contains("divot tokenize"), "{line}");
+}
+
+#[test]
+fn a_picture_beside_the_clip_is_kept() {
+    let bench = Bench::new();
+    let bytes = b"my cat";
+    fs::write(bench.path("cat.png"), bytes).unwrap();
+    let run = quick(&["reconstruct", "--input", "clip.mp4", "--output", "cat.mp4"]);
+    let line = bench.refused(&run);
+    assert!(
+        line.contains("cat.png") && line.contains("--force"),
+        "{line}"
+    );
+    assert_eq!(fs::read(bench.path("cat.png")).unwrap(), bytes);
+    bench.works(&[&run[..], &["--force"]].concat());
+    assert!(read_image(bench.path("cat.png")).is_ok());
+    // Its own contact sheet is replaced without a question.
+    bench.works(&run);
+}
+
+#[test]
+fn words_that_are_easily_mistaken() {
+    let bench = Bench::new();
+    for (arguments, says) in [
+        (
+            &["generate", "a dog", "--seed", "-1"][..],
+            "a seed is a whole number from 0",
+        ),
+        (
+            &["tokenize", "--input", "https://example.org/clip.mp4"],
+            "download",
+        ),
+        (&["tokenize", "--input", "-"], "file"),
+    ] {
+        let line = bench.refused(arguments);
+        assert!(line.contains(says), "{arguments:?}: {line}");
+    }
+    let one = bench.works(&["info", "photo.png"]);
+    assert!(
+        one.contains("1 frame at") && one.contains("1 clip "),
+        "{one}"
+    );
 }
 
 #[test]
