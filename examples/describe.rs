@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Parser;
 use divot::data::{Video, sampling::MAX_CLIPS};
 use divot::pipeline::Clips;
-use divot_cli::options::{LlmWeights, Model, Seed, Text};
+use divot_cli::options::AskOptions;
 
 /// Memory of a tensor serves the next one.
 #[global_allocator]
@@ -23,25 +23,19 @@ struct Arguments {
     #[arg(long, default_value = "What does this video describe?")]
     question: String,
     #[command(flatten)]
-    seed: Seed,
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: LlmWeights,
-    #[command(flatten)]
-    text: Text,
+    options: AskOptions,
 }
 
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
-        let pipeline = arguments.model.open_llm(&arguments.weights, output)?;
+        let pipeline = arguments.options.pipeline(output)?;
         let input = arguments.input.context("no input: name one with --input")?;
         let video = Video::open(input)?;
         let clips = match video.info().frames {
             1 => Clips::Image,
             _ => Clips::AtMost(MAX_CLIPS),
         };
-        let config = arguments.text.generation(&arguments.seed)?;
+        let config = arguments.options.generation()?;
 
         // The answer is printed as it comes.
         pipeline.describe(&video, clips, &arguments.question, &config, &mut |event| {

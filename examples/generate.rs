@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use divot_cli::options::{ClipOutput, Diffusion, Features, LlmWeights, Model, Seed, Text};
+use divot_cli::options::{ClipOutput, MakeOptions};
 use divot_cli::output;
 
 /// Memory of a tensor serves the next one.
@@ -22,30 +22,18 @@ struct Arguments {
     #[command(flatten)]
     output: ClipOutput,
     #[command(flatten)]
-    seed: Seed,
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: LlmWeights,
-    #[command(flatten)]
-    features: Features,
-    #[command(flatten)]
-    diffusion: Diffusion,
-    #[command(flatten)]
-    text: Text,
+    options: MakeOptions,
 }
 
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
-        let pipeline = arguments.model.open_llm(&arguments.weights, output)?;
+        let pipeline = arguments.options.pipeline(output)?;
         let caption = arguments
             .caption
             .context("no caption: say what the video should show with --caption")?;
         let files = arguments.output.files(&[])?;
-        let config = arguments
-            .features
-            .generation(&arguments.text, &arguments.seed)?;
-        let decoding = arguments.diffusion.decoding(&arguments.seed, output)?;
+        let config = arguments.options.generation()?;
+        let decoding = arguments.options.decoding(output)?;
 
         let (_, frames) = pipeline.generate(&caption, &config, &decoding, &mut |event| {
             output.observe(event)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use divot::data::Video;
-use divot_cli::options::{ClipOutput, Diffusion, Model, Seed, Weights};
+use divot_cli::options::{ClipOutput, DecodeOptions};
 use divot_cli::output;
 
 /// Memory of a tensor serves the next one.
@@ -27,22 +27,16 @@ struct Arguments {
     #[command(flatten)]
     output: ClipOutput,
     #[command(flatten)]
-    seed: Seed,
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: Weights,
-    #[command(flatten)]
-    diffusion: Diffusion,
+    options: DecodeOptions,
 }
 
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
-        let pipeline = arguments.model.open(&arguments.weights, output)?;
+        let pipeline = arguments.options.pipeline(output)?;
         let input = arguments.input.context("no input: name one with --input")?;
         let files = arguments.output.files(&[&input])?;
         let video = Video::open(&input)?;
-        let decoding = arguments.diffusion.decoding(&arguments.seed, output)?;
+        let decoding = arguments.options.decoding(output)?;
 
         let made = pipeline.reconstruct(&video, arguments.start, &decoding, &mut |event| {
             output.observe(event)

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use divot_cli::options::{Diffusion, Features, LlmWeights, Model, Seed, Text};
+use divot_cli::options::MakeOptions;
 use divot_cli::story;
 
 /// Memory of a tensor serves the next one.
@@ -27,30 +27,18 @@ struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "story")]
     output: PathBuf,
     #[command(flatten)]
-    seed: Seed,
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: LlmWeights,
-    #[command(flatten)]
-    features: Features,
-    #[command(flatten)]
-    diffusion: Diffusion,
-    #[command(flatten)]
-    text: Text,
+    options: MakeOptions,
 }
 
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
-        let pipeline = arguments.model.open_llm(&arguments.weights, output)?;
+        let pipeline = arguments.options.pipeline(output)?;
         let instruction = arguments
             .instruction
             .context("no instruction: say what the story should be with --instruction")?;
         story::check_folder(&arguments.output)?;
-        let config = arguments
-            .features
-            .generation(&arguments.text, &arguments.seed)?;
-        let decoding = arguments.diffusion.decoding(&arguments.seed, output)?;
+        let config = arguments.options.generation()?;
+        let decoding = arguments.options.decoding(output)?;
 
         let (told, clips) = pipeline.story(
             &instruction,

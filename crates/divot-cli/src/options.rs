@@ -14,13 +14,168 @@ use divot::{GenerationConfig, GuidanceConfig, Pipeline, SamplingConfig, device};
 
 use crate::output::Output;
 
+/// Options of a command that turns tokens into video.
+#[derive(Args)]
+pub struct DecodeOptions {
+    #[command(flatten)]
+    seed: Seed,
+    #[command(flatten)]
+    model: Model,
+    #[command(flatten)]
+    weights: Weights,
+    #[command(flatten)]
+    diffusion: Diffusion,
+}
+
+impl DecodeOptions {
+    /// The seed of the noise.
+    pub fn seed(&self) -> u64 {
+        self.seed.seed
+    }
+
+    /// The model's folder.
+    pub fn folder(&self) -> &Path {
+        &self.model.model
+    }
+
+    /// Finds the model and the device.
+    ///
+    /// # Errors
+    /// If either is not there.
+    pub fn pipeline(&self, output: &mut Output) -> Result<Pipeline> {
+        self.model.open(self.weights.dtype, output)
+    }
+
+    /// How tokens are turned into video.
+    ///
+    /// # Errors
+    /// If an option is out of range.
+    pub fn decoding(&self, output: &mut Output) -> Result<Decoding> {
+        self.diffusion.decoding(&self.seed, output)
+    }
+}
+
+/// Options of a command that asks a language model.
+#[derive(Args)]
+pub struct AskOptions {
+    #[command(flatten)]
+    seed: Seed,
+    #[command(flatten)]
+    model: Model,
+    #[command(flatten)]
+    weights: LlmWeights,
+    #[command(flatten)]
+    text: Text,
+}
+
+impl AskOptions {
+    /// The seed of the text.
+    pub fn seed(&self) -> u64 {
+        self.seed.seed
+    }
+
+    /// Finds the model and the device.
+    ///
+    /// # Errors
+    /// If either is not there.
+    pub fn pipeline(&self, output: &mut Output) -> Result<Pipeline> {
+        self.model.open(self.weights.dtype, output)
+    }
+
+    /// How text is drawn.
+    ///
+    /// # Errors
+    /// If an option is out of range.
+    pub fn generation(&self) -> Result<GenerationConfig> {
+        self.text.generation(SampleOptions::new(), &self.seed)
+    }
+}
+
+/// Options of a command that makes video with a language model.
+#[derive(Args)]
+pub struct MakeOptions {
+    #[command(flatten)]
+    seed: Seed,
+    #[command(flatten)]
+    model: Model,
+    #[command(flatten)]
+    weights: LlmWeights,
+    #[command(flatten)]
+    features: Features,
+    #[command(flatten)]
+    diffusion: Diffusion,
+    #[command(flatten)]
+    text: Text,
+}
+
+impl MakeOptions {
+    /// The seed of text, tokens and noise.
+    pub fn seed(&self) -> u64 {
+        self.seed.seed
+    }
+
+    /// The model's folder.
+    pub fn folder(&self) -> &Path {
+        &self.model.model
+    }
+
+    /// Finds the model and the device.
+    ///
+    /// # Errors
+    /// If either is not there.
+    pub fn pipeline(&self, output: &mut Output) -> Result<Pipeline> {
+        self.model.open(self.weights.dtype, output)
+    }
+
+    /// How text and tokens are drawn.
+    ///
+    /// # Errors
+    /// If an option is out of range.
+    pub fn generation(&self) -> Result<GenerationConfig> {
+        let features = SampleOptions::new().with_var_scale(self.features.var_scale);
+        self.text.generation(features, &self.seed)
+    }
+
+    /// How tokens are turned into video.
+    ///
+    /// # Errors
+    /// If an option is out of range.
+    pub fn decoding(&self, output: &mut Output) -> Result<Decoding> {
+        self.diffusion.decoding(&self.seed, output)
+    }
+}
+
+/// Options of a command that needs the tokenizer only.
+#[derive(Args)]
+pub struct TokenizeOptions {
+    #[command(flatten)]
+    model: Model,
+    #[command(flatten)]
+    weights: Weights,
+}
+
+impl TokenizeOptions {
+    /// The model's folder.
+    pub fn folder(&self) -> &Path {
+        &self.model.model
+    }
+
+    /// Finds the model and the device.
+    ///
+    /// # Errors
+    /// If either is not there.
+    pub fn pipeline(&self, output: &mut Output) -> Result<Pipeline> {
+        self.model.open(self.weights.dtype, output)
+    }
+}
+
 /// Where the model is and where it runs.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
-pub struct Model {
+struct Model {
     /// Folder of the model, as `divot download` and `divot convert` write it
     #[arg(long, value_name = "DIR", default_value = "models/divot")]
-    pub model: PathBuf,
+    model: PathBuf,
     /// auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
     #[arg(long, default_value = "auto")]
     device: String,
@@ -29,7 +184,7 @@ pub struct Model {
 /// Element type of networks other than language models.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
-pub struct Weights {
+struct Weights {
     /// Element type of the weights in memory; auto is f32 on the CPU, as stored elsewhere
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = precision(4))]
     dtype: Precision,
@@ -38,7 +193,7 @@ pub struct Weights {
 /// Element type of networks, language models among them.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
-pub struct LlmWeights {
+struct LlmWeights {
     /// Element type of the weights in memory; auto is f32 on the CPU, as stored elsewhere.
     /// q8 and q4 keep 8 or 4 bits of the language model's weights, for less memory
     #[arg(
@@ -58,16 +213,7 @@ fn precision(count: usize) -> impl TypedValueParser<Value = Precision> {
 
 impl Model {
     /// Finds the model's folder and the device.
-    pub fn open(&self, weights: &Weights, output: &mut Output) -> Result<Pipeline> {
-        self.open_with(weights.dtype, output)
-    }
-
-    /// The same for commands with a language model.
-    pub fn open_llm(&self, weights: &LlmWeights, output: &mut Output) -> Result<Pipeline> {
-        self.open_with(weights.dtype, output)
-    }
-
-    fn open_with(&self, precision: Precision, output: &mut Output) -> Result<Pipeline> {
+    fn open(&self, precision: Precision, output: &mut Output) -> Result<Pipeline> {
         if !self.model.is_dir() {
             bail!(
                 "{}: there is no model; get one with `divot download --to {0}`, convert one with `cargo xtask convert-weights`, or name the folder of one with --model",
@@ -109,10 +255,10 @@ impl ClipOutput {
 
 /// Where random numbers start.
 #[derive(Args)]
-pub struct Seed {
+struct Seed {
     /// Seed of everything that is drawn; the same gives the same on every run
     #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
-    pub seed: u64,
+    seed: u64,
 }
 
 fn seed(text: &str) -> Result<u64, String> {
@@ -123,7 +269,7 @@ fn seed(text: &str) -> Result<u64, String> {
 /// How tokens become video.
 #[derive(Args)]
 #[command(next_help_heading = "Video sampling")]
-pub struct Diffusion {
+struct Diffusion {
     /// How each step is made; the last two need fewer steps and draw no fresh noise
     #[arg(long, value_enum, default_value = "ddim")]
     sampler: Sampler,
@@ -161,7 +307,7 @@ enum Timesteps {
 
 impl Diffusion {
     /// The options, checked.
-    pub fn decoding(&self, seed: &Seed, output: &mut Output) -> Result<Decoding> {
+    fn decoding(&self, seed: &Seed, output: &mut Output) -> Result<Decoding> {
         let (solver, steps) = match (self.sampler, self.eta) {
             (Sampler::Ddim, eta) => (
                 Solver::Ddim {
@@ -205,7 +351,7 @@ impl Diffusion {
 /// How text is generated.
 #[derive(Args)]
 #[command(next_help_heading = "Text sampling")]
-pub struct Text {
+struct Text {
     /// Tokens of an answer at most
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     max_new_tokens: usize,
@@ -227,12 +373,8 @@ pub struct Text {
 }
 
 impl Text {
-    /// The options, checked, for a command that draws no features.
-    pub fn generation(&self, seed: &Seed) -> Result<GenerationConfig> {
-        self.generation_with(SampleOptions::new(), seed)
-    }
-
-    fn generation_with(&self, features: SampleOptions, seed: &Seed) -> Result<GenerationConfig> {
+    /// The options, checked.
+    fn generation(&self, features: SampleOptions, seed: &Seed) -> Result<GenerationConfig> {
         let config = GenerationConfig {
             text: TextSampling::new()
                 .with_max_new_tokens(self.max_new_tokens)
@@ -251,15 +393,8 @@ impl Text {
 /// How video tokens are drawn.
 #[derive(Args)]
 #[command(next_help_heading = "Video sampling")]
-pub struct Features {
+struct Features {
     /// What the variances of drawn video tokens are multiplied by; 0 draws no variety
     #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
     var_scale: f64,
-}
-
-impl Features {
-    /// The options, with those of text, checked.
-    pub fn generation(&self, text: &Text, seed: &Seed) -> Result<GenerationConfig> {
-        text.generation_with(SampleOptions::new().with_var_scale(self.var_scale), seed)
-    }
 }

@@ -12,7 +12,7 @@ use divot::pipeline::{Clips, Stage};
 use serde_json::{Value, json};
 
 use crate::interrupt;
-use crate::options::{LlmWeights, Model, Seed, Text};
+use crate::options::AskOptions;
 use crate::output::Output;
 
 /// Ask a language model about a video or an image
@@ -49,13 +49,7 @@ pub struct Arguments {
     #[arg(long)]
     image: bool,
     #[command(flatten)]
-    seed: Seed,
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: LlmWeights,
-    #[command(flatten)]
-    text: Text,
+    options: AskOptions,
 }
 
 impl Arguments {
@@ -64,13 +58,13 @@ impl Arguments {
         if self.question.trim().is_empty() {
             return Err(LlmError::Empty("question").into());
         }
-        let config = self.text.generation(&self.seed)?;
+        let config = self.options.generation()?;
         let video = Video::open(&self.input)?;
         let clips = match self.image || video.info().frames == 1 {
             true => Clips::Image,
             false => Clips::AtMost(self.clips),
         };
-        let pipeline = self.model.open_llm(&self.weights, output)?;
+        let pipeline = self.options.pipeline(output)?;
         output.set("input", self.input.to_string_lossy());
         output.set("image", clips == Clips::Image);
         let count = match clips {
@@ -78,7 +72,7 @@ impl Arguments {
             _ => 1,
         };
         output.set("clips", count);
-        output.set("seed", self.seed.seed);
+        output.set("seed", self.options.seed());
         output.stop_when_closed();
 
         let (mut chat, answer) =

@@ -7,7 +7,7 @@ use clap::Args;
 use divot::Error;
 use divot::tokens::VideoTokens;
 
-use crate::options::{ClipOutput, Diffusion, Model, Seed, Weights};
+use crate::options::{ClipOutput, DecodeOptions};
 use crate::output::{self, Output};
 
 /// Turn a file of tokens into a video
@@ -28,21 +28,15 @@ pub struct Arguments {
     #[command(flatten)]
     output: ClipOutput,
     #[command(flatten)]
-    seed: Seed,
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: Weights,
-    #[command(flatten)]
-    diffusion: Diffusion,
+    options: DecodeOptions,
 }
 
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
-        let files = self.output.files(&[&self.input, &self.model.model])?;
-        let decoding = self.diffusion.decoding(&self.seed, output)?;
-        let pipeline = self.model.open(&self.weights, output)?;
+        let files = self.output.files(&[&self.input, self.options.folder()])?;
+        let decoding = self.options.decoding(output)?;
+        let pipeline = self.options.pipeline(output)?;
         let tokens = VideoTokens::open(&self.input, pipeline.device())?;
         let frames = pipeline.detokenize(&tokens, &decoding, &mut |event| output.observe(event));
         let frames = match frames {
@@ -59,7 +53,7 @@ impl Arguments {
         output.set("sheet", files.sheet.to_string_lossy());
         output.set("clips", clips);
         output.set("frames", frames.len());
-        output.set("seed", self.seed.seed);
+        output.set("seed", self.options.seed());
         output.line(format!(
             "{} ({}) → {} and {}",
             self.input.display(),

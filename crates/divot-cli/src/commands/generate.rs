@@ -5,7 +5,7 @@ use clap::Args;
 use divot::language::LlmError;
 use divot::pipeline::{Event, Stage};
 
-use crate::options::{ClipOutput, Diffusion, Features, LlmWeights, Model, Seed, Text};
+use crate::options::{ClipOutput, MakeOptions};
 use crate::output::{self, Output};
 
 /// Make a video of a caption
@@ -25,17 +25,7 @@ pub struct Arguments {
     #[command(flatten)]
     output: ClipOutput,
     #[command(flatten)]
-    seed: Seed,
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: LlmWeights,
-    #[command(flatten)]
-    features: Features,
-    #[command(flatten)]
-    diffusion: Diffusion,
-    #[command(flatten)]
-    text: Text,
+    options: MakeOptions,
 }
 
 impl Arguments {
@@ -44,10 +34,10 @@ impl Arguments {
         if self.caption.trim().is_empty() {
             return Err(LlmError::Empty("caption").into());
         }
-        let files = self.output.files(&[&self.model.model])?;
-        let config = self.features.generation(&self.text, &self.seed)?;
-        let decoding = self.diffusion.decoding(&self.seed, output)?;
-        let pipeline = self.model.open_llm(&self.weights, output)?;
+        let files = self.output.files(&[self.options.folder()])?;
+        let config = self.options.generation()?;
+        let decoding = self.options.decoding(output)?;
+        let pipeline = self.options.pipeline(output)?;
         let mut said = false;
         let (scene, frames) =
             pipeline.generate(&self.caption, &config, &decoding, &mut |event| {
@@ -65,7 +55,7 @@ impl Arguments {
         output.set("sheet", files.sheet.to_string_lossy());
         output.set("frames", frames.len());
         output.set("forced", scene.forced);
-        output.set("seed", self.seed.seed);
+        output.set("seed", self.options.seed());
         output.line(format!(
             "{} and {}",
             files.clip.display(),

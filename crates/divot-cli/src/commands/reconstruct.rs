@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use divot::data::Video;
 
-use crate::options::{ClipOutput, Diffusion, Model, Seed, Weights};
+use crate::options::{ClipOutput, DecodeOptions};
 use crate::output::{self, Output};
 
 /// Turn two seconds of video into tokens and back
@@ -34,22 +34,16 @@ pub struct Arguments {
     )]
     start: f64,
     #[command(flatten)]
-    seed: Seed,
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: Weights,
-    #[command(flatten)]
-    diffusion: Diffusion,
+    options: DecodeOptions,
 }
 
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
-        let files = self.output.files(&[&self.input, &self.model.model])?;
+        let files = self.output.files(&[&self.input, self.options.folder()])?;
         let video = Video::open(&self.input)?;
-        let decoding = self.diffusion.decoding(&self.seed, output)?;
-        let pipeline = self.model.open(&self.weights, output)?;
+        let decoding = self.options.decoding(output)?;
+        let pipeline = self.options.pipeline(output)?;
         let made = pipeline.reconstruct(&video, self.start, &decoding, &mut |event| {
             output.observe(event)
         })?;
@@ -65,7 +59,7 @@ impl Arguments {
         output.set("frames", made.frames.len());
         output.set("psnr", fidelity.psnr);
         output.set("ssim", fidelity.ssim);
-        output.set("seed", self.seed.seed);
+        output.set("seed", self.options.seed());
         output.line(format!(
             "{} → {count} tokens of {width} → {} and {}",
             output::video(&video),

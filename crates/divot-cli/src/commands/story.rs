@@ -8,7 +8,7 @@ use divot::StoryEnd;
 use divot::language::LlmError;
 use divot::pipeline::Event;
 
-use crate::options::{Diffusion, Features, LlmWeights, Model, Seed, Text};
+use crate::options::MakeOptions;
 use crate::output::{Output, plural};
 use crate::story;
 
@@ -35,17 +35,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "story")]
     output: PathBuf,
     #[command(flatten)]
-    seed: Seed,
-    #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: LlmWeights,
-    #[command(flatten)]
-    features: Features,
-    #[command(flatten)]
-    diffusion: Diffusion,
-    #[command(flatten)]
-    text: Text,
+    options: MakeOptions,
 }
 
 impl Arguments {
@@ -58,9 +48,9 @@ impl Arguments {
             bail!("a story of 0 scenes tells nothing; use --scenes 1 or more");
         }
         story::check_folder(&self.output)?;
-        let config = self.features.generation(&self.text, &self.seed)?;
-        let decoding = self.diffusion.decoding(&self.seed, output)?;
-        let pipeline = self.model.open_llm(&self.weights, output)?;
+        let config = self.options.generation()?;
+        let decoding = self.options.decoding(output)?;
+        let pipeline = self.options.pipeline(output)?;
         let (told, clips) = pipeline.story(
             &self.instruction,
             self.scenes,
@@ -83,7 +73,7 @@ impl Arguments {
         story::write(
             &self.output,
             &self.instruction,
-            self.seed.seed,
+            self.options.seed(),
             &told,
             &clips,
         )?;
@@ -92,7 +82,7 @@ impl Arguments {
         output.set("output", self.output.to_string_lossy());
         output.set("scenes", story::scenes(&told));
         output.set("ending", told.ending.trim());
-        output.set("seed", self.seed.seed);
+        output.set("seed", self.options.seed());
         output.line(format!(
             "{} of {} in {}",
             told.scenes.len(),

@@ -8,7 +8,7 @@ use divot::data::{Video, check_output};
 use divot::pipeline::Clips;
 
 use crate::interrupt;
-use crate::options::{Model, Weights};
+use crate::options::TokenizeOptions;
 use crate::output::{self, Output};
 
 /// Turn a video into a file of tokens
@@ -42,15 +42,13 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     start: Option<f64>,
     #[command(flatten)]
-    model: Model,
-    #[command(flatten)]
-    weights: Weights,
+    options: TokenizeOptions,
 }
 
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
-        let inputs = [self.input.as_path(), &self.model.model];
+        let inputs = [self.input.as_path(), self.options.folder()];
         check_extension(&self.output)?;
         check_output(&self.output, &inputs)?;
         let video = Video::open(&self.input)?;
@@ -58,7 +56,7 @@ impl Arguments {
             Some(start) => Clips::From(start),
             None => Clips::AtMost(self.clips),
         };
-        let pipeline = self.model.open(&self.weights, output)?;
+        let pipeline = self.options.pipeline(output)?;
         // Fails before the weights are loaded if there are no such clips.
         pipeline.check_clips(&video, clips)?;
         if is_foreign(&self.output) {
