@@ -47,7 +47,7 @@ impl Stage {
 }
 
 /// A callback that is told about events. [`ControlFlow::Break`] stops the work, which then ends in
-/// [`Error::Stopped`].
+/// [`Error::Stopped`](crate::Error::Stopped).
 pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
 
 /// An observer that lets everything go on.
