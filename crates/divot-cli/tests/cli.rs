@@ -891,7 +891,7 @@ fn what_is_missing_is_named() {
         ),
         (
             &["describe", "--input", "clip.mp4", "--model", "empty"],
-            &["empty", "config.json"],
+            &["empty", "no language model"],
         ),
         (&["reconstruct"], &["--input"]),
         (&["generate"], &["CAPTION"]),
