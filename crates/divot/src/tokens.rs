@@ -1,8 +1,8 @@
 //! Files of video tokens.
 //!
 //! A file is in the safetensors format. It holds `tokens`, `[clips, 64, 256]`, and may hold
-//! `unconditional`, `[1, 64, 256]`: the tokens of a mid-grey clip. Guidance needs the latter; with them
-//! in the file, decoding does not need the tokenizer.
+//! `unconditional`, `[1, 64, 256]`: the tokens of a mid-grey clip, which guidance needs. A file with both
+//! can be decoded without the tokenizer.
 
 use std::collections::BTreeMap;
 use std::path::Path;
