@@ -79,7 +79,8 @@ impl Transform {
 /// Resizes a frame with an antialiased bilinear filter. The result equals Pillow's to the byte.
 ///
 /// # Errors
-/// [`Error::Argument`] when a side is 0 or the result has more than 2^27 pixels.
+/// [`Error::Argument`] when a side is 0, or when the result or the image between the two passes has more
+/// than 2^27 pixels.
 pub fn resize(frame: &Frame, width: usize, height: usize) -> Result<Frame> {
     // The first pass keeps the source's height.
     let larger = width.saturating_mul(height.max(frame.height));

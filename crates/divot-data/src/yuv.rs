@@ -14,7 +14,7 @@ pub(crate) struct Colour {
 impl Colour {
     /// BT.601 in the narrow range: the default for videos without a label.
     ///
-    /// FFmpeg's scaler, and so the reference system, assumes it for videos of any size.
+    /// FFmpeg's scaler, and so the reference system, assumes it for them at any size.
     pub const BT601: Self = Self {
         matrix: 6,
         full_range: false,
