@@ -1,4 +1,4 @@
-//! What a command says: text, or one JSON object.
+//! Output of a command: text, or one JSON object.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -18,24 +18,24 @@ use serde_json::{Map, Value};
 
 use crate::interrupt;
 
-/// Where a command's results go.
+/// Collects and prints the results of a command.
 pub struct Output {
     json: bool,
     results: Map<String, Value>,
     seconds: Vec<(&'static str, f64)>,
     device: Option<String>,
     started: Instant,
-    /// Nobody reads standard output any more.
+    /// The reader has closed standard output.
     closed: bool,
     stops_when_closed: bool,
-    /// Why standard output cannot be written.
+    /// The error if standard output cannot be written.
     failed: Option<io::Error>,
-    /// The bar that is shown.
+    /// The progress bar on the screen.
     bar: Option<(Step, ProgressBar)>,
 }
 
 impl Output {
-    /// For a command that starts now, and prints text.
+    /// Creates the output of a command that starts now and prints text.
     pub(crate) fn new() -> Self {
         Self {
             json: false,
@@ -50,19 +50,19 @@ impl Output {
         }
     }
 
-    /// Prints one JSON object at the end instead of text.
+    /// Sets whether to print one JSON object at the end instead of text.
     pub(crate) fn set_json(&mut self, json: bool) {
         self.json = json;
     }
 
-    /// Keeps a result for the JSON object.
+    /// Adds a result to the JSON object.
     pub fn set(&mut self, key: &str, value: impl Serialize) {
-        // Whatever is set here has a form in JSON.
+        // All values that are set here can be serialised.
         let value = serde_json::to_value(value).unwrap_or_default();
         self.results.insert(key.to_owned(), value);
     }
 
-    /// Keeps the device's name for the end.
+    /// Sets the device that the summary and the JSON object name.
     pub fn set_device(&mut self, device: &Device) {
         self.device = Some(device::name(device));
     }
@@ -73,9 +73,9 @@ impl Output {
         self.failure()
     }
 
-    /// Prints a piece of text as it comes; breaks if there should be no more of it.
+    /// Prints a piece of streamed text. Breaks if the stream should stop.
     pub fn stream(&mut self, text: &str) -> ControlFlow<()> {
-        // What a model makes up must not steer a terminal.
+        // Generated text must not control the terminal.
         let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
         self.write(&text.replace(steers, "\u{fffd}"));
         match self.failed.is_some() || (self.closed && self.stops_when_closed) {
@@ -84,12 +84,13 @@ impl Output {
         }
     }
 
-    /// Lets [`stream`](Self::stream) break when nobody reads the text any more, which is all there is.
+    /// Makes [`stream`](Self::stream) break when the reader closes standard output. For commands whose
+    /// only result is the text.
     pub fn stop_when_closed(&mut self) {
         self.stops_when_closed = true;
     }
 
-    /// Whether nobody reads the text any more.
+    /// Returns whether the reader has closed standard output.
     pub fn is_closed(&self) -> bool {
         self.closed
     }
@@ -107,12 +108,13 @@ impl Output {
         }
     }
 
-    /// Prints a remark, which is no result, on standard error.
+    /// Prints a remark on standard error. A remark is not part of the result.
     pub fn note(&self, line: impl Display) {
         let _ = writeln!(io::stderr(), "{line}");
     }
 
-    /// Shows what a pipeline does, and keeps the seconds of its stages. Breaks if it should stop.
+    /// Shows the progress of a pipeline and records the seconds of its stages. Breaks if the pipeline
+    /// should stop.
     pub fn observe(&mut self, event: Event<'_>) -> ControlFlow<()> {
         match event {
             Event::Progress(progress) => self.progress(progress),
@@ -157,7 +159,7 @@ impl Output {
         }
     }
 
-    /// Does something, and adds the seconds it takes to those of a stage.
+    /// Runs `work` and adds its time to that of a stage.
     pub fn timed<T>(
         &mut self,
         stage: &'static str,
@@ -171,7 +173,7 @@ impl Output {
         Ok(result)
     }
 
-    /// Adds seconds to those of a stage.
+    /// Adds seconds to the time of a stage.
     fn count(&mut self, stage: &'static str, seconds: f64) {
         match self.seconds.iter_mut().find(|(known, _)| *known == stage) {
             Some((_, sum)) => *sum += seconds,
@@ -179,7 +181,7 @@ impl Output {
         }
     }
 
-    /// Seconds, device and memory on one line.
+    /// Returns the seconds of each stage, the device and the peak memory on one line.
     pub fn summary(&self) -> String {
         let mut parts: Vec<String> = self
             .seconds
@@ -196,14 +198,14 @@ impl Output {
         parts.join(", ")
     }
 
-    /// Prints a remark that the JSON object makes needless.
+    /// Prints a remark whose content the JSON object has too. With JSON, nothing is printed.
     pub fn remark(&self, line: impl Display) {
         if !self.json {
             self.note(line);
         }
     }
 
-    /// A bar on standard error, which is silent where that is no terminal.
+    /// Creates a progress bar on standard error. It is hidden if standard error is not a terminal.
     fn bar(&self, position: &str) -> ProgressBar {
         let template = format!("{{msg:12}} {{wide_bar}} {position}, {{eta}} left");
         let bar = if io::stderr().is_terminal() {
@@ -215,7 +217,7 @@ impl Output {
         bar
     }
 
-    /// Ends a command: prints the JSON object, if one is wanted.
+    /// Ends the command. Prints the JSON object if it is enabled.
     pub(crate) fn finish(&mut self) -> Result<()> {
         if !self.json {
             return Ok(());
@@ -238,7 +240,7 @@ impl Output {
         self.line(text)
     }
 
-    /// Prints text as it is, script or answer.
+    /// Prints text unchanged.
     fn write(&mut self, text: &str) {
         if self.json || self.closed || self.failed.is_some() {
             return;
@@ -249,19 +251,19 @@ impl Output {
             .and_then(|()| stdout.flush())
         {
             Ok(()) => {}
-            // As of `divot … | head`: it has all it wants.
+            // The reader has enough, as in `divot … | head`.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => self.closed = true,
             Err(error) => self.failed = Some(error),
         }
     }
 }
 
-/// A clip in rows of eight.
+/// Splits a clip into rows of eight frames.
 pub fn rows(frames: &[Frame]) -> Vec<&[Frame]> {
     frames.chunks(8).collect()
 }
 
-/// A count for people.
+/// Formats a count: `1.1 K`, `2.5 M`.
 pub fn count(number: usize) -> String {
     let number = number as f64;
     match number {
@@ -271,12 +273,12 @@ pub fn count(number: usize) -> String {
     }
 }
 
-/// `1 clip`, `2 clips`.
+/// Formats a count with its noun: `1 clip`, `2 clips`.
 pub fn plural(count: usize, thing: &str) -> String {
     format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A video on one line: `clip.mp4 (69 frames at 25.000 fps, h264)`.
+/// Describes a video on one line: `clip.mp4 (69 frames at 25.000 fps, h264)`.
 pub fn video(video: &Video) -> String {
     let info = video.info();
     format!(
@@ -288,7 +290,7 @@ pub fn video(video: &Video) -> String {
     )
 }
 
-/// Bytes for people.
+/// Formats a number of bytes: `512 bytes`, `1.50 GiB`.
 pub fn size(bytes: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB"];
     let mut value = bytes as f64;

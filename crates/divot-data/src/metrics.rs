@@ -1,9 +1,10 @@
-//! How alike two frames are.
+//! Metrics of the similarity of two frames.
 
 use crate::{Error, Frame, Result};
 
-/// Peak signal-to-noise ratio in decibels, over all three channels together; infinite for equal
-/// frames.
+/// Computes the peak signal-to-noise ratio in decibels, over all three channels.
+///
+/// The ratio of equal frames is infinite.
 ///
 /// # Errors
 /// [`Error::Argument`] when the sizes differ.
@@ -19,10 +20,10 @@ pub fn psnr(a: &Frame, b: &Frame) -> Result<f64> {
     Ok(10.0 * (255.0 * 255.0 / mse).log10())
 }
 
-/// A metric averaged over the pairs of frames of two clips, frame by frame.
+/// Averages a metric over the frames of two clips, pair by pair.
 ///
 /// # Errors
-/// [`Error::Argument`] when there is no pair, or those of `metric`.
+/// [`Error::Argument`] when the clips are empty or differ in length. Those of `metric`.
 pub fn mean(
     a: &[Frame],
     b: &[Frame],
@@ -39,15 +40,16 @@ pub fn mean(
     Ok(values.sum::<Result<f64>>()? / a.len() as f64)
 }
 
-/// Taps of the Gaussian window on either side of its middle: 11 in all.
+/// Taps of the Gaussian window on each side of its centre. The window has 11 taps.
 const RADIUS: usize = 5;
 const SIGMA: f64 = 1.5;
 
-/// Structural similarity (Wang et al. 2004), at most 1: a Gaussian window of 11x11 with sigma 1.5,
-/// K1 = 0.01, K2 = 0.03, averaged over the places where the whole window fits and over the three
-/// channels.
+/// Computes the structural similarity (Wang et al. 2004), which is at most 1.
 ///
-/// These are scikit-image's `structural_similarity(a, b, gaussian_weights=True, sigma=1.5,
+/// The window is Gaussian, 11x11 with sigma 1.5. K1 is 0.01 and K2 is 0.03. The result is the mean over
+/// the three channels and over all positions where the whole window fits.
+///
+/// The values equal those of scikit-image's `structural_similarity(a, b, gaussian_weights=True, sigma=1.5,
 /// use_sample_covariance=False, data_range=255, channel_axis=2)`.
 ///
 /// # Errors
@@ -93,7 +95,7 @@ pub fn ssim(a: &Frame, b: &Frame) -> Result<f64> {
     Ok(total / 3.0)
 }
 
-/// The Gaussian window at every place where it fits: `[h - 10, w - 10]`.
+/// Applies the Gaussian window at every position where it fits: `[h - 10, w - 10]`.
 fn blur(plane: &[f64], w: usize, h: usize) -> Vec<f64> {
     let mut kernel: Vec<f64> = (0..=2 * RADIUS)
         .map(|i| (-0.5 * ((i as f64 - RADIUS as f64) / SIGMA).powi(2)).exp())

@@ -1,23 +1,25 @@
-//! The boxes of an MP4 file with one H.264 track.
+//! Writes the boxes of an MP4 file with one H.264 track.
 
-/// What the index says of the track.
+/// The description of the track in the index.
 pub(crate) struct TrackBoxes<'a> {
     pub width: u16,
     pub height: u16,
     /// Ticks per second.
     pub timescale: u32,
-    /// Ticks that each sample is shown for.
+    /// Duration of each sample in ticks.
     pub durations: &'a [u32],
-    /// Which samples decoding can begin at.
+    /// Whether decoding can start at each sample.
     pub syncs: &'a [bool],
     pub sizes: &'a [u32],
-    /// SPS and PPS, without start codes.
+    /// Sequence parameter set without start code.
     pub sps: &'a [u8],
+    /// Picture parameter set without start code.
     pub pps: &'a [u8],
 }
 
-/// Everything of the file before the samples, index first so that players can start at once.
-/// `None` when the file would not fit 32-bit offsets.
+/// Returns all of the file before the samples. Players can start at once because the index comes first.
+///
+/// Returns `None` when the file is too large for 32-bit offsets.
 pub(crate) fn head(track: &TrackBoxes<'_>) -> Option<Vec<u8>> {
     let mut head = boxed(b"ftyp", |b| {
         b.extend(b"isom");
@@ -44,7 +46,7 @@ fn movie(track: &TrackBoxes<'_>, data: u32) -> Vec<u8> {
     boxed(b"moov", |b| {
         b.extend(full(b"mvhd", 0, |b| {
             words(b, &[0, 0, track.timescale, ticks, 0x1_0000]);
-            // Full volume, and ten bytes that are reserved.
+            // Full volume, and ten reserved bytes.
             b.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
             b.extend(MATRIX.iter().flat_map(|v| v.to_be_bytes()));
             words(b, &[0, 0, 0, 0, 0, 0, 2]);
@@ -62,7 +64,7 @@ fn movie(track: &TrackBoxes<'_>, data: u32) -> Vec<u8> {
             b.extend(boxed(b"mdia", |b| {
                 b.extend(full(b"mdhd", 0, |b| {
                     words(b, &[0, 0, track.timescale, ticks]);
-                    // Language "und", three letters of five bits.
+                    // Language "und", in five bits per letter.
                     b.extend([0x55, 0xc4, 0, 0]);
                 }));
                 b.extend(full(b"hdlr", 0, |b| {
@@ -87,7 +89,7 @@ fn movie(track: &TrackBoxes<'_>, data: u32) -> Vec<u8> {
     })
 }
 
-/// No rotation, in 16.16 and 2.30 fixed point.
+/// The identity matrix (no rotation), in 16.16 and 2.30 fixed point.
 const MATRIX: [u32; 9] = [0x1_0000, 0, 0, 0, 0x1_0000, 0, 0, 0, 0x4000_0000];
 
 fn sample_table(track: &TrackBoxes<'_>, data: u32) -> Vec<u8> {
@@ -135,7 +137,7 @@ fn sample_table(track: &TrackBoxes<'_>, data: u32) -> Vec<u8> {
             words(b, &[syncs.len() as u32]);
             words(b, &syncs);
         }));
-        // One chunk holds them all.
+        // One chunk holds all samples.
         b.extend(full(b"stsc", 0, |b| {
             if count == 0 {
                 words(b, &[0])
@@ -157,8 +159,10 @@ fn sample_table(track: &TrackBoxes<'_>, data: u32) -> Vec<u8> {
     })
 }
 
-/// Primaries and transfer of BT.709, which are those of sRGB or near enough, and the matrix of
-/// BT.601, which readers that ignore such labels assume.
+/// Colour primaries, transfer function and matrix.
+///
+/// The primaries and the transfer function are those of BT.709, which are close to sRGB. The matrix is
+/// that of BT.601, which readers assume if they ignore the label.
 const COLOUR: [u8; 3] = [1, 1, 6];
 
 fn decoder_config(b: &mut Vec<u8>, sps: &[u8], pps: &[u8]) {
@@ -166,7 +170,7 @@ fn decoder_config(b: &mut Vec<u8>, sps: &[u8], pps: &[u8]) {
     let profile = sps.get(1..4).unwrap_or(&[100, 0, 30]);
     b.push(1);
     b.extend(profile);
-    // Lengths of four bytes, one SPS.
+    // Four-byte lengths, one SPS.
     b.extend([0xff, 0xe1]);
     b.extend((sps.len() as u16).to_be_bytes());
     b.extend(sps);
@@ -188,7 +192,7 @@ fn boxed(name: &[u8; 4], body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     bytes
 }
 
-/// A box with version 0 and flags.
+/// Writes a box with version 0 and flags.
 fn full(name: &[u8; 4], flags: u32, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     boxed(name, |b| {
         b.extend(flags.to_be_bytes());
@@ -200,7 +204,7 @@ fn words(b: &mut Vec<u8>, words: &[u32]) {
     b.extend(words.iter().flat_map(|w| w.to_be_bytes()));
 }
 
-/// The NAL units of a stream with start codes.
+/// Splits a stream with start codes into NAL units.
 pub(crate) fn nal_units(stream: &[u8]) -> Vec<&[u8]> {
     let starts: Vec<usize> = stream
         .windows(3)
@@ -214,7 +218,7 @@ pub(crate) fn nal_units(stream: &[u8]) -> Vec<&[u8]> {
         .map(|(i, &start)| {
             let end = starts.get(i + 1).map_or(stream.len(), |next| next - 3);
             let unit = &stream[start..end];
-            // Zeros before the next start code belong to it.
+            // Zeros before a start code belong to the start code.
             let length = unit
                 .iter()
                 .rposition(|&b| b != 0)
@@ -225,11 +229,13 @@ pub(crate) fn nal_units(stream: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
-/// Adds to an SPS that has none the video usability information: colours, frame rate, and that
-/// frames come in the order of showing, so that players need not wait for later ones.
+/// Adds video usability information to an SPS without any.
 ///
-/// `references` is the number of reference frames that the SPS allows, `timescale / tick` the
-/// frame rate.
+/// The information holds the colours and the frame rate. It also states that frames are stored in
+/// display order, so that players need not wait for later frames.
+///
+/// `references` is the number of reference frames that the SPS allows. The frame rate is
+/// `timescale / tick`.
 pub(crate) fn with_usability_info(
     sps: &[u8],
     references: u32,
@@ -240,29 +246,29 @@ pub(crate) fn with_usability_info(
     for byte in unescaped(sps) {
         bits.put(byte.into(), 8);
     }
-    // An SPS ends with the flag for this information, a 1 and zeros up to the byte.
+    // An SPS ends with the flag of this information, then a 1, then zeros up to a whole byte.
     while bits.0.pop() == Some(false) {}
     if bits.0.pop() != Some(false) {
         return sps.to_vec();
     }
     bits.put(1, 1);
-    // No aspect ratio, no overscan; a signal type: format unspecified (5), narrow range, colours.
+    // No aspect ratio, no overscan. Signal type: unspecified format (5), narrow range, colours.
     for (value, count) in [(0, 1), (0, 1), (1, 1), (5, 3), (0, 1), (1, 1)] {
         bits.put(value, count);
     }
     for number in COLOUR {
         bits.put(number.into(), 8);
     }
-    // No chroma location; timing counts fields, so it has twice the frame rate.
+    // No chroma location. Timing counts fields, so its rate is twice the frame rate.
     bits.put(0, 1);
     bits.put(1, 1);
     bits.put(tick, 32);
     bits.put(timescale.saturating_mul(2), 32);
     bits.put(1, 1);
-    // No buffering models (two kinds), no picture structure.
+    // No buffering models (there are two kinds), no picture structure.
     bits.put(0, 3);
-    // Restrictions: vectors may leave the picture; no limits but the last two, which are how many
-    // frames are shown late (none) and how many are kept.
+    // Restrictions: motion vectors may point outside the picture. Only the last two limits apply: the
+    // number of reordered frames (none) and the number of frames in the decoder's buffer.
     bits.put(0b11, 2);
     for limit in [0, 0, 16, 16, 0, references] {
         bits.put_exp_golomb(limit);
@@ -295,7 +301,7 @@ impl Bits {
     }
 }
 
-/// Without the 3 that keeps 0, 0 from looking like a start code.
+/// Removes the emulation prevention bytes: the 3 after two zeros.
 fn unescaped(unit: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(unit.len());
     for &byte in unit {

@@ -1,8 +1,8 @@
-//! Which frames of a video make a clip.
+//! Selection of the frames of a clip.
 //!
-//! A clip is two seconds: 16 frames at 8 frames a second, of which the tokenizer sees five
-//! ([`TOKENIZER_FRAMES`]). All positions are computed in `f64` and truncated to frame indices, as
-//! the released system does it with `numpy.linspace(.., endpoint=False)`.
+//! A clip is two seconds long: 16 frames at 8 frames per second. The tokenizer uses five of them
+//! ([`TOKENIZER_FRAMES`]). All positions are computed in `f64` and truncated to frame indices, like
+//! `numpy.linspace(.., endpoint=False)` in the released system.
 
 use crate::{Error, Result};
 
@@ -12,24 +12,24 @@ pub const CLIP_FRAMES: usize = 16;
 /// Frame rate of a clip, in frames per second.
 pub const CLIP_FPS: f64 = 8.0;
 
-/// Clips taken of a video for comprehension, at most.
+/// Maximum number of clips of a video for comprehension.
 pub const MAX_CLIPS: usize = 20;
 
-/// Which of a clip's 16 frames the tokenizer sees.
+/// Positions of the tokenizer's frames among the 16 of a clip.
 pub const TOKENIZER_FRAMES: [usize; 5] = [0, 4, 8, 12, 15];
 
-/// The 16 frames of one clip, as indices into the video, never decreasing.
+/// The 16 frames of a clip, as indices into the video. They never decrease.
 pub type ClipIndices = [usize; CLIP_FRAMES];
 
-/// The tokenizer's five of a clip's 16 frames.
+/// Returns the five frames of a clip that the tokenizer uses.
 pub fn tokenizer_indices(clip: &ClipIndices) -> [usize; 5] {
     TOKENIZER_FRAMES.map(|i| clip[i])
 }
 
-/// The clip that a reconstruction starts from: the first two seconds. A shorter video is spread
-/// over the 16 frames.
+/// Selects the clip for a reconstruction: the first two seconds.
 ///
-/// `frames` is the length of the video, `fps` its frame rate.
+/// `frames` is the number of frames of the video, `fps` its frame rate. The frames of a shorter video
+/// are spread over the 16 of the clip.
 ///
 /// # Errors
 /// [`Error::Argument`] for a video without frames, or when `fps` is not a positive number.
@@ -37,11 +37,11 @@ pub fn reconstruct_indices(frames: usize, fps: f64) -> Result<ClipIndices> {
     reconstruct_indices_from(frames, fps, 0.0)
 }
 
-/// [`reconstruct_indices`], starting `start` seconds into the video.
+/// Like [`reconstruct_indices`], but starts `start` seconds into the video.
 ///
 /// # Errors
-/// Those of [`reconstruct_indices`], and [`Error::Argument`] when `start` is negative or not before
-/// the end of the video.
+/// Those of [`reconstruct_indices`]. [`Error::Argument`] when `start` is negative or not before the end
+/// of the video.
 pub fn reconstruct_indices_from(frames: usize, fps: f64, start: f64) -> Result<ClipIndices> {
     let interval = check(frames, fps)?;
     let length = frames as f64;
@@ -52,11 +52,11 @@ pub fn reconstruct_indices_from(frames: usize, fps: f64, start: f64) -> Result<C
     Ok(spread(first, first + span(interval), frames))
 }
 
-/// [`reconstruct_indices_from`] for a video of variable frame rate: `start` and the distance
-/// between a clip's frames are in seconds of the times at which frames are shown.
+/// Like [`reconstruct_indices_from`], for a video of variable frame rate.
 ///
-/// `frame_at` gives the frame that is shown at a time in seconds; `duration` is the length of the
-/// video in seconds. Where less than a clip is left, it is spread over the clip.
+/// Positions are times in seconds instead of frames. `frame_at` returns the frame shown at a time.
+/// `duration` is the length of the video. If less than two seconds are left, they are spread over the
+/// clip.
 ///
 /// # Errors
 /// [`Error::Argument`] when `start` is negative or not before `duration`.
@@ -79,9 +79,11 @@ fn bad_start(start: f64, duration: f64) -> Error {
     ))
 }
 
-/// The clips for comprehension: consecutive ones of two seconds, the last squeezed into what is
-/// left of the video; or, of a video too long for that, `max_clips` clips whose starts are spread
-/// evenly. The reference system has [`MAX_CLIPS`].
+/// Selects the clips for comprehension.
+///
+/// If the video is long enough for `max_clips` clips, the starts of that many clips are spread evenly.
+/// Otherwise the clips are consecutive, and the last one covers the rest of the video, which may be
+/// shorter than two seconds. The reference system uses [`MAX_CLIPS`].
 ///
 /// # Errors
 /// [`Error::Argument`] for a video without frames, when `fps` is not a positive number, or when
@@ -90,11 +92,13 @@ pub fn comprehend_indices(frames: usize, fps: f64, max_clips: usize) -> Result<V
     clips(frames, fps, max_clips, || 0.0)
 }
 
-/// [`comprehend_indices`] for training: each clip starts at random inside its slot. A video too
-/// short for `max_clips` clips is cut into consecutive ones from a start drawn within the first
-/// 1/8 second. `uniform` draws from `[0, 1)` and is called once per start.
+/// Like [`comprehend_indices`], with random starts for training.
 ///
-/// With `max_clips` 1 this is one clip from anywhere in the video.
+/// A long video is divided into `max_clips` slots, and each clip starts at random within its slot. In a
+/// video that is too short for `max_clips` clips, the clips are consecutive and the first one starts at
+/// random within 1/8 second. `uniform` draws from `[0, 1)` and is called once per random start.
+///
+/// With `max_clips` of 1, the result is one clip from anywhere in the video.
 ///
 /// # Errors
 /// Those of [`comprehend_indices`].
@@ -107,7 +111,8 @@ pub fn train_indices(
     clips(frames, fps, max_clips, uniform)
 }
 
-/// Both of the above: `uniform` says where in its room a start lies.
+/// Selects clips for comprehension or training. `uniform` returns the position of a start within its
+/// range, in `[0, 1)`.
 fn clips(
     frames: usize,
     fps: f64,
@@ -125,7 +130,7 @@ fn clips(
     let available = floor_div(length, interval);
     if available >= (max_clips * CLIP_FRAMES) as f64 {
         let slot = (frames / max_clips) as f64;
-        // A slot may lose up to a frame to the integer division and be too short for a clip.
+        // The integer division may shorten a slot by up to a frame, so that a clip no longer fits.
         let squeezed = floor_div(slot, interval) < CLIP_FRAMES as f64;
         let span = if squeezed { slot } else { span(interval) };
         return Ok((0..max_clips)
@@ -137,7 +142,7 @@ fn clips(
     }
 
     let mut clips = Vec::new();
-    // The video is never so short that a start inside the first interval would leave no clip.
+    // The start is before the end of the video, so there is at least one clip.
     let mut start = uniform() * interval.min(length);
     while start < length && clips.len() < max_clips {
         clips.push(spread(start, (start + span(interval)).min(length), frames));
@@ -146,7 +151,7 @@ fn clips(
     Ok(clips)
 }
 
-/// Checks the video and returns the distance between a clip's frames, in frames of the video.
+/// Checks the arguments. Returns the distance between a clip's frames, in frames of the video.
 fn check(frames: usize, fps: f64) -> Result<f64> {
     if frames == 0 {
         return Err(Error::Argument(
@@ -165,14 +170,14 @@ fn span(interval: f64) -> f64 {
     CLIP_FRAMES as f64 * interval
 }
 
-/// 16 positions from `start` up to, not including, `end` (or the end of the video), truncated.
+/// Returns 16 even positions in `start..end`, truncated to indices. The end of the video limits `end`.
 fn spread(start: f64, end: f64, frames: usize) -> ClipIndices {
     let step = (end.min(frames as f64) - start) / CLIP_FRAMES as f64;
     std::array::from_fn(|i| ((i as f64 * step + start) as usize).min(frames - 1))
 }
 
-/// Python's `//` on floats: the remainder is exact, so a quotient just below an integer is not
-/// rounded up to it.
+/// Divides like Python's `//` on floats. The remainder is exact, so a quotient just below an integer is
+/// not rounded up.
 fn floor_div(a: f64, b: f64) -> f64 {
     ((a - a % b) / b).round()
 }
@@ -231,7 +236,7 @@ mod tests {
     fn a_start_shifts_the_clip() {
         let clip = reconstruct_indices_from(100, 8.0, 2.0).unwrap();
         assert_eq!(clip, std::array::from_fn(|i| 16 + i));
-        // What is left is spread over the clip.
+        // The rest of the video is spread over the clip.
         let clip = reconstruct_indices_from(24, 8.0, 2.0).unwrap();
         assert_eq!((clip[0], clip[15]), (16, 23));
     }

@@ -1,10 +1,10 @@
-//! From frames to the numbers that networks read, and back.
+//! Conversion between frames and the inputs of networks.
 
 use std::borrow::Cow;
 
 use crate::{Error, Frame, Result};
 
-/// Resizing keeps at most this many pixels, so that a sliver of an image cannot eat the memory.
+/// Maximum number of pixels after resizing. It limits the memory that a very narrow image can take.
 const MAX_PIXELS: usize = 1 << 27;
 
 /// The released system's image transform: resize, centre crop, scale to [-1, 1].
@@ -12,8 +12,8 @@ const MAX_PIXELS: usize = 1 << 27;
 pub struct Transform {
     /// Side of the square result in pixels.
     pub size: usize,
-    /// `true`: the shorter side becomes `size` and the middle is cut out. `false`: both sides
-    /// become `size`.
+    /// Whether to keep the aspect ratio. If `true`, the shorter side becomes `size` and the centre is
+    /// cropped. If `false`, both sides become `size`.
     pub keep_aspect: bool,
 }
 
@@ -28,10 +28,11 @@ impl Default for Transform {
 }
 
 impl Transform {
-    /// Resizes and crops: a frame of `size` x `size`, still of bytes.
+    /// Resizes and crops a frame to `size` x `size`, without scaling its values.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a size of 0, or a frame so narrow that the result would be huge.
+    /// [`Error::Argument`] for a size of 0, or a frame so narrow that resizing it would need too many
+    /// pixels.
     pub fn frame(&self, frame: &Frame) -> Result<Frame> {
         let size = self.size;
         if !self.keep_aspect {
@@ -53,7 +54,7 @@ impl Transform {
         ))
     }
 
-    /// The whole transform: `[3, size, size]` in [-1, 1].
+    /// Applies the transform to a frame. Returns values in [-1, 1] of shape `[3, size, size]`.
     ///
     /// # Errors
     /// Those of [`Transform::frame`].
@@ -61,7 +62,8 @@ impl Transform {
         Ok(frame_to_chw(&self.frame(frame)?))
     }
 
-    /// The transform of a clip: values in [-1, 1] and their shape `[frames, 3, size, size]`.
+    /// Applies the transform to a clip. Returns values in [-1, 1] and their shape
+    /// `[frames, 3, size, size]`.
     ///
     /// # Errors
     /// Those of [`Transform::frame`].
@@ -74,10 +76,11 @@ impl Transform {
     }
 }
 
-/// Resizes with Pillow's antialiased bilinear filter, to the byte.
+/// Resizes a frame with an antialiased bilinear filter. The result equals Pillow's to the byte.
 ///
 /// # Errors
-/// [`Error::Argument`] when a side would be 0 or the result huge (over 2^27 pixels).
+/// [`Error::Argument`] when a side is 0, or when the result or the image between the two passes has more
+/// than 2^27 pixels.
 pub fn resize(frame: &Frame, width: usize, height: usize) -> Result<Frame> {
     // The first pass keeps the source's height.
     let larger = width.saturating_mul(height.max(frame.height));
@@ -87,7 +90,7 @@ pub fn resize(frame: &Frame, width: usize, height: usize) -> Result<Frame> {
             frame.width, frame.height
         )));
     }
-    // Pillow rounds to bytes in between, so the order of the two passes matters.
+    // Pillow rounds to bytes between the two passes, so their order matters.
     let mut rgb = Cow::Borrowed(&frame.rgb);
     if width != frame.width {
         rgb = Cow::Owned(resize_rows(&rgb, frame.width, width));
@@ -98,19 +101,20 @@ pub fn resize(frame: &Frame, width: usize, height: usize) -> Result<Frame> {
     Frame::new(width, height, rgb.into_owned())
 }
 
-/// What one result is made of: the first source value and the weights from there on.
+/// The inputs of one output value: the index of the first one, and the weights from there on.
 struct Taps {
     first: usize,
     weights: Vec<i32>,
 }
 
-/// Bits after the point of a weight: what 32 bits leave when values have 8 and sums grow by 2.
+/// Fractional bits of a weight. Values take 8 of the 32 bits, and sums need 2 more.
 const PRECISION: u32 = 32 - 8 - 2;
 
 /// One half, for rounding.
 const HALF: i32 = 1 << (PRECISION - 1);
 
-/// The triangle filter, widened by the factor of a reduction, in Pillow's fixed point.
+/// Computes the weights of the triangle filter in Pillow's fixed point. The filter is wider when the
+/// image becomes smaller.
 fn bilinear_taps(from: usize, to: usize) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
     let support = scale.max(1.0);
@@ -170,7 +174,8 @@ fn resize_columns(rgb: &[u8], row: usize, height: usize, to: usize) -> Vec<u8> {
     out
 }
 
-/// Where torchvision's centre crop begins: half the overhang, rounded half to even as Python does.
+/// Returns the start of torchvision's centre crop: half the overhang. Halves are rounded to even, as in
+/// Python.
 fn crop_offset(side: usize, size: usize) -> usize {
     let overhang = side - size;
     let half = overhang / 2;
@@ -193,7 +198,8 @@ fn crop(frame: &Frame, left: usize, top: usize, size: usize) -> Frame {
     }
 }
 
-/// A frame's values: `[3, height, width]`, scaled to [-1, 1] as `(x / 255 - 0.5) / 0.5`.
+/// Converts a frame to values of shape `[3, height, width]`, scaled to [-1, 1] by
+/// `(x / 255 - 0.5) / 0.5`.
 pub fn frame_to_chw(frame: &Frame) -> Vec<f32> {
     let mut values = Vec::with_capacity(frame.rgb.len());
     for channel in 0..3 {
@@ -209,7 +215,7 @@ pub fn frame_to_chw(frame: &Frame) -> Vec<f32> {
     values
 }
 
-/// A clip's values as they are, without resizing: in [-1, 1], and their shape
+/// Converts a clip without resizing it. Returns values in [-1, 1] and their shape
 /// `[frames, 3, height, width]`.
 ///
 /// # Errors
@@ -220,8 +226,10 @@ pub fn clip_to_chw(frames: &[Frame]) -> Result<(Vec<f32>, [usize; 4])> {
     Ok((values, [frames.len(), 3, height, width]))
 }
 
-/// A frame from values `[3, height, width]`: clamped to [-1, 1], mapped to 0..=255 and truncated,
-/// not rounded, as the released system does it. A value that is not a number becomes 0.
+/// Converts values of shape `[3, height, width]` to a frame.
+///
+/// Values are clamped to [-1, 1], mapped to 0..=255 and truncated, as in the released system. NaN
+/// becomes 0.
 ///
 /// # Errors
 /// [`Error::Argument`] when the number of values is not `3 * height * width` or a side is 0.
@@ -240,10 +248,10 @@ pub fn chw_to_frame(values: &[f32], width: usize, height: usize) -> Result<Frame
     Frame::new(width, height, rgb)
 }
 
-/// [`chw_to_frame`] for a clip of shape `[frames, 3, height, width]`.
+/// Converts values of shape `[frames, 3, height, width]` to a clip, like [`chw_to_frame`].
 ///
 /// # Errors
-/// [`Error::Argument`] when the shape and the number of values do not agree.
+/// [`Error::Argument`] when the shape does not match the number of values, or has no three channels.
 pub fn chw_to_clip(values: &[f32], shape: [usize; 4]) -> Result<Vec<Frame>> {
     let [frames, channels, height, width] = shape;
     let total = shape

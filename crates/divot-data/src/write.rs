@@ -1,7 +1,7 @@
-//! Writing videos and pictures.
+//! Writers of videos and images.
 //!
-//! Every writer fills a temporary file beside the target and renames it at the end, so a target is
-//! either whole or as it was before.
+//! Every writer fills a temporary file beside the target and renames it at the end. If writing fails,
+//! the target does not change.
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -18,14 +18,16 @@ use crate::{Error, Frame, Result};
 /// Quantiser of the H.264 writer: visually lossless.
 const QUANTISER: u8 = 10;
 
-/// Frames from one at which decoding can begin to the next.
+/// Number of frames from one keyframe to the next.
 const KEYFRAME_INTERVAL: u32 = 48;
 
-/// Writes an MP4 with H.264 that is visually lossless and plays everywhere: High profile, 4:2:0,
-/// BT.601 in the narrow range and labelled so, index in front.
+/// Writes an MP4 file with H.264 video.
 ///
-/// `fps` is the frame rate in frames per second, over 0 and at most 1000. Video of this kind has
-/// even sides: an odd last row or column is left out, a side of 1 is doubled.
+/// The video is visually lossless, in the High profile, with 4:2:0 chroma. Its colours are BT.601 in the
+/// narrow range, and labelled as such. The index comes before the frames.
+///
+/// `fps` is the frame rate in frames per second, over 0 and at most 1000. 4:2:0 video has even sides. An
+/// odd last row or column is left out. A side of 1 is doubled.
 ///
 /// # Errors
 /// [`Error::Argument`] for no frames, frames of different sizes or over 16384 pixels a side, or a
@@ -35,7 +37,7 @@ pub fn write_mp4(path: impl AsRef<Path>, frames: &[Frame], fps: f64) -> Result<(
     write_mp4_timed(path.as_ref(), frames, timescale, &vec![tick; frames.len()])
 }
 
-/// [`write_mp4`] with a duration per frame, in ticks.
+/// Like [`write_mp4`], with a duration for each frame, in ticks.
 pub(crate) fn write_mp4_timed(
     path: &Path,
     frames: &[Frame],
@@ -72,14 +74,14 @@ pub(crate) fn write_mp4_timed(
     })
 }
 
-/// `(tick, timescale)`: a frame is shown for `tick / timescale` seconds.
+/// Returns `(tick, timescale)`. A frame is shown for `tick / timescale` seconds.
 fn time_base(fps: f64) -> Result<(u32, u32)> {
     if !(fps > 0.0 && fps <= 1000.0) {
         return Err(Error::Argument(format!(
             "{fps} is no frame rate for a video; give a number over 0 and at most 1000"
         )));
     }
-    // Exact for whole rates and to a thousandth for others; slow ones need finer ticks.
+    // Exact for whole rates, and to a thousandth for others. Rates below 1 need finer ticks.
     Ok(if fps >= 1.0 {
         (1000, (fps * 1000.0).round() as u32)
     } else {
@@ -87,7 +89,7 @@ fn time_base(fps: f64) -> Result<(u32, u32)> {
     })
 }
 
-/// An encoded video: one sample per frame, in the order of showing.
+/// An encoded video: one sample per frame, in display order.
 struct Stream {
     width: usize,
     height: usize,
@@ -112,7 +114,7 @@ fn encode(frames: &[Frame], timescale: u32, durations: &[u32]) -> Result<Stream>
     config.qp = QUANTISER;
     config.gop_size = KEYFRAME_INTERVAL;
     config.framerate = timescale as f32 / tick as f32;
-    // One frame in, one sample out: nothing that looks ahead.
+    // One frame in, one sample out: no lookahead.
     config.mbtree = false;
     config.scenecut = 0;
     config.bframes = 0;
@@ -161,17 +163,17 @@ fn encode(frames: &[Frame], timescale: u32, durations: &[u32]) -> Result<Stream>
     Ok(stream)
 }
 
-/// Writes an animated GIF that repeats for ever. Colours are reduced to 256 per frame.
+/// Writes an animated GIF that repeats forever. Each frame is reduced to 256 colours.
 ///
-/// `fps` is the frame rate in frames per second, over 0 and at most 50. GIF counts hundredths of a
-/// second, so frames may differ by one of those, and the average is kept.
+/// `fps` is the frame rate in frames per second, over 0 and at most 50. GIF durations are in hundredths
+/// of a second, so the durations of frames may differ by a hundredth. Their average matches `fps`.
 ///
 /// # Errors
 /// [`Error::Argument`] for no frames, frames of different sizes or over 65535 pixels a side, or a
 /// bad frame rate; [`Error::Write`] when the target cannot be written.
 pub fn write_gif(path: impl AsRef<Path>, frames: &[Frame], fps: f64) -> Result<()> {
     let (width, height) = common_size(frames)?;
-    // Players show a frame of under two hundredths for ten.
+    // Players show a frame for ten hundredths of a second if its duration is below two.
     if !(fps > 0.0 && fps <= 50.0) || width.max(height) > 65535 {
         return Err(Error::Argument(format!(
             "{width}x{height} at {fps} frames per second cannot be a GIF; give a rate over 0 and at most 50, and at most 65535 pixels a side"
@@ -199,7 +201,7 @@ pub fn write_gif(path: impl AsRef<Path>, frames: &[Frame], fps: f64) -> Result<(
     })
 }
 
-/// Writes a PNG, which says in its `Software` text that it comes from here ([`is_own_png`]).
+/// Writes a PNG file. Its `Software` text names this program, see [`is_own_png`].
 ///
 /// # Errors
 /// [`Error::Write`] when the target cannot be written.
@@ -214,11 +216,11 @@ pub fn write_png(path: impl AsRef<Path>, frame: &Frame) -> Result<()> {
     })
 }
 
-/// Keyword of a PNG's text that names the program which wrote it.
+/// Keyword of the PNG text that names the program.
 const SOFTWARE: &str = "Software";
 const PROGRAM: &str = "divot";
 
-/// Whether a file is a PNG that [`write_png`] wrote.
+/// Returns whether a file is a PNG that [`write_png`] wrote.
 pub fn is_own_png(path: impl AsRef<Path>) -> bool {
     let Ok(file) = fs::File::open(path) else {
         return false;
@@ -232,13 +234,13 @@ pub fn is_own_png(path: impl AsRef<Path>) -> bool {
         .any(|text| text.keyword == SOFTWARE && text.text == PROGRAM)
 }
 
-/// Rows of frames on white with thin gaps between them, e.g. a clip over its reconstruction.
+/// Arranges rows of frames on a white sheet, e.g. a clip above its reconstruction.
 ///
-/// Every frame gets a cell of the size of the largest and stands in its top left corner; rows may
-/// differ in length. `gap` is in pixels.
+/// All cells have the size of the largest frame. A frame is in the top left corner of its cell. Rows may
+/// differ in length. `gap` is the distance between cells in pixels.
 ///
 /// # Errors
-/// [`Error::Argument`] when there is no frame at all or the sheet would be huge.
+/// [`Error::Argument`] when there are no frames, or the sheet would have more than 2^28 pixels.
 pub fn contact_sheet(rows: &[&[Frame]], gap: usize) -> Result<Frame> {
     let frames = || rows.iter().copied().flatten();
     let cell_width = frames().map(|f| f.width).max().unwrap_or(0);
@@ -269,11 +271,12 @@ pub fn contact_sheet(rows: &[&[Frame]], gap: usize) -> Result<Frame> {
     Ok(sheet)
 }
 
-/// Finds out whether a file can be written at the path, without touching what is there, so that a
-/// program can say so before an hour's work and not after it.
+/// Checks that a file can be written at the path, without changing an existing file.
+///
+/// Call this before a long computation, so that the error comes before it.
 ///
 /// # Errors
-/// [`Error::Write`] with what would go wrong.
+/// [`Error::Write`] when the file cannot be written.
 pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
     temporary(path)
@@ -281,7 +284,7 @@ pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
         .map_err(|e| Error::write(path, e))
 }
 
-/// Writes through a temporary file, which is removed if anything goes wrong.
+/// Writes through a temporary file. On an error, the temporary file is removed.
 fn atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut fs::File>) -> io::Result<()>,
@@ -298,11 +301,11 @@ fn atomically(
     run().map_err(|e| Error::write(path, e))
 }
 
-/// A temporary file beside the target, and the target with symbolic links followed.
+/// Creates a temporary file beside the target. Returns it and the target with symbolic links resolved.
 fn temporary(path: &Path) -> io::Result<(tempfile::NamedTempFile, PathBuf)> {
     let target = match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => return Err(io::Error::other("it is a folder")),
-        // Renaming would replace a device or a pipe instead of writing into it.
+        // Renaming would replace a device or a pipe instead of writing to it.
         Ok(meta) if !meta.is_file() => return Err(io::Error::other("it is not a regular file")),
         Ok(_) => fs::canonicalize(path)?,
         Err(_) => path.to_path_buf(),
@@ -327,7 +330,7 @@ fn temporary(path: &Path) -> io::Result<(tempfile::NamedTempFile, PathBuf)> {
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let file = builder
         .tempfile_in(folder)
-        // Its own message names the temporary file, which is nothing to the user.
+        // The original message names the temporary file, which means nothing to the user.
         .map_err(|e| io::Error::from(e.kind()))?;
     Ok((file, target))
 }
@@ -339,7 +342,7 @@ fn io_error(error: ImageError) -> io::Error {
     }
 }
 
-/// Width and height that all frames share.
+/// Returns the width and height of all frames, or an error if they differ.
 pub(crate) fn common_size(frames: &[Frame]) -> Result<(usize, usize)> {
     let first = frames
         .first()

@@ -1,25 +1,26 @@
-//! Between RGB and the luma and chroma of video.
+//! Conversion between RGB and YUV.
 
 use crate::Frame;
 
-/// How a video's numbers stand for colours.
+/// The colour encoding of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Colour {
-    /// Matrix coefficients by their number in ITU-T H.273.
+    /// Number of the matrix coefficients in ITU-T H.273.
     pub matrix: u16,
-    /// Luma has 0..=255 instead of 16..=235.
+    /// Whether luma is in 0..=255 instead of 16..=235.
     pub full_range: bool,
 }
 
 impl Colour {
-    /// BT.601 in the narrow range: what a video that does not say is taken for, whatever its size,
-    /// by FFmpeg's scaler and so by the reference system.
+    /// BT.601 in the narrow range: the default for videos without a label.
+    ///
+    /// FFmpeg's scaler, and so the reference system, assumes it for them at any size.
     pub const BT601: Self = Self {
         matrix: 6,
         full_range: false,
     };
 
-    /// Weights of red and blue in luma.
+    /// Returns the weights of red and blue in luma.
     fn weights(self) -> (f64, f64) {
         match self.matrix {
             1 => (0.2126, 0.0722),
@@ -40,16 +41,16 @@ pub(crate) struct Planes<'a> {
     pub v: &'a [u8],
     pub chroma_width: usize,
     pub chroma_height: usize,
-    /// 8, or more in two little-endian bytes per sample.
+    /// Bits per sample. With more than 8, a sample is two bytes, little-endian.
     pub bit_depth: u8,
 }
 
 impl Planes<'_> {
-    /// Converts to RGB. `None` when the planes are too short for their size.
+    /// Converts to RGB. Returns `None` when the planes are too short for their size.
     ///
-    /// Chroma is repeated, not interpolated, and every product is truncated on its own: so does
-    /// FFmpeg's converter, through which the reference system saw its videos. For 4:2:0 in 8 bits
-    /// the result is the same to the byte.
+    /// Chroma is repeated, not interpolated, and every product is truncated on its own. This is what
+    /// FFmpeg's converter does, which the reference system uses. For 4:2:0 in 8 bits the result is equal
+    /// to the byte.
     pub fn to_rgb(&self, colour: Colour) -> Option<Frame> {
         let bytes = if self.bit_depth > 8 { 2 } else { 1 };
         let fits =
@@ -103,8 +104,9 @@ impl Planes<'_> {
     }
 }
 
-/// BT.601 luma and 4:2:0 chroma of a frame, whose sides become even: an odd last row or column is
-/// left out, a single one is doubled.
+/// Converts a frame to BT.601 luma and 4:2:0 chroma. Returns the width, the height and the planes.
+///
+/// The sides become even. An odd last row or column is left out. A single row or column is doubled.
 pub(crate) fn from_rgb(frame: &Frame) -> (usize, usize, [Vec<u8>; 3]) {
     let even = |side: usize| (side & !1).max(2);
     let (width, height) = (even(frame.width), even(frame.height));

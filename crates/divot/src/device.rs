@@ -1,5 +1,5 @@
-//! Choice of the device at run time: `auto`, `cpu`, `wgpu`, `cuda` or `vulkan`, with an index where
-//! there are several (`cuda:1`).
+//! Selects a device by name at run time: `auto`, `cpu`, `wgpu`, `cuda` or `vulkan`. An index selects
+//! one of several (`cuda:1`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,27 +10,27 @@ use burn::tensor::{Device, Tensor};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
-    /// No such device.
+    /// The name is not that of a device.
     #[error(
         "device `{0}` is not known; use auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one"
     )]
     Unknown(String),
-    /// The program was built without it.
+    /// The program was built without support for the device.
     #[error("device `{device}` is not in this build; build with the feature `{feature}`")]
     NotBuilt {
-        /// What was asked for.
+        /// The requested device.
         device: String,
-        /// The cargo feature it needs.
+        /// The cargo feature that adds it.
         feature: &'static str,
     },
-    /// The program could use it, but the machine does not have it.
+    /// The program supports the device, but the machine does not have it.
     #[error("device `{device}` is not there ({problem}); {remedy}")]
     NotThere {
-        /// What was asked for.
+        /// The requested device.
         device: String,
-        /// What the driver said.
+        /// The message of the driver.
         problem: String,
-        /// What to do.
+        /// How the user can fix it.
         remedy: &'static str,
     },
 }
@@ -73,7 +73,7 @@ impl Kind {
         }
     }
 
-    /// The device, which the backend opens when it is first used.
+    /// Returns the device. The backend opens it on first use.
     #[allow(unused_variables, reason = "an index means nothing to the CPU")]
     fn device(self, index: Option<usize>) -> Option<Device> {
         match self {
@@ -99,13 +99,15 @@ fn gpu(index: Option<usize>) -> burn::tensor::DeviceKind {
     }
 }
 
-/// Finds a device by name: `cpu`, `wgpu`, `vulkan`, `cuda`, each with `:index` for a certain one, or
-/// `auto` for the first of CUDA, WebGPU and CPU that is built in and works.
+/// Selects a device by name.
 ///
-/// The device is tried once, so that what comes back works.
+/// The name is `cpu`, `wgpu`, `vulkan` or `cuda`. The names of GPUs accept an index (`cuda:1`). `auto`
+/// selects the first of CUDA, WebGPU and CPU that is built in and works.
+///
+/// A GPU runs a small computation first, so that a returned device works.
 ///
 /// # Errors
-/// If the name is unknown, the program was built without the device, or it is not there.
+/// If the name is unknown, the program was built without the device, or the machine does not have it.
 pub fn select(name: &str) -> Result<Device, DeviceError> {
     if name == "auto" {
         return auto();
@@ -127,7 +129,7 @@ pub fn select(name: &str) -> Result<Device, DeviceError> {
     open(kind, index, name)
 }
 
-/// A GPU that computes beats the CPU; a software driver does not.
+/// Selects a GPU that works, otherwise the CPU. GPUs that a driver emulates in software are skipped.
 fn auto() -> Result<Device, DeviceError> {
     for kind in [Kind::Cuda, Kind::Wgpu] {
         if kind.built()
@@ -138,7 +140,7 @@ fn auto() -> Result<Device, DeviceError> {
         }
     }
     match open(Kind::Cpu, None, "cpu") {
-        // Built for GPUs only: let the first of them say what is missing.
+        // Built for GPUs only: return the error of the first one.
         Err(DeviceError::NotBuilt { .. }) => {
             let gpu = [Kind::Cuda, Kind::Wgpu, Kind::Vulkan]
                 .into_iter()
@@ -150,7 +152,7 @@ fn auto() -> Result<Device, DeviceError> {
     }
 }
 
-/// Whether a device is the CPU backend.
+/// Returns whether a device is the CPU backend.
 pub fn is_cpu(device: &Device) -> bool {
     #[cfg(feature = "cpu")]
     let is_cpu = device.clone().without_autodiff() == Device::flex();
@@ -162,7 +164,7 @@ pub fn is_cpu(device: &Device) -> bool {
     is_cpu
 }
 
-/// What to call a device: `cpu`, or its kind and the name that its driver gives.
+/// Returns the name of a device: `cpu`, or the name that its driver reports.
 pub fn name(device: &Device) -> String {
     if is_cpu(device) {
         return "cpu".to_owned();
@@ -206,8 +208,9 @@ fn open(kind: Kind, index: Option<usize>, name: &str) -> Result<Device, DeviceEr
     Ok(device)
 }
 
-/// Has compiled kernels kept for the next run, as what `autotune` found is anyway. A program that set
-/// CubeCL's configuration before has decided for itself.
+/// Caches compiled kernels for the next run. The results of `autotune` are cached by default.
+///
+/// Does nothing if the program has set CubeCL's configuration already.
 #[cfg(feature = "tuned")]
 fn keep_compiled_kernels() {
     use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
@@ -216,8 +219,10 @@ fn keep_compiled_kernels() {
     CubeClRuntimeConfig::try_set(config);
 }
 
-/// Computes 1 + 1 there. Backends panic where a driver is missing, on threads of their own too:
-/// nothing of that may reach the user but one line, which is the first panic's.
+/// Computes 1 + 1 on the device.
+///
+/// Backends panic when a driver is missing, also on their own threads. The panic messages are hidden.
+/// The error is one line, from the first panic.
 fn try_out(device: &Device) -> Result<(), String> {
     let first_panic = Arc::new(Mutex::new(None));
     let hook = std::panic::take_hook();
@@ -247,7 +252,7 @@ fn try_out(device: &Device) -> Result<(), String> {
             .take()
             .unwrap_or_default(),
     };
-    // No more than a line of it, and no more than fits one.
+    // Keep one line of at most 160 characters.
     let line = problem.lines().map(str::trim).find(|line| !line.is_empty());
     Err(line.unwrap_or("no driver").chars().take(160).collect())
 }

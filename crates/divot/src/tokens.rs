@@ -1,7 +1,8 @@
-//! Video tokens in files, for other programs and for later.
+//! Files of video tokens.
 //!
-//! A file is safetensors with `tokens`, `[clips, 64, 256]`, and `unconditional`, `[1, 64, 256]`: the
-//! tokens of a mid-grey clip, which guidance needs, so that the tokenizer is not needed again.
+//! A file is in the safetensors format. It holds `tokens`, `[clips, 64, 256]`, and may hold
+//! `unconditional`, `[1, 64, 256]`: the tokens of a mid-grey clip, which guidance needs. A file with both
+//! can be decoded without the tokenizer.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,9 +15,9 @@ use crate::weights::{Source, TensorSpec, WeightsError, write_safetensors};
 /// The tokens of a video.
 #[derive(Debug, Clone)]
 pub struct VideoTokens {
-    /// `[clips, 64, 256]`.
+    /// Tokens of each clip: `[clips, 64, 256]`.
     pub tokens: Tensor<3>,
-    /// `[1, 64, 256]`.
+    /// Tokens of a mid-grey clip, for guidance: `[1, 64, 256]`.
     pub unconditional: Option<Tensor<3>>,
 }
 
@@ -24,10 +25,10 @@ const TOKENS: &str = "tokens";
 const UNCONDITIONAL: &str = "unconditional";
 
 impl VideoTokens {
-    /// Writes a file, in f32. It appears when it is complete.
+    /// Writes the tokens to a file, in f32. The file appears at `path` when it is complete.
     ///
     /// # Errors
-    /// If a number is not finite, or the file cannot be written.
+    /// If a value is not finite, or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut tensors = vec![(TOKENS, &self.tokens)];
         tensors.extend(
@@ -50,10 +51,10 @@ impl VideoTokens {
         Ok(())
     }
 
-    /// Reads a file.
+    /// Reads the tokens from a file.
     ///
     /// # Errors
-    /// If it is missing, damaged, or holds no tokens.
+    /// If the file is missing, damaged, or holds no tokens.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         let source = Source::open(path).map_err(|error| match error {
             WeightsError::File { .. } => refused(path, "is no file of tokens"),

@@ -1,7 +1,8 @@
 //! The tokens of a mid-grey clip, stored with a tokenizer.
 //!
-//! `unconditional.safetensors` in the tokenizer's folder holds `unconditional`, `[1, 64, 256]`, in f32,
-//! and in its notes under `weights` the fingerprint of the weights and sizes that they come from.
+//! The file is `unconditional.safetensors` in the tokenizer's folder. It holds the tensor
+//! `unconditional`, `[1, 64, 256]`, in f32. The key `weights` of its metadata is the fingerprint of the
+//! tokenizer's configuration and weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,23 +20,24 @@ const TENSOR: &str = "unconditional";
 const FINGERPRINT: &str = "weights";
 
 impl Checkpoint<'_> {
-    /// Tokens of an all-zero (mid-grey) clip as a conversion stored them: `[1, 64, 256]`, in f32, on the
-    /// checkpoint's device. `None` where they are not stored;
-    /// [`Tokenizer::unconditional`](crate::Tokenizer::unconditional) computes them.
+    /// Reads the tokens of an all-zero (mid-grey) clip that the conversion stored.
     ///
-    /// They were computed in f32 from the weights as stored, which is what a CPU computes unless it is
-    /// told to load them in another element type. The tokenizer itself is not needed; where its weights
-    /// are there, they must be the ones that the tokens come from.
+    /// The tokens are `[1, 64, 256]`, in f32, on the checkpoint's device. The result is `None` if they
+    /// are not stored. [`Tokenizer::unconditional`](crate::Tokenizer::unconditional) computes them then.
+    ///
+    /// The conversion computed the tokens in f32 from the stored weights. A CPU computes the same ones
+    /// unless the weights are loaded in another element type. The tokenizer's weights need not exist. If
+    /// they do, the tokens must come from them.
     ///
     /// # Errors
-    /// If the file is damaged, or of another tokenizer than the one beside it.
+    /// If the file is damaged, or belongs to another tokenizer.
     pub fn unconditional(&self) -> Result<Option<Tensor<3>>> {
         let folder = Part::Tokenizer.folder(self.folder());
         let path = folder.join(UNCONDITIONAL);
         if !path.exists() {
             return Ok(None);
         }
-        // Reading may fail for reasons of the system's, which have their own remedies.
+        // Errors of the operating system come with their own remedies.
         let damaged = |error: WeightsError| match error {
             WeightsError::Io { .. } => error.into(),
             _ => refused(&path, "is damaged"),
@@ -72,8 +74,9 @@ impl Checkpoint<'_> {
     }
 }
 
-/// Writes the tokens of the checkpoint's tokenizer beside its weights, or says why they are not worth
-/// it.
+/// Stores the tokens of a mid-grey clip beside the tokenizer's weights.
+///
+/// The result is a reason if the tokens are not worth storing, `None` otherwise.
 ///
 /// # Errors
 /// If the weights cannot be read or the file cannot be written.
@@ -97,7 +100,7 @@ pub(crate) fn store(checkpoint: &Checkpoint<'_>, tokens: Tensor<3>) -> Result<Op
     Ok(None)
 }
 
-/// What a tokenizer's tokens depend on, in a few digits: its sizes and its weights.
+/// Returns a fingerprint of a tokenizer's configuration and weights.
 fn fingerprint(folder: &Path) -> Result<String> {
     let config = match fs::read(folder.join(CONFIG)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -78,7 +78,7 @@ impl Stored {
     }
 }
 
-/// The help, with the released files of the catalogue.
+/// Builds the long help text, which lists the released files of the catalogue.
 fn long_about() -> String {
     let mut files: BTreeMap<&str, Vec<Part>> = BTreeMap::new();
     for part in Part::ALL {
@@ -107,23 +107,24 @@ FROM holds the download as it was published:
     text
 }
 
-/// Parts by name, those that are `wanted`.
+/// Parses the name of a part. Only parts that are `wanted` are accepted.
 pub(crate) fn part_parser(wanted: fn(Part) -> bool) -> impl TypedValueParser<Value = Part> {
     let names = Part::ALL.into_iter().filter(|&part| wanted(part));
     PossibleValuesParser::new(names.map(Part::name))
         .try_map(|name| Part::from_name(&name).ok_or("no such part"))
 }
 
-/// Converts what was asked for and prints a report.
+/// Converts the requested parts and prints a report.
 ///
 /// # Errors
-/// If a file is missing, damaged or of another model, cannot be written, or Ctrl-C was pressed.
+/// If a file is missing, damaged or belongs to another model, if a file cannot be written, or if Ctrl-C
+/// was pressed.
 pub fn run(arguments: &Arguments) -> Result<()> {
     interrupt::handle()?;
     report(arguments, &mut Output::new())
 }
 
-/// The same with the report where `output` has it.
+/// Like [`run`], with the report in `output`.
 pub(crate) fn report(arguments: &Arguments, output: &mut Output) -> Result<()> {
     let sizes = match &arguments.config {
         Some(path) => ReleasedConfig::read(path)?,

@@ -95,7 +95,7 @@ impl Arguments {
     }
 }
 
-/// Ends the line of an answer that was printed as it came.
+/// Ends the last line of a streamed answer and returns the answer for the JSON object.
 fn print(question: &str, answer: &Answer, output: &mut Output) -> Result<Value> {
     output.check()?;
     output.line("")?;
@@ -111,7 +111,7 @@ fn print(question: &str, answer: &Answer, output: &mut Output) -> Result<Value> 
     }))
 }
 
-/// The next line that is not blank.
+/// Returns the next line that is not blank.
 fn next_question(lines: &mut impl BufRead) -> Result<Option<String>> {
     loop {
         if io::stdin().is_terminal() {

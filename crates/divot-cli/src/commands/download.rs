@@ -50,7 +50,7 @@ pub struct Arguments {
     no_convert: bool,
 }
 
-/// The help, with a line for each part of the catalogue.
+/// Builds the long help text, with a line for each part of the catalogue.
 fn long_about() -> String {
     let mut text = "\
 Download the released checkpoints and convert them

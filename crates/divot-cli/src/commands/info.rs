@@ -57,7 +57,7 @@ fn has_parts(folder: &Path) -> bool {
     parts(folder).next().is_some()
 }
 
-/// Folders of parts with their names.
+/// Lists the parts of a model: their names and folders.
 fn parts(folder: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
     Part::ALL
         .into_iter()
@@ -100,7 +100,7 @@ fn model(folder: &Path, output: &mut Output) -> Result<()> {
     Ok(())
 }
 
-/// What a file of weights holds.
+/// Summary of a file of weights.
 struct Weights {
     parameters: usize,
     tensors: usize,
@@ -126,7 +126,7 @@ impl Weights {
     }
 }
 
-/// The sizes that tell models apart.
+/// Formats the sizes by which models differ.
 fn sizes(config: &Value) -> String {
     let number = |path: &str| config.pointer(path).and_then(Value::as_u64);
     let known = [
@@ -149,7 +149,7 @@ fn sizes(config: &Value) -> String {
     let tokenizer = config.pointer("/vision").is_some();
     let mut text = String::new();
     for (words, path) in known {
-        // The tokenizer's resampler has an input too, which is the vision tower's width.
+        // In the tokenizer's resampler, the input size is the width of the vision tower.
         if tokenizer && path == "/resampler/input_dim" {
             continue;
         }

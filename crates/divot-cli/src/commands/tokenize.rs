@@ -57,7 +57,7 @@ impl Arguments {
             None => Clips::AtMost(self.clips),
         };
         let pipeline = self.options.pipeline(output)?;
-        // Fails before the weights are loaded if there are no such clips.
+        // Fail before the weights are loaded if the video has no such clips.
         pipeline.check_clips(&video, clips)?;
         if is_foreign(&self.output) {
             bail!(
@@ -95,7 +95,7 @@ fn check_extension(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is a file that holds no tokens: weights have the same extension.
+/// Returns whether a file exists that holds no tokens. Files of weights have the same extension.
 fn is_foreign(path: &Path) -> bool {
     path.exists()
         && !divot::weights::Source::open(path).is_ok_and(|file| file.get("tokens").is_some())
