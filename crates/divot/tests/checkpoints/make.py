@@ -13,6 +13,7 @@ import struct
 import sys
 import types
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import torch
@@ -159,7 +160,9 @@ def main():
     legacy["state_dict"] = collections.OrderedDict(
         (key, value) for key, value in wanted.items() if key != "types.U16"
     )
-    torch.save(legacy, HERE / "legacy.pt", _use_new_zipfile_serialization=False)
+    # The old format stores the source of every module's class; none of it belongs here.
+    with mock.patch("torch.serialization.get_source_lines_and_file", lambda _: ([""], 0, "module.py")):
+        torch.save(legacy, HERE / "legacy.pt", _use_new_zipfile_serialization=False)
     torch.save({"state_dict": wanted, **beside}, HERE / "protocol4.pt", pickle_protocol=4)
     torch.save(torch.nn.Linear(2, 2), HERE / "module.pt")
     torch.save({"plain": torch.eye(3).to_sparse(), "other": torch.ones(2)}, HERE / "needed.pt")
