@@ -390,6 +390,11 @@ fn files_that_are_no_checkpoint_say_so() {
         ("head.safetensors", safetensors[..20].to_vec(), "truncated"),
         ("five.safetensors", safetensors[..5].to_vec(), "truncated"),
         (
+            "empty-header.safetensors",
+            [&0u64.to_le_bytes()[..], b"{"].concat(),
+            "neither",
+        ),
+        (
             "long.safetensors",
             [&safetensors[..], &[0]].concat(),
             "1 bytes too long",

@@ -19,7 +19,7 @@ pub(super) fn is_safetensors(start: &[u8]) -> bool {
     start.get(8) == Some(&b'{')
         && start
             .first_chunk()
-            .is_some_and(|len| u64::from_le_bytes(*len) <= MAX_HEADER)
+            .is_some_and(|len| (1..=MAX_HEADER).contains(&u64::from_le_bytes(*len)))
 }
 
 /// A safetensors file that was opened and whose header was checked against the file's length.
