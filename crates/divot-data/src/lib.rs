@@ -3,6 +3,7 @@
 mod animation;
 mod clip;
 mod clip_files;
+pub mod dataset;
 mod error;
 mod ffmpeg;
 mod frame;

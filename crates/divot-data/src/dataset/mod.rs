@@ -1,0 +1,5 @@
+//! Training samples.
+
+mod sample;
+
+pub use sample::{Medium, Reason, Sample, Samples, Skip, Text, Turn};
