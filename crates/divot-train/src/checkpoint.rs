@@ -37,16 +37,16 @@ const TIMES: &str = "times";
 pub struct State {
     /// Steps that are done.
     pub step: usize,
-    /// Samples that were learned from.
+    /// Samples that were read.
     pub samples: u64,
+    /// Those of them that did not fit the objective.
+    pub left_out: u64,
     /// Steps that were left out because their loss or gradient was not finite, in all.
     pub not_finite: usize,
     /// Such steps in a row, up to now.
     pub not_finite_in_a_row: usize,
     /// The lowest validation loss, and the step after which it was measured.
     pub best: Option<(f64, usize)>,
-    /// Seconds that the run took, all its parts together.
-    pub seconds: f64,
     /// The recipe, with the settings given beside it, in TOML.
     pub recipe: String,
 }

@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The caller stopped the run. Its state was saved before.
-    #[error("stopped")]
+    #[error("stopped; a checkpoint was saved, from which the run can be resumed")]
     Stopped,
     /// A recipe is wrong. The message names its line.
     #[error("{}:{line}: {problem}", .path.display())]
@@ -59,6 +59,9 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The record of a run could not be begun.
+    #[error(transparent)]
+    Record(#[from] crate::record::RecordError),
     /// A model could not be read or written.
     #[error(transparent)]
     Model(#[from] divot::Error),

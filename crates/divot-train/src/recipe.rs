@@ -467,14 +467,14 @@ impl Recipe {
         })
     }
 
+    /// Every value of the recipe, by its dotted key.
+    pub fn values(&self) -> Vec<(String, String)> {
+        values(&self.text).into_iter().collect()
+    }
+
     /// What differs from the recipe `older`, in TOML: key, value there, value here.
     pub fn differences(&self, older: &str) -> Vec<(String, String, String)> {
-        let [older, newer] = [older, &self.text].map(|text| {
-            let mut flat = BTreeMap::new();
-            let table: toml::Table = toml::from_str(text).unwrap_or_default();
-            flatten(&toml::Value::Table(table), String::new(), &mut flat);
-            flat
-        });
+        let [older, newer] = [older, &self.text].map(values);
         let absent = || "nothing".to_owned();
         let mut keys: Vec<&String> = older.keys().chain(newer.keys()).collect();
         keys.sort();
@@ -604,7 +604,14 @@ fn offset_of(text: &str, key: &str) -> usize {
     offset
 }
 
-/// Every value of a table, by its dotted key.
+/// Every value of a text in TOML, by its dotted key.
+fn values(text: &str) -> BTreeMap<String, String> {
+    let mut flat = BTreeMap::new();
+    let table: toml::Table = toml::from_str(text).unwrap_or_default();
+    flatten(&toml::Value::Table(table), String::new(), &mut flat);
+    flat
+}
+
 fn flatten(value: &toml::Value, key: String, flat: &mut BTreeMap<String, String>) {
     let below = |name: &str| match key.is_empty() {
         true => name.to_owned(),
