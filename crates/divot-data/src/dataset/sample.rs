@@ -77,6 +77,10 @@ pub enum Reason {
     Missing,
     /// A file cannot be read or decoded.
     Undecodable,
+    /// A file that was indexed has changed since.
+    Changed,
+    /// A picture has more pixels than allowed.
+    TooLarge,
     /// Its shorter side has too few pixels.
     TooSmall,
     /// It is too narrow or too flat.
@@ -100,6 +104,8 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::Missing => "missing",
             Self::Undecodable => "undecodable",
+            Self::Changed => "changed",
+            Self::TooLarge => "too large",
             Self::TooSmall => "too small",
             Self::Aspect => "aspect ratio",
             Self::TooShort => "too short",
