@@ -329,7 +329,7 @@ fn index_shard(
     file.rewind()?;
     let first = entries.len();
     let compressed = magic == [0x1f, 0x8b];
-    let (outcome, length) = if compressed {
+    let ((outcome, end), length) = if compressed {
         let count = Rc::new(Cell::new(0));
         let mut archive = tar::Archive::new(Counted {
             inner: MultiGzDecoder::new(BufReader::with_capacity(1 << 16, file)),
@@ -342,7 +342,6 @@ fn index_shard(
         let mut archive = tar::Archive::new(file);
         (index(archive.entries_with_seek()?, entries), length)
     };
-    let found = entries.len();
     let is_there = |member: Member| member.end() <= length;
     let mut number = 0;
     entries.retain(|entry| {
@@ -351,7 +350,7 @@ fn index_shard(
             || is_there(entry.media) && entry.text.is_none_or(|(text, _)| is_there(text))
     });
     match outcome {
-        Ok(()) if entries.len() == found => {}
+        Ok(()) if end <= length => {}
         Ok(()) => damaged("the archive ends within a file; what is before it is used".into()),
         Err(error) => damaged(format!(
             "the archive is damaged ({error}); what is before it is used"
@@ -405,12 +404,14 @@ impl Open {
 
 /// Goes through an archive. Links, folders and files of other extensions are passed over. No name is more
 /// than a name here.
-fn index<R: Read>(files: tar::Entries<'_, R>, entries: &mut Vec<Entry>) -> io::Result<()> {
+fn index<R: Read>(files: tar::Entries<'_, R>, entries: &mut Vec<Entry>) -> (io::Result<()>, u64) {
+    let mut end = 0;
     let mut open = Open::default();
     let mut long_name = None;
     // The headers as they are. Those that hold names are read here, no more of them than a name has.
     let outcome = files.raw(true).try_for_each(|file| {
         let mut file = file?;
+        end = file.raw_file_position().saturating_add(file.size());
         let kind = file.header().entry_type();
         if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
             let mut content = Vec::new();
@@ -438,5 +439,5 @@ fn index<R: Read>(files: tar::Entries<'_, R>, entries: &mut Vec<Entry>) -> io::R
         Ok(())
     });
     open.close(entries);
-    outcome
+    (outcome, end)
 }
