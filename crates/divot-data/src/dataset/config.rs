@@ -82,7 +82,7 @@ pub enum Format {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Columns {
-    /// The path of a video or image, or its name without an extension.
+    /// The path of a video or image, or its name without the extension.
     pub video: String,
     /// The caption.
     pub caption: String,

@@ -22,9 +22,14 @@ pub(super) fn find(
     let mut found = Vec::new();
     for path in paths {
         let kind = fs::metadata(path).map_err(|error| Error::read(path, error))?;
-        if !kind.is_dir() {
+        if kind.is_file() {
             found.push(path.clone());
             continue;
+        }
+        if !kind.is_dir() {
+            let path = path.to_path_buf();
+            let what = "neither a file nor a folder";
+            return Err(Error::NotAFile { path, what });
         }
         // Links are followed; one that leads back is an error of its own.
         let folder = WalkDir::new(path).follow_links(true).sort_by_file_name();

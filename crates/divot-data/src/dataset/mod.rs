@@ -23,7 +23,7 @@
 //! ```
 //!
 //! **`csv`**, `.csv` with a header. Columns are found by their names in any case: `video`, `image`, `path` or
-//! `file` with a path, `videoid` or `video_id` with a name, to which `.mp4`, `.mkv` or `.webm` is added; and
+//! `file` with a path; `videoid` or `video_id` with a name, to which `.mp4`, `.mkv` or `.webm` is added; and
 //! `caption`, `name`, `sentence`, `text` or `title`. `columns` names others. WebVid's videos are in the folder
 //! `page_dir`, or in `media` itself. MSR-VTT's `.json` file is read too.
 //! ```text
@@ -68,7 +68,7 @@
 //!
 //! # Limits
 //!
-//! A line, a record and the text of a sample have at most 1 MiB. An index takes 12 bytes a line, 24 a sample of an
+//! A line, a record and the text of a sample have at most 1 MiB. An index takes 12 bytes a line, 20 a sample of an
 //! archive. Archives that are compressed are unpacked into temporary files, two at a time. A damaged archive is
 //! used up to the damage ([`Source::passed_over`]).
 

@@ -125,17 +125,14 @@ impl Table {
         if video.is_empty() {
             return Err(Problem::malformed("names no video"));
         }
-        let names = match (places.is_path, places.folder) {
-            (true, _) => vec![video.to_owned()],
-            (false, folder) => {
-                let mut names = Vec::new();
-                if let Some(folder) = folder {
-                    names.push(format!("{}/{video}.mp4", field(folder)?));
-                }
-                names.extend(EXTENSIONS.map(|extension| format!("{video}.{extension}")));
-                names
-            }
-        };
+        let mut names = Vec::new();
+        if let Some(folder) = places.folder {
+            names.push(format!("{}/{video}.mp4", field(folder)?));
+        }
+        if places.is_path {
+            names.push(video.to_owned());
+        }
+        names.extend(EXTENSIONS.map(|extension| format!("{video}.{extension}")));
         let (part, text) = match places.parts {
             None => (Part::Random, field(places.caption)?.to_owned()),
             Some(parts) => {
