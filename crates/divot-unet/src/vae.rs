@@ -266,6 +266,12 @@ fn blocks(
 }
 
 impl Vae {
+    /// Factor between an image's resolution and that of its latents.
+    pub fn downsampling(&self) -> usize {
+        let levels = self.encoder.levels.iter();
+        1 << levels.filter(|level| level.resample.is_some()).count()
+    }
+
     /// The latents' distribution, without the scale factor.
     ///
     /// `images`: `[batch, 3, height, width]`, RGB in [-1, 1]; height and width are multiples of

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use flate2::bufread::MultiGzDecoder;
 use tempfile::NamedTempFile;
 
+use super::files::skip;
 use super::records::{MAX_RECORD, Problem};
 use super::sample::{Reason, Skip};
 
@@ -93,19 +94,11 @@ impl Archives {
         let mut shards = Vec::new();
         for path in paths {
             let first = entries.len();
-            let mut damaged = |reason, what: String| {
-                passed_over.push(Skip {
-                    key: path.display().to_string(),
-                    reason,
-                    message: what,
-                });
-            };
-            let compressed = index_shard(&path, &mut entries, &mut |what| {
-                damaged(Reason::Undecodable, what);
+            let compressed = index_shard(&path, &mut entries, |what| {
+                passed_over.push(skip(&path, what));
             });
             let compressed = compressed.unwrap_or_else(|error| {
-                let Problem { reason, message } = error.into();
-                damaged(reason, message);
+                passed_over.push(skip(&path, error.to_string()));
                 false
             });
             let ends = entries[first..].iter().map(|entry: &Entry| {
@@ -321,7 +314,7 @@ impl<R: Read> Read for Counted<R> {
 fn index_shard(
     path: &Path,
     entries: &mut Vec<Entry>,
-    damaged: &mut dyn FnMut(String),
+    damaged: impl FnOnce(&str),
 ) -> io::Result<bool> {
     let mut file = File::open(path)?;
     let mut magic = Vec::new();
@@ -351,8 +344,8 @@ fn index_shard(
     });
     match outcome {
         Ok(()) if end <= length => {}
-        Ok(()) => damaged("the archive ends within a file; what is before it is used".into()),
-        Err(error) => damaged(format!(
+        Ok(()) => damaged("the archive ends within a file; what is before it is used"),
+        Err(error) => damaged(&format!(
             "the archive is damaged ({error}); what is before it is used"
         )),
     }

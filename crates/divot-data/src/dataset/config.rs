@@ -134,6 +134,12 @@ impl SourceConfig {
         }
     }
 
+    /// Its paths, for messages.
+    pub fn name(&self) -> String {
+        let paths = self.path.iter().map(|path| path.display().to_string());
+        paths.collect::<Vec<_>>().join(", ")
+    }
+
     /// Most clips of a sample.
     pub fn max_clips(&self) -> usize {
         self.max_clips.unwrap_or(match self.format {
@@ -166,13 +172,10 @@ impl SourceConfig {
             max_seconds,
             ..
         } = self.filter;
-        let name = self
-            .path
-            .first()
-            .map_or("a source".into(), |path| path.display().to_string());
-        let wrong = |what: &str| Err(Error::Argument(format!("{name}: {what}")));
+        let wrong = |what: &str| Err(Error::Argument(format!("{}: {what}", self.name())));
         if self.path.is_empty() {
-            return wrong("`path` is an empty list; name a file or folder");
+            let message = "`path` of a source is an empty list; name a file or folder";
+            return Err(Error::Argument(message.into()));
         }
         if self.max_clips() == 0 {
             return wrong("`max_clips` is 0; ask for at least 1");

@@ -1,7 +1,6 @@
 //! Finding the files of a source.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
@@ -47,18 +46,8 @@ pub(super) fn find(
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let at = error.path().unwrap_or(path).display().to_string();
-                    let missing = error
-                        .io_error()
-                        .is_some_and(|error| error.kind() == io::ErrorKind::NotFound);
-                    passed_over.push(Skip {
-                        key: at,
-                        reason: match missing {
-                            true => Reason::Missing,
-                            false => Reason::Undecodable,
-                        },
-                        message: error.to_string(),
-                    });
+                    let path = error.path().unwrap_or(path);
+                    passed_over.push(skip(path, error.to_string()));
                 }
             }
         }
@@ -87,15 +76,20 @@ pub(super) fn expand(paths: &[PathBuf], passed_over: &mut Vec<Skip>) -> Result<V
             let path = PathBuf::from(name);
             match path.exists() {
                 true => found.push(path),
-                false => passed_over.push(Skip {
-                    key: path.display().to_string(),
-                    reason: Reason::Missing,
-                    message: "there is no such archive".into(),
-                }),
+                false => passed_over.push(skip(&path, "there is no such archive")),
             }
         }
     }
     Ok(found)
+}
+
+/// A file that is passed over.
+pub(super) fn skip(path: &Path, message: impl Into<String>) -> Skip {
+    Skip {
+        key: path.display().to_string(),
+        reason: Reason::PassedOver,
+        message: message.into(),
+    }
 }
 
 fn expand_text(before: &str, text: &str, names: &mut Vec<String>) -> Result<(), String> {

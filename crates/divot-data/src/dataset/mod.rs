@@ -1,6 +1,6 @@
-//! Training samples from files.
+//! Training samples: where they are, in which order they are seen, and threads that read them ahead.
 //!
-//! A [`Source`] finds the samples of files in one [`Format`] and reads them one by one: the clips of a video or
+//! A [`Loader`] mixes sources and makes batches. A [`Source`] finds the samples of files in one [`Format`] and reads them one by one: the clips of a video or
 //! image, and its text. What cannot be used is left out with a [`Reason`]. A source is described by a
 //! [`SourceConfig`]:
 //!
@@ -70,13 +70,15 @@
 //!
 //! A line, a record and the text of a sample have at most 1 MiB. An index takes 12 bytes a line, 20 a sample of an
 //! archive. Archives that are compressed are unpacked into temporary files, two at a time. A damaged archive is
-//! used up to the damage ([`Source::passed_over`]).
+//! used up to the damage ([`Samples::passed_over`]).
 
 mod annotations;
 mod archive;
 mod config;
 mod files;
+mod loader;
 mod media;
+mod order;
 mod python;
 mod records;
 mod sample;
@@ -84,5 +86,7 @@ mod source;
 mod table;
 
 pub use config::{Columns, Filter, Format, SourceConfig};
+pub use loader::{Batch, Loader, LoaderConfig, MixedSource};
+pub use order::Order;
 pub use sample::{Medium, Reason, Sample, Samples, Skip, Text, Turn};
 pub use source::Source;

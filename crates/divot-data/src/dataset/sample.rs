@@ -93,6 +93,9 @@ pub enum Reason {
     NoText,
     /// Its text is too long.
     TooMuchText,
+    /// No sample, but a file or folder that was searched for samples, and passed over wholly or from a damage
+    /// on.
+    PassedOver,
     /// Reading it failed in a way that is a bug.
     Panicked,
 }
@@ -112,6 +115,7 @@ impl Reason {
             Self::TooLong => "too long",
             Self::NoText => "no text",
             Self::TooMuchText => "too much text",
+            Self::PassedOver => "file passed over",
             Self::Panicked => "panicked",
         }
     }
@@ -136,6 +140,11 @@ pub trait Samples: Send + Sync {
     /// Runs of samples that are cheap to read together, such as those of an archive. They cover all samples
     /// in order.
     fn groups(&self) -> Vec<Range<usize>>;
+
+    /// Files and folders that were passed over while samples were looked for.
+    fn passed_over(&self) -> &[Skip] {
+        &[]
+    }
 
     /// Reads a sample. `uniform` draws from [0, 1) what is random: where a clip starts, which caption is
     /// taken.

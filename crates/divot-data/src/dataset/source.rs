@@ -139,12 +139,6 @@ impl Source {
         }
     }
 
-    /// Files that were passed over while samples were looked for, wholly or from a damage on: archives that
-    /// are missing, damaged or end too early, and folders that cannot be searched.
-    pub fn passed_over(&self) -> &[Skip] {
-        &self.passed_over
-    }
-
     fn error(&self, what: String, remedy: &str) -> Error {
         Error::NoSamples {
             path: self.config.path.first().cloned().unwrap_or_default(),
@@ -271,6 +265,10 @@ impl Samples for Source {
             // Any order is as cheap as another.
             _ => std::iter::once(0..self.len()).collect(),
         }
+    }
+
+    fn passed_over(&self) -> &[Skip] {
+        &self.passed_over
     }
 
     fn read(&self, index: usize, uniform: &mut dyn FnMut() -> f64) -> Result<Sample, Skip> {

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use divot_data::dataset::{Columns, Format, Medium, Reason, Samples, SourceConfig, Text, Turn};
+use divot_data::dataset::{
+    Columns, Format, Loader, LoaderConfig, Medium, MixedSource, Reason, Samples, SourceConfig,
+    Text, Turn,
+};
 use divot_data::sampling::{spread_indices, train_indices};
 use tempfile::TempDir;
 
@@ -220,8 +223,24 @@ fn ranges_of_archives() {
     let [missing] = source.passed_over() else {
         panic!("one is missing")
     };
-    assert_eq!(missing.reason, Reason::Missing);
+    assert_eq!(missing.reason, Reason::PassedOver);
     assert!(missing.key.ends_with("s009.tar"));
+    // A loader counts and logs it.
+    let log = root.join("skipped.jsonl");
+    let mixed = MixedSource {
+        name: "shards".into(),
+        samples: Box::new(source),
+        weight: 1.0,
+        batch: 2,
+    };
+    let settings = LoaderConfig {
+        log: Some(log.clone()),
+        ..LoaderConfig::default()
+    };
+    let mut loader = Loader::new(vec![mixed], settings).unwrap();
+    assert_eq!(loader.next().unwrap().unwrap().samples.len(), 2);
+    assert_eq!(loader.skipped(), [("shards".into(), Reason::PassedOver, 1)]);
+    assert!(fs::read_to_string(&log).unwrap().contains("s009.tar"));
     let error = open(&config(Format::Webdataset, root.join("t{1..2}.tar"))).unwrap_err();
     assert!(error.to_string().contains("t1.tar"), "{error}");
     let error = open(&config(Format::Webdataset, root.join("t{1..x}.tar"))).unwrap_err();

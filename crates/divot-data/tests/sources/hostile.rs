@@ -112,7 +112,7 @@ fn compressed_archives_that_break_off() {
     let [damage] = source.passed_over() else {
         panic!("one damage")
     };
-    assert_eq!(damage.reason, Undecodable);
+    assert_eq!(damage.reason, Reason::PassedOver);
 
     let mut flipped = packed.clone();
     flipped[packed.len() / 2] ^= 0xff;

@@ -1,6 +1,6 @@
 //! Our own checkpoints: `model.safetensors` with one network, or several under prefixes.
 
-use super::layout::{Place, cast_slice, wrong_shape};
+use super::layout::{ParamPath, cast_slice, wrong_shape};
 use super::safetensors::{Entry, SafetensorsFile};
 use super::{SafetensorsWriter, TensorSpec, WeightsError, module_layout};
 use crate::device::is_cpu;
@@ -149,7 +149,7 @@ impl Weights {
             weights: self,
             prefix,
             dtype,
-            place: Place::default(),
+            place: ParamPath::default(),
             unsynced: 0,
             error: None,
             progress,
@@ -303,7 +303,7 @@ struct Loader<'a, P> {
     weights: &'a mut Weights,
     prefix: &'a str,
     dtype: Option<FloatDType>,
-    place: Place,
+    place: ParamPath,
     unsynced: usize,
     /// The first error; nothing is read after it.
     error: Option<WeightsError>,
