@@ -1,5 +1,6 @@
 //! Training samples from files of every format, sound and broken.
 
+mod archives;
+mod files;
 mod formats;
-mod hostile;
 mod make;

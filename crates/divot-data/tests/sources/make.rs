@@ -119,3 +119,18 @@ pub fn reasons(source: &Source) -> Vec<Option<Reason>> {
     };
     read(source, 0.5).into_iter().map(reason).collect()
 }
+
+/// Five samples of a picture and a caption.
+pub fn five() -> Vec<u8> {
+    let picture = jpeg(200, 5);
+    let names: Vec<_> = (0..5)
+        .map(|i| [format!("{i}.jpg"), format!("{i}.txt")])
+        .collect();
+    let files = names.iter().flat_map(|[image, text]| {
+        [
+            (image.as_str(), &picture[..]),
+            (text.as_str(), b"a caption"),
+        ]
+    });
+    tar(&files.collect::<Vec<_>>())
+}
