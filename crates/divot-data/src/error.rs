@@ -140,6 +140,16 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// No training sample was found in a source.
+    #[error("{}: holds no training sample ({what}); {remedy}", path.display())]
+    NoSamples {
+        /// The first path of the source.
+        path: PathBuf,
+        /// What was found instead.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// An argument makes no sense; the text says which and what would.
     #[error("{0}")]
     Argument(String),

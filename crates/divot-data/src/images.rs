@@ -1,7 +1,7 @@
 //! Still images, animations and folders of images.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use image::metadata::Orientation;
@@ -36,7 +36,16 @@ pub fn read_image(path: impl AsRef<Path>) -> Result<Frame> {
 
 /// [`read_image`] with a limit of pixels.
 pub(crate) fn read_limited(path: &Path, max_pixels: u64) -> Result<Frame> {
-    let (decoder, orientation) = decoder(path, max_pixels)?;
+    read_from(path, open(path)?, max_pixels)
+}
+
+/// [`read_limited`] of what `reader` gives, which errors call `path`.
+pub(crate) fn read_from(
+    path: &Path,
+    reader: impl BufRead + Seek,
+    max_pixels: u64,
+) -> Result<Frame> {
+    let (decoder, orientation) = decoder(path, reader, max_pixels)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| failed(path, &e))?;
     image.apply_orientation(orientation);
     let (width, height) = (image.width() as usize, image.height() as usize);
@@ -49,7 +58,16 @@ pub(crate) fn read_limited(path: &Path, max_pixels: u64) -> Result<Frame> {
 
 /// Width and height of a still image, upright; its pixels are not read.
 pub(crate) fn size(path: &Path, max_pixels: u64) -> Result<(usize, usize)> {
-    let (decoder, orientation) = decoder(path, max_pixels)?;
+    size_of(path, open(path)?, max_pixels)
+}
+
+/// [`size`] of what `reader` gives, which errors call `path`.
+pub(crate) fn size_of(
+    path: &Path,
+    reader: impl BufRead + Seek,
+    max_pixels: u64,
+) -> Result<(usize, usize)> {
+    let (decoder, orientation) = decoder(path, reader, max_pixels)?;
     let (width, height) = decoder.dimensions();
     let is_sideways = matches!(
         orientation,
@@ -65,17 +83,29 @@ pub(crate) fn size(path: &Path, max_pixels: u64) -> Result<(usize, usize)> {
     })
 }
 
+fn open(path: &Path) -> Result<BufReader<File>> {
+    let file = File::open(path).map_err(|e| Error::read(path, e))?;
+    Ok(BufReader::new(file))
+}
+
 /// A decoder whose picture is no larger than allowed, and which way up the picture is.
-fn decoder(path: &Path, max_pixels: u64) -> Result<(impl ImageDecoder, Orientation)> {
-    let file = BufReader::new(File::open(path).map_err(|e| Error::read(path, e))?);
-    let mut reader = ImageReader::new(file)
-        .with_guessed_format()
+fn decoder<'a, R: BufRead + Seek + 'a>(
+    path: &Path,
+    mut reader: R,
+    max_pixels: u64,
+) -> Result<(impl ImageDecoder + use<'a, R>, Orientation)> {
+    let mut head = Vec::new();
+    let read = (&mut reader).take(26).read_to_end(&mut head);
+    read.and_then(|_| reader.rewind())
         .map_err(|e| Error::read(path, e))?;
-    if reader.format() == Some(ImageFormat::Bmp) {
+    if format(&head) == Some(ImageFormat::Bmp) {
         // Its decoder refuses long sides in its own words.
-        let (width, height) = bmp_size(path)?;
+        let (width, height) = bmp_size(path, &head)?;
         Error::check_size(path, width, height, max_pixels)?;
     }
+    let mut reader = ImageReader::new(reader)
+        .with_guessed_format()
+        .map_err(|e| Error::read(path, e))?;
     let mut limits = image::Limits::no_limits();
     let bytes = max_pixels.saturating_mul(BYTES_PER_PIXEL);
     limits.max_alloc = Some(bytes.saturating_add(OVERHEAD));
@@ -89,17 +119,14 @@ fn decoder(path: &Path, max_pixels: u64) -> Result<(impl ImageDecoder, Orientati
 }
 
 /// Width and height in the header of a BMP file.
-fn bmp_size(path: &Path) -> Result<(u64, u64)> {
-    let mut head = [0; 26];
-    let mut file = File::open(path).map_err(|e| Error::read(path, e))?;
-    if file.read_exact(&mut head).is_err() {
+fn bmp_size(path: &Path, head: &[u8]) -> Result<(u64, u64)> {
+    let Ok([.., kind, _, _, _, a, b, c, d, e, f, g, h]) = <[u8; 26]>::try_from(head) else {
         return Err(Error::damaged(path, "the header breaks off"));
-    }
+    };
     // The oldest kind of header has 16 bits a side, too few for a picture that is too large.
-    if head[14] == 12 {
+    if kind == 12 {
         return Ok((0, 0));
     }
-    let [.., a, b, c, d, e, f, g, h] = head;
     // A negative height turns the picture around.
     let side = |bytes| u64::from(i32::from_le_bytes(bytes).unsigned_abs());
     Ok((side([a, b, c, d]), side([e, f, g, h])))

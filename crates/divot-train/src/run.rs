@@ -221,7 +221,7 @@ pub(crate) fn sources(recipe: &Recipe, data: &[DataSettings]) -> Result<Vec<Mixe
     data.iter()
         .map(|data| {
             Ok(MixedSource {
-                name: data.source.path.display().to_string(),
+                name: data.source.name(),
                 samples: Box::new(Source::open(&data.source, &reader)?),
                 weight: data.weight,
                 batch: data.batch.unwrap_or(recipe.settings.batch),

@@ -180,15 +180,17 @@ impl Loader {
             batches[shared.source_of(step)] += 1;
         }
         lock(&shared.state).batches = batches;
+        let skipped = shared.skipped.get_mut();
+        let skipped = skipped.unwrap_or_else(PoisonError::into_inner);
         if let Some(path) = &shared.config.log {
-            let file = OpenOptions::new().create(true).append(true).open(path);
-            let skipped = shared
-                .skipped
-                .get_mut()
-                .unwrap_or_else(PoisonError::into_inner);
-            match file {
+            match OpenOptions::new().create(true).append(true).open(path) {
                 Ok(file) => skipped.log = Some(file),
                 Err(error) => skipped.log_error = Some(error.to_string()),
+            }
+        }
+        for (number, source) in shared.sources.iter().enumerate() {
+            for skip in source.samples.passed_over() {
+                skipped.record(&source.name, number, skip);
             }
         }
         let shared = Arc::new(shared);
@@ -414,9 +416,12 @@ impl Shared {
 impl Skipped {
     /// Counts and logs a broken sample, if it is met for the first time.
     fn add(&mut self, name: &str, source: usize, index: usize, skip: &Skip) {
-        if !self.seen.insert((source, index)) {
-            return;
+        if self.seen.insert((source, index)) {
+            self.record(name, source, skip);
         }
+    }
+
+    fn record(&mut self, name: &str, source: usize, skip: &Skip) {
         *self.counts.entry((source, skip.reason)).or_default() += 1;
         let Some(log) = &mut self.log else { return };
         let line = serde_json::json!({

@@ -110,6 +110,8 @@ pub(super) fn mix(value: u64) -> u64 {
 }
 
 #[cfg(test)]
+// Groups are ranges.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

@@ -77,6 +77,10 @@ pub enum Reason {
     Missing,
     /// A file cannot be read or decoded.
     Undecodable,
+    /// A file that was indexed has changed since.
+    Changed,
+    /// A picture has more pixels than allowed.
+    TooLarge,
     /// Its shorter side has too few pixels.
     TooSmall,
     /// It is too narrow or too flat.
@@ -89,6 +93,9 @@ pub enum Reason {
     NoText,
     /// Its text is too long.
     TooMuchText,
+    /// No sample, but a file or folder that was searched for samples, and passed over wholly or from a damage
+    /// on.
+    PassedOver,
     /// Reading it failed in a way that is a bug.
     Panicked,
 }
@@ -100,12 +107,15 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::Missing => "missing",
             Self::Undecodable => "undecodable",
+            Self::Changed => "changed",
+            Self::TooLarge => "too large",
             Self::TooSmall => "too small",
             Self::Aspect => "aspect ratio",
             Self::TooShort => "too short",
             Self::TooLong => "too long",
             Self::NoText => "no text",
             Self::TooMuchText => "too much text",
+            Self::PassedOver => "file passed over",
             Self::Panicked => "panicked",
         }
     }
@@ -130,6 +140,11 @@ pub trait Samples: Send + Sync {
     /// Runs of samples that are cheap to read together, such as those of an archive. They cover all samples
     /// in order.
     fn groups(&self) -> Vec<Range<usize>>;
+
+    /// Files and folders that were passed over while samples were looked for.
+    fn passed_over(&self) -> &[Skip] {
+        &[]
+    }
 
     /// Reads a sample. `uniform` draws from [0, 1) what is random: where a clip starts, which caption is
     /// taken.
