@@ -22,7 +22,7 @@ pub use commands::convert;
 pub use interrupt::interrupted;
 
 use commands::{
-    completions, describe, detokenize, download, generate, info, reconstruct, tokenize,
+    completions, describe, detokenize, download, generate, info, reconstruct, tokenize, train,
 };
 use output::Output;
 
@@ -61,6 +61,7 @@ enum Command {
     Story(commands::story::Arguments),
     Tokenize(tokenize::Arguments),
     Detokenize(detokenize::Arguments),
+    Train(train::Arguments),
     Download(download::Arguments),
     Convert(convert::Arguments),
     Info(info::Arguments),
@@ -98,6 +99,10 @@ pub fn program<A: Parser>(run: impl FnOnce(A, &mut Output) -> Result<()>) -> Exi
             complain("stopped; nothing was written");
             ExitCode::from(interrupt::EXIT_CODE)
         }
+        Err(error) if is_saved(&error) => {
+            complain(&error.to_string());
+            ExitCode::from(interrupt::EXIT_CODE)
+        }
         Err(error) => {
             complain(&format!("error: {}", divot::one_line(error.as_ref())));
             match interrupted() {
@@ -113,6 +118,12 @@ fn is_stopped(error: &anyhow::Error) -> bool {
     error.is_some_and(divot::Error::is_stopped)
 }
 
+/// Whether training was stopped, which saved a checkpoint.
+fn is_saved(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<divot_train::Error>();
+    matches!(error, Some(divot_train::Error::Stopped))
+}
+
 fn run(cli: Cli, output: &mut Output) -> Result<()> {
     output.set_json(cli.json);
     let (name, result) = match &cli.command {
@@ -122,6 +133,7 @@ fn run(cli: Cli, output: &mut Output) -> Result<()> {
         Command::Story(arguments) => ("story", arguments.run(output)),
         Command::Tokenize(arguments) => ("tokenize", arguments.run(output)),
         Command::Detokenize(arguments) => ("detokenize", arguments.run(output)),
+        Command::Train(arguments) => ("train", arguments.run(output)),
         Command::Download(arguments) => ("download", arguments.run(output)),
         Command::Convert(arguments) => ("convert", convert::report(arguments, output)),
         Command::Info(arguments) => ("info", arguments.run(output)),

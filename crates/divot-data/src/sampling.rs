@@ -111,6 +111,29 @@ pub fn train_indices(
     clips(frames, fps, max_clips, uniform)
 }
 
+/// Selects clips for training on questions: as many as [`comprehend_indices`] gives, in equal slots that
+/// cover the whole video.
+///
+/// Each clip starts at random within its slot. In a slot that is shorter than a clip, the distance between
+/// frames shrinks. `uniform` draws from `[0, 1)` and is called once per clip.
+///
+/// # Errors
+/// Those of [`comprehend_indices`].
+pub fn spread_indices(
+    frames: usize,
+    fps: f64,
+    max_clips: usize,
+    mut uniform: impl FnMut() -> f64,
+) -> Result<Vec<ClipIndices>> {
+    let count = comprehend_indices(frames, fps, max_clips)?.len();
+    let slot = frames as f64 / count as f64;
+    let span = span(check(frames, fps)?).min(slot);
+    let starts = (0..count).map(|i| i as f64 * slot + uniform() * (slot - span));
+    Ok(starts
+        .map(|start| spread(start, start + span, frames))
+        .collect())
+}
+
 /// Selects clips for comprehension or training. `uniform` returns the position of a start within its
 /// range, in `[0, 1)`.
 fn clips(

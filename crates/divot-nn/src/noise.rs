@@ -15,6 +15,18 @@ impl Noise {
         Self(ChaCha12Rng::seed_from_u64(seed))
     }
 
+    /// Starts where `key` says: different keys give independent numbers.
+    ///
+    /// Training draws everything by such keys (seed, step, use and so on), so that what is drawn does not
+    /// depend on what was drawn before.
+    pub fn keyed(key: [u64; 4]) -> Self {
+        let mut seed = [0; 32];
+        for (bytes, part) in seed.chunks_exact_mut(8).zip(key) {
+            bytes.copy_from_slice(&part.to_le_bytes());
+        }
+        Self(ChaCha12Rng::from_seed(seed))
+    }
+
     /// Draws one number, uniform in the open interval (0, 1).
     pub fn uniform(&mut self) -> f64 {
         Open01.sample(&mut self.0)

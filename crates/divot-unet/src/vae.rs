@@ -266,6 +266,12 @@ fn blocks(
 }
 
 impl Vae {
+    /// Returns the factor between the resolution of an image and that of its latents.
+    pub fn downsampling(&self) -> usize {
+        let levels = self.encoder.levels.iter();
+        1 << levels.filter(|level| level.resample.is_some()).count()
+    }
+
     /// Computes the distribution of the latents, without the scale factor.
     ///
     /// `images`: `[batch, 3, height, width]`, RGB in [-1, 1]. Height and width are multiples of

@@ -202,6 +202,8 @@ fn video(path: &Path) -> Result<()> {
     let options = OpenOptions {
         ffmpeg: "/nowhere/ffmpeg".into(),
         ffprobe: "/nowhere/ffprobe".into(),
+        // A picture just below the default limit rightly takes seconds.
+        max_pixels: 1 << 24,
         ..OpenOptions::default()
     };
     let video = Video::open_with(path, &options)?;

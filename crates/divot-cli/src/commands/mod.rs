@@ -10,3 +10,4 @@ pub mod info;
 pub mod reconstruct;
 pub mod story;
 pub mod tokenize;
+pub mod train;

@@ -39,7 +39,7 @@ pub fn module_layout<M: Module>(module: &M) -> Vec<ParamSpec> {
 
 #[derive(Default)]
 struct Layout {
-    place: Place,
+    place: ParamPath,
     params: Vec<ParamSpec>,
 }
 
@@ -55,25 +55,30 @@ impl ModuleVisitor for Layout {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         self.params.push(ParamSpec {
             path: self.place.path(),
-            container: self.place.container(),
+            container: self.place.container().to_string(),
             shape: param.lazy_shape().as_slice().to_vec(),
         });
     }
 }
 
-/// The position of a visitor or mapper in a module: (name, container) from the root on.
-#[derive(Default)]
-pub(super) struct Place(Vec<(String, String)>);
+/// The path of the current parameter in a visitor or mapper of a module.
+///
+/// The visitor forwards `enter_module` and `exit_module` to it. Paths are those of [`ParamSpec::path`].
+#[derive(Debug, Default)]
+pub struct ParamPath(Vec<(String, String)>);
 
-impl Place {
+impl ParamPath {
+    /// Enters a module or field.
     pub fn enter(&mut self, name: &str, container: &str) {
         self.0.push((name.to_string(), container.to_string()));
     }
 
+    /// Leaves the last one entered.
     pub fn exit(&mut self) {
         self.0.pop();
     }
 
+    /// The path from the module's root.
     pub fn path(&self) -> String {
         let names = self
             .0
@@ -83,8 +88,9 @@ impl Place {
         names.collect::<Vec<_>>().join(".")
     }
 
-    fn container(&self) -> String {
-        self.0.last().map_or_else(String::new, |(_, c)| c.clone())
+    /// What directly holds the parameter: see [`ParamSpec::container`].
+    pub fn container(&self) -> &str {
+        self.0.last().map_or("", |(_, container)| container)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Our own checkpoint files: a `model.safetensors` with one network, or with several under prefixes.
 
-use super::layout::{Place, cast_slice, wrong_shape};
+use super::layout::{ParamPath, cast_slice, wrong_shape};
 use super::safetensors::{Entry, SafetensorsFile};
 use super::{SafetensorsWriter, TensorSpec, WeightsError, module_layout};
 use crate::device::is_cpu;
@@ -150,7 +150,7 @@ impl Weights {
             weights: self,
             prefix,
             dtype,
-            place: Place::default(),
+            place: ParamPath::default(),
             unsynced: 0,
             error: None,
             progress,
@@ -304,7 +304,7 @@ struct Loader<'a, P> {
     weights: &'a mut Weights,
     prefix: &'a str,
     dtype: Option<FloatDType>,
-    place: Place,
+    place: ParamPath,
     unsynced: usize,
     /// The first error. Nothing is read after it.
     error: Option<WeightsError>,

@@ -20,7 +20,7 @@ mod pytorch;
 mod safetensors;
 mod source;
 
-pub use layout::{ParamSpec, convert_tensor, module_layout};
+pub use layout::{ParamPath, ParamSpec, convert_tensor, module_layout};
 pub use load::{Saver, Weights, load_module};
 pub use safetensors::{SafetensorsWriter, TensorSpec, write_safetensors};
 pub use source::{Source, SourceTensor};

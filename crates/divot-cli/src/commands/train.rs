@@ -1,0 +1,143 @@
+//! `divot train`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use burn::tensor::Device;
+use clap::Args;
+use divot::device;
+use divot_train::record::{Printer, line};
+use divot_train::{Event, Recipe, RunOptions, dry_run, run};
+
+use crate::interrupt;
+use crate::output::{self, Output};
+
+/// Train a model by a recipe
+///
+/// Everything is written below one folder: checkpoints, metrics.jsonl, TensorBoard's event files, sheets of
+/// samples, and report.html, a page with all of it. Ctrl-C saves a checkpoint and ends the run.
+#[derive(Args)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
+Example:
+  divot train examples/recipes/stage1.toml --set data.0.source.path=clips
+  divot train examples/recipes/stage1.toml --resume"
+)]
+pub struct Arguments {
+    /// The recipe, in TOML
+    recipe: PathBuf,
+    /// Folder of the run [default: outputs/ and the recipe's name]
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+    /// Another value for a key of the recipe, such as rate.peak=1e-5
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+    /// Go on from the newest checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Go on although the recipe changed
+    #[arg(long)]
+    allow_changes: bool,
+    /// Show what would be trained, on what, and how long a step takes; write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Where to compute: auto, cpu, wgpu, vulkan or cuda, with :index for a certain one
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads that read samples
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    workers: u16,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, output: &mut Output) -> Result<()> {
+        let recipe = Recipe::read(&self.recipe, &self.changes)?;
+        let device = device::select(&self.device)?;
+        let folder = match &self.output {
+            Some(folder) => folder.clone(),
+            None => PathBuf::from("outputs").join(&recipe.name),
+        };
+        let options = RunOptions {
+            resume: self.resume,
+            allow_changes: self.allow_changes,
+            workers: self.workers.into(),
+        };
+        if self.dry_run {
+            return self.dry_run(&recipe, &device, &options, output);
+        }
+        let printer = Printer::new();
+        let state = run(&recipe, &folder, &device, &options, &mut |event| {
+            match event {
+                Event::Resumed(step) => printer.note(&format!("goes on from step {step}")),
+                Event::Step(Some(status)) => printer.show(line(status)),
+                Event::Step(None) => {}
+                Event::Validated(loss) => printer.note(&format!("validation loss {loss:.5}")),
+                Event::Warning(warning) => printer.note(&format!("warning: {warning}")),
+            }
+            interrupt::flow()
+        });
+        printer.finish();
+        let state = state?;
+        output.set("folder", folder.to_string_lossy());
+        output.set("steps", state.step);
+        output.line(format!(
+            "{} steps; checkpoints and report.html are in {}",
+            state.step,
+            folder.display()
+        ))
+    }
+
+    /// Shows what a run would do.
+    fn dry_run(
+        &self,
+        recipe: &Recipe,
+        device: &Device,
+        options: &RunOptions,
+        output: &mut Output,
+    ) -> Result<()> {
+        let found = dry_run(recipe, device, options)?;
+        output.line("data")?;
+        for (source, samples) in &found.sources {
+            output.line(format!(
+                "  {source}: {}",
+                output::plural(*samples, "sample")
+            ))?;
+        }
+        let millions = |count: usize| format!("{:.2} M", count as f64 / 1e6);
+        output.line("parameters")?;
+        let (mut all, mut trained) = (0, 0);
+        for part in &found.parameters {
+            all += part.all;
+            trained += part.trained;
+            output.line(format!(
+                "  {}: {}, {} trained",
+                part.part,
+                millions(part.all),
+                millions(part.trained)
+            ))?;
+        }
+        output.line(format!(
+            "  together: {}, {} trained",
+            millions(all),
+            millions(trained)
+        ))?;
+        let steps = recipe.settings.steps;
+        output.line(format!(
+            "a step: {:.2} s and {:.2} s of waiting for data; {steps} steps in about {:.1} h",
+            found.seconds,
+            found.reading,
+            steps as f64 * found.seconds / 3600.0
+        ))?;
+        if let Some(memory) = found.memory {
+            let gib = memory as f64 / f64::from(1 << 30);
+            output.line(format!("memory: {gib:.2} GiB"))?;
+            output.set("memory_bytes", memory);
+        }
+        output.set("parameters", all);
+        output.set("trained", trained);
+        output.set("seconds_per_step", found.seconds);
+        Ok(())
+    }
+}

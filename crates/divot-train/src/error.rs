@@ -1,0 +1,94 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use divot::weights::WeightsError;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in training. Each message is one line that names the file and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The caller stopped the run. Its state was saved before.
+    #[error("stopped; a checkpoint was saved, from which the run can be resumed")]
+    Stopped,
+    /// A recipe is wrong. The message names its line.
+    #[error("{}:{line}: {problem}", .path.display())]
+    Recipe {
+        /// The recipe.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// A setting that was given beside the recipe is wrong.
+    #[error("the setting `{setting}`: {problem}")]
+    Setting {
+        /// The setting, `key=value`.
+        setting: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// A run's folder cannot be used.
+    #[error("{}: {problem}; {remedy}", .path.display())]
+    Run {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The loss was not finite too often.
+    #[error(
+        "the loss or its gradient was not finite in {steps} steps in a row, up to step {step}; lower the learning rate, or look at the data named in the log"
+    )]
+    NotFinite {
+        /// The last of the steps.
+        step: usize,
+        /// How many there were.
+        steps: usize,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The record of a run could not be begun.
+    #[error(transparent)]
+    Record(#[from] crate::record::RecordError),
+    /// A model could not be read or written.
+    #[error(transparent)]
+    Model(#[from] divot::Error),
+    /// Samples could not be read.
+    #[error(transparent)]
+    Data(#[from] divot::data::Error),
+}
+
+impl From<WeightsError> for Error {
+    fn from(error: WeightsError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+impl Error {
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
+    pub(crate) fn run(path: &Path, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Run {
+            path: path.to_path_buf(),
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+}

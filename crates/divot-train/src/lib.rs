@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+
+pub mod checkpoint;
+mod dry_run;
+mod error;
+mod model;
+pub mod objective;
+mod optimizer;
+mod parameters;
+mod recipe;
+pub mod record;
+mod run;
+mod schedule;
+mod trainer;
+
+pub use dry_run::{DryRun, dry_run};
+pub use error::{Error, Result};
+pub use model::{Model, ModelConfig, Network, Start};
+pub use optimizer::{Optimizer, OptimizerConfig, gradient_norm};
+pub use parameters::{Count, count};
+pub use recipe::{
+    CheckpointSettings, ModelSettings, ObjectiveSettings, Recipe, Settings, ValidationSettings,
+};
+
+pub use run::{Event, RunOptions, run};
+pub use schedule::{Decay, RateConfig};
+pub use trainer::{StepReport, Trainer};

@@ -1,0 +1,400 @@
+//! The networks of a run: their sizes, and where their weights come from.
+
+use std::path::{Path, PathBuf};
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::Device;
+use divot::checkpoint::{CONFIG, Part, WEIGHTS};
+use divot::gmm::{GmmConfig, HeadConfig};
+use divot::language::{DivotLlm, DivotLlmConfig, LoraConfig, MistralConfig};
+use divot::resampler::{PerceiverResamplerConfig, VideoResamplerConfig};
+use divot::unet::{NoiseScheduleConfig, UnetConfig, Vae, VaeConfig};
+use divot::vit::{TextTower, TextTowerConfig, VisionTower, VisionTowerConfig};
+use divot::weights::Source;
+use divot::{Detokenizer, DetokenizerConfig, Tokenizer, TokenizerConfig};
+use divot_nn::CheckSizes;
+use serde_json::Value;
+
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::parameters::{self, is_below};
+
+/// The networks of a run. An objective says which it needs; the others are absent.
+#[derive(Module, Debug)]
+pub struct Model {
+    /// Frames to video tokens.
+    pub tokenizer: Option<Tokenizer>,
+    /// Video tokens to frames.
+    pub detokenizer: Option<Detokenizer>,
+    /// The vision tower, where it learns by itself.
+    pub vision: Option<VisionTower>,
+    /// CLIP's text tower.
+    pub text: Option<TextTower>,
+    /// The autoencoder, where it learns by itself.
+    pub vae: Option<Vae>,
+    /// The language model.
+    pub llm: Option<DivotLlm>,
+}
+
+/// The networks that a checkpoint's folder may hold, and its parts; the last one that is there counts.
+const PARTS: [(&str, Part); 5] = [
+    ("tokenizer", Part::Tokenizer),
+    ("detokenizer", Part::Detokenizer),
+    ("llm", Part::Mistral),
+    ("llm", Part::Pretrained),
+    ("llm", Part::Llm),
+];
+
+impl Default for Model {
+    /// No network at all.
+    fn default() -> Self {
+        Self {
+            tokenizer: None,
+            detokenizer: None,
+            vision: None,
+            text: None,
+            vae: None,
+            llm: None,
+        }
+    }
+}
+
+/// Names of the networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// [`Model::tokenizer`].
+    Tokenizer,
+    /// [`Model::detokenizer`].
+    Detokenizer,
+    /// [`Model::vision`].
+    Vision,
+    /// [`Model::text`].
+    Text,
+    /// [`Model::vae`].
+    Vae,
+    /// [`Model::llm`].
+    Llm,
+}
+
+/// Sizes of every network; those that a run does not need are not built.
+#[derive(Config, Debug)]
+pub struct ModelConfig {
+    /// The video tokenizer, with its vision tower.
+    pub tokenizer: TokenizerConfig,
+    /// The de-tokenizer, with its autoencoder.
+    pub detokenizer: DetokenizerConfig,
+    /// CLIP's text tower.
+    pub text: TextTowerConfig,
+    /// The language model.
+    pub llm: DivotLlmConfig,
+}
+
+impl ModelConfig {
+    /// The preset of that name.
+    pub fn preset(name: &str) -> Option<Self> {
+        match name {
+            "divot" => Some(Self::divot()),
+            "small" => Some(Self::small()),
+            _ => None,
+        }
+    }
+
+    /// Names of the presets.
+    pub const PRESETS: [&str; 2] = ["divot", "small"];
+
+    /// The released sizes.
+    pub fn divot() -> Self {
+        Self::new(
+            TokenizerConfig::divot(),
+            DetokenizerConfig::divot(),
+            TextTowerConfig::vit_h_14(),
+            DivotLlmConfig::divot().with_lora(Some(LoraConfig::new())),
+        )
+    }
+
+    /// A model for clips of 64 x 64 pixels that learns on a CPU.
+    pub fn small() -> Self {
+        let vision = VisionTowerConfig::new(64, 8, 192, 6, 3, 128);
+        let resampler = VideoResamplerConfig::new(192, 192, 192)
+            .with_temporal_depth(1)
+            .with_temporal_heads(3)
+            .with_spatial_temporal_depth(2)
+            .with_spatial_temporal_heads(3)
+            .with_resampler_depth(2)
+            .with_resampler_heads(3)
+            .with_token_dim(32);
+        let tokenizer = TokenizerConfig::new(vision, resampler).with_frame_size(64);
+        let context = PerceiverResamplerConfig::new(125, 32, 192, 128)
+            .with_depth(2)
+            .with_heads(3);
+        let unet = UnetConfig::new(64, vec![1, 2], 128)
+            .with_num_res_blocks(1)
+            .with_attention_resolutions(vec![1, 2])
+            .with_head_dim(32)
+            .with_dropout(0.0);
+        let vae = VaeConfig::new()
+            .with_channels(32)
+            .with_channel_mult(vec![1, 2, 2, 2])
+            .with_num_res_blocks(1);
+        let detokenizer = DetokenizerConfig::new(context, unet, vae, NoiseScheduleConfig::new())
+            .with_latent_size([8, 8]);
+        let text = TextTowerConfig::new(77, 49408, 192, 4, 3, 128);
+        let decoder =
+            MistralConfig::new(32_262, 256, 704, 6, 8, 4).with_max_position_embeddings(4096);
+        let head = HeadConfig::Gmm(GmmConfig::new().with_dim(32));
+        let llm = DivotLlmConfig::new(decoder, head);
+        Self::new(tokenizer, detokenizer, text, llm)
+    }
+
+    /// Sizes of the parts that are in a checkpoint's folder; the others are the released ones.
+    ///
+    /// # Errors
+    /// If it has none of the parts, or a configuration cannot be read.
+    pub fn of_checkpoint(folder: &Path) -> Result<Self> {
+        let mut sizes = json(&Self::divot());
+        let mut found = false;
+        for (network, part) in PARTS {
+            let path = part.folder(folder).join(CONFIG);
+            if !path.exists() {
+                continue;
+            }
+            let text = std::fs::read(&path).map_err(|error| Error::io(&path, error))?;
+            sizes[network] = serde_json::from_slice(&text).map_err(|error| {
+                Error::run(
+                    &path,
+                    format!("is no configuration ({error})"),
+                    "convert it again",
+                )
+            })?;
+            found = true;
+        }
+        if !found {
+            return Err(Error::run(
+                folder,
+                "holds neither a tokenizer nor a de-tokenizer",
+                format!(
+                    "name a checkpoint's folder or one of {}",
+                    Self::PRESETS.join(", ")
+                ),
+            ));
+        }
+        let text = sizes.to_string();
+        Self::load_binary(text.as_bytes()).map_err(|error| {
+            Error::run(
+                folder,
+                format!("has other configurations ({error})"),
+                "convert it again",
+            )
+        })
+    }
+
+    /// These sizes with `changes` put over them, which have the form of the configuration.
+    ///
+    /// # Errors
+    /// A name that the configuration does not have, a value of another kind, or sizes that do not fit
+    /// together: the dotted key, and what is wrong.
+    pub fn with_changes(&self, changes: &toml::Table) -> Result<Self, (String, String)> {
+        let mut sizes = json(self);
+        merge(&mut sizes, &toml::Value::Table(changes.clone()), "model")?;
+        let text = sizes.to_string();
+        let refused = |problem: String| ("model".to_owned(), problem);
+        let changed = Self::load_binary(text.as_bytes())
+            .map_err(|error| refused(format!("a size is of another kind: {error}")))?;
+        let checked = changed.check_sizes();
+        checked.map_err(|error| refused(format!("an invalid configuration: {error}")))?;
+        Ok(changed)
+    }
+
+    /// Builds the networks `wanted`, with random weights.
+    pub fn init(&self, wanted: &[Network], device: &Device) -> Model {
+        let wanted = |network| wanted.contains(&network);
+        Model {
+            tokenizer: wanted(Network::Tokenizer).then(|| self.tokenizer.init(device)),
+            detokenizer: wanted(Network::Detokenizer).then(|| self.detokenizer.init(device)),
+            vision: wanted(Network::Vision).then(|| self.tokenizer.vision.init(device)),
+            text: wanted(Network::Text).then(|| self.text.init(device)),
+            vae: wanted(Network::Vae).then(|| self.detokenizer.vae.init(device)),
+            llm: wanted(Network::Llm).then(|| self.llm.init(device)),
+        }
+    }
+}
+
+impl CheckSizes for ModelConfig {
+    fn check_sizes(&self) -> Result<(), divot_nn::SizeError> {
+        self.tokenizer.check_sizes()?;
+        self.detokenizer.check_sizes()?;
+        self.text.check_sizes()?;
+        self.llm.check_sizes()?;
+        divot_nn::check_same(
+            (
+                "the tokenizer's tokens",
+                self.tokenizer.resampler.output_size()[0],
+            ),
+            ("the language model's num_queries", self.llm.num_queries),
+        )?;
+        divot_nn::check_same(
+            (
+                "the tokenizer's token_dim",
+                self.tokenizer.resampler.output_size()[1],
+            ),
+            (
+                "the de-tokenizer's input_dim",
+                self.detokenizer.resampler.input_dim,
+            ),
+        )
+    }
+}
+
+fn json(config: &impl Config) -> Value {
+    serde_json::to_value(config).unwrap_or_default()
+}
+
+/// Puts `change` over `value`. An error names the dotted key.
+fn merge(value: &mut Value, change: &toml::Value, path: &str) -> Result<(), (String, String)> {
+    match (value, change) {
+        (Value::Object(fields), toml::Value::Table(changes)) => {
+            for (name, change) in changes {
+                let path = format!("{path}.{name}");
+                let known: Vec<&str> = fields.keys().map(String::as_str).collect();
+                let known = known.join(", ");
+                let field = fields.get_mut(name).ok_or_else(|| {
+                    (
+                        path.clone(),
+                        format!("`{name}` is no size; there are {known}"),
+                    )
+                })?;
+                merge(field, change, &path)?;
+            }
+            Ok(())
+        }
+        (Value::Object(_), _) => Err((path.to_owned(), "is a table of sizes".to_owned())),
+        (value, change) => {
+            let change = serde_json::to_value(change);
+            *value = change.map_err(|error| (path.to_owned(), error.to_string()))?;
+            Ok(())
+        }
+    }
+}
+
+impl Model {
+    // The accessors panic where an objective asks for a network that it did not name.
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        self.tokenizer.as_ref().expect("the objective names it")
+    }
+
+    /// The de-tokenizer.
+    pub fn detokenizer(&self) -> &Detokenizer {
+        self.detokenizer.as_ref().expect("the objective names it")
+    }
+
+    /// The vision tower that learns by itself.
+    pub fn vision(&self) -> &VisionTower {
+        self.vision.as_ref().expect("the objective names it")
+    }
+
+    /// The text tower.
+    pub fn text(&self) -> &TextTower {
+        self.text.as_ref().expect("the objective names it")
+    }
+
+    /// The language model.
+    pub fn llm(&self) -> &DivotLlm {
+        self.llm.as_ref().expect("the objective names it")
+    }
+
+    /// Height and width of the images that the vision tower wants, in pixels.
+    pub fn vision_size(&self) -> usize {
+        let vision = self.vision();
+        let [.., patch] = vision.patch_embed.weight.dims();
+        let patches = vision.positional_embedding.dims()[0] - 1;
+        patch * patches.isqrt()
+    }
+
+    /// The autoencoder that learns by itself.
+    pub fn vae(&self) -> &Vae {
+        self.vae.as_ref().expect("the objective names it")
+    }
+}
+
+/// Where the weights of a part of the model come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// Path of the part: `tokenizer`, `tokenizer.vision`, `detokenizer.vae`.
+    pub part: String,
+    /// A run's folder, or that of a checkpoint.
+    pub folder: PathBuf,
+}
+
+impl Start {
+    /// Fills the part. Its parameters are found in the folder under the same path, or else under the last
+    /// name of it: `detokenizer.vae` is filled from `vae` of the run that trained the autoencoder.
+    ///
+    /// # Errors
+    /// If the folder is neither a run's nor a checkpoint's, or a parameter of the part is missing there or
+    /// has another shape.
+    pub fn fill(&self, model: Model) -> Result<Model> {
+        let mut model = model;
+        let mut filled = Vec::new();
+        for (prefix, source) in self.sources()? {
+            let named = |name: &str| format!("{prefix}{name}");
+            let last = self.part.rsplit('.').next().unwrap_or(&self.part);
+            let whole = source
+                .tensors()
+                .any(|tensor| is_below(&named(&tensor.name), &self.part));
+            let own = |name: &str| {
+                let name = named(name);
+                if whole {
+                    return is_below(&name, &self.part).then_some(name);
+                }
+                let rest = name.strip_prefix(last)?;
+                rest.starts_with('.')
+                    .then(|| format!("{}{rest}", self.part))
+            };
+            let (next, paths) = parameters::load(&source, model, own)?;
+            model = next;
+            filled.extend(paths);
+        }
+        let missing = parameters::paths(&model)
+            .into_iter()
+            .find(|path| is_below(path, &self.part) && !filled.contains(path));
+        match missing {
+            None if !filled.is_empty() => Ok(model),
+            None => Err(Error::run(
+                &self.folder,
+                format!("fills `{}`, which the model does not have", self.part),
+                "name a part of the model, such as `tokenizer.vision`",
+            )),
+            Some(path) => Err(Error::run(
+                &self.folder,
+                format!("holds no `{path}`"),
+                "name the folder that this part was trained or converted into",
+            )),
+        }
+    }
+
+    /// Files with weights, each with what its names lack in front.
+    fn sources(&self) -> Result<Vec<(String, Source)>> {
+        if let Some(newest) = checkpoint::newest(&self.folder)? {
+            let weights = newest.weights();
+            return Ok(vec![(String::new(), Source::open(&weights)?)]);
+        }
+        let mut sources = Vec::new();
+        for (name, part) in PARTS {
+            let path = part.folder(&self.folder).join(WEIGHTS);
+            if path.exists() {
+                sources.push((format!("{name}."), Source::open(&path)?));
+            }
+        }
+        match sources.is_empty() {
+            false => Ok(sources),
+            true => Err(Error::run(
+                &self.folder,
+                "holds neither a run nor a converted model",
+                "train that part first, or name another folder",
+            )),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Objectives: what a stage of training makes smaller.
+
+mod autoencoder;
+mod batch;
+mod contrastive;
+mod diffusion;
+mod instructions;
+mod language;
+
+use burn::tensor::Tensor;
+use divot::Noise;
+use divot::data::Frame;
+use divot::data::dataset::Sample;
+
+use crate::error::Result;
+use crate::model::{Model, Network};
+
+pub use autoencoder::{Autoencoder, PixelError};
+pub use batch::{dense, sparse};
+pub use contrastive::Contrastive;
+pub use diffusion::Diffusion;
+pub use language::{Language, LanguageTask, TaskKind};
+
+/// A term of the loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Term {
+    /// Its name in the log.
+    pub name: &'static str,
+    /// What it counts for in the sum.
+    pub weight: f64,
+}
+
+/// Sums of the loss's terms, each `[1]` in f32, with the gradients.
+pub type Sums = Vec<Tensor<1>>;
+
+/// A micro-batch that is ready to be learned from.
+pub struct Prepared {
+    /// How many numbers each term sums over. Known before the sums, so that micro-batches average rightly.
+    pub counts: Vec<usize>,
+    /// Samples that do not fit the objective and are left out.
+    pub left_out: usize,
+    /// Computes the terms' sums.
+    pub losses: Box<dyn FnOnce(&Model) -> Sums>,
+}
+
+/// What a stage of training makes smaller.
+///
+/// All that is random comes from [`Draws`], which know the step and the sample's place in the batch. So a
+/// loss is the same however a run was interrupted, and however its batch is divided.
+pub trait Objective {
+    /// The networks that take part.
+    fn networks(&self) -> Vec<Network>;
+
+    /// The terms of the loss.
+    fn terms(&self) -> Vec<Term>;
+
+    /// Moves samples of a source to the model's device and draws what is random.
+    ///
+    /// # Errors
+    /// If the samples do not fit the objective.
+    fn prepare(
+        &self,
+        model: &Model,
+        source: usize,
+        samples: &[Sample],
+        draws: &Draws,
+    ) -> Result<Prepared>;
+
+    /// Lets the model do what it learns, with samples that are shown to a person.
+    ///
+    /// # Errors
+    /// If the samples do not fit the objective.
+    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown>;
+}
+
+/// What a model made of some samples.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// Rows of a contact sheet: what was given over what was made, sample after sample.
+    pub rows: Vec<Vec<Frame>>,
+    /// Measurements, by name.
+    pub numbers: Vec<(&'static str, f64)>,
+    /// Texts, by name.
+    pub texts: Vec<(String, String)>,
+}
+
+/// Sources of randomness for the samples of a step: functions of the seed, the step and the sample's place
+/// in the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draws {
+    /// Seed of the run.
+    pub seed: u64,
+    /// The step, or what stands for one.
+    pub step: u64,
+    /// Place of the first sample in the batch of all micro-batches and ranks.
+    pub first: u64,
+}
+
+impl Draws {
+    /// Draws of the `index`-th sample of the micro-batch.
+    pub fn of(&self, index: usize) -> Noise {
+        Noise::keyed([self.seed, self.step, self.first + index as u64, 0])
+    }
+}

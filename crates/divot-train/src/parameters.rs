@@ -1,0 +1,299 @@
+//! Parameters of a model by their paths: which are trained, their values, and moving averages of them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Tensor, TensorData};
+use divot::weights::{
+    ParamPath, SafetensorsWriter, Source, SourceTensor, TensorSpec, WeightsError,
+};
+
+use crate::error::{Error, Result};
+
+/// Number of parameters below each of the paths `parts`: all, and those that are trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    /// Path of the part.
+    pub part: String,
+    /// All of its parameters.
+    pub all: usize,
+    /// Those that are trained.
+    pub trained: usize,
+}
+
+/// Whether `path` is `prefix` or lies below it.
+pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// Counts parameters by the first two names of their paths.
+pub fn count<M: Module>(model: &M) -> Vec<Count> {
+    let mut counts = BTreeMap::<String, [usize; 2]>::new();
+    visit(model, |path, shape, trained| {
+        let part: Vec<&str> = path.splitn(3, '.').take(2).collect();
+        let numbers: usize = shape.iter().product();
+        let [all, learned] = counts.entry(part.join(".")).or_default();
+        *all += numbers;
+        *learned += usize::from(trained) * numbers;
+    });
+    counts
+        .into_iter()
+        .map(|(part, [all, trained])| Count { part, all, trained })
+        .collect()
+}
+
+/// A float parameter that is written to a file.
+pub(crate) type Named = (String, Vec<usize>);
+
+/// Path and shape of every trained parameter, in the order of the fields.
+pub(crate) fn trained<M: Module>(model: &M) -> Vec<Named> {
+    let mut found = Vec::new();
+    visit(model, |path, shape, trained| {
+        if trained {
+            found.push((path.to_owned(), shape.to_vec()));
+        }
+    });
+    found
+}
+
+/// Paths of all float parameters, which are not initialised by it.
+pub(crate) fn paths<M: Module>(model: &M) -> Vec<String> {
+    let layout = divot::weights::module_layout(model);
+    layout.into_iter().map(|param| param.path).collect()
+}
+
+/// Calls `each` with the path and shape of every float parameter, and whether it is trained. Initialises
+/// the parameters.
+fn visit<M: Module>(model: &M, each: impl FnMut(&str, &[usize], bool)) {
+    struct Visitor<F> {
+        path: ParamPath,
+        each: F,
+    }
+    impl<F: FnMut(&str, &[usize], bool)> ModuleVisitor for Visitor<F> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val();
+            let trained = value.is_require_grad();
+            (self.each)(&self.path.path(), &value.dims(), trained);
+        }
+    }
+    model.visit(&mut Visitor {
+        path: ParamPath::default(),
+        each,
+    });
+}
+
+/// Takes the parameters at and below the paths `frozen` out of training.
+pub(crate) fn freeze<M: Module>(model: M, frozen: &[String]) -> M {
+    struct Freeze<'a> {
+        path: ParamPath,
+        frozen: &'a [String],
+    }
+    impl ModuleMapper for Freeze<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let path = self.path.path();
+            match self.frozen.iter().any(|prefix| is_below(&path, prefix)) {
+                true => param.set_require_grad(false),
+                false => param,
+            }
+        }
+    }
+    model.map(&mut Freeze {
+        path: ParamPath::default(),
+        frozen,
+    })
+}
+
+/// Writes the parameters `names` of a model, which are in the order of its fields, in f32.
+pub(crate) fn save<M: Module>(path: &Path, model: &M, names: &[Named]) -> Result<()> {
+    struct Writing {
+        path: ParamPath,
+        writer: SafetensorsWriter,
+        names: std::vec::IntoIter<String>,
+        next: Option<String>,
+        error: Option<WeightsError>,
+    }
+    impl ModuleVisitor for Writing {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.error.is_none() && self.next.as_ref() == Some(&self.path.path()) {
+                let data = param.val().inner().cast(DType::F32).into_data();
+                self.error = self.writer.write(&data).err();
+                self.next = self.names.next();
+            }
+        }
+    }
+    let specs: Vec<TensorSpec> = names
+        .iter()
+        .map(|(name, shape)| spec(name, shape, DType::F32))
+        .collect();
+    let names: Vec<String> = names.iter().map(|(name, _)| name.clone()).collect();
+    let mut names = names.into_iter();
+    let mut writing = Writing {
+        path: ParamPath::default(),
+        writer: SafetensorsWriter::create(path, &specs, &BTreeMap::new())?,
+        next: names.next(),
+        names,
+        error: None,
+    };
+    model.visit(&mut writing);
+    match writing.error {
+        Some(error) => Err(error.into()),
+        None => Ok(writing.writer.finish()?),
+    }
+}
+
+pub(crate) fn spec(name: &str, shape: &[usize], dtype: DType) -> TensorSpec {
+    TensorSpec {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        dtype,
+    }
+}
+
+/// Fills the parameters that a file holds. `own` turns a name of the file into a path of the model, or
+/// leaves it out. Returns the model and the paths that were filled.
+pub(crate) fn load<M: Module>(
+    source: &Source,
+    model: M,
+    own: impl Fn(&str) -> Option<String>,
+) -> Result<(M, Vec<String>)> {
+    struct Filling {
+        path: ParamPath,
+        tensors: BTreeMap<String, SourceTensor>,
+        filled: Vec<String>,
+        error: Option<Error>,
+    }
+    impl ModuleMapper for Filling {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let path = self.path.path();
+            let (None, Some(tensor)) = (&self.error, self.tensors.remove(&path)) else {
+                return param;
+            };
+            let expected = param.lazy_shape();
+            if tensor.shape != expected.as_slice() {
+                self.error = Some(Error::run(
+                    &tensor.file,
+                    format!(
+                        "`{path}` has shape {:?} where the model has {:?}",
+                        tensor.shape,
+                        expected.as_slice()
+                    ),
+                    "use the sizes that it was trained with",
+                ));
+                return param;
+            }
+            let data: TensorData = match tensor.read() {
+                Ok(data) => data,
+                Err(error) => {
+                    self.error = Some(error.into());
+                    return param;
+                }
+            };
+            self.filled.push(path);
+            let device = param.lazy_device();
+            let id = param.id;
+            param.transform_for_load(Tensor::from_data(data, (&device, DType::F32)), id)
+        }
+    }
+    let tensors = source
+        .tensors()
+        .filter_map(|tensor| Some((own(&tensor.name)?, tensor.clone())))
+        .collect();
+    let mut filling = Filling {
+        path: ParamPath::default(),
+        tensors,
+        filled: Vec::new(),
+        error: None,
+    };
+    let model = model.map(&mut filling);
+    match filling.error {
+        Some(error) => Err(error),
+        None => Ok((model, filling.filled)),
+    }
+}
+
+/// An exponential moving average of a model's trained parameters.
+#[derive(Debug)]
+pub(crate) struct Average<M> {
+    /// The model with averaged parameters, which is not trained itself.
+    pub model: M,
+    decay: f64,
+}
+
+impl<M: Module> Average<M> {
+    /// Starts at the model's own values.
+    pub fn new(model: &M, decay: f64) -> Self {
+        Self {
+            model: model.valid(),
+            decay,
+        }
+    }
+
+    /// What it keeps of itself in an update.
+    pub fn decay(&self) -> f64 {
+        self.decay
+    }
+
+    /// Moves a little towards the model's values.
+    pub fn update(self, model: &M) -> Self {
+        struct Collecting(GradientsParams);
+        impl ModuleVisitor for Collecting {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let value = param.val();
+                if value.is_require_grad() {
+                    self.0.register(param.id, value.inner());
+                }
+            }
+        }
+        struct Moving(GradientsParams, f64);
+        impl ModuleMapper for Moving {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let Some(value) = self.0.remove::<D>(param.id) else {
+                    return param;
+                };
+                let decay = self.1;
+                param.map(|average| average * decay + value * (1.0 - decay))
+            }
+        }
+        let mut collecting = Collecting(GradientsParams::new());
+        model.visit(&mut collecting);
+        Self {
+            model: self.model.map(&mut Moving(collecting.0, self.decay)),
+            decay: self.decay,
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! A run: the loop of training, and what it leaves in its folder.
+
+use std::fs::{self, File, TryLockError};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+use burn::tensor::Device;
+use divot::data::dataset::{Batch, Loader, LoaderConfig, MixedSource, Sample, Source};
+use divot::data::{contact_sheet, write_png};
+use divot::peak_memory;
+
+use crate::checkpoint::{self, State};
+use crate::error::{Error, Result};
+use crate::recipe::{DataSettings, Recipe};
+use crate::record::{self, Ending, RecordError, Recorder, RunInfo, Status, names};
+use crate::trainer::{StepReport, Trainer};
+
+/// The run ends after so many steps in a row whose loss was not finite.
+const MAX_NOT_FINITE: usize = 20;
+/// Gap between the pictures of a sheet, in pixels.
+const GAP: usize = 2;
+/// Added to the seed for the validation set that is taken of the training data.
+const VALIDATION_SEED: u64 = 1 << 32;
+
+/// How a run is started.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Goes on from the newest checkpoint in the folder, if there is one.
+    pub resume: bool,
+    /// Goes on although the recipe changed.
+    pub allow_changes: bool,
+    /// Threads that read samples.
+    pub workers: usize,
+}
+
+/// What a run tells while it goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The run goes on from the checkpoint of this step.
+    Resumed(usize),
+    /// A step was taken. The status is there where the recipe says that it is logged.
+    Step(Option<&'a Status>),
+    /// The loss on the validation set was measured.
+    Validated(f64),
+    /// Something that does not stop the run.
+    Warning(String),
+}
+
+/// Trains by a recipe. Everything is written below `folder`.
+///
+/// `watch` is told what happens. When it breaks, the run saves a checkpoint and ends in [`Error::Stopped`].
+///
+/// # Errors
+/// If the folder holds another run, the recipe does not fit the data or the weights, or a checkpoint cannot
+/// be written. The last checkpoint stands.
+pub fn run(
+    recipe: &Recipe,
+    folder: &Path,
+    device: &Device,
+    options: &RunOptions,
+    watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<State> {
+    let settings = &recipe.settings;
+    let _lock = lock(folder)?;
+    checkpoint::clean(folder);
+    let resumed = resumable(recipe, folder, options)?;
+    let mut trainer = Trainer::new(recipe, device)?;
+    let mut state = State::new(recipe);
+    if let Some(checkpoint) = &resumed {
+        state = State {
+            recipe: recipe.text.clone(),
+            ..checkpoint.state()?
+        };
+        trainer = trainer.resume(checkpoint)?;
+        let _ = watch(Event::Resumed(state.step));
+    }
+    let log = folder.join("skipped.jsonl");
+    let data = sources(recipe, &settings.data)?;
+    let mut loader = loader(data, settings.seed, state.step, Some(&log), options)?;
+    let validation = validation_set(recipe, options)?;
+    let mut recorder = Recorder::open(folder, recipe.info(), state.step)?;
+
+    let mut logged = (Instant::now(), state.samples);
+    let mut steps = || -> Result<()> {
+        while state.step < settings.steps {
+            let Some(batch) = loader.next() else { break };
+            let Batch {
+                source, samples, ..
+            } = batch?;
+            let report = trainer.step(state.step, source, &samples)?;
+            state.count(&report, samples.len());
+
+            let step = state.step;
+            let last = step == settings.steps;
+            let due = |every: usize| every > 0 && (last || step.is_multiple_of(every));
+            let log = due(settings.log_every);
+            if log {
+                let seconds = logged.0.elapsed().as_secs_f64();
+                let samples = state.samples - logged.1;
+                logged = (Instant::now(), state.samples);
+                let numbers = numbers(&report, &mut loader, &state, seconds, samples);
+                warn(recorder.scalars(step, &numbers), watch);
+            }
+            if state.not_finite_in_a_row >= MAX_NOT_FINITE {
+                let steps = MAX_NOT_FINITE;
+                return Err(Error::NotFinite { step, steps });
+            }
+            if due(settings.validation.every) {
+                let loss = validate(&trainer, &validation, &mut state, &mut recorder, watch)?;
+                let _ = watch(Event::Validated(loss));
+            }
+            let stop = watch(Event::Step(log.then(|| recorder.status()))).is_break();
+            if due(settings.checkpoints.every) || stop {
+                checkpoint::save(folder, &trainer.contents(&state), settings.checkpoints.keep)?;
+            }
+            if stop {
+                return Err(Error::Stopped);
+            }
+        }
+        Ok(())
+    };
+    let result = steps();
+    let ending = match &result {
+        Ok(()) => Ending::Finished,
+        Err(Error::Stopped) => Ending::Stopped,
+        Err(error) => Ending::Failed(error.to_string()),
+    };
+    warn(recorder.finish(&ending), watch);
+    result.map(|()| state)
+}
+
+/// Passes on what went wrong with the record, which stops no run.
+fn warn(problem: Option<RecordError>, watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>) {
+    if let Some(problem) = problem {
+        let _ = watch(Event::Warning(problem.to_string()));
+    }
+}
+
+/// The numbers that are logged after a step. `samples` were learned from in the last `seconds`.
+fn numbers(
+    report: &StepReport,
+    loader: &mut Loader,
+    state: &State,
+    seconds: f64,
+    samples: u64,
+) -> Vec<(String, f64)> {
+    let waited = loader.take_waited().as_secs_f64();
+    let mut numbers = vec![
+        (names::LOSS.to_owned(), report.loss),
+        (names::RATE.to_owned(), report.rate),
+        (names::GRADIENT_NORM.to_owned(), report.gradient_norm),
+        (
+            names::SAMPLES_PER_SECOND.to_owned(),
+            samples as f64 / seconds.max(1e-9),
+        ),
+        (
+            names::DATA_WAIT.to_owned(),
+            (waited / seconds.max(1e-9)).min(1.0),
+        ),
+    ];
+    if report.terms.len() > 1 {
+        let terms = report.terms.iter();
+        numbers.extend(terms.map(|(name, mean)| (format!("train/{name}"), *mean)));
+    }
+    if let Some(bytes) = peak_memory() {
+        numbers.push((names::MEMORY.to_owned(), bytes as f64));
+    }
+    for (source, reason, count) in loader.skipped() {
+        let name = format!("{}{source}: {reason}", record::SKIPPED);
+        numbers.push((name, count as f64));
+    }
+    for (name, count) in [
+        ("steps not finite", state.not_finite as u64),
+        ("samples that do not fit", state.left_out),
+    ] {
+        if count > 0 {
+            numbers.push((format!("{}{name}", record::SKIPPED), count as f64));
+        }
+    }
+    numbers
+}
+
+/// Measures the loss on the validation set and shows what the model makes of some of it.
+fn validate(
+    trainer: &Trainer,
+    set: &[(usize, Vec<Sample>)],
+    state: &mut State,
+    recorder: &mut Recorder,
+    watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<f64> {
+    let (loss, terms) = trainer.validate(set)?;
+    if loss.is_finite() && state.best.is_none_or(|(best, _)| loss < best) {
+        state.best = Some((loss, state.step));
+    }
+    let mut numbers = vec![(names::VALIDATION_LOSS.to_owned(), loss)];
+    let named = |(name, value): (&str, f64)| (format!("{}{name}", record::VALIDATION), value);
+    if terms.len() > 1 {
+        numbers.extend(terms.into_iter().map(named));
+    }
+    let shown = trainer.show(set.first().map_or(&[], |(_, samples)| samples))?;
+    numbers.extend(shown.numbers.into_iter().map(named));
+    warn(recorder.scalars(state.step, &numbers), watch);
+    for (name, text) in &shown.texts {
+        warn(recorder.text(state.step, name, text), watch);
+    }
+    if !shown.rows.is_empty() {
+        let rows: Vec<&[_]> = shown.rows.iter().map(Vec::as_slice).collect();
+        let folder = tempfile::tempdir().map_err(|error| Error::io(Path::new("."), error))?;
+        let path = folder.path().join("sheet.png");
+        write_png(&path, &contact_sheet(&rows, GAP)?)?;
+        let png = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+        warn(recorder.sheet(state.step, "samples", &png), watch);
+    }
+    Ok(loss)
+}
+
+/// Opens the sources of a recipe.
+pub(crate) fn sources(recipe: &Recipe, data: &[DataSettings]) -> Result<Vec<MixedSource>> {
+    let reader = recipe.model.tokenizer.clip_reader();
+    data.iter()
+        .map(|data| {
+            Ok(MixedSource {
+                name: data.source.path.display().to_string(),
+                samples: Box::new(Source::open(&data.source, &reader)?),
+                weight: data.weight,
+                batch: data.batch.unwrap_or(recipe.settings.batch),
+            })
+        })
+        .collect()
+}
+
+/// Reads batches of sources. Broken samples are named in `log`.
+pub(crate) fn loader(
+    sources: Vec<MixedSource>,
+    seed: u64,
+    first_step: usize,
+    log: Option<&Path>,
+    options: &RunOptions,
+) -> Result<Loader> {
+    let config = LoaderConfig {
+        seed,
+        workers: options.workers,
+        first_step: first_step as u64,
+        log: log.map(Path::to_path_buf),
+        ..LoaderConfig::default()
+    };
+    Ok(Loader::new(sources, config)?)
+}
+
+/// The samples that the model is measured on, with the source of each batch.
+fn validation_set(recipe: &Recipe, options: &RunOptions) -> Result<Vec<(usize, Vec<Sample>)>> {
+    let settings = &recipe.settings;
+    let (data, seed) = match &settings.validation.data[..] {
+        [] => (&settings.data[..], settings.seed ^ VALIDATION_SEED),
+        data => (data, settings.seed),
+    };
+    if settings.validation.every == 0 {
+        return Ok(Vec::new());
+    }
+    let loader = loader(sources(recipe, data)?, seed, 0, None, options)?;
+    let batches = loader.take(settings.validation.batches);
+    let batches = batches.map(|batch| batch.map(|batch| (batch.source, batch.samples)));
+    Ok(batches.collect::<Result<_, _>>()?)
+}
+
+/// The checkpoint that a run goes on from.
+///
+/// # Errors
+/// If there is one and the run is to start anew, or the recipe changed and that is not allowed.
+fn resumable(
+    recipe: &Recipe,
+    folder: &Path,
+    options: &RunOptions,
+) -> Result<Option<checkpoint::Checkpoint>> {
+    let Some(newest) = checkpoint::newest(folder)? else {
+        return Ok(None);
+    };
+    if !options.resume {
+        return Err(Error::run(
+            folder,
+            format!("holds a run that got to step {}", newest.step),
+            "resume it, or choose another folder",
+        ));
+    }
+    let changed = recipe.differences(&newest.state()?.recipe);
+    if changed.is_empty() || options.allow_changes {
+        return Ok(Some(newest));
+    }
+    let changed: Vec<String> = changed
+        .into_iter()
+        .map(|(key, before, now)| format!("`{key}` was {before} and is {now}"))
+        .collect();
+    Err(Error::run(
+        folder,
+        format!("was trained with another recipe: {}", changed.join(", ")),
+        "resume with the recipe that it was started with, or allow the changes",
+    ))
+}
+
+/// Makes sure that no other process works in a run's folder.
+fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    let path = folder.join(".lock");
+    let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::run(
+            folder,
+            "is in use by another process",
+            "wait for it, or choose another folder",
+        )),
+        Err(TryLockError::Error(error)) => Err(Error::io(&path, error)),
+    }
+}
+
+impl State {
+    fn new(recipe: &Recipe) -> Self {
+        Self {
+            step: 0,
+            samples: 0,
+            left_out: 0,
+            not_finite: 0,
+            not_finite_in_a_row: 0,
+            best: None,
+            recipe: recipe.text.clone(),
+        }
+    }
+
+    /// Counts a step.
+    fn count(&mut self, report: &StepReport, samples: usize) {
+        self.step += 1;
+        self.samples += samples as u64;
+        self.left_out += report.left_out as u64;
+        match report.learned {
+            true => self.not_finite_in_a_row = 0,
+            false => {
+                self.not_finite += 1;
+                self.not_finite_in_a_row += 1;
+            }
+        }
+    }
+}
+
+impl Recipe {
+    /// What the run's page says of it.
+    fn info(&self) -> RunInfo {
+        RunInfo {
+            name: self.name.clone(),
+            steps: self.settings.steps,
+            settings: self.values(),
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! What learns: the model, its optimiser and its moving average, and one step of them.
+
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Device, Tensor};
+use divot::Noise;
+use divot::data::dataset::Sample;
+
+use crate::checkpoint::{Checkpoint, Contents, State};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::objective::{Draws, Objective, Prepared, Shown, Term};
+use crate::optimizer::{Optimizer, gradient_norm};
+use crate::parameters::{self, Average};
+use crate::recipe::Recipe;
+
+/// The model of a run with everything that changes it.
+pub struct Trainer {
+    recipe: Recipe,
+    objective: Box<dyn Objective>,
+    terms: Vec<Term>,
+    device: Device,
+    model: Model,
+    optimizer: Optimizer,
+    average: Option<Average<Model>>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// The loss: the weighted sum of its terms' means.
+    pub loss: f64,
+    /// Mean of each term, by name.
+    pub terms: Vec<(&'static str, f64)>,
+    /// Norm of the gradients before they were clipped.
+    pub gradient_norm: f64,
+    /// The learning rate.
+    pub rate: f64,
+    /// Samples that did not fit the objective and were left out.
+    pub left_out: usize,
+    /// Whether the parameters were changed: only if loss and gradients are finite.
+    pub learned: bool,
+}
+
+impl Trainer {
+    /// Builds the model of a recipe on a device, with its first weights.
+    ///
+    /// # Errors
+    /// If a folder that weights start from does not fit, a frozen path is none of the model, or nothing is
+    /// trained.
+    pub fn new(recipe: &Recipe, device: &Device) -> Result<Self> {
+        let settings = &recipe.settings;
+        let mut device = device.clone().autodiff();
+        if settings.gradient_checkpointing {
+            device = device.gradient_checkpointing();
+        }
+        let objective = recipe.objective()?;
+        let mut model = recipe.model.init(&objective.networks(), &device);
+        let paths = parameters::paths(&model);
+        for frozen in &settings.frozen {
+            if !paths.iter().any(|path| parameters::is_below(path, frozen)) {
+                return Err(Error::Setting {
+                    setting: format!("frozen = [{frozen:?}]"),
+                    problem: "is no part of this recipe's model".to_owned(),
+                });
+            }
+        }
+        for start in &recipe.start {
+            model = start.fill(model)?;
+        }
+        let model = parameters::freeze(model, &settings.frozen);
+        // Random weights are drawn by the device, in the order of the fields.
+        device.seed(settings.seed);
+        if parameters::trained(&model).is_empty() {
+            return Err(Error::Setting {
+                setting: "frozen".to_owned(),
+                problem: "covers the whole model, and nothing is left to train".to_owned(),
+            });
+        }
+        let average = settings.average;
+        Ok(Self {
+            average: average.map(|decay| Average::new(&model, decay)),
+            optimizer: Optimizer::new(&settings.optimizer),
+            terms: objective.terms(),
+            objective,
+            recipe: recipe.clone(),
+            device,
+            model,
+        })
+    }
+
+    /// The model that learns.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Goes on from a checkpoint.
+    ///
+    /// # Errors
+    /// If the checkpoint is damaged, or of another model.
+    pub fn resume(mut self, checkpoint: &Checkpoint) -> Result<Self> {
+        let names = parameters::trained(&self.model);
+        self.model = checkpoint.load(&checkpoint.weights(), self.model, &names)?;
+        if let Some(average) = self.average {
+            // A run that had no average yet starts one where it is.
+            let mut average = Average::new(&self.model, average.decay());
+            if let Some(path) = checkpoint.average() {
+                average.model = checkpoint.load(&path, average.model, &names)?;
+            }
+            self.average = Some(average);
+        }
+        let device = self.device.clone().inner();
+        checkpoint.load_optimizer(&mut self.optimizer, &device)?;
+        Ok(self)
+    }
+
+    /// What a checkpoint is made of.
+    pub(crate) fn contents<'a>(&'a self, state: &'a State) -> Contents<'a, Model> {
+        Contents {
+            state,
+            model: &self.model,
+            average: self.average.as_ref(),
+            optimizer: &self.optimizer,
+        }
+    }
+
+    /// Learns from a batch of one source.
+    ///
+    /// # Errors
+    /// If the samples do not fit the objective.
+    pub fn step(&mut self, step: usize, source: usize, samples: &[Sample]) -> Result<StepReport> {
+        let settings = &self.recipe.settings;
+        let rate = settings.rate.at(step, settings.steps);
+        // Dropout is drawn by the device.
+        let dropout = Noise::keyed([settings.seed, step as u64, u64::MAX, 0]).uniform();
+        self.device.seed(dropout.to_bits());
+
+        let prepared = self.prepare(&self.model, step as u64, source, samples)?;
+        let counts = totals(&prepared, self.terms.len());
+        let left_out = prepared.iter().map(|micro| micro.left_out).sum();
+        let mut sums = vec![0.0; self.terms.len()];
+        let mut gradients = GradientsAccumulator::new();
+        for micro in prepared {
+            let terms = (micro.losses)(&self.model);
+            let mut loss: Option<Tensor<1>> = None;
+            for (index, sum) in terms.into_iter().enumerate() {
+                sums[index] += sum.clone().into_scalar::<f64>();
+                let part = sum * (self.terms[index].weight / counts[index]);
+                loss = Some(match loss {
+                    Some(loss) => loss + part,
+                    None => part,
+                });
+            }
+            if let Some(loss) = loss {
+                let found = GradientsParams::from_grads(loss.backward(), &self.model);
+                gradients.accumulate(&self.model, found);
+            }
+        }
+        let gradients = gradients.grads();
+        let gradient_norm = gradient_norm(&self.model, &gradients);
+        let (loss, terms) = self.means(&sums, &counts);
+        let learned = loss.is_finite() && gradient_norm.is_finite();
+        if learned {
+            // Not a clone: parameters that nothing else holds are changed in place.
+            let model = std::mem::take(&mut self.model);
+            self.model = self.optimizer.step(rate, model, gradients, gradient_norm);
+            let average = self.average.take();
+            self.average = average.map(|average| average.update(&self.model));
+        }
+        Ok(StepReport {
+            loss,
+            terms,
+            gradient_norm,
+            rate,
+            left_out,
+            learned,
+        })
+    }
+
+    /// The loss on batches that are not learned from, and its terms. What is random is the same each time.
+    ///
+    /// # Errors
+    /// If the samples do not fit the objective.
+    pub fn validate(
+        &self,
+        batches: &[(usize, Vec<Sample>)],
+    ) -> Result<(f64, Vec<(&'static str, f64)>)> {
+        let model = self.evaluated();
+        let mut sums = vec![0.0; self.terms.len()];
+        let mut counts = sums.clone();
+        for (index, (source, samples)) in batches.iter().enumerate() {
+            // No step of training has such a number.
+            let prepared = self.prepare(&model, u64::MAX - index as u64, *source, samples)?;
+            for (count, more) in counts.iter_mut().zip(totals(&prepared, self.terms.len())) {
+                *count += more;
+            }
+            for micro in prepared {
+                let terms = (micro.losses)(&model);
+                for (sum, more) in sums.iter_mut().zip(terms) {
+                    *sum += more.into_scalar::<f64>();
+                }
+            }
+        }
+        Ok(self.means(&sums, &counts))
+    }
+
+    /// What the model makes of some samples.
+    ///
+    /// # Errors
+    /// If the samples do not fit the objective.
+    pub fn show(&self, samples: &[Sample]) -> Result<Shown> {
+        self.objective.show(&self.evaluated(), samples)
+    }
+
+    /// The model that is measured and exported: the moving average if there is one.
+    pub fn evaluated(&self) -> Model {
+        match &self.average {
+            Some(average) => average.model.clone(),
+            None => self.model.valid(),
+        }
+    }
+
+    /// Divides a batch into micro-batches.
+    fn prepare(
+        &self,
+        model: &Model,
+        step: u64,
+        source: usize,
+        samples: &[Sample],
+    ) -> Result<Vec<Prepared>> {
+        let settings = &self.recipe.settings;
+        let size = settings.micro_batch();
+        let micro = samples.chunks(size).enumerate();
+        micro
+            .map(|(index, samples)| {
+                let draws = Draws {
+                    seed: settings.seed,
+                    step,
+                    first: (index * size) as u64,
+                };
+                self.objective.prepare(model, source, samples, &draws)
+            })
+            .collect()
+    }
+
+    /// The loss and the means of its terms.
+    fn means(&self, sums: &[f64], counts: &[f64]) -> (f64, Vec<(&'static str, f64)>) {
+        let means = sums.iter().zip(counts).map(|(sum, count)| sum / count);
+        let terms: Vec<(&'static str, f64)> = self
+            .terms
+            .iter()
+            .zip(means)
+            .map(|(term, mean)| (term.name, mean))
+            .collect();
+        let weighted = self.terms.iter().zip(&terms);
+        let loss = weighted.map(|(term, (_, mean))| term.weight * mean).sum();
+        (loss, terms)
+    }
+}
+
+/// How many numbers each term sums over in all micro-batches; at least 1, so that a term without numbers
+/// is 0.
+fn totals(prepared: &[Prepared], terms: usize) -> Vec<f64> {
+    (0..terms)
+        .map(|term| {
+            let counts = prepared.iter().map(|micro| micro.counts[term]);
+            counts.sum::<usize>().max(1) as f64
+        })
+        .collect()
+}

@@ -1,0 +1,113 @@
+//! What the tests of training share: tiny recipes and samples.
+
+use std::path::PathBuf;
+
+use divot::data::dataset::{Medium, Sample, Text};
+use divot::data::{Clip, Frame};
+use divot_train::{Recipe, Result};
+
+/// Sizes at which a step takes a fraction of a second.
+pub const TINY: &str = r#"
+[model]
+sizes = "small"
+
+[model.start]
+"tokenizer.vision" = "random"
+"detokenizer.vae" = "random"
+
+[model.tokenizer]
+frame_size = 32
+[model.tokenizer.vision]
+image_size = 28
+patch_size = 14
+width = 32
+layers = 1
+heads = 2
+embed_dim = 16
+[model.tokenizer.resampler]
+input_dim = 32
+hidden_dim = 32
+temporal_width = 24
+temporal_heads = 2
+spatial_temporal_depth = 1
+spatial_temporal_heads = 2
+resampler_depth = 1
+resampler_heads = 2
+resampler_head_dim = 16
+pool_size = 2
+tokens = 8
+token_dim = 16
+
+[model.detokenizer]
+latent_size = [8, 8]
+[model.detokenizer.resampler]
+queries = 12
+input_dim = 16
+width = 32
+output_dim = 32
+depth = 1
+heads = 2
+head_dim = 16
+[model.detokenizer.unet]
+model_channels = 32
+channel_mult = [1, 2]
+context_dim = 32
+head_dim = 16
+num_res_blocks = 1
+attention_resolutions = [1, 2]
+primary_context = 8
+[model.detokenizer.vae]
+channels = 32
+channel_mult = [1, 1, 1]
+
+[model.text]
+context_length = 16
+width = 32
+layers = 1
+heads = 2
+embed_dim = 16
+"#;
+
+/// A recipe of tiny networks, with `head` before its tables.
+pub fn recipe(head: &str, changes: &[&str]) -> Result<Recipe> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = write(folder.path().join("tiny.toml"), head);
+    let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
+    Recipe::read(&path, &changes)
+}
+
+/// Writes a recipe.
+pub fn write(path: PathBuf, head: &str) -> PathBuf {
+    std::fs::write(&path, format!("{head}\n{TINY}")).expect("the recipe is written");
+    path
+}
+
+/// Clips of a square that moves over a plain background, in other colours for each sample.
+pub fn samples(count: usize, side: usize) -> Vec<Sample> {
+    (0..count)
+        .map(|number| {
+            let frames = (0..16).map(|t| frame(number, t, side)).collect();
+            Sample {
+                key: format!("sample {number}"),
+                medium: Medium::Video,
+                clips: vec![Clip::new(frames).expect("16 frames of one size")],
+                text: Text::Caption(format!("a square of colour {number}")),
+            }
+        })
+        .collect()
+}
+
+fn frame(number: usize, t: usize, side: usize) -> Frame {
+    let colour = |part: usize| (37 * (number + 1) * (part + 3) % 256) as u8;
+    let mut frame =
+        Frame::filled(side, side, [colour(0), colour(1), colour(2)]).expect("a frame of some size");
+    let square = side / 3;
+    let left = t * (side - square) / 15;
+    for y in square..2 * square {
+        for x in left..left + square {
+            let at = 3 * (y * side + x);
+            frame.rgb[at..at + 3].copy_from_slice(&[colour(3), colour(4), colour(5)]);
+        }
+    }
+    frame
+}
