@@ -203,8 +203,8 @@ impl VideoResampler {
         x.reshape([batch, positions, frames, hidden])
     }
 
-    /// Averages the grid of each frame down to `pool_size` × `pool_size`: `[batch, patches, frames,
-    /// hidden_dim]` → `[batch, frames·pool_size², hidden_dim]`.
+    /// Averages the grid of each frame down to `pool_size` × `pool_size`:
+    /// `[batch, patches, frames, hidden_dim]` → `[batch, frames·pool_size², hidden_dim]`.
     ///
     /// # Panics
     /// If the number of patches is not a square.

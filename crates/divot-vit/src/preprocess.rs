@@ -11,8 +11,8 @@ pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 ///
 /// `frames`: `[batch, 3, height, width]`, RGB in [-1, 1]. If the image becomes smaller, a Gaussian blur
 /// first prevents aliasing. Then the image is resized (bicubic) to `size` × `size` with corners aligned,
-/// scaled to [0, 1], and normalised with CLIP's mean and standard deviation. Returns `[batch, 3, size,
-/// size]`. Differentiable.
+/// scaled to [0, 1], and normalised with CLIP's mean and standard deviation. Returns
+/// `[batch, 3, size, size]`. Differentiable.
 pub fn preprocess(frames: Tensor<4>, size: usize) -> Tensor<4> {
     let (device, dtype) = (frames.device(), frames.dtype());
     let images = interpolate(

@@ -38,8 +38,8 @@ fn with_rows(x: &FlexTensor) -> FlexTensor {
     if fits { x.clone() } else { x.to_contiguous() }
 }
 
-/// Creates a tensor `[batch, heads, tokens, width]` from values in the order `[batch, tokens, heads,
-/// width]`.
+/// Creates a tensor `[batch, heads, tokens, width]` from values in the order
+/// `[batch, tokens, heads, width]`.
 fn heads_inside(values: Vec<f32>, [batch, heads, tokens, width]: [usize; 4]) -> FlexTensor {
     tensor(values, Shape::from([batch, tokens, heads, width])).transpose(1, 2)
 }

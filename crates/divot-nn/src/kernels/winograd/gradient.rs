@@ -68,8 +68,8 @@ pub(crate) fn weight_gradient(images: Images<'_>, grad: &[f32], outputs: usize) 
     }
 }
 
-/// Computes the gradient of the weights from that of the transformed weights, `[places, outputs,
-/// channels]`.
+/// Computes the gradient of the weights from that of the transformed weights,
+/// `[places, outputs, channels]`.
 fn from_places<const AXES: usize>(sums: &[f32], outputs: usize, channels: usize) -> Vec<f32> {
     let (places, taps) = (4usize.pow(AXES as u32), 3usize.pow(AXES as u32));
     simd::by_rows(
