@@ -10,31 +10,31 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 use crate::video::DEFAULT_MAX_PIXELS;
 use crate::{Error, Frame, Result};
 
-/// Bytes that a decoder may take for each pixel of a picture: 16 bits for each of four channels,
-/// twice, for what it keeps besides.
+/// Bytes that a decoder may allocate for each pixel: 16 bits for each of four channels, and as much again
+/// for its internal state.
 const BYTES_PER_PIXEL: u64 = 16;
 
-/// What a decoder may take beside its pixels, in bytes: colour profiles, tables, metadata.
+/// Bytes that a decoder may allocate in addition to pixels: colour profiles, tables, metadata.
 const OVERHEAD: u64 = 1 << 26;
 
-/// The format of an image file by its first bytes, if it is one that we read.
+/// Detects the format of an image file by its first bytes. Returns `None` if it is not supported.
 pub(crate) fn format(head: &[u8]) -> Option<ImageFormat> {
     image::guess_format(head)
         .ok()
         .filter(ImageFormat::reading_enabled)
 }
 
-/// Reads a still image, upright as its EXIF data has it. What is transparent becomes white.
+/// Reads a still image, rotated upright by its EXIF data. Transparent pixels become white.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Read`], [`Error::UnknownFormat`], [`Error::Damaged`], or
-/// [`Error::TooLarge`] for more than [`DEFAULT_MAX_PIXELS`]; [`Video`](crate::Video) takes another
-/// limit.
+/// [`Error::TooLarge`] for more than [`DEFAULT_MAX_PIXELS`] pixels. [`Video`](crate::Video) accepts
+/// another limit.
 pub fn read_image(path: impl AsRef<Path>) -> Result<Frame> {
     read_limited(path.as_ref(), DEFAULT_MAX_PIXELS)
 }
 
-/// [`read_image`] with a limit of pixels.
+/// Like [`read_image`], with a limit of the number of pixels.
 pub(crate) fn read_limited(path: &Path, max_pixels: u64) -> Result<Frame> {
     read_from(path, open(path)?, max_pixels)
 }
@@ -56,7 +56,7 @@ pub(crate) fn read_from(
     }
 }
 
-/// Width and height of a still image, upright; its pixels are not read.
+/// Reads the width and height of a still image, upright, without its pixels.
 pub(crate) fn size(path: &Path, max_pixels: u64) -> Result<(usize, usize)> {
     size_of(path, open(path)?, max_pixels)
 }
@@ -113,7 +113,7 @@ fn decoder<'a, R: BufRead + Seek + 'a>(
     let mut decoder = reader.into_decoder().map_err(|e| failed(path, &e))?;
     let (width, height) = decoder.dimensions();
     Error::check_size(path, width.into(), height.into(), max_pixels)?;
-    // Broken EXIF data is no reason to refuse a sound picture.
+    // Damaged EXIF data is no reason to refuse a valid picture.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     Ok((decoder, orientation))
 }
@@ -132,7 +132,7 @@ fn bmp_size(path: &Path, head: &[u8]) -> Result<(u64, u64)> {
     Ok((side([a, b, c, d]), side([e, f, g, h])))
 }
 
-/// The images of a folder, in natural order: `2.png` before `10.png`.
+/// Lists the images of a folder in natural order: `2.png` before `10.png`.
 pub(crate) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut images = Vec::new();
     for entry in folder.read_dir().map_err(|e| Error::read(folder, e))? {
@@ -154,7 +154,7 @@ pub(crate) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(images)
 }
 
-/// Sorts like the text, but runs of digits by their value. The text itself breaks ties (`01`, `1`).
+/// Sort key that orders runs of digits by their value. The text itself breaks ties (`01`, `1`).
 fn natural_key(text: &str) -> (Vec<(String, u128)>, String) {
     let mut parts = Vec::new();
     let mut rest = text;
@@ -173,7 +173,7 @@ fn natural_key(text: &str) -> (Vec<(String, u128)>, String) {
     (parts, text.to_owned())
 }
 
-/// Drops the alpha channel of `[height, width, 4]` by laying the picture on white.
+/// Removes the alpha channel of `[height, width, 4]` by compositing on white.
 pub(crate) fn on_white(width: usize, height: usize, rgba: &[u8]) -> Result<Frame> {
     let mut rgb = Vec::with_capacity(width * height * 3);
     for pixel in rgba.chunks_exact(4) {
