@@ -451,6 +451,19 @@ impl Recipe {
                 format!("has {tokens} tokens, and the language model has rows for {rows}");
             return Err(setting(problem));
         }
+        let ModelConfig { tokenizer, llm, .. } = &self.model;
+        let [read, made] = [
+            tokenizer.resampler.output_size(),
+            [llm.num_queries, llm.head.token_dim()],
+        ];
+        if read != made {
+            let problem = format!(
+                "the tokenizer gives {} tokens of width {}, and the language model takes {} of {}",
+                read[0], read[1], made[0], made[1]
+            );
+            let setting = "model".to_owned();
+            return Err(Error::Setting { setting, problem });
+        }
         let tokens = SpecialTokens::of(&text, self.model.llm.num_queries);
         let tokens = tokens.map_err(|error| setting(error.to_string()))?;
         let tasks = self.settings.data.iter().map(|data| LanguageTask {

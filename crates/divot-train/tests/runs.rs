@@ -1,10 +1,12 @@
 //! Runs: interrupted ones end as uninterrupted ones do, to the bit.
 
+#[path = "train/common.rs"]
 mod common;
 
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::Device;
 use common::{recipe, samples};
@@ -64,8 +66,12 @@ fn options() -> RunOptions {
     }
 }
 
+/// Dropout is drawn by the device, whose generator all runs of a process share.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Runs until `stop` steps are done, or to the end. Returns the losses that were logged.
 fn go(recipe: &Recipe, folder: &Path, options: &RunOptions, stop: usize) -> Vec<f64> {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut losses = Vec::new();
     let result = run(recipe, folder, &Device::default(), options, &mut |event| {
         match event {

@@ -1,8 +1,6 @@
 //! Recipes: what is refused, and with which line.
 
-mod common;
-
-use common::recipe;
+use crate::common::recipe;
 use divot_train::Recipe;
 
 const HEAD: &str = r#"steps = 10
@@ -47,7 +45,7 @@ fn mistakes_are_named_with_their_line() {
         (("warmup = 2", "warmup = 10"), 12, "less than `steps`"),
         (("warmup = 2", "peek = 1"), 12, "peek"),
         (("\"videos\"", "\"vidoes\""), 9, "vidoes"),
-        (("\"diffusion\"", "\"difusion\""), 5, "difusion"),
+        (("\"diffusion\"", "\"difusion\""), 6, "difusion"),
         (
             ("kind = \"diffusion\"", "kind = \"diffusion\"\ndropped = 2"),
             7,
