@@ -22,7 +22,8 @@ pub use commands::convert;
 pub use interrupt::interrupted;
 
 use commands::{
-    completions, describe, detokenize, download, generate, info, reconstruct, tokenize, train,
+    completions, describe, detokenize, download, export, generate, info, reconstruct, tokenize,
+    train,
 };
 use output::Output;
 
@@ -62,6 +63,7 @@ enum Command {
     Tokenize(tokenize::Arguments),
     Detokenize(detokenize::Arguments),
     Train(train::Arguments),
+    Export(export::Arguments),
     Download(download::Arguments),
     Convert(convert::Arguments),
     Info(info::Arguments),
@@ -134,6 +136,7 @@ fn run(cli: Cli, output: &mut Output) -> Result<()> {
         Command::Tokenize(arguments) => ("tokenize", arguments.run(output)),
         Command::Detokenize(arguments) => ("detokenize", arguments.run(output)),
         Command::Train(arguments) => ("train", arguments.run(output)),
+        Command::Export(arguments) => ("export", arguments.run(output)),
         Command::Download(arguments) => ("download", arguments.run(output)),
         Command::Convert(arguments) => ("convert", convert::report(arguments, output)),
         Command::Info(arguments) => ("info", arguments.run(output)),

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 mod dry_run;
 mod error;
+mod export;
 mod model;
 pub mod objective;
 mod optimizer;
@@ -15,6 +16,7 @@ mod trainer;
 
 pub use dry_run::{DryRun, dry_run};
 pub use error::{Error, Result};
+pub use export::{Weights, export};
 pub use model::{Model, ModelConfig, Network, Start};
 pub use optimizer::{Optimizer, OptimizerConfig, gradient_norm};
 pub use parameters::{Count, count};

@@ -306,17 +306,26 @@ impl Recipe {
     /// other.
     pub fn read(path: &Path, changes: &[String]) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        Self::parse(path, &name, &text, changes)
+    }
+
+    /// Reads the text of a recipe, which errors call `path`. `changes` are as in [`read`](Self::read).
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read), but that the file cannot be read.
+    pub fn parse(path: &Path, name: &str, text: &str, changes: &[String]) -> Result<Self> {
         let at = |offset: usize, problem: String| Error::Recipe {
             path: path.to_path_buf(),
-            line: line(&text, offset),
+            line: line(text, offset),
             problem,
         };
         let wrong = |error: toml::de::Error| {
             let offset = error.span().map_or(0, |span| span.start);
             at(offset, error.message().replace('\n', " "))
         };
-        let mut table: toml::Table = toml::from_str(&text).map_err(wrong)?;
-        let mut settings: Settings = toml::from_str(&text).map_err(wrong)?;
+        let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
+        let mut settings: Settings = toml::from_str(text).map_err(wrong)?;
         for change in changes {
             let wrong = |problem: String| Error::Setting {
                 setting: change.clone(),
@@ -337,7 +346,7 @@ impl Recipe {
                     setting: change.clone(),
                     problem,
                 },
-                None => at(offset_of(&text, key), problem),
+                None => at(offset_of(text, key), problem),
             }
         };
 
@@ -391,9 +400,8 @@ impl Recipe {
                 return Err(refuse("frozen", problem));
             }
         }
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
         Ok(Self {
-            name: name.into_owned(),
+            name: name.to_owned(),
             text: toml::to_string(&table).unwrap_or_default(),
             model,
             start,

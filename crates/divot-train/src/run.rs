@@ -105,6 +105,9 @@ pub fn run(
                 logged = (Instant::now(), state.samples);
                 let numbers = numbers(&report, &mut loader, &state, seconds, samples);
                 warn(recorder.scalars(step, &numbers), watch);
+                if let Some(error) = loader.take_log_error() {
+                    let _ = watch(Event::Warning(error.to_string()));
+                }
             }
             if state.not_finite_in_a_row >= MAX_NOT_FINITE {
                 let steps = MAX_NOT_FINITE;

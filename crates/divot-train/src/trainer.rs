@@ -216,8 +216,13 @@ impl Trainer {
     pub fn evaluated(&self) -> Model {
         match &self.average {
             Some(average) => average.model.clone(),
-            None => self.model.valid(),
+            None => self.learned(),
         }
+    }
+
+    /// The model as it was trained last, without its gradients.
+    pub fn learned(&self) -> Model {
+        self.model.valid()
     }
 
     /// Divides a batch into micro-batches.

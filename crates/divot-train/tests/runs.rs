@@ -10,8 +10,12 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::Device;
 use common::{recipe, samples};
+use divot::checkpoint::Checkpoint;
 use divot::data::write_mp4;
-use divot_train::{Error, Event, Recipe, RunOptions, checkpoint, run};
+use divot::{Detokenizer, Tokenizer};
+use divot_train::{
+    Error, Event, Recipe, RunOptions, Start, Trainer, Weights, checkpoint, export, run,
+};
 
 /// A recipe with everything that a checkpoint has to keep: an average, dropped conditions, dropout,
 /// accumulation.
@@ -66,7 +70,7 @@ fn options() -> RunOptions {
     }
 }
 
-/// Dropout is drawn by the device, whose generator all runs of a process share.
+/// Dropout and first weights are drawn by the device, whose generator all runs of a process share.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs until `stop` steps are done, or to the end. Returns the losses that were logged.
@@ -240,4 +244,94 @@ fn the_last_checkpoints_and_the_best_stay() {
     assert!(steps.ends_with(&[5, 6]), "{steps:?}");
     assert!(steps.contains(&best), "{steps:?}, best {best}");
     assert!(steps.len() <= 3, "{steps:?}");
+}
+
+#[test]
+fn an_exported_run_is_a_model_and_a_start() {
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let [folder, exported] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    let recipe = diffusion(data.path(), &["validation.every=0"]);
+    go(&recipe, folder.path(), &options(), usize::MAX);
+    // The random vision tower is drawn anew each time.
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = Device::default();
+    let to = exported.path().join("model");
+    let trained = || {
+        let newest = checkpoint::newest(folder.path())
+            .expect("readable")
+            .expect("there");
+        let trainer = Trainer::new(&recipe, &device).expect("a model");
+        trainer.resume(&newest).expect("its weights")
+    };
+    for (weights, model) in [
+        (Weights::Last, trained().learned()),
+        (Weights::Best, trained().evaluated()),
+    ] {
+        let folders = export(folder.path(), &to, weights, &device).expect("it is exported");
+        assert_eq!(folders, [to.join("tokenizer"), to.join("detokenizer")]);
+        let mut loaded = Checkpoint::new(&to, &device);
+        let (tokenizer, _) = Tokenizer::load(&mut loaded).expect("a tokenizer");
+        let (detokenizer, _) = Detokenizer::load(&mut loaded).expect("a de-tokenizer");
+        let frames = burn::tensor::Tensor::<5>::ones([1, 5, 3, 32, 32], &device) * 0.5;
+        let tokens = tokenizer.tokenize(frames.clone());
+        let expected = model.tokenizer().tokenize(frames);
+        assert_eq!(tokens.to_data(), expected.to_data());
+        let context = detokenizer.context(tokens);
+        let expected = model.detokenizer().context(expected);
+        assert_eq!(context.to_data(), expected.to_data());
+    }
+
+    // A later stage starts from the run itself or from what was exported of it.
+    let [from_run, from_model] = [folder.path(), &to].map(|folder| {
+        let start = |part: &str| Start {
+            part: part.to_owned(),
+            folder: folder.to_path_buf(),
+        };
+        let mut model = recipe
+            .model
+            .init(&recipe.objective().expect("valid").networks(), &device);
+        for part in ["tokenizer.resampler", "detokenizer.unet"] {
+            model = start(part).fill(model).expect("it is filled");
+        }
+        let weight = &model.detokenizer().unet.conv_in.weight;
+        weight.val().into_data()
+    });
+    assert_eq!(
+        from_run,
+        trained()
+            .learned()
+            .detokenizer()
+            .unet
+            .conv_in
+            .weight
+            .val()
+            .into_data()
+    );
+    assert_eq!(
+        from_model,
+        trained()
+            .evaluated()
+            .detokenizer()
+            .unet
+            .conv_in
+            .weight
+            .val()
+            .into_data()
+    );
+    let nothing = Start {
+        part: "tokenizer".to_owned(),
+        folder: data.path().to_path_buf(),
+    };
+    let model = recipe
+        .model
+        .init(&recipe.objective().expect("valid").networks(), &device);
+    let text = nothing
+        .fill(model)
+        .expect_err("there is nothing")
+        .to_string();
+    assert!(
+        text.contains("neither a run nor a converted model"),
+        "{text}"
+    );
 }

@@ -5,6 +5,7 @@ pub mod convert;
 pub mod describe;
 pub mod detokenize;
 pub mod download;
+pub mod export;
 pub mod generate;
 pub mod info;
 pub mod reconstruct;
