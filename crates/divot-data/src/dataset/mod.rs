@@ -9,6 +9,7 @@ mod loader;
 mod media;
 mod order;
 mod sample;
+mod skipped;
 mod source;
 mod table;
 
