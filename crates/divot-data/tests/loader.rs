@@ -433,7 +433,7 @@ fn a_source_that_vanishes_is_an_error() {
 
 #[test]
 fn a_panic_in_a_reader_is_a_broken_sample() {
-    let panics = |index: usize, _: usize| (index % 5 == 0).then_some(Reason::Panicked);
+    let panics = |index: usize, _: usize| index.is_multiple_of(5).then_some(Reason::Panicked);
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("skipped.jsonl");
     let config = LoaderConfig {

@@ -1,37 +1,19 @@
 //! Batches of samples, read ahead by threads.
 
-use std::any::Any;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::order::{Mixture, Order, mix, uniform};
-use super::sample::{Reason, Sample, Samples, Skip};
+use super::order::Mixture;
+use super::ordered::{MixedSource, OrderedSource, lock};
+use super::sample::Sample;
 use super::skipped::Skipped;
 use crate::{Error, Result};
 
-/// A source that never yielded a sample is given up after so many broken ones in a row.
-const MAX_BROKEN: u64 = 200;
-/// A source that yielded samples before is given up after so many: its files are gone, for example.
-const MAX_BROKEN_LATER: u64 = 10_000;
 /// The largest batch.
 const MAX_BATCH: usize = 1 << 16;
-
-/// A source in a mixture.
-pub struct MixedSource {
-    /// Its name in errors and in the log.
-    pub name: String,
-    /// Its samples.
-    pub samples: Box<dyn Samples>,
-    /// How often a batch is of this source, in proportion to the others' weights.
-    pub weight: f64,
-    /// Samples of a batch, on each rank.
-    pub batch: usize,
-}
 
 /// How batches are made.
 #[derive(Debug, Clone)]
@@ -88,8 +70,9 @@ pub struct Batch {
 ///
 /// Which samples a step sees is a function of the seed and the step, so reading can start at any step: a
 /// source is drawn in proportion to the weights (FACTS: "Training data"), and its next samples follow in its
-/// [`Order`]. A broken sample is replaced by another of its source, which is a function of its position. What
-/// is random in a sample is a function of its position, too. The number of threads changes nothing.
+/// [`Order`](super::Order). A broken sample is replaced by another of its source, which is a function of its
+/// position. What is random in a sample is a function of its position, too. The number of threads changes
+/// nothing.
 ///
 /// With several ranks, a step's samples are those of one rank with a batch of all ranks' size: rank 0 has the
 /// first of them, rank 1 the next and so on.
@@ -107,18 +90,11 @@ pub struct Loader {
 struct Shared {
     config: LoaderConfig,
     mixture: Mixture,
-    sources: Vec<Ordered>,
+    sources: Vec<OrderedSource>,
     state: Mutex<State>,
     /// A sample was read, a batch was taken, or everything ends.
     changed: Condvar,
     skipped: Mutex<Skipped>,
-}
-
-struct Ordered {
-    source: MixedSource,
-    order: Order,
-    /// Whether a sample was read without an error.
-    yielded: AtomicBool,
 }
 
 struct State {
@@ -168,22 +144,12 @@ impl Loader {
         for step in 0..config.first_step {
             batches[mixture.source(step)] += 1;
         }
-        let ordered = |(number, source): (usize, MixedSource)| {
-            let seed = mix(config.seed ^ mix(number as u64));
-            Ordered {
-                order: Order::new(source.samples.groups(), seed),
-                yielded: AtomicBool::new(false),
-                source,
-            }
-        };
-        let sources: Vec<_> = sources.into_iter().enumerate().map(ordered).collect();
-        if let Some(Ordered { source, .. }) = sources.iter().find(|s| s.order.is_empty()) {
-            let wrong = format!("{}: holds no samples; leave it out", source.name);
-            return Err(Error::Argument(wrong));
-        }
+        let sources = (0..).zip(sources);
+        let sources =
+            sources.map(|(number, source)| OrderedSource::new(source, number, config.seed));
         let shared = Arc::new(Shared {
             mixture,
-            sources,
+            sources: sources.collect::<Result<_>>()?,
             state: Mutex::new(State {
                 step: config.first_step,
                 ahead: VecDeque::new(),
@@ -248,14 +214,18 @@ fn check(sources: &[MixedSource], config: &LoaderConfig) -> Result<()> {
             "there is no rank {rank} of {ranks}; ranks count from 0"
         ));
     }
-    for MixedSource { name, weight, .. } in sources {
+    for source in sources {
+        let MixedSource {
+            name,
+            weight,
+            batch,
+            ..
+        } = source;
         if !(weight.is_finite() && *weight > 0.0) {
             return wrong(format!(
                 "{name}: a weight of {weight}; give one above 0, or leave the source out"
             ));
         }
-    }
-    for MixedSource { name, batch, .. } in sources {
         if !(1..=MAX_BATCH).contains(batch) {
             return wrong(format!(
                 "{name}: a batch of {batch} samples; give 1 to {MAX_BATCH}"
@@ -344,7 +314,8 @@ impl Shared {
     /// Reads samples until everything ends.
     fn work(&self) {
         while let Some(task) = self.next_task() {
-            let sample = self.read(task.source, task.position);
+            let stopped = || lock(&self.state).ended;
+            let sample = self.sources[task.source].read(task.position, &self.skipped, stopped);
             lock(&self.state).add(&task, sample);
             self.changed.notify_all();
         }
@@ -402,74 +373,6 @@ impl Shared {
             error: None,
         }
     }
-
-    /// Reads the sample at a position, or one that stands in for it.
-    fn read(&self, number: usize, position: u64) -> Result<Sample> {
-        let Ordered {
-            source,
-            order,
-            yielded,
-        } = &self.sources[number];
-        let mut first = None;
-        let mut attempt = 0;
-        loop {
-            let index = order.sample(position, attempt);
-            let mut uniform = uniform([self.config.seed, number as u64, position, attempt]);
-            let read = catch_unwind(AssertUnwindSafe(|| {
-                source.samples.read(index, &mut uniform)
-            }));
-            let skip = match read {
-                Ok(Ok(sample)) => {
-                    yielded.store(true, Ordering::Relaxed);
-                    return Ok(sample);
-                }
-                Ok(Err(skip)) => skip,
-                Err(panic) => panicked(index, &*panic),
-            };
-            lock(&self.skipped).add(&source.name, index, &skip);
-            let first = first.get_or_insert(skip);
-            attempt += 1;
-            let limit = match yielded.load(Ordering::Relaxed) {
-                false => MAX_BROKEN,
-                true => MAX_BROKEN_LATER,
-            };
-            if attempt >= limit || lock(&self.state).ended {
-                return Err(self.nothing(&source.name, attempt, first));
-            }
-        }
-    }
-
-    /// The error for a source that yields nothing.
-    fn nothing(&self, name: &str, broken: u64, first: &Skip) -> Error {
-        let skipped = lock(&self.skipped);
-        let counts = skipped.counts().filter(|(source, ..)| *source == name);
-        let counts = counts.map(|(_, reason, count)| format!("{count} {reason}"));
-        Error::Argument(format!(
-            "{name}: {broken} samples in a row cannot be used (left out so far: {}); the first is {}: {}; \
-             mend the source, or relax its filter",
-            counts.collect::<Vec<_>>().join(", "),
-            first.key,
-            first.message
-        ))
-    }
-}
-
-fn panicked(index: usize, panic: &(dyn Any + Send)) -> Skip {
-    let said = panic.downcast_ref::<&str>().copied();
-    let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    let said = said.unwrap_or("without a message").lines();
-    Skip {
-        key: format!("sample {index}"),
-        reason: Reason::Panicked,
-        message: format!(
-            "a bug of the reader: {}",
-            said.collect::<Vec<_>>().join(" ")
-        ),
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of a sample's frames.

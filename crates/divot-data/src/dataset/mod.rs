@@ -8,13 +8,15 @@ mod lines;
 mod loader;
 mod media;
 mod order;
+mod ordered;
 mod sample;
 mod skipped;
 mod source;
 mod table;
 
 pub use config::{Filter, Format, SourceConfig};
-pub use loader::{Batch, Loader, LoaderConfig, MixedSource};
+pub use loader::{Batch, Loader, LoaderConfig};
 pub use order::Order;
+pub use ordered::MixedSource;
 pub use sample::{Medium, Reason, Sample, Samples, Skip, Text, Turn};
 pub use source::Source;
