@@ -144,12 +144,15 @@ impl Loader {
         for step in 0..config.first_step {
             batches[mixture.source(step)] += 1;
         }
-        let sources = (0..).zip(sources);
-        let sources =
-            sources.map(|(number, source)| OrderedSource::new(source, number, config.seed));
+        let ordered = |(number, source)| {
+            let yielded = batches[number] > 0;
+            OrderedSource::new(source, number as u64, config.seed, yielded)
+        };
+        let sources = sources.into_iter().enumerate().map(ordered);
+        let sources = sources.collect::<Result<_>>()?;
         let shared = Arc::new(Shared {
             mixture,
-            sources: sources.collect::<Result<_>>()?,
+            sources,
             state: Mutex::new(State {
                 step: config.first_step,
                 ahead: VecDeque::new(),

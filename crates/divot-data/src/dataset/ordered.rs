@@ -38,8 +38,8 @@ pub(super) struct OrderedSource {
 }
 
 impl OrderedSource {
-    /// The `number`-th source of a loader.
-    pub fn new(source: MixedSource, number: u64, seed: u64) -> Result<Self> {
+    /// The `number`-th source of a loader. `yielded` says that samples of it were used before.
+    pub fn new(source: MixedSource, number: u64, seed: u64, yielded: bool) -> Result<Self> {
         let order = Order::new(source.samples.groups(), mix(seed ^ mix(number)));
         if order.is_empty() {
             let wrong = format!("{}: holds no samples; leave it out", source.name);
@@ -50,7 +50,7 @@ impl OrderedSource {
             order,
             number,
             seed,
-            yielded: AtomicBool::new(false),
+            yielded: AtomicBool::new(yielded),
         })
     }
 
