@@ -12,7 +12,7 @@ use divot::convert::{Job, ReleasedConfig, convert};
 use divot::weights::{Saver, Source, TensorSpec, write_safetensors};
 use divot::{Detokenizer, DetokenizerConfig, Step, Tokenizer};
 
-/// A parity fixture: the project's own, or the one that `DIVOT_FIXTURE` names.
+/// Returns the folder of the parity fixture: the one that `DIVOT_FIXTURE` names, or the project's own.
 fn fixture() -> PathBuf {
     std::env::var_os("DIVOT_FIXTURE").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixture"),
@@ -69,17 +69,17 @@ fn the_tokens_of_a_grey_clip_are_stored() {
         let mut checkpoint = Checkpoint::new(to.path(), &device);
         let stored = numbers(checkpoint.unconditional().unwrap().unwrap());
 
-        // What the program computes of the same weights, to the bit …
+        // The tokens equal those that the program computes from the same weights, to the bit.
         let (tokenizer, config) = Tokenizer::load(&mut checkpoint).unwrap();
         assert_eq!(stored, numbers(tokenizer.unconditional()), "{dtype:?}");
-        // … which is what the whole clip gives.
+        // They are close to those of tokenizing the whole clip.
         let size = config.frame_size;
         let whole = tokenizer.tokenize(Tensor::zeros([1, 5, 3, size, size], &device));
         for (stored, whole) in stored.iter().zip(numbers(whole)) {
             assert!((stored - whole).abs() < 1e-4, "{stored} is not {whole}");
         }
-        // Coarser weights give other tokens (f16 may hold a fixture's exactly): none are left over from
-        // an earlier conversion.
+        // Other element types give other tokens, so none are left over from an earlier conversion. f16 may
+        // hold a fixture's weights exactly.
         let same = earlier.replace(stored.clone()) == Some(stored);
         assert!(!same || dtype == FloatDType::F16, "{dtype:?}");
     }
@@ -146,11 +146,11 @@ fn stored_tokens_that_do_not_fit_are_named() {
     refused("holds no tokens");
     write("unconditional", &[1, tokens, width + 1], 0.0);
     refused("another tokenizer");
-    // As they should be, but nothing says of which weights.
+    // The right shape, but no fingerprint of the weights.
     write("unconditional", &[1, tokens, width], 0.0);
     refused("other weights");
 
-    // Other weights of the same form, and then other sizes.
+    // Other weights of the same shapes, and then another configuration.
     fs::write(&file, &good).unwrap();
     let mut checkpoint = Checkpoint::new(to.path(), &device);
     assert!(checkpoint.unconditional().unwrap().is_some());
@@ -173,7 +173,7 @@ fn stored_tokens_that_do_not_fit_are_named() {
     refused("other weights");
     fs::write(&config_file, &before).unwrap();
 
-    // Without the tokenizer there is nothing that they could be at odds with.
+    // Without the tokenizer's weights and configuration, the tokens are used unchecked.
     fs::remove_file(&weights).unwrap();
     assert!(checkpoint.unconditional().unwrap().is_some());
     fs::remove_file(&config_file).unwrap();
@@ -210,7 +210,7 @@ fn the_wrong_sizes_are_named() {
     let fixture = fixture();
     let to = tempfile::tempdir().unwrap();
     let jobs = Job::find(&fixture.join("pretrained")).unwrap().jobs;
-    // A language model comes with its own sizes.
+    // A language model brings its own sizes.
     for job in jobs.into_iter().filter(|job| !job.part.is_llm()) {
         let error = convert(
             &job,
@@ -243,8 +243,8 @@ fn nothing_to_convert() {
     assert!(error.contains("Divot_detokenizer_stage1.bin"), "{error}");
 }
 
-/// DynamiCrafter's checkpoint, imitated with the fixture's tensors: names below `model.` in a
-/// `state_dict`'s manner, eight input channels, no alpha, an image projection of its own.
+/// Imitates DynamiCrafter's checkpoint with the fixture's tensors: names start with `model.`, as in a
+/// `state_dict`; there are eight input channels, no alpha, and a separate image projection.
 #[test]
 fn dynamicrafter_becomes_a_start_with_four_channels() {
     let fixture = fixture();
@@ -266,7 +266,7 @@ fn dynamicrafter_becomes_a_start_with_four_channels() {
         let mut shape = tensor.shape.clone();
         let mut data: Vec<f32> = tensor.read().unwrap().iter::<f32>().collect();
         if renamed == "model.diffusion_model.input_blocks.0.0.weight" {
-            // Four channels of the condition after the four of the noise.
+            // Four channels of the condition after the four channels of the noise.
             let inner = shape[2] * shape[3];
             data = data
                 .chunks_exact(shape[1] * inner)
@@ -296,7 +296,7 @@ fn dynamicrafter_becomes_a_start_with_four_channels() {
     assert!(!report.defaulted.is_empty());
     assert!(report.defaulted.iter().all(|name| name.ends_with(".alpha")));
 
-    // It is a part like any other: a de-tokenizer of four channels, whose weights are the fixture's.
+    // The result is a de-tokenizer of four channels, with the fixture's weights.
     assert_eq!(report.folder, to.path().join("dynamicrafter"));
     let device = Device::default();
     let mut checkpoint = Checkpoint::new(to.path(), &device);
@@ -316,7 +316,7 @@ fn dynamicrafter_becomes_a_start_with_four_channels() {
     );
 }
 
-/// The same weights as half-precision numbers give nearly the same tokens, context and prediction.
+/// The same weights in half precision give nearly the same tokens, context and prediction.
 #[test]
 fn half_precision_is_close() {
     let fixture = fixture();
@@ -359,7 +359,7 @@ fn half_precision_is_close() {
     }
 }
 
-/// A saved part is what a conversion of the same weights writes, byte for byte.
+/// A saved part equals a conversion of the same weights, byte for byte.
 #[test]
 fn a_saved_tokenizer_is_the_converted_one() {
     let fixture = fixture();
@@ -406,7 +406,7 @@ fn a_saved_tokenizer_is_the_converted_one() {
         assert_eq!(read(&saved), read(&converted), "{name:?}");
     }
 
-    // It replaces an older one, unless it is stopped: then the older one stays.
+    // Saving replaces an older part. If it is stopped, the older one stays.
     let before = fs::read(saved.join("model.safetensors")).unwrap();
     let mut checkpoint = Checkpoint::new(&folder, &device)
         .with_dtype(FloatDType::F16)
@@ -430,7 +430,7 @@ fn a_saved_tokenizer_is_the_converted_one() {
     assert!(error.to_string().contains("text tokenizer"), "{error}");
 }
 
-/// Two conversions into one folder at the same time: one of them wins, whole, and the other says so.
+/// Runs two conversions into one folder at the same time. One succeeds completely, and the other reports it.
 #[test]
 fn the_second_of_two_conversions_says_that_it_was_overtaken() {
     let fixture = fixture();
@@ -443,7 +443,7 @@ fn the_second_of_two_conversions_says_that_it_was_overtaken() {
         }
         let mut first = true;
         let error = convert(&job, &sizes, to.path(), FloatDType::F32, |_| {
-            // The other one starts later and is done earlier.
+            // The other conversion starts later and finishes earlier.
             if std::mem::take(&mut first) {
                 convert(&job, &sizes, to.path(), FloatDType::F16, go).unwrap();
             }
@@ -464,8 +464,8 @@ fn the_second_of_two_conversions_says_that_it_was_overtaken() {
     }
 }
 
-/// A tensor whose data is damaged ends the conversion when it comes to it, and nothing stays: no file
-/// and no folder that was made for it.
+/// A damaged tensor stops the conversion when it is read. Nothing stays: no file, and no folder that was
+/// created for it.
 #[test]
 fn a_damaged_tensor_leaves_nothing_behind() {
     let fixture = fixture();
@@ -474,7 +474,7 @@ fn a_damaged_tensor_leaves_nothing_behind() {
     let name = "CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin";
     let whole = fixture.join("pretrained").join(name);
     let source = Source::open(&whole).unwrap();
-    // The last of the text tower's tensors to be written.
+    // The last tensor of the text tower in the written file.
     let tensor = source.get("text_projection").unwrap().read().unwrap();
     let mut bytes = fs::read(&whole).unwrap();
     let at = bytes
@@ -500,13 +500,13 @@ fn a_damaged_tensor_leaves_nothing_behind() {
     let left: Vec<_> = fs::read_dir(here.path()).unwrap().flatten().collect();
     assert_eq!(left.len(), 1, "{left:?}");
 
-    // What was there before stays.
+    // Folders that existed before stay.
     fs::create_dir(here.path().join("models")).unwrap();
     convert(&job, &sizes, &to, FloatDType::F32, go).unwrap_err();
     assert!(here.path().join("models").is_dir() && !to.exists());
 }
 
-/// Whatever the part, a missing shard is named.
+/// A missing shard is named, for every part.
 #[test]
 fn a_missing_shard_is_named() {
     let here = tempfile::tempdir().unwrap();
@@ -526,7 +526,7 @@ fn a_missing_shard_is_named() {
         says(&Job::of(part, &[&index]));
     }
 
-    // In a download, where a folder of shards has taken the place of the file.
+    // A download in which a folder of shards has replaced the file.
     let download = tempfile::tempdir().unwrap();
     let path = "Divot_tokenizer_detokenizer/Divot_detokenizer_stage1";
     let folder = download.path().join(path);

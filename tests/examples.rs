@@ -1,4 +1,4 @@
-//! The examples with a language model as a user runs them, on the fixture's small random model.
+//! Runs the examples with a language model as a user does, on the fixture's small random model.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -48,7 +48,7 @@ impl Bench {
     }
 }
 
-/// Cargo builds examples before it runs tests, beside the tests' own folder.
+/// Returns the path of an example. Cargo builds the examples before it runs tests.
 fn built(example: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let target = tests.parent().and_then(Path::parent).unwrap();

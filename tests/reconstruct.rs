@@ -1,5 +1,5 @@
-//! The example `reconstruct` as a user runs it, on a small random model made here: what it writes,
-//! and the one line it says when it cannot.
+//! Runs the example `reconstruct` as a user does, on a small random model made here: its output, and its
+//! one-line errors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use divot::vit::VisionTowerConfig;
 use divot::weights::Saver;
 use divot::{DetokenizerConfig, TokenizerConfig};
 
-/// A random model of a few megabytes, a clip, and room for outputs.
+/// A random model of a few megabytes, a clip, and a folder for outputs.
 struct Bench {
     dir: tempfile::TempDir,
 }
@@ -99,7 +99,7 @@ impl Bench {
         self.command(arguments).output().unwrap()
     }
 
-    /// Runs it on an input that cannot work; returns the one line it says.
+    /// Runs the example on invalid input and returns the one-line error.
     fn refused(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -126,7 +126,7 @@ impl Bench {
     }
 }
 
-/// Cargo builds examples before it runs tests, beside the tests' own folder.
+/// Returns the path of the example. Cargo builds the examples before it runs tests.
 fn example() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let target = tests.parent().and_then(Path::parent).unwrap();
@@ -189,7 +189,7 @@ fn a_clip_comes_back() {
         (16 * 128 + 15 * 4, 2 * 128 + 4)
     );
 
-    // The same seed gives the same bytes, another one does not.
+    // The same seed gives the same bytes. Another seed does not.
     let again = |name: &str, seed: &str| {
         let arguments = with(&["--input", "clip.mp4", "--output", name, "--seed", seed]);
         assert!(bench.run(&arguments).status.success());
@@ -286,7 +286,7 @@ fn without_a_model_it_says_how_to_get_one() {
     assert!(stderr.contains("convert-weights"), "{stderr}");
 }
 
-/// Where a tensor's bytes lie in a safetensors file.
+/// Returns the range of a tensor's bytes in a safetensors file.
 fn tensor_bytes(file: &[u8], name: &str) -> std::ops::Range<usize> {
     let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     let json: serde_json::Value = serde_json::from_slice(&file[8..8 + header]).unwrap();
@@ -408,7 +408,7 @@ fn configurations_that_describe_no_network() {
     ] {
         let path = part.folder(&bench.model()).join("config.json");
         let whole = fs::read_to_string(&path).unwrap();
-        // As this writes them, whatever the configuration's own layout is.
+        // Formatted here, so that the replacement does not depend on the layout of the file.
         let json: serde_json::Value = serde_json::from_str(&whole).unwrap();
         let spelled = serde_json::to_string_pretty(&json).unwrap();
         assert!(spelled.contains(from), "{from}: {spelled}");
@@ -437,7 +437,7 @@ fn outputs_that_cannot_be_written() {
 fn a_full_disk_leaves_nothing_behind() {
     let bench = Bench::new();
     fs::create_dir(bench.path("small")).unwrap();
-    // A disk of one page in a mount namespace of our own.
+    // A disk of one page, in a separate mount namespace.
     let script = "mount -t tmpfs -o size=4k none small && \"$0\" \"$@\"; code=$?; ls -A small >&2; exit $code";
     let mut command = Command::new("unshare");
     command
@@ -470,7 +470,7 @@ fn ctrl_c_leaves_nothing_behind() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    // Far more than it takes to start, and far less than a thousand steps take.
+    // Much longer than the start takes, and much shorter than a thousand steps.
     std::thread::sleep(Duration::from_millis(1500));
     assert!(child.try_wait().unwrap().is_none(), "it is done already");
     let interrupted = Command::new("kill")

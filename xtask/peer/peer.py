@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""The other side of `cargo xtask bench --peer`: the same works in PyTorch, eager as the released system runs.
+"""PyTorch's side of `cargo xtask bench --peer`: the same works, eager as the released system runs.
 
     peer.py --serve WORK [--device cpu|cuda] [--dtype f32|f16|bf16] [--threads N] [--attention eager|fused] [--compile]
-    peer.py --self-check      what is written here and not in make_fixture.py, against what is there
+    peer.py --self-check      compares what is defined here with the networks of make_fixture.py
 
-The networks are those of ../fixture/make_fixture.py, whose numbers are ours (`cargo xtask bench --peer --check`).
-Here are only their sizes, a cache for the language model, fused attention, and the protocol: after one run that
-is not counted a line of JSON says that the work is ready; `run` on the standard input answers with the seconds
-that it took, `peak` with the most memory so far.
+The networks are those of ../fixture/make_fixture.py, whose results equal ours (`cargo xtask bench --peer --check`).
+This file adds only their sizes, a cache for the language model, fused attention, and the protocol. After one run
+that is not counted, a line of JSON says that the work is ready. The line `run` on standard input is answered with
+the seconds that a run took, and `peak` with the peak memory so far.
 
-`--attention eager` multiplies, softmaxes and multiplies, as the released UNet, Perceivers and autoencoder do;
-`fused` puts PyTorch's scaled_dot_product_attention in their place. The vision tower and the tokenizer's temporal
-blocks are nn.MultiheadAttention, which is fused either way.
+`--attention eager` computes a product, a softmax and a product, as the released UNet, Perceivers and autoencoder
+do. `fused` replaces them by PyTorch's scaled_dot_product_attention. The vision tower and the tokenizer's temporal
+blocks use nn.MultiheadAttention, which is fused either way.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "fixture"))
-# Libraries may print; the answers may not be interrupted.
+# Libraries may print to standard output, which must not mix with the answers.
 ANSWERS, sys.stdout = sys.stdout, sys.stderr
 
 
@@ -42,11 +42,11 @@ except ImportError as problem:
     say(error=f"{problem}; install xtask/fixture/requirements.txt, or name another Python with --python")
     sys.exit(1)
 
-logging.set_verbosity_error()  # or the autoencoder talks about every change of dtype
+logging.set_verbosity_error()  # otherwise the autoencoder reports every change of dtype
 FULL = fixture.FULL
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
-# A gigaparameter in Mistral's shape.
+# 1.1 B parameters in Mistral's proportions.
 LLM = {
     "vocab_size": 32000,
     "hidden_size": 2048,
@@ -95,7 +95,7 @@ class Work(NamedTuple):
 
 
 class Peer:
-    """Makes the works, for one device, precision and form of attention."""
+    """Builds the works for one device, precision and form of attention."""
 
     def __init__(self, device, dtype, attention, compiled):
         self.device, self.dtype, self.compiled = device, DTYPES[dtype], compiled
@@ -104,12 +104,12 @@ class Peer:
         torch.manual_seed(0)
         if self.fused:
             fixture.attend = fused_attend
-        if compiled:  # every width is compiled by itself
+        if compiled:  # each width is compiled separately
             torch._dynamo.config.recompile_limit = 256
 
     def made(self, build):
-        """The network that `build` makes; weights that it leaves without a value get one."""
-        torch.use_deterministic_algorithms(True)  # which marks those weights with NaN
+        """Returns the network that `build` makes, with values for weights that it leaves uninitialised."""
+        torch.use_deterministic_algorithms(True)  # fills uninitialised weights with NaN
         module = build()
         torch.use_deterministic_algorithms(False)
         with torch.no_grad():
@@ -161,7 +161,7 @@ class Peer:
         self.compile(vae.encoder, vae.decoder)
         return vae
 
-    # Frame by frame, which is faster here than all sixteen at once and takes less memory; one frame warms up.
+    # Frame by frame: faster here than all sixteen at once, and takes less memory. One frame warms up.
 
     def vae_encode(self):
         vae, clip = self.vae(), self.normal(16, 3, 256, 256).clamp(-1, 1)
@@ -181,7 +181,7 @@ class Peer:
         return Work([vae], lambda: decode(latents), lambda: decode(latents[:1]))
 
     def guided_step(self):
-        """One branch after the other, as released."""
+        """Both branches of guidance, one after the other, as released."""
         unet = self.unet(FULL["unet"])
         contexts = self.normal(1, 125, 1024), self.normal(1, 125, 1024)
         x, noise, fs = torch.randn(1, 4, *FULL["latent"]), torch.randn(1, 1, 4, *FULL["latent"]), torch.tensor([3])
@@ -219,7 +219,7 @@ class Peer:
         return Work([unet], training([unet], lambda: F.mse_loss(unet(x, t, context), target)))
 
     def train_mid(self):
-        """The first stage of the paper: everything learns but the vision tower."""
+        """The first stage of the paper: everything is trained except the vision tower."""
         visual = self.vision(MID)
         tokenizer = self.made(lambda: fixture.Tokenizer(MID["tok"]))
         proj = MID["proj"]
@@ -281,14 +281,14 @@ def fused_attend(q, k, v, heads, scale_apart=False):
 
 
 def self_attention(layer, x, *_, **__):
-    """What nn.MultiheadAttention gives, without what makes it twice as slow on a CPU here: it swaps batch and
-    tokens first, and the product of such a tensor with the weights is a small one for each token."""
+    """Computes nn.MultiheadAttention, about twice as fast on the CPU here: that module swaps batch and tokens
+    first, and the product of such a tensor with the weights becomes a small product for each token."""
     q, k, v = F.linear(x, layer.in_proj_weight, layer.in_proj_bias).chunk(3, -1)
     return layer.out_proj(fused_attend(q, k, v, layer.num_heads)), None
 
 
 class Decoder:
-    """A fixture's Mistral with room for keys and values: for causal text no longer than its window."""
+    """A fixture's Mistral with a key-value cache, for causal text no longer than its window."""
 
     def __init__(self, model, config, room, fused=False):
         self.model, self.fused, self.length = model, fused, 0
@@ -300,7 +300,7 @@ class Decoder:
         self.cos, self.sin = angles.cos().to(dtype), angles.sin().to(dtype)
 
     def read(self, ids):
-        """[1, tokens] → the scores of what comes next, [1, 1, vocabulary]."""
+        """Computes the scores of the next token, [1, 1, vocabulary], from [1, tokens]."""
         x = self.model.embed(ids)
         span = slice(self.length, self.length + ids.shape[1])
         for layer, cache in zip(self.model.model.layers, self.cache):
@@ -327,7 +327,7 @@ class Decoder:
         if self.fused:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         else:
-            # The query heads of a group are rows of one product with the keys that they share.
+            # The query heads of a group become rows of one product with the keys that they share.
             scores = q.unflatten(1, (-1, layer.sharing)).flatten(2, 3) @ k.transpose(-1, -2) * layer.head_dim**-0.5
             scores = scores.unflatten(2, (layer.sharing, tokens))
             if mask is not None:
@@ -338,7 +338,7 @@ class Decoder:
 
 
 def peak_bytes(device):
-    """The process's own memory, or what PyTorch held of the GPU's."""
+    """Returns the peak memory of the process, or the memory that PyTorch reserved on the GPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_reserved()
     try:

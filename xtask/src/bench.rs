@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: how long the networks take at full size and how much memory, and with `--peer`
-//! how long PyTorch takes, in turns with ours.
+//! `cargo xtask bench`: measures the time and memory of the networks at full size. With `--peer`, it runs
+//! PyTorch in alternation.
 
 mod language;
 mod turns;
@@ -25,33 +25,34 @@ Examples:
   cargo xtask bench --peer --check
   cargo xtask bench --only llm --model models/divot --dtype q4
 
-Weights are random, sizes are the released ones but for the language model, whose are 1.1 B (0.2 B for llm
-and llm-cache), and the training steps. Each work runs in a process of its own, so peak memory is its own;
-with --peer two processes are there at a time, together up to 14 GiB (guided-step). The last column says
-what other programs took of the CPUs meanwhile: repeat what was disturbed.
+Weights are random. Sizes are the released ones, except for the training steps and the language model, which
+has 1.1 B parameters (0.2 B for llm and llm-cache). Each work runs in its own process, so its peak memory is
+its own. With --peer, two processes run at a time and take up to 14 GiB together (guided-step). The last
+column is the CPU time that other programs used meanwhile: repeat disturbed measurements.
 
---peer needs Python with xtask/fixture/requirements.txt, which nothing here installs.")]
+--peer needs a Python with the packages of xtask/fixture/requirements.txt. They are not installed for you.")]
 pub struct Arguments {
-    /// What to run; everything if left out
+    /// Work to run [default: all]
     #[arg(long, value_enum, value_name = "WORK")]
     only: Vec<Work>,
-    /// Runs of each, after one that is not counted; a token's at least 16 [default: 1, 3 with --peer]
+    /// Runs of each work, after one that is not counted; at least 16 for a token [default: 1, 3 with
+    /// --peer]
     #[arg(long, value_name = "COUNT")]
     repeat: Option<usize>,
     /// auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
     #[arg(long, default_value = "auto")]
     device: String,
-    /// CPU threads of ours, and of theirs [default: as many as the machine has]
+    /// CPU threads of both sides [default: as many as the machine has]
     #[arg(long, value_name = "COUNT")]
     threads: Option<usize>,
-    /// What to compute in, f32 if left out (training steps always); the CPU keeps matrices in it and
-    /// computes in f32; q8 and q4 are for the weights of --model alone, q8 if left out
+    /// Element type, f32 by default (always for training steps); the CPU stores matrices in it and computes
+    /// in f32; q8 and q4 are only for the weights of --model, whose default is q8
     #[arg(long, value_enum)]
     dtype: Option<language::Dtype>,
-    /// Let PyTorch do the same, in turns
+    /// Also run PyTorch, in alternation
     #[arg(long)]
     peer: bool,
-    /// Compare what both compute on the same small weights, and time nothing
+    /// Compare the results of both on the same small weights, without measuring time
     #[arg(long, requires = "peer")]
     check: bool,
     /// Python that has PyTorch [default: $DIVOT_PYTHON or python3]
@@ -60,22 +61,22 @@ pub struct Arguments {
     /// PyTorch's attention: as the released system computes it, or fused
     #[arg(long, value_enum, default_value = "eager", value_name = "KIND")]
     peer_attention: Attention,
-    /// Let torch.compile compile the networks that PyTorch runs, but for the language model
+    /// Compile PyTorch's networks with torch.compile, except the language model
     #[arg(long)]
     peer_compile: bool,
-    /// Folder that `convert-weights` wrote, for `llm`; without it a random decoder of 0.2 B is timed
+    /// Folder that `convert-weights` wrote, for `llm`; without it, a random decoder of 0.2 B is timed
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Text to measure `--model`'s perplexity on
+    /// Text for the perplexity of `--model`
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Training steps compute what is cheap again in the backward pass instead of keeping it
+    /// Recompute cheap operations in the backward pass of training steps instead of keeping their results
     #[arg(long)]
     checkpointing: bool,
-    /// Show which kernels a run's time goes to, on the CPU
+    /// Show the time of each kernel, on the CPU
     #[arg(long, conflicts_with = "peer")]
     profile: bool,
-    /// Do the one work of --only for the process that asks for it
+    /// Serve the one work of --only to the process that started this one
     #[arg(long, hide = true)]
     serve: bool,
 }
@@ -104,17 +105,17 @@ enum Work {
     LlmPrompt,
     /// A token after that prompt
     LlmToken,
-    /// The same with our weights in 8 bits, against ours in f32
+    /// A token after that prompt, with our weights in 8 bits compared to ours in f32
     LlmTokenQ8,
     /// A training step of a UNet of 3 M: 8x4x16x8x8
     TrainSmall,
     /// A training step of tokenizer and UNet of 149 M together: 1x4x16x16x16
     TrainMid,
-    /// The language model: a prompt of 256 tokens, and text token by token
+    /// The language model: a prompt of 256 tokens, then text token by token
     Llm,
-    /// A token of the language model at position 1,400 against one at 200
+    /// A token of the language model at position 1,400 compared to one at 200
     LlmCache,
-    /// How well the language model of --model foretells --text: lower is better
+    /// Perplexity of --text under the language model of --model; lower is better
     Perplexity,
 }
 
@@ -124,7 +125,7 @@ impl Work {
             .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Whether it reports by itself instead of being timed from outside.
+    /// Returns whether the work prints its own report instead of being timed by the parent.
     fn reports(self) -> bool {
         matches!(self, Self::Llm | Self::LlmCache | Self::Perplexity)
     }
@@ -134,7 +135,7 @@ impl Work {
     }
 }
 
-/// Runs what was asked for.
+/// Runs the requested works.
 pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.serve {
         return serve(arguments);
@@ -166,14 +167,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     };
     for work in alone {
-        // In a process of its own too, for its peak of memory.
+        // Also in a separate process, for its peak memory.
         let status = ourselves(work, arguments)?.status()?;
         ensure!(status.success(), "{} failed", work.name());
     }
     Ok(())
 }
 
-/// The child's half: one work.
+/// Runs one work in the child process.
 fn serve(arguments: &Arguments) -> Result<()> {
     let [work] = arguments.only[..] else {
         bail!("--serve takes one work")
@@ -198,7 +199,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
             if arguments.profile {
                 return serve(device()?);
             }
-            // The parent tells it.
+            // The parent prints this error.
             if let Err(error) = device().map_err(Into::into).and_then(serve) {
                 let error = divot::one_line(error.as_ref());
                 println!("{}", serde_json::json!({"error": error}));
@@ -208,7 +209,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// Times each work, prints a table.
+/// Times each work and prints a table.
 fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
     let repeat = arguments
         .repeat
@@ -222,7 +223,7 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
             "build it again",
         )?];
         match work {
-            // Against our own, as what it is worth.
+            // Compared with our own f32 weights, and not with PyTorch.
             Work::LlmTokenQ8 => sides.push(Side::start(
                 "ours in f32",
                 ourselves(Work::LlmToken, arguments)?,
@@ -289,7 +290,7 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// This program again, to do one work.
+/// Returns the command that runs one work with this program.
 fn ourselves(work: Work, arguments: &Arguments) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -350,7 +351,7 @@ fn float_name(dtype: FloatDType) -> &'static str {
     }
 }
 
-/// PyTorch's name of the device that ours is computed on.
+/// Returns PyTorch's name of the device that our side uses.
 fn peer_device(name: &str) -> Result<String> {
     if name.starts_with("cuda") {
         return Ok(name.to_owned());
@@ -362,8 +363,8 @@ fn peer_device(name: &str) -> Result<String> {
     }
 }
 
-/// The networks that PyTorch runs, at a small size and on the same weights, against ours: a fixture that
-/// they compute, and parity with it.
+/// Compares PyTorch's networks with ours, at a small size and on the same weights: PyTorch computes a
+/// fixture, and `parity` checks it.
 fn check(arguments: &Arguments) -> Result<()> {
     let folder = tempfile::tempdir().context("a temporary folder cannot be made")?;
     let run = |mut command: Command, what: &str| -> Result<()> {
@@ -404,7 +405,7 @@ impl Arguments {
             .unwrap_or(1)
     }
 
-    /// What a work's networks compute in.
+    /// Returns the element type for a work's networks.
     fn float(&self, work: Work) -> FloatDType {
         let asked = self.dtype.and_then(language::Dtype::float);
         match work.trains() {

@@ -1,4 +1,4 @@
-//! What maintainers run by hand: `cargo xtask --help`.
+//! Tools for maintainers: `cargo xtask --help`.
 
 mod bench;
 mod parity;
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use divot_cli::convert;
 
-/// Memory of a tensor serves the next one.
+/// Reuses the memory of freed tensors.
 #[global_allocator]
 static ALLOCATOR: divot::Recycler = divot::Recycler;
 

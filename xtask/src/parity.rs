@@ -1,4 +1,4 @@
-//! `cargo xtask parity`: ours against a parity fixture's numbers.
+//! `cargo xtask parity`: compares every stage with the values of a parity fixture.
 
 mod language;
 
@@ -34,18 +34,18 @@ pub struct Arguments {
     /// Folder of the fixture
     #[arg(value_name = "DIR")]
     pub fixture: PathBuf,
-    /// Check only the tensors whose names start with this
+    /// Check only the tensors whose names start with this prefix
     #[arg(long, value_name = "NAME")]
     pub only: Option<String>,
     /// Device to compute on: auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// Without the fused kernels of the CPU: the same operations on Burn alone
+    /// Use Burn's operations only, without the fused CPU kernels
     #[arg(long)]
     pub no_kernels: bool,
 }
 
-/// Runs the sections that were asked for; false if any tensor fails.
+/// Runs the requested sections. Returns false if any tensor fails.
 pub fn run(arguments: &Arguments) -> Result<bool> {
     divot_nn::ops::enable_kernels(!arguments.no_kernels);
     let device = divot::device::select(&arguments.device)?;
@@ -83,13 +83,13 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     Ok(parity.finish(&names))
 }
 
-/// A relative error that float32 stays below on any device that computes in float32.
+/// Limit of the relative error in float32.
 const LIMIT: f64 = 1e-4;
-/// The same where a device may reorder or fuse what it likes.
+/// Limit on devices that may reorder or fuse operations.
 const DEVICE_LIMIT: f64 = 1e-3;
-/// For images: resizing bytes may round a few pixels one level apart.
+/// Limit for images. When bytes are resized, rounding may change a few pixels by one level.
 const IMAGE_LIMIT: f64 = 4e-3;
-/// For the sampling loop, which amplifies.
+/// Limit for the sampling loop, which amplifies errors.
 const LOOP_LIMIT: f64 = 1e-3;
 
 struct Parity {
@@ -97,10 +97,10 @@ struct Parity {
     io: Source,
     arguments: Value,
     device: Device,
-    /// On the CPU the tighter limit holds.
+    /// [`LIMIT`] on the CPU, [`DEVICE_LIMIT`] elsewhere.
     limit: f64,
     only: Option<String>,
-    /// The converted checkpoint, removed at the end.
+    /// The converted checkpoint. It is removed at the end.
     models: tempfile::TempDir,
     tally: RefCell<Tally>,
 }
@@ -152,7 +152,7 @@ impl Parity {
         })
     }
 
-    /// Fixtures at full size leave the language model out.
+    /// Returns whether the fixture has a section. Fixtures at full size leave out the language model.
     fn has_section(&self, section: &str) -> bool {
         let prefix = format!("{section}/");
         self.io
@@ -199,15 +199,15 @@ impl Parity {
         Ok(self.data(name)?.iter::<i64>().collect())
     }
 
-    /// Integers as the floats that the networks embed.
+    /// Reads integers as floats, for embedding.
     fn floats_of_integers(&self, name: &str) -> Result<Tensor<1>> {
         let values: Vec<f32> = self.integers(name)?.iter().map(|&i| i as f32).collect();
         Ok(Tensor::from_floats(values.as_slice(), &self.device))
     }
 
-    /// Prints one line and counts it.
+    /// Prints a line and counts it.
     fn report(&self, name: &str, shape: &[usize], error: f64, limit: f64) {
-        // A NaN fails.
+        // NaN fails.
         let pass = error <= limit;
         println!(
             "{name:42} {:24} {error:>9.2e} {limit:>9.0e}  {}",
@@ -219,12 +219,12 @@ impl Parity {
         tally.failed += usize::from(!pass);
     }
 
-    /// Compares with the fixture's tensor of that name: ‖ours − theirs‖ / ‖theirs‖.
+    /// Compares with the fixture's tensor of this name: ‖ours − theirs‖ / ‖theirs‖.
     fn compare<const D: usize>(&self, name: &str, ours: Tensor<D>, limit: f64) -> Result<()> {
         self.compare_data(name, ours.into_data(), limit)
     }
 
-    /// [`compare`](Self::compare) with a tensor that another line is about too.
+    /// Like [`compare`](Self::compare), for a tensor that appears in several lines.
     fn compare_as<const D: usize>(
         &self,
         theirs: &str,
@@ -274,7 +274,7 @@ impl Parity {
         Ok(())
     }
 
-    /// Compares numbers of our own with a tensor of the same count.
+    /// Compares values with a tensor of the same number of elements.
     fn compare_values(&self, name: &str, ours: Vec<f64>, limit: f64) -> Result<()> {
         let shape: Vec<usize> = self.data(name)?.shape().iter().copied().collect();
         ensure!(
@@ -285,8 +285,8 @@ impl Parity {
         self.compare_data(name, TensorData::new(ours, shape), limit)
     }
 
-    /// The frames as the tokenizer gets them, `[frames, 3, 256, 256]`: a small fixture leaves them
-    /// out, since they follow from the video's own.
+    /// Returns the input frames of the tokenizer, `[frames, 3, 256, 256]`. Small fixtures do not store them.
+    /// They are then computed from the frames of the video.
     fn frames(&self, device: &Device) -> Result<Tensor<4>> {
         if self.io.get("preprocess/dc_256").is_some() {
             return self.tensor_on("preprocess/dc_256", device);
@@ -295,7 +295,7 @@ impl Parity {
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
-    /// The video's own frames.
+    /// Returns the original frames of the video.
     fn video_frames(&self) -> Result<Vec<Frame>> {
         let pixels = self.data("preprocess/frames_u8")?;
         let [_, height, width, _] = pixels.shape().dims();
@@ -496,7 +496,7 @@ impl Parity {
         self.compare("ddim/decoded", detokenizer.vae.decode_clip(samples), limit)
     }
 
-    /// The joint objective of the paper's first stage, and its gradients.
+    /// Compares the joint objective of the paper's first stage, and its gradients.
     fn train(&self) -> Result<()> {
         let device = self.device.clone().autodiff();
         let mut checkpoint = Checkpoint::new(self.models.path(), &device);
@@ -566,7 +566,7 @@ impl Parity {
         self.compare("train/grad_resampler_latents", gradient, self.limit)
     }
 
-    /// Which frames are read of videos of any length and rate.
+    /// Compares which frames are read from videos of different lengths and rates.
     fn sampling(&self) -> Result<()> {
         let path = self.dir.join("frames.json");
         let text = std::fs::read_to_string(&path)
@@ -602,7 +602,7 @@ impl Parity {
         Ok(())
     }
 
-    /// Says what was not compared; false if anything failed.
+    /// Prints what was not compared. Returns false if anything failed.
     fn finish(&self, sections: &[&str]) -> bool {
         let tally = self.tally.borrow();
         let mut not_covered = BTreeSet::new();
@@ -636,7 +636,7 @@ impl Parity {
     }
 }
 
-/// Norm of all gradients of a module.
+/// Returns the norm of all gradients of a module.
 fn gradient_norm<M: Module>(module: &M, gradients: &Gradients) -> f64 {
     struct Squares<'a> {
         gradients: &'a Gradients,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-/// Checks that files can be put into a folder. It need not exist yet.
+/// Checks that files can be written to a folder. The folder may not exist yet.
 pub fn check_folder(folder: &Path) -> Result<()> {
     if folder.exists() && !folder.is_dir() {
         bail!("{}: is not a folder; choose another", folder.display());
@@ -12,8 +12,8 @@ pub fn check_folder(folder: &Path) -> Result<()> {
     staging(folder).map(drop)
 }
 
-/// A hidden folder from which files are renamed to their places. It lies in `folder`, or where that will be
-/// made, and is removed when it is dropped.
+/// Creates a hidden folder from which files are renamed to their final places. It is in `folder`, or in the
+/// folder where that will be created. It is removed when it is dropped.
 pub fn staging(folder: &Path) -> Result<tempfile::TempDir> {
     let place = folder
         .ancestors()
@@ -29,7 +29,7 @@ pub fn staging(folder: &Path) -> Result<tempfile::TempDir> {
         .with_context(|| not_written(folder))
 }
 
-/// The message for a folder that cannot be written.
+/// Returns the message for a folder that cannot be written.
 pub fn not_written(folder: &Path) -> String {
     format!(
         "{}: cannot be written; choose another folder or check its permissions and the free space",

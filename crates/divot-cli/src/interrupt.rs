@@ -1,4 +1,5 @@
-//! Ctrl-C: the first stops at the next step, with nothing half-written. A second one stops at once.
+//! Handling of Ctrl-C. The first one stops the work at the next step, without incomplete files. The second
+//! one stops the program at once.
 
 use std::ops::ControlFlow;
 use std::sync::Once;
@@ -6,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
-/// Exit code of a program that was interrupted.
+/// Exit code of an interrupted program.
 pub const EXIT_CODE: u8 = 130;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static WAITING: AtomicBool = AtomicBool::new(false);
 
-/// Listens for Ctrl-C from now on.
+/// Starts to listen for Ctrl-C.
 pub fn handle() -> Result<()> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());
@@ -27,12 +28,12 @@ pub fn handle() -> Result<()> {
     Ok(result?)
 }
 
-/// Whether Ctrl-C was pressed.
+/// Returns whether Ctrl-C was pressed.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Fails if Ctrl-C was pressed.
+/// Returns an error if Ctrl-C was pressed.
 pub fn check() -> Result<()> {
     match interrupted() {
         true => Err(divot::Error::Stopped.into()),
@@ -40,7 +41,7 @@ pub fn check() -> Result<()> {
     }
 }
 
-/// What callbacks return: break if Ctrl-C was pressed.
+/// Returns the result for callbacks: break if Ctrl-C was pressed.
 pub fn flow() -> ControlFlow<()> {
     match interrupted() {
         true => ControlFlow::Break(()),
@@ -48,7 +49,7 @@ pub fn flow() -> ControlFlow<()> {
     }
 }
 
-/// Waits for the user. There is nothing to finish meanwhile, so the first Ctrl-C ends the program.
+/// Waits for the user. Nothing needs to be finished in the meantime, so the first Ctrl-C ends the program.
 pub fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     WAITING.store(true, Ordering::Relaxed);
     let result = wait();

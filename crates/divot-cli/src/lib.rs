@@ -1,8 +1,8 @@
-//! The `divot` program: video to tokens, tokens to video, and a language model that reads and writes
-//! them. `divot --help` says what it can do.
+//! The `divot` program: video to tokens, tokens to video, and a language model that reads and writes them.
+//! `divot --help` lists the commands.
 //!
-//! Each command is a file in `commands`. As a library this crate has what command-line programs share:
-//! options, what they print, and how they end ([`program`]).
+//! Each command is a file in `commands`. As a library, this crate contains the common parts of command-line
+//! programs: options, output, and exit codes ([`program`]).
 
 mod commands;
 mod files;
@@ -28,8 +28,8 @@ use output::Output;
 
 /// Divot: video to tokens, tokens to video, and a language model that reads and writes them
 ///
-/// Two seconds of video become 64 continuous tokens. A diffusion model turns tokens back into
-/// video; a language model reads them to describe videos and draws new ones to make videos.
+/// Two seconds of video become 64 continuous tokens. A diffusion model decodes tokens to video. A
+/// language model reads tokens to describe videos, and samples new ones to generate videos.
 #[derive(Parser)]
 #[command(
     name = "divot",
@@ -52,7 +52,7 @@ struct Cli {
     json: bool,
 }
 
-/// What each says of itself is beside its arguments.
+/// The commands. Their help is beside their arguments.
 #[derive(Subcommand)]
 enum Command {
     Reconstruct(reconstruct::Arguments),
@@ -68,14 +68,14 @@ enum Command {
     Completions(completions::Arguments),
 }
 
-/// Runs the program `divot` with the arguments that it was started with.
+/// Runs the program `divot` with the arguments of the process.
 pub fn main() -> ExitCode {
     program(run)
 }
 
-/// Runs a program: parses its arguments, listens for Ctrl-C, and says on one line what goes wrong.
+/// Runs a program: parses its arguments, handles Ctrl-C, and prints an error on one line.
 ///
-/// It ends with 0, with 1 after an error, or with 130 after Ctrl-C.
+/// The exit code is 0, 1 after an error, or 130 after Ctrl-C.
 pub fn program<A: Parser>(run: impl FnOnce(A, &mut Output) -> Result<()>) -> ExitCode {
     divot::compute_on_this_thread();
     let arguments = match A::try_parse() {
@@ -85,7 +85,7 @@ pub fn program<A: Parser>(run: impl FnOnce(A, &mut Output) -> Result<()>) -> Exi
     let mut output = Output::new();
     let result = interrupt::handle().and_then(|()| run(arguments, &mut output));
     let result = match result {
-        // It was not the user who stopped it if nobody reads its text, or that cannot be written.
+        // The output stopped the work: its reader has closed it, or it cannot be written.
         Err(error) if is_stopped(&error) && !interrupted() => match output.check() {
             Ok(()) if output.is_closed() => Ok(()),
             Ok(()) => Err(error),
@@ -143,10 +143,10 @@ fn run(cli: Cli, output: &mut Output) -> Result<()> {
     result
 }
 
-/// Prints help as it is, and what is wrong with the arguments on one line.
+/// Prints help unchanged, and errors about the arguments on one line.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        // There is nobody to tell if it cannot be printed.
+        // If it cannot be printed, the error cannot be reported either.
         let _ = error.print();
         return ExitCode::from(u8::from(error.use_stderr()));
     }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Memory of a tensor serves the next one.
+/// Reuses the memory of freed tensors.
 #[global_allocator]
 static ALLOCATOR: divot::Recycler = divot::Recycler;
 

@@ -14,7 +14,7 @@ use divot::{GenerationConfig, GuidanceConfig, Pipeline, SamplingConfig, device};
 
 use crate::output::Output;
 
-/// Options of a command that turns tokens into video.
+/// Options of a command that decodes tokens to video.
 #[derive(Args)]
 pub struct DecodeOptions {
     #[command(flatten)]
@@ -28,25 +28,25 @@ pub struct DecodeOptions {
 }
 
 impl DecodeOptions {
-    /// The seed of the noise.
+    /// Returns the seed of the noise.
     pub fn seed(&self) -> u64 {
         self.seed.seed
     }
 
-    /// The model's folder.
+    /// Returns the folder of the model.
     pub fn folder(&self) -> &Path {
         &self.model.model
     }
 
-    /// Finds the model and the device.
+    /// Opens the model on the device.
     ///
     /// # Errors
-    /// If either is not there.
+    /// If the model or the device does not exist.
     pub fn pipeline(&self, output: &mut Output) -> Result<Pipeline> {
         self.model.open(self.weights.dtype, output)
     }
 
-    /// How tokens are turned into video.
+    /// Returns the options of decoding.
     ///
     /// # Errors
     /// If an option is out of range.
@@ -69,20 +69,20 @@ pub struct AskOptions {
 }
 
 impl AskOptions {
-    /// The seed of the text.
+    /// Returns the seed of the text.
     pub fn seed(&self) -> u64 {
         self.seed.seed
     }
 
-    /// Finds the model and the device.
+    /// Opens the model on the device.
     ///
     /// # Errors
-    /// If either is not there.
+    /// If the model or the device does not exist.
     pub fn pipeline(&self, output: &mut Output) -> Result<Pipeline> {
         self.model.open(self.weights.dtype, output)
     }
 
-    /// How text is drawn.
+    /// Returns the options of text generation.
     ///
     /// # Errors
     /// If an option is out of range.
@@ -91,7 +91,7 @@ impl AskOptions {
     }
 }
 
-/// Options of a command that makes video with a language model.
+/// Options of a command that generates video with a language model.
 #[derive(Args)]
 pub struct MakeOptions {
     #[command(flatten)]
@@ -109,25 +109,25 @@ pub struct MakeOptions {
 }
 
 impl MakeOptions {
-    /// The seed of text, tokens and noise.
+    /// Returns the seed of text, tokens and noise.
     pub fn seed(&self) -> u64 {
         self.seed.seed
     }
 
-    /// The model's folder.
+    /// Returns the folder of the model.
     pub fn folder(&self) -> &Path {
         &self.model.model
     }
 
-    /// Finds the model and the device.
+    /// Opens the model on the device.
     ///
     /// # Errors
-    /// If either is not there.
+    /// If the model or the device does not exist.
     pub fn pipeline(&self, output: &mut Output) -> Result<Pipeline> {
         self.model.open(self.weights.dtype, output)
     }
 
-    /// How text and tokens are drawn.
+    /// Returns the options for sampling text and tokens.
     ///
     /// # Errors
     /// If an option is out of range.
@@ -136,7 +136,7 @@ impl MakeOptions {
         self.text.generation(features, &self.seed)
     }
 
-    /// How tokens are turned into video.
+    /// Returns the options of decoding.
     ///
     /// # Errors
     /// If an option is out of range.
@@ -145,7 +145,7 @@ impl MakeOptions {
     }
 }
 
-/// Options of a command that needs the tokenizer only.
+/// Options of a command that needs only the tokenizer.
 #[derive(Args)]
 pub struct TokenizeOptions {
     #[command(flatten)]
@@ -155,21 +155,21 @@ pub struct TokenizeOptions {
 }
 
 impl TokenizeOptions {
-    /// The model's folder.
+    /// Returns the folder of the model.
     pub fn folder(&self) -> &Path {
         &self.model.model
     }
 
-    /// Finds the model and the device.
+    /// Opens the model on the device.
     ///
     /// # Errors
-    /// If either is not there.
+    /// If the model or the device does not exist.
     pub fn pipeline(&self, output: &mut Output) -> Result<Pipeline> {
         self.model.open(self.weights.dtype, output)
     }
 }
 
-/// Where the model is and where it runs.
+/// The model and the device.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 struct Model {
@@ -185,17 +185,17 @@ struct Model {
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 struct Weights {
-    /// Element type of the weights in memory; auto is f32 on the CPU, as stored elsewhere
+    /// Element type of the weights in memory; auto is f32 on the CPU, and the stored type elsewhere
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = precision(4))]
     dtype: Precision,
 }
 
-/// Element type of networks, language models among them.
+/// Element type of networks, including language models.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 struct LlmWeights {
-    /// Element type of the weights in memory; auto is f32 on the CPU, as stored elsewhere.
-    /// q8 and q4 keep 8 or 4 bits of the language model's weights, for less memory
+    /// Element type of the weights in memory; auto is f32 on the CPU, and the stored type elsewhere;
+    /// q8 and q4 keep the language model's weights in 8 or 4 bits, which takes less memory
     #[arg(
         verbatim_doc_comment,
         long,
@@ -212,7 +212,7 @@ fn precision(count: usize) -> impl TypedValueParser<Value = Precision> {
 }
 
 impl Model {
-    /// Finds the model's folder and the device.
+    /// Opens the model's folder and the device.
     fn open(&self, precision: Precision, output: &mut Output) -> Result<Pipeline> {
         if !self.model.is_dir() {
             bail!(
@@ -227,19 +227,19 @@ impl Model {
     }
 }
 
-/// Where a clip goes.
+/// Where a clip is written.
 #[derive(Args)]
 pub struct ClipOutput {
-    /// Where to write the video; a contact sheet goes beside it as .png
+    /// Video to write; a contact sheet is written beside it as .png
     #[arg(long, value_name = "FILE", default_value = "out.mp4")]
     output: PathBuf,
-    /// Replace a picture that is in the contact sheet's place
+    /// Replace an existing picture at the path of the contact sheet
     #[arg(long)]
     force: bool,
 }
 
 impl ClipOutput {
-    /// The clip's files, which can be written without harm to `inputs`.
+    /// Returns the paths of the clip's files, after checking that writing them does not damage `inputs`.
     pub fn files(&self, inputs: &[&Path]) -> Result<ClipFiles> {
         let files = ClipFiles::new(&self.output)?;
         files.check(inputs, self.force).map_err(|error| match error {
@@ -253,10 +253,10 @@ impl ClipOutput {
     }
 }
 
-/// Where random numbers start.
+/// The seed of random numbers.
 #[derive(Args)]
 struct Seed {
-    /// Seed of everything that is drawn; the same gives the same on every run
+    /// Seed of all random numbers; the same seed gives the same result on every run
     #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
     seed: u64,
 }
@@ -266,22 +266,22 @@ fn seed(text: &str) -> Result<u64, String> {
         .map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
-/// How tokens become video.
+/// How tokens are decoded to video.
 #[derive(Args)]
 #[command(next_help_heading = "Video sampling")]
 struct Diffusion {
-    /// How each step is made; the last two need fewer steps and draw no fresh noise
+    /// Sampler; the last two need fewer steps and no fresh noise
     #[arg(long, value_enum, default_value = "ddim")]
     sampler: Sampler,
-    /// Sampling steps, 1 to 1000 [default: 50 of ddim, 20 of the others]; where spacing is uniform, a
-    /// number that does not divide 1000 is made one near it
+    /// Sampling steps, 1 to 1000 [default: 50 for ddim, 20 for the others]; with uniform spacing, a number
+    /// that does not divide 1000 is changed to one near it
     #[arg(long)]
     steps: Option<usize>,
-    /// Which timesteps are visited [default: uniform with ddim, quadratic with the others]; all but
-    /// uniform start at pure noise
+    /// Spacing of the timesteps [default: uniform for ddim, quadratic for the others]; all except uniform
+    /// start at pure noise
     #[arg(long, value_enum)]
     spacing: Option<Timesteps>,
-    /// Strength of classifier-free guidance; 1 is none and takes half the time
+    /// Strength of classifier-free guidance; 1 means none, which takes half the time
     #[arg(long, default_value_t = 7.5, allow_negative_numbers = true)]
     guidance: f64,
     /// Share of fresh noise in each step of ddim, 0 to 1 [default: 1]
@@ -306,7 +306,7 @@ enum Timesteps {
 }
 
 impl Diffusion {
-    /// The options, checked.
+    /// Returns the checked options.
     fn decoding(&self, seed: &Seed, output: &mut Output) -> Result<Decoding> {
         let (solver, steps) = match (self.sampler, self.eta) {
             (Sampler::Ddim, eta) => (
@@ -352,28 +352,28 @@ impl Diffusion {
 #[derive(Args)]
 #[command(next_help_heading = "Text sampling")]
 struct Text {
-    /// Tokens of an answer at most
+    /// Maximum number of tokens of an answer
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     max_new_tokens: usize,
-    /// Always take the likeliest token: the same as --temperature 0
+    /// Always take the most likely token, like --temperature 0
     #[arg(long, conflicts_with = "temperature")]
     greedy: bool,
-    /// How freely tokens are drawn; 0 takes the likeliest
+    /// Temperature of sampling; 0 takes the most likely token
     #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
     temperature: f64,
-    /// Draw from the likeliest tokens that together have this probability
+    /// Sample from the most likely tokens with this total probability
     #[arg(long, default_value_t = 0.5, allow_negative_numbers = true)]
     top_p: f64,
-    /// Draw from that many of the likeliest tokens; 0 is all
+    /// Sample from this number of most likely tokens; 0 means all
     #[arg(long, default_value_t = 50)]
     top_k: usize,
-    /// Beams of a beam search, which draws nothing and prints its text at the end; 1 is none
+    /// Number of beams of a beam search, which is not random and prints its text at the end; 1 means none
     #[arg(long, default_value_t = 1)]
     beams: usize,
 }
 
 impl Text {
-    /// The options, checked.
+    /// Returns the checked options.
     fn generation(&self, features: SampleOptions, seed: &Seed) -> Result<GenerationConfig> {
         let config = GenerationConfig {
             text: TextSampling::new()
@@ -390,11 +390,11 @@ impl Text {
     }
 }
 
-/// How video tokens are drawn.
+/// How video tokens are sampled.
 #[derive(Args)]
 #[command(next_help_heading = "Video sampling")]
 struct Features {
-    /// What the variances of drawn video tokens are multiplied by; 0 draws no variety
+    /// Factor of the variances of sampled video tokens; with 0 there is no variation
     #[arg(long, default_value_t = 0.1, allow_negative_numbers = true)]
     var_scale: f64,
 }

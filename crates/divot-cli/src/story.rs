@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::files::{self, not_written, staging};
 use crate::output::rows;
 
-/// Name of a scene's video.
+/// Returns the name of a scene's video.
 pub(crate) fn clip_name(scene: usize) -> String {
     format!("scene-{scene:02}.mp4")
 }
@@ -34,10 +34,10 @@ fn is_of_a_story(name: &OsStr) -> bool {
     matches!(name, "story.md" | "story.json") || name.strip_prefix("scene-").is_some_and(is_scene)
 }
 
-/// Checks that a story can be put into a folder: it may hold an older story, and nothing else.
+/// Checks that a story can be written to a folder. The folder may contain an older story, and nothing else.
 ///
 /// # Errors
-/// If it holds something else, or cannot be written.
+/// If the folder contains something else, or cannot be written.
 pub fn check_folder(folder: &Path) -> Result<()> {
     files::check_folder(folder)?;
     let Ok(entries) = fs::read_dir(folder) else {
@@ -56,8 +56,8 @@ pub fn check_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a story: a video and a contact sheet of each scene, `story.md` to read, and `story.json`. All
-/// files are written aside, and put in place when they are complete.
+/// Writes a story: a video and a contact sheet of each scene, `story.md` with text and pictures, and
+/// `story.json`. All files are written elsewhere first, and moved to their places when they are complete.
 ///
 /// # Errors
 /// If the folder cannot be written.
@@ -93,7 +93,7 @@ pub fn write(
         fs::write(aside.path().join("story.md"), page(instruction, story))?;
         names.extend(["story.json", "story.md"].map(str::to_owned));
         fs::create_dir_all(folder)?;
-        // Scenes of an older story that was longer.
+        // Remove the scenes of a longer older story.
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
             if is_of_a_story(&entry.file_name()) {
@@ -107,7 +107,7 @@ pub fn write(
     put().with_context(|| not_written(folder))
 }
 
-/// The scenes for a JSON object.
+/// Returns the scenes for a JSON object.
 pub(crate) fn scenes(story: &Story) -> Vec<serde_json::Value> {
     let scene = |(i, scene): (usize, &divot::Scene)| {
         json!({
@@ -120,7 +120,7 @@ pub(crate) fn scenes(story: &Story) -> Vec<serde_json::Value> {
     story.scenes.iter().enumerate().map(scene).collect()
 }
 
-/// The story to read: text, and contact sheets that link to their clips.
+/// Returns the page to read: text, and contact sheets that link to their clips.
 fn page(instruction: &str, story: &Story) -> String {
     let title = instruction.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut page = format!("# {}\n", markdown(&title));
@@ -142,7 +142,7 @@ fn page(instruction: &str, story: &Story) -> String {
     page
 }
 
-/// Escapes what means something in Markdown.
+/// Escapes characters that have a meaning in Markdown.
 fn markdown(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,5 +1,5 @@
-//! The program as a user runs it, on the fixture's small random model: what it writes, and the one line
-//! that it says when it cannot.
+//! Runs the program as a user does, on the fixture's small random model: its output, and its one-line
+//! errors.
 
 use std::fs;
 use std::io::Write;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 fn divot() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_divot"));
-    // What the machine has in its cache is no matter of these tests.
+    // The tests must not depend on the caches of the machine.
     for name in [
         "HF_HOME",
         "HF_HUB_CACHE",
@@ -27,7 +27,7 @@ fn divot() -> Command {
     command
 }
 
-/// The model, converted once by the program itself.
+/// Returns the model, which the program itself converts once.
 fn model() -> &'static Path {
     static MODEL: OnceLock<tempfile::TempDir> = OnceLock::new();
     MODEL
@@ -76,7 +76,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// The program in that folder, with the model unless the command takes none.
+    /// Returns the program in that folder, with the option `--model` unless the command has none.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = divot();
         command.current_dir(self.dir.path()).args(arguments);
@@ -94,7 +94,7 @@ impl Bench {
         self.command(arguments).output().unwrap()
     }
 
-    /// Runs it; returns what it prints.
+    /// Runs the program successfully and returns its output.
     fn works(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let stderr = text(&output.stderr);
@@ -102,7 +102,7 @@ impl Bench {
         text(&output.stdout)
     }
 
-    /// Runs it with `--json`; returns the object, which must be all that it prints.
+    /// Runs the program with `--json` and returns the object, which must be the whole output.
     fn json(&self, arguments: &[&str]) -> Value {
         let printed = self.works(&[arguments, &["--json"]].concat());
         let object: Value = serde_json::from_str(&printed).unwrap();
@@ -112,7 +112,7 @@ impl Bench {
         object
     }
 
-    /// Runs it on what cannot work; returns the one line it says.
+    /// Runs the program on invalid input and returns the one-line error.
     fn refused(&self, arguments: &[&str]) -> String {
         let before = self.names();
         let output = self.run(arguments);
@@ -134,7 +134,7 @@ impl Bench {
         names
     }
 
-    /// A model of some parts of the model, each from a part and to one.
+    /// Makes a model from some parts of the model. Each pair is the source part and the new part.
     fn model_of(&self, name: &str, parts: &[(&str, &str)]) {
         for (from, to) in parts {
             let folder = self.path(name).join(to);
@@ -166,24 +166,24 @@ fn picture(t: usize) -> Frame {
     Frame::new(width, height, rgb).unwrap()
 }
 
-/// The parts that generation takes.
+/// The parts that generation needs.
 const GENERATION: [(&str, &str); 3] = [
     ("tokenizer", "tokenizer"),
     ("detokenizer", "detokenizer"),
     ("llm-generation", "llm-generation"),
 ];
 
-/// With few steps.
+/// Adds options for few steps.
 fn quick<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
     [arguments, &["--steps", "2", "--guidance", "2"]].concat()
 }
 
-/// With few tokens.
+/// Adds options for few tokens.
 fn short<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
     [arguments, &["--max-new-tokens", "6"]].concat()
 }
 
-/// Asks for few tokens about the video or the picture.
+/// Returns arguments that ask for few tokens about the video.
 fn ask<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
     short(&[&["describe", "--input", "clip.mp4"], arguments].concat())
 }
@@ -288,7 +288,7 @@ fn tokens_go_through_a_file() {
         Video::open(bench.path("all.mp4")).unwrap().info().frames,
         32
     );
-    // Without guidance it is another video, and no tokenizer is needed.
+    // Without guidance, the video differs and no tokenizer is needed.
     bench.model_of("slim", &[("detokenizer", "detokenizer")]);
     let arguments = [
         "detokenize",
@@ -299,7 +299,7 @@ fn tokens_go_through_a_file() {
     ];
     bench.works(&[&arguments[..], &["--steps", "2", "--guidance", "1"]].concat());
     assert!(bench.bytes("out.mp4") != bench.bytes("all.mp4"));
-    // The file has the unconditional tokens.
+    // The file contains the unconditional tokens.
     bench.works(&quick(&arguments));
     assert!(bench.bytes("out.mp4") == bench.bytes("all.mp4"));
 
@@ -323,7 +323,7 @@ fn stored_unconditional_tokens_stand_for_the_tokenizer() {
     let bench = Bench::new();
     let stored = "tokenizer/unconditional.safetensors";
     bench.works(&["tokenize", "--input", "clip.mp4", "--clips", "1"]);
-    // Tokens alone, as other programs may write them.
+    // A file with the tokens only, as other programs may write it.
     let device = divot::device::select("cpu").unwrap();
     let mut tokens =
         divot::tokens::VideoTokens::open(&bench.path("tokens.safetensors"), &device).unwrap();
@@ -338,7 +338,7 @@ fn stored_unconditional_tokens_stand_for_the_tokenizer() {
     let whole = model().to_str().unwrap();
     assert!(detokenize(whole, "whole.mp4").status.success());
 
-    // Where they are stored, nothing else of the tokenizer is needed.
+    // With stored unconditional tokens, nothing else of the tokenizer is needed.
     let parts = [
         ("detokenizer", "detokenizer"),
         ("llm-generation", "llm-generation"),
@@ -358,7 +358,7 @@ fn stored_unconditional_tokens_stand_for_the_tokenizer() {
     generate(whole, "whole-dog.mp4");
     assert!(bench.bytes("slim-dog.mp4") == bench.bytes("whole-dog.mp4"));
 
-    // What does not fit is computed, and one line says so; without a tokenizer that line is the end.
+    // Tokens that do not fit are computed, with a line about it. Without a tokenizer, they are an error.
     let tokenizer = [("tokenizer", "tokenizer"), parts[0]];
     for damage in ["damaged", "stale", "absent"] {
         bench.model_of(damage, &tokenizer);
@@ -415,7 +415,7 @@ fn describe_answers() {
     assert_eq!(object["llm"], "llm-generation");
     let answer = &object["answers"][0];
     assert_eq!(answer["question"], "What does this video describe?");
-    // Text as it comes is the answer, but for spaces at its ends and what would steer a terminal.
+    // The streamed text is the answer, except spaces at its ends and control characters.
     let printed = |text: &str| {
         let text = text.replace(
             |c: char| c.is_control() && c != '\n' && c != '\t',
@@ -424,7 +424,7 @@ fn describe_answers() {
         text.trim().to_owned()
     };
     assert_eq!(printed(&first), printed(answer["answer"].as_str().unwrap()));
-    // Six tokens are no end; a sentence of its own would be.
+    // Six tokens are not complete. A sentence would be.
     assert_eq!(
         (&answer["tokens"], &answer["complete"]),
         (&6.into(), &false.into())
@@ -456,7 +456,7 @@ fn images_are_shown_as_images() {
         photo["answers"][0]["prompt_tokens"],
         frame["answers"][0]["prompt_tokens"]
     );
-    // The video's frame is another picture.
+    // The frame of the video gives another answer than the picture.
     let answer = |input: &str| {
         let arguments = [
             "describe",
@@ -494,7 +494,7 @@ fn greedy_and_beams_draw_nothing() {
     );
 }
 
-/// Gives the program's standard input and returns what it printed.
+/// Writes to the program's standard input and returns its output.
 fn fed(mut command: Command, input: &[u8]) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
@@ -502,7 +502,7 @@ fn fed(mut command: Command, input: &[u8]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It may not want to read it.
+    // The program may exit without reading it.
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()
 }
@@ -523,16 +523,16 @@ fn a_chat_takes_turns() {
         questions,
         ["What does this video describe?", "And then?", "Why <vid>?"]
     );
-    // What was shown is not read again.
+    // Clips that were read are not read again.
     assert!(answers[0]["prompt_tokens"].as_u64() > Some(132));
     assert!(answers[1]["prompt_tokens"].as_u64() < Some(40));
-    // The first turn is what it is without a chat.
+    // The first turn is the same as without a chat.
     assert_eq!(
         answers[0]["answer"],
         bench.json(&ask(&[]))["answers"][0]["answer"]
     );
 
-    // Without questions it is no chat.
+    // Without questions, nothing is asked.
     let output = fed(bench.command(&ask(&["--chat", "--greedy"])), b"");
     assert_eq!(text(&output.stdout), bench.works(&ask(&["--greedy"])));
 
@@ -553,7 +553,7 @@ fn special_tokens_in_questions_are_text() {
         let object = bench.json(&ask(&["--question", question]));
         object["answers"][0]["prompt_tokens"].as_u64().unwrap()
     };
-    // Each of these would be one token, or two, if it were special.
+    // Each of these would be one or two tokens if it were special.
     let plain = tokens("a");
     for question in ["<vid>", "<frame>", "<frame_00000>", "</s>", "<img>"] {
         assert!(tokens(question) >= plain + 2, "{question}");
@@ -595,7 +595,7 @@ fn generate_writes_a_clip() {
     assert!(bench.bytes("dog.mp4") == bench.bytes("again.mp4"));
     assert!(bench.bytes("dog.mp4") != bench.bytes("other.mp4"));
 
-    // The seed's features differ too: the variance counts.
+    // Another variance gives other features from the same seed.
     let arguments = [
         "generate",
         "a dog on the beach",
@@ -638,7 +638,7 @@ fn story_fills_a_folder() {
         let options = ["--scenes", scenes, "--seed", seed];
         bench.json(&quick(&short(&[&arguments[..], &options].concat())))
     };
-    // A random model may end early; this seed does not.
+    // A random model may end early. With this seed it does not.
     let object = run("2", "42");
     let scenes = object["scenes"].as_array().unwrap();
     assert_eq!(scenes.len(), 2, "{object}");
@@ -663,7 +663,7 @@ fn story_fills_a_folder() {
     let first = bench.bytes("kite/scene-01.mp4");
     assert!(first != bench.bytes("kite/scene-02.mp4"));
 
-    // A shorter story replaces the longer one, and starts as that did.
+    // A shorter story replaces the longer one, and starts with the same text and clip.
     run("1", "42");
     assert!(bench.bytes("kite/scene-01.mp4") == first);
     let mut names: Vec<_> = fs::read_dir(bench.path("kite"))
@@ -678,7 +678,7 @@ fn story_fills_a_folder() {
     run("1", "7");
     assert!(bench.bytes("kite/scene-01.mp4") != first);
 
-    // Anything else in the folder stays.
+    // Other files in the folder stay.
     fs::write(bench.path("kite/notes.txt"), "mine").unwrap();
     let line = bench.refused(&quick(&["story", "again", "--output", "kite"]));
     assert!(
@@ -709,7 +709,7 @@ fn info_says_what_there_is() {
         );
         for part in parts {
             assert!(part["parameters"].as_u64() > Some(0));
-            // Two bytes each, and a header.
+            // Two bytes per parameter, and a header.
             assert!(part["bytes"].as_u64() > part["parameters"].as_u64().map(|n| 2 * n));
             assert_eq!(part["dtypes"], serde_json::json!(["f16"]));
             assert!(part["config"].is_object());
@@ -802,7 +802,7 @@ fn help_has_examples() {
         assert!(help.contains("Example"), "{help}");
         assert!(help.contains(&format!("\n  divot {command}")), "{help}");
         assert!(help.contains("--json"), "{help}");
-        // Every option that is shown is explained.
+        // Every visible option has a description.
         for line in help
             .lines()
             .filter(|line| line.trim_start().starts_with("--"))
@@ -991,7 +991,7 @@ fn prompts_longer_than_the_window() {
         let line = bench.refused(&[arguments, &["--model", "narrow"]].concat());
         assert!(line.contains("window is 100"), "{line}");
     }
-    // One clip fits.
+    // A single clip fits.
     let arguments = [
         "describe", "--input", "clip.mp4", "--clips", "1", "--model", "narrow",
     ];
@@ -1120,7 +1120,7 @@ fn tokens_of_another_model() {
         line.contains("wide.safetensors") && line.contains("13"),
         "{line}"
     );
-    // Weights are no tokens.
+    // A file of weights contains no tokens.
     let weights = model().join("clip/model.safetensors");
     let line = bench.refused(&["detokenize", "--input", weights.to_str().unwrap()]);
     assert!(line.contains("divot tokenize"), "{line}");
@@ -1140,7 +1140,7 @@ fn a_picture_beside_the_clip_is_kept() {
     assert_eq!(fs::read(bench.path("cat.png")).unwrap(), bytes);
     bench.works(&[&run[..], &["--force"]].concat());
     assert!(read_image(bench.path("cat.png")).is_ok());
-    // Its own contact sheet is replaced without a question.
+    // The contact sheet of an earlier run is replaced without asking.
     bench.works(&run);
 }
 
@@ -1270,7 +1270,7 @@ fn pipes_that_close() {
             .env("MODEL", model());
         command.output().unwrap()
     };
-    // The reader is gone before anything is printed.
+    // The reader closes the pipe before anything is printed.
     for arguments in [
         "completions bash",
         "--help",
@@ -1288,10 +1288,10 @@ fn pipes_that_close() {
             "{arguments}: {stderr}"
         );
     }
-    // What is to be written is written all the same.
+    // The files are written nevertheless.
     assert!(bench.path("piped.mp4").exists());
 
-    // Closed standard input is an end of questions.
+    // Closed standard input ends the questions.
     let script =
         "\"$DIVOT\" describe --chat --input clip.mp4 --model \"$MODEL\" --max-new-tokens 6 <&-";
     let output = shell(script);
@@ -1342,7 +1342,7 @@ fn ctrl_c_leaves_nothing_behind() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // More than it takes to start, and less than it takes to finish.
+        // Longer than the start takes, and shorter than the whole run.
         std::thread::sleep(Duration::from_millis(1500));
         assert!(
             child.try_wait().unwrap().is_none(),

@@ -1,7 +1,7 @@
-//! GIF and WebP animations: pictures drawn over one another on a canvas.
+//! GIF and WebP animations: pictures that are drawn over one another on a canvas.
 //!
-//! The file's structure is read once, without decoding. Frames are then decoded from the last one
-//! before them that does not depend on what came before.
+//! The structure of the file is read once, without decoding. Decoding then starts at the last frame before
+//! the requested ones that does not depend on earlier frames.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,26 +11,26 @@ use std::path::Path;
 use crate::images::on_white;
 use crate::{Error, Frame, Result, gif, webp};
 
-/// Shortest delay that is taken as it is, in milliseconds: browsers and FFmpeg show a frame with a
-/// shorter one for [`USUAL_DELAY`].
+/// Shortest delay that is used as stored, in milliseconds. Browsers and FFmpeg replace shorter ones by
+/// [`USUAL_DELAY`].
 const MIN_DELAY: u32 = 20;
 const USUAL_DELAY: u32 = 100;
 
-/// What becomes of a picture before the next one is drawn.
+/// What happens to a picture before the next one is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Disposal {
     /// It stays.
     Keep,
     /// Its rectangle becomes transparent.
     Clear,
-    /// The canvas becomes what it was before the picture.
+    /// The canvas is restored to its state before the picture.
     Restore,
 }
 
 /// One picture of an animation.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
-    /// Where its data begins in the file, and how long it is, in bytes.
+    /// Offset of its data in the file, and the length of the data, in bytes.
     pub offset: u64,
     pub length: u64,
     /// Its rectangle on the canvas, in pixels.
@@ -38,22 +38,22 @@ pub(crate) struct Part {
     pub top: usize,
     pub width: usize,
     pub height: usize,
-    /// How long it is shown, in milliseconds, as the file says.
+    /// Delay in milliseconds, as stored in the file.
     pub delay: u32,
     pub disposal: Disposal,
-    /// What is below shows through.
+    /// Whether the canvas below shows through transparent pixels.
     pub blends: bool,
 }
 
 /// The file format of an animation.
 #[derive(Debug, Clone)]
 pub(crate) enum Format {
-    /// With the bytes that come before the first picture: header and global palette.
+    /// GIF, with the bytes before the first picture: the header and the global palette.
     Gif(Vec<u8>),
     WebP,
 }
 
-/// A file of several pictures; its pixels stay in the file.
+/// A file with several pictures. Their pixels are not kept in memory.
 #[derive(Debug, Clone)]
 pub(crate) struct Animation {
     pub format: Format,
@@ -63,7 +63,7 @@ pub(crate) struct Animation {
 }
 
 impl Animation {
-    /// Times in milliseconds at which the frames are shown, and one more: the end.
+    /// Returns the times in milliseconds at which the frames are shown, and then the end of the last one.
     pub fn milliseconds(&self) -> Vec<f64> {
         let mut end = 0u64;
         let mut times = vec![0.0];
@@ -78,7 +78,7 @@ impl Animation {
         times
     }
 
-    /// Decodes the wanted frames and hands them over in order. What is transparent becomes white.
+    /// Decodes the wanted frames and passes them on in order. Transparent pixels become white.
     pub fn decode(
         &self,
         path: &Path,
@@ -109,7 +109,7 @@ impl Animation {
         Ok(())
     }
 
-    /// Which frames do not depend on those before.
+    /// Returns, for each frame, whether it does not depend on earlier frames.
     fn keys(&self) -> Vec<bool> {
         let is_full = |part: &Part| {
             (part.left, part.top) == (0, 0)
@@ -133,11 +133,11 @@ impl Animation {
     }
 }
 
-/// What has been drawn so far.
+/// The canvas and the pictures drawn so far.
 struct Canvas<'a> {
     animation: &'a Animation,
     rgba: Vec<u8>,
-    /// The last picture drawn, and the canvas before it if that has to come back.
+    /// The last picture, and the canvas before it if that must be restored.
     last: Option<(&'a Part, Vec<u8>)>,
 }
 
@@ -185,7 +185,7 @@ impl<'a> Canvas<'a> {
         self.last = Some((part, before));
     }
 
-    /// Does with the last picture what it asks for; returns it if it was cleared.
+    /// Disposes of the last picture. Returns it if it was cleared.
     fn dispose(&mut self) -> Option<&'a Part> {
         let (part, before) = self.last.take()?;
         match part.disposal {
@@ -213,8 +213,8 @@ impl Part {
     }
 }
 
-/// Lays a pixel over another, neither multiplied by its alpha, in the integer arithmetic of
-/// libwebp (`anim_decode.c`).
+/// Blends a pixel over another, both with straight alpha, in the integer arithmetic of libwebp
+/// (`anim_decode.c`).
 fn blend(pixel: &[u8], below: &mut [u8]) {
     let alpha = u32::from(pixel[3]);
     match alpha {

@@ -10,17 +10,18 @@ use crate::{Error, Frame, Result};
 /// Width of a frame on a contact sheet, in pixels.
 const SHEET_WIDTH: usize = 128;
 
-/// Names of a clip's files.
+/// The paths of a clip's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClipFiles {
     /// The MP4.
     pub clip: PathBuf,
-    /// The PNG beside it, with a picture of every frame.
+    /// The PNG beside it, which shows every frame.
     pub sheet: PathBuf,
 }
 
 impl ClipFiles {
-    /// The files of a clip that is written to `clip`; the sheet has the same name and ends in `.png`.
+    /// Returns the files of a clip at `clip`. The contact sheet has the same name with the extension
+    /// `.png`.
     ///
     /// # Errors
     /// [`Error::Argument`] when `clip` does not end in `.mp4`.
@@ -40,9 +41,10 @@ impl ClipFiles {
         })
     }
 
-    /// Checks that both files can be written, and that neither is one of `inputs` nor inside one that
-    /// is a folder. A file in the sheet's place that is no contact sheet is kept, unless `replace` says
-    /// otherwise.
+    /// Checks that both files can be written.
+    ///
+    /// Neither may be one of `inputs`, or inside one that is a folder. An existing file at the sheet's path
+    /// that is not a contact sheet is an error, unless `replace` is set.
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::Exists`] or [`Error::Write`].
@@ -68,7 +70,7 @@ impl ClipFiles {
     }
 }
 
-/// Checks that a file can be written, and is neither one of `inputs` nor inside one that is a folder.
+/// Checks that a file can be written. It may not be one of `inputs`, or inside one that is a folder.
 ///
 /// # Errors
 /// [`Error::Argument`] or [`Error::Write`].
@@ -86,7 +88,7 @@ pub fn check_output(output: &Path, inputs: &[&Path]) -> Result<()> {
     check_writable(output)
 }
 
-/// A contact sheet of rows of frames, each frame 128 pixels wide.
+/// Makes a contact sheet of rows of frames. Each frame is 128 pixels wide.
 ///
 /// # Errors
 /// Those of [`contact_sheet`].
@@ -117,7 +119,7 @@ mod tests {
         assert!(matches!(refused, Err(Error::Exists { path }) if path == files.sheet));
         files.check(&[], true).unwrap();
 
-        // Its own sheet is replaced.
+        // A contact sheet from an earlier run is replaced.
         files.write(&frames, &[&frames]).unwrap();
         files.check(&[], false).unwrap();
         assert!(ClipFiles::new(&files.sheet).is_err());

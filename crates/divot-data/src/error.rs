@@ -1,4 +1,4 @@
-//! One error type for the whole crate.
+//! The error type of the crate.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 /// A result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong with a file or an argument.
+/// An error about a file or an argument.
 ///
-/// Every message is a single line which names the file, what was wrong with it and what to do.
+/// Every message is a single line with the file, what is wrong with it, and how to fix it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is nothing at the path.
+    /// The path does not exist.
     #[error("{}: no such file or folder; check the path", path.display())]
     NotFound {
-        /// The path as it was given.
+        /// The given path.
         path: PathBuf,
     },
     /// The operating system refused to open or read the file.
@@ -23,7 +23,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A URL was given instead of a path.
@@ -32,33 +32,33 @@ pub enum Error {
         /// The URL.
         path: PathBuf,
     },
-    /// There is a pipe, a device or a socket at the path.
+    /// The path is a pipe, a device or a socket.
     #[error("{}: {what}, and videos are read from files, in which one can go back; save it to a file first", path.display())]
     NotAFile {
-        /// The path as it was given.
+        /// The given path.
         path: PathBuf,
-        /// What it is.
+        /// The kind of file.
         what: &'static str,
     },
-    /// A picture has more pixels than the limit. Found before memory was taken for it.
+    /// A picture has more pixels than the limit. No memory was allocated for it.
     #[error("{}: {width}x{height} pixels, more than the limit of {limit}; resize it, or raise the limit if you trust the file (`OpenOptions::max_pixels`)", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Width in pixels that the file claims.
+        /// Width in pixels, as stated in the file.
         width: u64,
-        /// Height in pixels that the file claims.
+        /// Height in pixels, as stated in the file.
         height: u64,
-        /// Pixels that a picture may have.
+        /// Maximum number of pixels of a picture.
         limit: u64,
     },
-    /// The file holds music and the picture of its cover.
+    /// The file is music with a cover picture.
     #[error("{}: sound with a cover picture, and no video; give a file with a video track", path.display())]
     CoverOnly {
         /// The file.
         path: PathBuf,
     },
-    /// A HEIC or AVIF picture that cannot be read here.
+    /// The file is a HEIC or AVIF picture that cannot be read here.
     #[error("{}: a {format} picture, {reason}; convert it to PNG or JPEG", path.display())]
     Still {
         /// The file.
@@ -68,18 +68,18 @@ pub enum Error {
         /// Why it cannot be read.
         reason: String,
     },
-    /// A folder was given in which no image was found.
+    /// The folder contains no images.
     #[error("{}: a folder without images; put PNG, JPEG, BMP, WebP or GIF files into it", path.display())]
     NoImages {
         /// The folder.
         path: PathBuf,
     },
-    /// The content is of no known video or image format.
+    /// The content is not in a known video or image format.
     #[error("{}: neither a video nor an image ({what}); give an MP4, MOV, GIF, WebP, PNG, JPEG or BMP file, or a folder of images", path.display())]
     UnknownFormat {
         /// The file.
         path: PathBuf,
-        /// What its content looks like.
+        /// A description of the content.
         what: String,
     },
     /// Decoding needs an external program, which is missing.
@@ -87,7 +87,7 @@ pub enum Error {
     NeedsFfmpeg {
         /// The file.
         path: PathBuf,
-        /// Name of the codec (or of the container, where the codec cannot be told).
+        /// Name of the codec, or of the container if the codec is unknown.
         codec: String,
     },
     /// The external program failed.
@@ -102,7 +102,7 @@ pub enum Error {
         /// The last line that it printed.
         message: String,
     },
-    /// The file breaks off or contradicts itself.
+    /// The file is truncated or contradicts itself.
     #[error("{}: {what}; the file is damaged or cut short: copy or download it again", path.display())]
     Damaged {
         /// The file.
@@ -110,37 +110,47 @@ pub enum Error {
         /// What was found.
         what: String,
     },
-    /// The file is sound but holds no frame.
+    /// The file is valid but contains no frames.
     #[error("{}: holds no video frames; give a file with a video track", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// A frame was asked for that the video does not have.
+    /// The requested frame is past the end of the video.
     #[error("{}: frame {index} was asked for, but {}; ask for fewer", path.display(), frame_range(*frames))]
     OutOfRange {
         /// The file.
         path: PathBuf,
-        /// The index asked for.
+        /// The requested index.
         index: usize,
         /// Number of frames in the video.
         frames: usize,
     },
-    /// A file is in the way of another one that is to be written.
+    /// An existing file would be replaced.
     #[error("{}: exists and is not a contact sheet; move it away, or choose another name for the clip", path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// The file could not be written. Nothing was left behind.
+    /// The file could not be written. No temporary file is left.
     #[error("{}: cannot be written ({source}); check the folder, its permissions and the free space", path.display())]
     Write {
         /// The target.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// An argument makes no sense; the text says which and what would.
+    /// No training sample was found in a source.
+    #[error("{}: holds no training sample ({what}); {remedy}", path.display())]
+    NoSamples {
+        /// The first path of the source.
+        path: PathBuf,
+        /// What was found instead.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// An argument is invalid. The text names it and the valid values.
     #[error("{0}")]
     Argument(String),
 }
@@ -162,7 +172,7 @@ impl Error {
         }
     }
 
-    /// Refuses a picture of more than `limit` pixels.
+    /// Returns an error for a picture of more than `limit` pixels.
     pub(crate) fn check_size(path: &Path, width: u64, height: u64, limit: u64) -> Result<()> {
         if width.saturating_mul(height) <= limit {
             return Ok(());
@@ -176,7 +186,7 @@ impl Error {
     }
 
     pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> Self {
-        // Messages of decoders may span lines; ours are one line each.
+        // Messages of decoders may have several lines. Ours have one.
         let what = what.into().lines().collect::<Vec<_>>().join(" ");
         Self::Damaged {
             path: path.to_path_buf(),

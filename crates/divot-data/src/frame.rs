@@ -1,8 +1,8 @@
-//! A picture.
+//! Frames and their orientation.
 
 use crate::{Error, Result};
 
-/// One picture: 8-bit RGB, row by row, `rgb.len() == width * height * 3`.
+/// A frame: 8-bit RGB, row by row, `rgb.len() == width * height * 3`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Frame {
     /// Width in pixels, at least 1.
@@ -14,7 +14,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// A frame from its pixels, `[height, width, 3]`.
+    /// Creates a frame from its pixels, `[height, width, 3]`.
     ///
     /// # Errors
     /// [`Error::Argument`] when a side is 0 or the number of bytes is not `width * height * 3`.
@@ -29,7 +29,7 @@ impl Frame {
         Ok(Self { width, height, rgb })
     }
 
-    /// A frame of one colour.
+    /// Creates a frame of one colour.
     ///
     /// # Errors
     /// [`Error::Argument`] when a side is 0 or over 65535.
@@ -42,7 +42,7 @@ impl Frame {
         Self::new(width, height, colour.repeat(width * height))
     }
 
-    /// Red, green and blue at column `x` of row `y`.
+    /// Returns red, green and blue at column `x` of row `y`.
     ///
     /// # Panics
     /// When the pixel is outside the frame.
@@ -51,7 +51,7 @@ impl Frame {
         [self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]]
     }
 
-    /// Mean red, green and blue, each in 0..=255.
+    /// Returns the mean red, green and blue, each in 0..=255.
     pub fn mean_rgb(&self) -> [f64; 3] {
         let mut sum = [0u64; 3];
         for pixel in self.rgb.chunks_exact(3) {
@@ -62,7 +62,7 @@ impl Frame {
         sum.map(|sum| sum as f64 / (self.width * self.height) as f64)
     }
 
-    /// The frame turned clockwise by a number of quarter turns.
+    /// Rotates the frame clockwise by a number of quarter turns.
     #[must_use]
     pub fn rotated(&self, quarter_turns: u8) -> Self {
         let (w, h) = (self.width, self.height);
@@ -84,23 +84,25 @@ impl Frame {
     }
 }
 
-/// How a stored picture is brought upright: first mirrored, left to right, then turned.
+/// How a stored picture is made upright: mirrored left to right first, then rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Orientation {
     pub mirrored: bool,
-    /// Clockwise, 0 to 3.
+    /// Clockwise quarter turns, 0 to 3.
     pub quarter_turns: u8,
 }
 
 impl Orientation {
-    /// The orientation of a display matrix `[a, b, c, d]`, which brings the pixel `(x, y)` to
-    /// `(a x + c y, b x + d y)`. Scaling does not count, and a matrix with a column of zeros turns nothing. `None` for
-    /// an angle more than one degree away from a quarter turn.
+    /// Returns the orientation of a display matrix `[a, b, c, d]`, which maps the pixel `(x, y)` to
+    /// `(a x + c y, b x + d y)`.
+    ///
+    /// Scaling is ignored. A matrix with a column of zeros does not rotate. Returns `None` for an angle
+    /// more than one degree away from a quarter turn.
     pub fn of_matrix([a, b, c, d]: [i64; 4]) -> Option<Self> {
         if (a, c) == (0, 0) || (b, d) == (0, 0) {
             return Some(Self::default());
         }
-        // The sign of a value, or 0 if it is nearly nothing beside the other of its column.
+        // The sign of a value, or 0 if it is very small compared to the other value of its column.
         let sign = |value: i64, other: i64| {
             if value.unsigned_abs() * 57 < other.unsigned_abs() {
                 0
@@ -126,7 +128,7 @@ impl Orientation {
         })
     }
 
-    /// Width and height of the upright picture.
+    /// Returns the width and height of the upright picture.
     pub fn size(self, (width, height): (usize, usize)) -> (usize, usize) {
         if self.quarter_turns % 2 == 1 {
             (height, width)
@@ -135,7 +137,7 @@ impl Orientation {
         }
     }
 
-    /// Brings a stored picture upright.
+    /// Makes a stored picture upright.
     pub fn apply(self, mut frame: Frame) -> Frame {
         if self.mirrored {
             let row = frame.width * 3;
@@ -210,7 +212,7 @@ mod tests {
             assert_eq!(letters(&upright), expected, "{matrix:?}");
         }
         assert_eq!(Orientation::of_matrix([one, one, -one, one]), None);
-        // Written by earlier versions of this crate, two bytes off.
+        // Earlier versions of this crate wrote this matrix, off by two bytes.
         assert_eq!(
             Orientation::of_matrix([0, 0, 1, 0]),
             Some(Orientation::default())

@@ -1,4 +1,4 @@
-//! The structure of GIF files, and their pictures through the `gif` crate.
+//! Reads the structure of GIF files, and decodes their pictures with the `gif` crate.
 
 use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -13,7 +13,7 @@ const GRAPHIC_CONTROL: u8 = 0xf9;
 const IMAGE: u8 = 0x2c;
 const TRAILER: u8 = 0x3b;
 
-/// Reads the structure: what is where, and how long it is shown.
+/// Reads the structure of a file: the places of the pictures and their delays.
 ///
 /// # Errors
 /// [`Error::TooLarge`] for more than `max_pixels`, or [`Error::Damaged`].
@@ -56,14 +56,14 @@ pub(crate) fn read<R: BufRead + Seek>(
     })
 }
 
-/// A file read block by block.
+/// Reads a file block by block.
 struct Blocks<'a, R> {
     file: &'a mut R,
     at: u64,
 }
 
 impl<R: BufRead + Seek> Blocks<'_, R> {
-    /// Collects the pictures; returns the bytes before the first block, and the canvas's size.
+    /// Collects the pictures. Returns the bytes before the first block, and the size of the canvas.
     fn walk(&mut self, parts: &mut Vec<Part>) -> io::Result<(Vec<u8>, (usize, usize))> {
         let mut head = self.take::<13>()?.to_vec();
         if !head.starts_with(b"GIF8") {
@@ -74,7 +74,7 @@ impl<R: BufRead + Seek> Blocks<'_, R> {
         self.read(&mut palette)?;
         head.extend(palette);
 
-        // Of the graphic control block before a picture: where it is, and its content.
+        // The graphic control block before a picture: its offset and content.
         let mut control: Option<(u64, [u8; 4])> = None;
         loop {
             let start = self.at;
@@ -117,11 +117,11 @@ impl<R: BufRead + Seek> Blocks<'_, R> {
                         blends: flags & 1 != 0,
                     });
                 }
-                // Some writers leave the trailer out, or pad blocks with zeros.
+                // Some writers omit the trailer, or pad blocks with zeros.
                 Some(TRAILER) | None => return Ok((head, canvas)),
                 Some(0) => {}
                 Some(_) if parts.is_empty() => return Err(broken()),
-                // What follows the last picture is not shown by anyone.
+                // Data after the last picture is ignored by all viewers.
                 Some(_) => return Ok((head, canvas)),
             }
         }
@@ -161,7 +161,7 @@ impl<R: BufRead + Seek> Blocks<'_, R> {
         Ok(())
     }
 
-    /// Steps over data blocks up to the empty one that ends them.
+    /// Skips data blocks up to the empty one that ends them.
     fn skip_blocks(&mut self) -> io::Result<()> {
         loop {
             match self.take::<1>()?[0] {
@@ -181,14 +181,14 @@ pub(crate) fn decode<R: Read + Seek>(
 ) -> Result<Vec<u8>> {
     file.seek(SeekFrom::Start(part.offset))
         .map_err(|e| Error::read(path, e))?;
-    // The picture alone, as a file of its own.
+    // Make a file with this picture only.
     let stream = Cursor::new(head)
         .chain(file.take(part.length))
         .chain(Cursor::new([TRAILER]));
     let bytes = part.width * part.height * 4;
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::RGBA);
-    // Frames of any size pass; they were checked when the file was opened.
+    // Accept frames of any size. They were checked when the file was opened.
     options.set_memory_limit(
         std::num::NonZeroU64::new(bytes as u64 + (1 << 20))
             .map_or(MemoryLimit::Unlimited, MemoryLimit::Bytes),
@@ -209,7 +209,7 @@ pub(crate) fn decode<R: Read + Seek>(
     Ok(rgba)
 }
 
-/// Bytes of the palette that a header's flags announce.
+/// Returns the length of the palette in bytes, from the header's flags.
 fn palette_size(flags: u8) -> usize {
     if flags & 0x80 == 0 {
         0

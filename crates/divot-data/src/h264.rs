@@ -1,4 +1,4 @@
-//! Decoding the H.264 of an MP4 file, frame by frame.
+//! Decodes the H.264 track of an MP4 file, frame by frame.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -18,9 +18,9 @@ use crate::picture_order::{Key, PictureOrder, is_intra};
 use crate::yuv::{Colour, Planes};
 use crate::{DEFAULT_FPS, Error, Frame, Result};
 
-/// Why decoding ended early.
+/// Why decoding stopped early.
 pub(crate) enum Stop {
-    /// The stream uses a tool that this decoder lacks; another decoder may do.
+    /// The stream uses a feature that this decoder lacks. Another decoder may support it.
     Unsupported,
     Failed(Error),
 }
@@ -31,25 +31,25 @@ impl From<Error> for Stop {
     }
 }
 
-/// The H.264 track of a file, ready to be decoded.
+/// The H.264 track of a file.
 #[derive(Debug)]
 pub(crate) struct Stream {
     track: Track,
     orientation: Orientation,
     /// Stored width and height in pixels.
     stored: (usize, usize),
-    /// Pixels of the largest picture that is decoded.
+    /// Maximum number of pixels of a picture.
     max_pixels: u64,
     /// Frames per second.
     pub fps: f64,
 }
 
 impl Stream {
-    /// Prepares a track; the error is the track where only another decoder will do, and a name for
-    /// it.
+    /// Prepares a track. If only another decoder can decode it, the inner error is the track with a name
+    /// for it.
     ///
     /// # Errors
-    /// The outer one: [`Error::TooLarge`], or what reading finds wrong.
+    /// The outer error: [`Error::TooLarge`], or an error of reading.
     pub fn new(
         path: &Path,
         file: &mut File,
@@ -86,26 +86,26 @@ impl Stream {
         }))
     }
 
-    /// Number of frames.
+    /// Returns the number of frames.
     pub fn frames(&self) -> usize {
         self.track.shown.len()
     }
 
-    /// Width and height in pixels, upright.
+    /// Returns the width and height in pixels, upright.
     pub fn size(&self) -> (usize, usize) {
         self.orientation.size(self.stored)
     }
 
-    /// When each frame is shown, in seconds from the first; `None` where the file has no times.
+    /// Returns the time of each frame in seconds from the first, or `None` if the file has no times.
     pub fn times(&self) -> Option<Vec<f64>> {
         self.track.fps.map(|_| self.track.times.clone())
     }
 
-    /// Decodes the frames `wanted`, by their place in the order of showing, takes them out of the
-    /// set, and hands over each as soon as it is there.
+    /// Decodes the `wanted` frames, given by their index in display order. Removes each from the set and
+    /// passes it on as soon as it is decoded.
     ///
-    /// Decoding begins at the nearest sample before a wanted frame at which it can, and goes
-    /// through the file once. No frame is kept.
+    /// Decoding starts at the nearest possible sample before a wanted frame and goes through the file once.
+    /// No frame is kept.
     pub fn decode(
         &self,
         path: &Path,
@@ -145,12 +145,14 @@ impl Stream {
     }
 }
 
-/// Pictures that are decoded at the same time. The decoder's coordinator sleeps for 20 ms when all
-/// are under way and none has just ended, so more of them than processors keep those busy: of 2, 4,
-/// 6, 8 and 16, two processors are fastest with 6 and 8.
+/// Number of pictures that are decoded at the same time.
+///
+/// The decoder's coordinator sleeps for 20 ms if all of them are in progress and none has just finished, so
+/// more pictures than processors keep those busy. Of 2, 4, 6, 8 and 16, two processors are fastest with 6
+/// and 8.
 const PICTURES_AT_ONCE: usize = 8;
 
-/// Display size in pixels, before rotation; `None` when only another decoder can tell.
+/// Returns the display size in pixels before rotation, or `None` if only another decoder can tell.
 fn size(track: &Track) -> Option<(usize, usize)> {
     let mut sizes = track.configs.iter().map(|config| {
         let config = parse_avcc_config(config).ok()?;
@@ -169,7 +171,7 @@ fn is_supported(info: &SpsInfo) -> bool {
         && info.height > 0
 }
 
-/// The frame rate in the stream's own header, in frames per second.
+/// Returns the frame rate in the stream's own header, in frames per second.
 fn stream_rate(track: &Track) -> Option<f64> {
     let config = parse_avcc_config(track.configs.first()?).ok()?;
     let sps = parse_sps(&config.sps_nals.first()?.rbsp).ok()?;
@@ -185,16 +187,16 @@ struct Sampler<'a> {
     track: &'a Track,
     configs: Vec<AvccConfig<'a>>,
     length: u64,
-    /// Samples that were looked at, and whether decoding can begin there.
+    /// Samples that were examined, and how decoding can start there.
     entries: BTreeMap<usize, Entry>,
 }
 
-/// How decoding can begin at a sample.
+/// How decoding can start at a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Entry {
-    /// Nothing after it needs anything before it.
+    /// No later sample needs an earlier one.
     Whole,
-    /// Pictures that are shown after it need nothing before it.
+    /// Pictures that are shown after it need no earlier sample.
     Open,
     No,
 }
@@ -223,7 +225,7 @@ impl<'a> Sampler<'a> {
             .ok_or_else(|| Error::damaged(self.path, "a sample without a description"))
     }
 
-    /// The bytes of sample `i`.
+    /// Returns the bytes of sample `i`.
     fn read(&mut self, i: usize) -> Result<Vec<u8>> {
         let sample = self.track.samples[i];
         if sample.offset.saturating_add(sample.size.into()) > self.length {
@@ -237,8 +239,8 @@ impl<'a> Sampler<'a> {
         read_range(self.path, self.file, sample.offset, sample.size.into())
     }
 
-    /// When each picture is shown, from its header; `None` when the headers do not tell, or the
-    /// order of decoding is the same.
+    /// Returns the display order of the pictures from their headers, or `None` if the headers do not tell
+    /// or the order is that of decoding.
     fn keys(&mut self) -> Result<Option<Vec<Key>>> {
         if self.configs.iter().all(shows_in_decoding_order) {
             return Ok(None);
@@ -253,7 +255,7 @@ impl<'a> Sampler<'a> {
                 order.next(&config.sps_nals);
                 order.next(&config.pps_nals);
             }
-            // A file that was cut short still has its first pictures.
+            // A truncated file still has its first pictures.
             if sample.offset.saturating_add(sample.size.into()) > self.length {
                 keys.push((u32::MAX, i as i32));
                 continue;
@@ -268,7 +270,7 @@ impl<'a> Sampler<'a> {
         Ok(Some(keys))
     }
 
-    /// How decoding can begin at sample `i`.
+    /// Returns how decoding can start at sample `i`.
     fn entry(&mut self, i: usize) -> Result<Entry> {
         if let Some(&entry) = self.entries.get(&i) {
             return Ok(entry);
@@ -292,15 +294,15 @@ impl<'a> Sampler<'a> {
         Ok(entry)
     }
 
-    /// Whether each shown frame can be decoded from where its segment begins. Where frames need
-    /// pictures that are not there, what they look like is up to the decoder.
+    /// Returns whether each shown frame can be decoded from the start of its segment. Otherwise frames need
+    /// missing pictures, and their content depends on the decoder.
     fn begins_whole(&mut self) -> Result<bool> {
         let mut from = 0;
         for (&first, &length) in self.track.starts.iter().zip(&self.track.segments) {
             let shown = &self.track.shown[from..from + length];
             from += length;
             let samples = &self.track.samples;
-            // The file may be cut short.
+            // The file may be truncated.
             let sample = samples[first];
             if sample.offset.saturating_add(sample.size.into()) > self.length {
                 continue;
@@ -317,11 +319,11 @@ impl<'a> Sampler<'a> {
         Ok(true)
     }
 
-    /// First and last sample of each run of the decoder that the wanted samples need, in order and
-    /// without overlap. `wanted` is in decoding order.
+    /// Returns the first and last sample of each run of the decoder that the wanted samples need, in order
+    /// and without overlap. `wanted` is in decoding order.
     fn stretches(&mut self, wanted: impl Iterator<Item = usize>) -> Result<Vec<(usize, usize)>> {
         let mut stretches: Vec<(usize, usize)> = Vec::new();
-        // Where decoding can begin, from the last sample that nothing crosses.
+        // Where decoding can start, beginning with the last sample at which it can start completely.
         let mut beginnings: Vec<(usize, Entry)> = Vec::new();
         let mut next = 0;
         for last in wanted {
@@ -346,7 +348,8 @@ impl<'a> Sampler<'a> {
                 .iter()
                 .rfind(|&&(i, entry)| entry == Entry::Whole || order(i) <= order(last))
                 .map_or(0, |&(i, _)| i);
-            // Neighbours become one run; what is shown before a run's first picture may need more.
+            // Join neighbours into one run. Pictures shown before a run's first picture may need earlier
+            // samples.
             while let Some(&(start, end)) = stretches.last()
                 && first <= end + 1
             {
@@ -371,16 +374,16 @@ fn shows_in_decoding_order(config: &AvccConfig<'_>) -> bool {
     })
 }
 
-/// One run of the decoder over consecutive samples.
+/// A run of the decoder over consecutive samples.
 struct Run<'a> {
     stream: &'a Stream,
     path: &'a Path,
     decoder: ThreadedDecoder,
     order: PictureOrder,
     colour: Colour,
-    /// Samples in the decoder and their colours, in the order in which their pictures will come out.
+    /// Samples in the decoder with their colours, in the order in which their pictures will come out.
     pending: BTreeMap<(Key, usize), (usize, Colour)>,
-    /// The frames that are still wanted of each sample.
+    /// The remaining wanted frames of each sample.
     places: &'a mut BTreeMap<usize, Vec<usize>>,
     wanted: &'a mut BTreeSet<usize>,
     each: &'a mut dyn FnMut(usize, Frame) -> Result<()>,
@@ -404,13 +407,13 @@ impl Run<'_> {
             }
             let data = sampler.read(i)?;
             let nals = parse_avcc(&data, sampler.config(&sample)?.length_size);
-            // Nothing refers to such a picture, so unless it is wanted it need not be decoded.
+            // No picture refers to this one, so it is decoded only if it is wanted.
             let skip = !self.places.contains_key(&i)
                 && nals
                     .iter()
                     .all(|nal| !is_slice(nal) || nal.nal_ref_idc == 0);
             if !skip {
-                // A header that is broken here is broken for the decoder too.
+                // A header that is damaged here is damaged for the decoder too.
                 self.read_colour(&nals)?;
                 if let Some(picture) = self.order.next(&nals)
                     && !picture.second_field
@@ -429,7 +432,7 @@ impl Run<'_> {
             .try_for_each(|picture| self.deliver(picture))
     }
 
-    /// Checks the size in sequence headers and takes their colours for the pictures that follow.
+    /// Checks the size in sequence headers and keeps their colours for the following pictures.
     fn read_colour(&mut self, nals: &[NalUnit<'_>]) -> Result<()> {
         let headers = nals
             .iter()
@@ -437,7 +440,7 @@ impl Run<'_> {
         for nal in headers {
             let info = parse_sps_info(nal).map_err(|e| self.broken(&e.to_string()))?;
             let (width, height) = (info.coded_width.into(), info.coded_height.into());
-            // The coded picture may be up to a macroblock larger than what is shown of it.
+            // The coded picture may be up to a macroblock larger than the displayed part.
             let limit = self.stream.max_pixels.saturating_add(1 << 20);
             Error::check_size(self.path, width, height, limit)?;
             self.colour = match (info.matrix, self.stream.track.colour) {
@@ -456,13 +459,13 @@ impl Run<'_> {
     }
 
     fn feed(&mut self, nal: &NalUnit<'_>) -> Result<(), Stop> {
-        // Delimiters, filler and side information change no picture.
+        // Delimiters, filler data and supplemental information do not affect pictures.
         if !is_slice(nal) && !matches!(nal.nal_unit_type, NalUnitType::Sps | NalUnitType::Pps) {
             return Ok(());
         }
         let decoder = &mut self.decoder;
-        // The decoder is meant never to panic on damaged data. Should it, a user still gets an
-        // error; the decoder is not used again.
+        // The decoder should not panic on damaged data. If it does, the user gets an error, and the decoder
+        // is not used again.
         match catch_unwind(AssertUnwindSafe(|| decoder.decode_nal(nal))) {
             Ok(Ok(pictures)) => pictures
                 .into_iter()

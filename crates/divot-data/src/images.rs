@@ -1,7 +1,7 @@
 //! Still images, animations and folders of images.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use image::metadata::Orientation;
@@ -10,33 +10,42 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 use crate::video::DEFAULT_MAX_PIXELS;
 use crate::{Error, Frame, Result};
 
-/// Bytes that a decoder may take for each pixel of a picture: 16 bits for each of four channels,
-/// twice, for what it keeps besides.
+/// Bytes that a decoder may allocate for each pixel: 16 bits for each of four channels, and as much again
+/// for its internal state.
 const BYTES_PER_PIXEL: u64 = 16;
 
-/// What a decoder may take beside its pixels, in bytes: colour profiles, tables, metadata.
+/// Bytes that a decoder may allocate in addition to pixels: colour profiles, tables, metadata.
 const OVERHEAD: u64 = 1 << 26;
 
-/// The format of an image file by its first bytes, if it is one that we read.
+/// Detects the format of an image file by its first bytes. Returns `None` if it is not supported.
 pub(crate) fn format(head: &[u8]) -> Option<ImageFormat> {
     image::guess_format(head)
         .ok()
         .filter(ImageFormat::reading_enabled)
 }
 
-/// Reads a still image, upright as its EXIF data has it. What is transparent becomes white.
+/// Reads a still image, rotated upright by its EXIF data. Transparent pixels become white.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Read`], [`Error::UnknownFormat`], [`Error::Damaged`], or
-/// [`Error::TooLarge`] for more than [`DEFAULT_MAX_PIXELS`]; [`Video`](crate::Video) takes another
-/// limit.
+/// [`Error::TooLarge`] for more than [`DEFAULT_MAX_PIXELS`] pixels. [`Video`](crate::Video) accepts
+/// another limit.
 pub fn read_image(path: impl AsRef<Path>) -> Result<Frame> {
     read_limited(path.as_ref(), DEFAULT_MAX_PIXELS)
 }
 
-/// [`read_image`] with a limit of pixels.
+/// Like [`read_image`], with a limit of the number of pixels.
 pub(crate) fn read_limited(path: &Path, max_pixels: u64) -> Result<Frame> {
-    let (decoder, orientation) = decoder(path, max_pixels)?;
+    read_from(path, open(path)?, max_pixels)
+}
+
+/// [`read_limited`] of what `reader` gives, which errors call `path`.
+pub(crate) fn read_from(
+    path: &Path,
+    reader: impl BufRead + Seek,
+    max_pixels: u64,
+) -> Result<Frame> {
+    let (decoder, orientation) = decoder(path, reader, max_pixels)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| failed(path, &e))?;
     image.apply_orientation(orientation);
     let (width, height) = (image.width() as usize, image.height() as usize);
@@ -47,9 +56,18 @@ pub(crate) fn read_limited(path: &Path, max_pixels: u64) -> Result<Frame> {
     }
 }
 
-/// Width and height of a still image, upright; its pixels are not read.
+/// Reads the width and height of a still image, upright, without its pixels.
 pub(crate) fn size(path: &Path, max_pixels: u64) -> Result<(usize, usize)> {
-    let (decoder, orientation) = decoder(path, max_pixels)?;
+    size_of(path, open(path)?, max_pixels)
+}
+
+/// [`size`] of what `reader` gives, which errors call `path`.
+pub(crate) fn size_of(
+    path: &Path,
+    reader: impl BufRead + Seek,
+    max_pixels: u64,
+) -> Result<(usize, usize)> {
+    let (decoder, orientation) = decoder(path, reader, max_pixels)?;
     let (width, height) = decoder.dimensions();
     let is_sideways = matches!(
         orientation,
@@ -65,17 +83,29 @@ pub(crate) fn size(path: &Path, max_pixels: u64) -> Result<(usize, usize)> {
     })
 }
 
+fn open(path: &Path) -> Result<BufReader<File>> {
+    let file = File::open(path).map_err(|e| Error::read(path, e))?;
+    Ok(BufReader::new(file))
+}
+
 /// A decoder whose picture is no larger than allowed, and which way up the picture is.
-fn decoder(path: &Path, max_pixels: u64) -> Result<(impl ImageDecoder, Orientation)> {
-    let file = BufReader::new(File::open(path).map_err(|e| Error::read(path, e))?);
-    let mut reader = ImageReader::new(file)
-        .with_guessed_format()
+fn decoder<'a, R: BufRead + Seek + 'a>(
+    path: &Path,
+    mut reader: R,
+    max_pixels: u64,
+) -> Result<(impl ImageDecoder + use<'a, R>, Orientation)> {
+    let mut head = Vec::new();
+    let read = (&mut reader).take(26).read_to_end(&mut head);
+    read.and_then(|_| reader.rewind())
         .map_err(|e| Error::read(path, e))?;
-    if reader.format() == Some(ImageFormat::Bmp) {
+    if format(&head) == Some(ImageFormat::Bmp) {
         // Its decoder refuses long sides in its own words.
-        let (width, height) = bmp_size(path)?;
+        let (width, height) = bmp_size(path, &head)?;
         Error::check_size(path, width, height, max_pixels)?;
     }
+    let mut reader = ImageReader::new(reader)
+        .with_guessed_format()
+        .map_err(|e| Error::read(path, e))?;
     let mut limits = image::Limits::no_limits();
     let bytes = max_pixels.saturating_mul(BYTES_PER_PIXEL);
     limits.max_alloc = Some(bytes.saturating_add(OVERHEAD));
@@ -83,29 +113,26 @@ fn decoder(path: &Path, max_pixels: u64) -> Result<(impl ImageDecoder, Orientati
     let mut decoder = reader.into_decoder().map_err(|e| failed(path, &e))?;
     let (width, height) = decoder.dimensions();
     Error::check_size(path, width.into(), height.into(), max_pixels)?;
-    // Broken EXIF data is no reason to refuse a sound picture.
+    // Damaged EXIF data is no reason to refuse a valid picture.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     Ok((decoder, orientation))
 }
 
 /// Width and height in the header of a BMP file.
-fn bmp_size(path: &Path) -> Result<(u64, u64)> {
-    let mut head = [0; 26];
-    let mut file = File::open(path).map_err(|e| Error::read(path, e))?;
-    if file.read_exact(&mut head).is_err() {
+fn bmp_size(path: &Path, head: &[u8]) -> Result<(u64, u64)> {
+    let Ok([.., kind, _, _, _, a, b, c, d, e, f, g, h]) = <[u8; 26]>::try_from(head) else {
         return Err(Error::damaged(path, "the header breaks off"));
-    }
+    };
     // The oldest kind of header has 16 bits a side, too few for a picture that is too large.
-    if head[14] == 12 {
+    if kind == 12 {
         return Ok((0, 0));
     }
-    let [.., a, b, c, d, e, f, g, h] = head;
     // A negative height turns the picture around.
     let side = |bytes| u64::from(i32::from_le_bytes(bytes).unsigned_abs());
     Ok((side([a, b, c, d]), side([e, f, g, h])))
 }
 
-/// The images of a folder, in natural order: `2.png` before `10.png`.
+/// Lists the images of a folder in natural order: `2.png` before `10.png`.
 pub(crate) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut images = Vec::new();
     for entry in folder.read_dir().map_err(|e| Error::read(folder, e))? {
@@ -127,7 +154,7 @@ pub(crate) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(images)
 }
 
-/// Sorts like the text, but runs of digits by their value. The text itself breaks ties (`01`, `1`).
+/// Sort key that orders runs of digits by their value. The text itself breaks ties (`01`, `1`).
 fn natural_key(text: &str) -> (Vec<(String, u128)>, String) {
     let mut parts = Vec::new();
     let mut rest = text;
@@ -146,7 +173,7 @@ fn natural_key(text: &str) -> (Vec<(String, u128)>, String) {
     (parts, text.to_owned())
 }
 
-/// Drops the alpha channel of `[height, width, 4]` by laying the picture on white.
+/// Removes the alpha channel of `[height, width, 4]` by compositing on white.
 pub(crate) fn on_white(width: usize, height: usize, rgba: &[u8]) -> Result<Frame> {
     let mut rgb = Vec::with_capacity(width * height * 3);
     for pixel in rgba.chunks_exact(4) {

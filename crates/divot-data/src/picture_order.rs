@@ -1,4 +1,4 @@
-//! The order in which H.264 pictures are shown, from their headers alone (ITU-T H.264, 8.2.1).
+//! The display order of H.264 pictures, from their headers only (ITU-T H.264, 8.2.1).
 
 use std::collections::BTreeMap;
 
@@ -7,38 +7,38 @@ use rust_h264::pps::{Pps, parse_pps};
 use rust_h264::slice::{SliceHeader, SliceType, parse_slice_header};
 use rust_h264::sps::{Sps, parse_sps};
 
-/// Bytes of a slice that hold its header, whatever its weights and reordering commands.
+/// Bytes of a slice that contain its header, including weights and reordering commands.
 const HEADER_BYTES: usize = 2048;
 
-/// When a picture is shown: the number of its period, and its count in it. A period begins with a
-/// picture that everything before it is shown before.
+/// Position in the display order: the number of the period, and the picture order count in it. All pictures
+/// before a period are shown before its first picture.
 pub(crate) type Key = (u32, i32);
 
-/// What the first slice of a picture says of it.
+/// Properties of a picture, from its first slice.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Picture {
     pub key: Key,
-    /// The second field of a frame whose first was the last picture.
+    /// Whether it is the second field of a frame whose first field was the last picture.
     pub second_field: bool,
 }
 
-/// Reads picture order counts along a stream in decoding order.
+/// Computes picture order counts for a stream in decoding order.
 #[derive(Default)]
 pub(crate) struct PictureOrder {
     sps: BTreeMap<u32, Sps>,
     pps: BTreeMap<u32, Pps>,
     period: u32,
-    /// Of the last reference picture.
+    /// High and low part of the last reference picture's count.
     previous: (i32, u32),
-    /// Of the last picture: its frame number and the offset that wrapping has added.
+    /// Frame number of the last picture, and the offset added by wrapping.
     frame_num: (u32, i32),
     /// Frame number and parity of a first field.
     field: Option<(u32, bool)>,
 }
 
 impl PictureOrder {
-    /// Takes the units of one sample and tells of the picture that begins in it; `None` when there
-    /// is none, or its header is broken.
+    /// Takes the NAL units of a sample and returns the picture that starts in it. Returns `None` if there
+    /// is none, or if its header is damaged.
     pub fn next(&mut self, nals: &[NalUnit<'_>]) -> Option<Picture> {
         let mut picture = None;
         for nal in nals {
@@ -49,7 +49,7 @@ impl PictureOrder {
                     }
                 }
                 NalUnitType::Pps => {
-                    // The length of some of its lists depends on the SPS that it names.
+                    // The length of some lists in a PPS depends on the SPS that it refers to.
                     let pps = parse_pps(&nal.rbsp, None).ok().and_then(|pps| {
                         parse_pps(&nal.rbsp, self.sps.get(&pps.seq_parameter_set_id)).ok()
                     });
@@ -113,7 +113,7 @@ impl PictureOrder {
             _ => frame.wrapping_mul(2).wrapping_sub(i32::from(!reference)),
         };
         self.frame_num = (header.frame_num, offset);
-        // Command 5 drops all references, and counting begins anew.
+        // Command 5 drops all references, and counting starts again.
         if header.mmco_ops.iter().any(|&(command, _)| command == 5) {
             self.period += 1;
             self.previous = (0, 0);
@@ -126,7 +126,7 @@ impl PictureOrder {
         })
     }
 
-    /// High and low part of a count of which the stream has the low bits.
+    /// Returns the high and low part of a count whose low bits are in the stream.
     fn by_low_bits(&self, sps: &Sps, header: &SliceHeader) -> (i32, u32) {
         let wrap = 1u32 << (sps.log2_max_pic_order_cnt_lsb_minus4 + 4).min(30);
         let (high, before) = self.previous;
@@ -142,7 +142,7 @@ impl PictureOrder {
     }
 }
 
-/// A count that the SPS has a cycle of increments for.
+/// Returns a count from the cycle of increments in the SPS.
 fn by_cycle(sps: &Sps, header: &SliceHeader, frame: i32, reference: bool) -> i32 {
     let cycle = &sps.offset_for_ref_frame;
     let mut frame = if cycle.is_empty() { 0 } else { frame };
@@ -177,12 +177,12 @@ fn by_cycle(sps: &Sps, header: &SliceHeader, frame: i32, reference: bool) -> i32
     }
 }
 
-/// The number of the PPS that a slice names.
+/// Returns the number of the PPS that a slice refers to.
 fn pps_of(slice: &[u8]) -> Option<u32> {
     start_of(slice).map(|(_, pps)| pps)
 }
 
-/// Whether a slice holds only macroblocks that need no other picture.
+/// Returns whether a slice contains only macroblocks that need no other picture.
 pub(crate) fn is_intra(slice: &NalUnit<'_>) -> bool {
     matches!(
         start_of(&slice.rbsp[..slice.rbsp.len().min(32)]),
@@ -190,12 +190,12 @@ pub(crate) fn is_intra(slice: &NalUnit<'_>) -> bool {
     )
 }
 
-/// Type and PPS of a slice: the second and third number in it.
+/// Reads the type and the PPS number of a slice, which are its second and third numbers.
 fn start_of(slice: &[u8]) -> Option<(SliceType, u32)> {
     let mut bits = slice
         .iter()
         .flat_map(|byte| (0..8).rev().map(move |i| u32::from(byte >> i & 1)));
-    // Exp-Golomb: as many zeros as there are bits after the first 1.
+    // Exp-Golomb code: the number of zeros equals the number of bits after the first 1.
     let mut number = || {
         let zeros = bits.by_ref().take_while(|&bit| bit == 0).count();
         let mut value = 1u32;

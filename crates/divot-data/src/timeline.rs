@@ -1,6 +1,6 @@
-//! When the frames of a video are shown.
+//! Presentation times of the frames of a video.
 
-/// Frame rates that a time line may have, in frames per second.
+/// Returns whether a time line may have this frame rate, in frames per second.
 pub(crate) fn is_plausible(fps: f64) -> bool {
     fps.is_finite() && fps > 1e-4 && fps <= 1000.0
 }
@@ -15,8 +15,8 @@ pub(crate) enum Timeline {
 }
 
 impl Timeline {
-    /// A time line of measured times. They are taken for those of a constant rate where none is
-    /// half a frame or more away from it: containers round times.
+    /// Creates a time line from measured times. If all times are less than half a frame away from those of
+    /// a constant rate, the rate is taken as constant, because containers round times.
     pub fn new(fps: f64, times: Option<Vec<f64>>) -> Self {
         let Some(times) = times else {
             return Self::Constant(fps);
@@ -31,7 +31,7 @@ impl Timeline {
         }
     }
 
-    /// When a frame is shown, in seconds.
+    /// Returns the time of a frame, in seconds.
     pub fn time(&self, index: usize) -> f64 {
         match self {
             Self::Constant(fps) => index as f64 / fps,
@@ -39,7 +39,7 @@ impl Timeline {
         }
     }
 
-    /// The frame that is shown at `seconds`, of a video of `frames`.
+    /// Returns the frame shown at `seconds`, in a video of `frames` frames.
     pub fn frame_at(&self, seconds: f64, frames: usize) -> usize {
         let index = match self {
             Self::Constant(fps) => (seconds * fps) as usize,
@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(line.time(3), 5.0);
         let at = [0.0, 0.15, 4.99, 5.0, 100.0].map(|t| line.frame_at(t, 5));
         assert_eq!(at, [0, 1, 2, 3, 4]);
-        // Times that were never filled in say nothing.
+        // Times that are all zero are ignored.
         let line = Timeline::new(10.0, Some(vec![0.0; 30]));
         assert!(matches!(line, Timeline::Constant(_)));
     }

@@ -1,4 +1,4 @@
-//! Opening a video of any kind and reading frames of it.
+//! Opens videos of any format and reads their frames.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -16,56 +16,55 @@ use crate::mp4;
 use crate::timeline::Timeline;
 use crate::{DEFAULT_FPS, Error, Frame, Result, gif, images, webp};
 
-/// Pixels of the largest picture that is read by default, 2^27: a frame of the largest video in
-/// use, 16K (15360x8640), is just below, and takes 400 MB as RGB.
+/// Default maximum number of pixels of a picture, 2^27. A frame of the largest video in use, 16K
+/// (15360x8640), is just below it and takes 400 MB as RGB.
 pub const DEFAULT_MAX_PIXELS: u64 = 1 << 27;
 
-/// How long a program may be silent: it gives a sign for each 100 frames that it decodes.
+/// How long a program may give no output. It sends a frame for every 100 that it decodes.
 const SILENCE: Duration = Duration::from_secs(120);
 
-/// What a video is.
+/// Description of a video.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct VideoInfo {
     /// Number of frames, at least 1.
     pub frames: usize,
-    /// Frames per second: of a variable rate the average, of a still image
+    /// Frame rate in frames per second. For a variable rate it is the average, for a still image
     /// [`DEFAULT_FPS`].
     pub fps: f64,
     /// Width in pixels, upright.
     pub width: usize,
     /// Height in pixels, upright.
     pub height: usize,
-    /// What the frames are coded in, e.g. `h264`, `gif` or `png`.
+    /// Name of the codec, for example `h264`, `gif` or `png`.
     pub codec: String,
 }
 
 impl VideoInfo {
-    /// Length in seconds.
+    /// Returns the length in seconds.
     pub fn duration(&self) -> f64 {
         self.frames as f64 / self.fps
     }
 }
 
-/// How to open a video.
+/// Options for opening a video.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
     /// Frame rate of a folder of images, in frames per second.
     pub folder_fps: f64,
-    /// The `ffmpeg` program, for codecs that are not decoded here; a plain name is looked up on
-    /// the PATH.
+    /// The `ffmpeg` program, for codecs that are not decoded in Rust. A plain name is searched on the
+    /// PATH.
     pub ffmpeg: PathBuf,
     /// The `ffprobe` program, which comes with `ffmpeg`.
     pub ffprobe: PathBuf,
-    /// Pixels of the largest picture that is read. A file may claim any size: it is compared with
-    /// this before memory is taken.
+    /// Maximum number of pixels of a picture. The size in a file is checked before memory is allocated.
     pub max_pixels: u64,
-    /// How long `ffmpeg` may work on 100 frames without an answer before it is ended.
+    /// How long `ffmpeg` may take for 100 frames before it is stopped.
     pub silence: Duration,
 }
 
 impl Default for OpenOptions {
-    /// Eight frames per second, the programs on the PATH, [`DEFAULT_MAX_PIXELS`], two minutes.
+    /// Eight frames per second for folders, the programs on the PATH, [`DEFAULT_MAX_PIXELS`], two minutes.
     fn default() -> Self {
         Self {
             folder_fps: DEFAULT_FPS,
@@ -79,7 +78,7 @@ impl Default for OpenOptions {
 
 /// A video file, an image, or a folder of images.
 ///
-/// Only its description is kept in memory; frames are decoded when they are asked for.
+/// Only the description is kept in memory. Frames are decoded on request.
 #[derive(Debug)]
 pub struct Video {
     path: PathBuf,
@@ -97,31 +96,31 @@ enum Source {
     Ffmpeg(Probe),
 }
 
-/// A file that has been opened.
+/// An opened file.
 struct Opened {
     info: VideoInfo,
-    /// When frames are shown, in seconds from the first, where that is known.
+    /// Times of the frames in seconds from the first, if known.
     times: Option<Vec<f64>>,
     source: Source,
 }
 
 impl Video {
-    /// Opens a video. What it is is told by its content, not its name:
+    /// Opens a video. The format is detected by the content, not by the name:
     ///
-    /// - MP4 and MOV with H.264, decoded here, turned upright as the file asks;
+    /// - MP4 and MOV with H.264, decoded in Rust and rotated upright;
     /// - GIF and WebP animations;
     /// - a PNG, JPEG, BMP or WebP image, which is one frame;
     /// - a folder of such images, in natural order of their names;
-    /// - anything else through the `ffmpeg` program. A video that changes its size or pixel format
-    ///   midway has the size that it starts with throughout.
+    /// - anything else, with the `ffmpeg` program. If the video changes its size or pixel format midway,
+    ///   all frames have the size of the first.
     ///
     /// # Errors
-    /// Any but those of writing; each is one line naming the file and the remedy.
+    /// Any error except those of writing. Each is one line with the file and the remedy.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, &OpenOptions::default())
     }
 
-    /// [`Video::open`] with options.
+    /// Like [`Video::open`], with options.
     ///
     /// # Errors
     /// Those of [`Video::open`].
@@ -147,38 +146,38 @@ impl Video {
         })
     }
 
-    /// What the video is.
+    /// Returns the description of the video.
     pub fn info(&self) -> &VideoInfo {
         &self.info
     }
 
-    /// The path that was opened.
+    /// Returns the path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the frame rate varies: then `info().fps` is an average, and frames are shown at
-    /// their own times.
+    /// Returns whether the frame rate varies. Then `info().fps` is an average, and each frame has its own
+    /// time.
     pub fn is_variable(&self) -> bool {
         matches!(self.timeline, Timeline::Variable(_))
     }
 
-    /// When a frame is shown, in seconds from the first frame.
+    /// Returns the time of a frame, in seconds from the first frame.
     pub fn time(&self, index: usize) -> f64 {
         self.timeline.time(index)
     }
 
-    /// The frame that is shown at `seconds` from the first: the last one past the end.
+    /// Returns the frame shown at `seconds` from the first frame. After the end, it is the last frame.
     pub fn frame_at(&self, seconds: f64) -> usize {
         self.timeline.frame_at(seconds, self.info.frames)
     }
 
-    /// Frames by their place in the order of showing, from 0. Any order and repeats are fine.
+    /// Reads frames by their index in display order, from 0. Indices may be in any order and may repeat.
     ///
-    /// All of them are held in memory at their full size; [`Video::visit`] holds one at a time.
+    /// All frames are in memory at their full size. [`Video::visit`] needs memory for one at a time.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for an index at or past the end, or what decoding finds wrong.
+    /// [`Error::OutOfRange`] for an index past the end, or an error of decoding.
     pub fn frames(&self, indices: &[usize]) -> Result<Vec<Frame>> {
         let mut frames = vec![None; indices.len()];
         self.visit(indices, |position, frame| {
@@ -191,12 +190,14 @@ impl Video {
             .ok_or_else(|| Error::damaged(&self.path, "frames are missing"))
     }
 
-    /// Decodes frames as [`Video::frames`] does and calls `each` with the position in `indices`
-    /// and the frame, one frame at a time, in the order in which they come out of the decoder. The
-    /// file is read once, and from the nearest frame before the wanted ones at which that can begin.
+    /// Decodes frames like [`Video::frames`] and calls `each` with the position in `indices` and the frame.
+    ///
+    /// The calls are in the order in which the frames come out of the decoder, and one frame is in memory
+    /// at a time. The file is read once, from the nearest frame before the wanted ones at which decoding
+    /// can start.
     ///
     /// # Errors
-    /// Those of [`Video::frames`], and the first error of `each`, which ends the decoding.
+    /// Those of [`Video::frames`], and the first error of `each`, which stops the decoding.
     pub fn visit(
         &self,
         indices: &[usize],
@@ -208,8 +209,8 @@ impl Video {
         flow.map(|_| ())
     }
 
-    /// [`Video::visit`] that `each` may stop; the result says whether it did. Positions of the same
-    /// frame come one after another.
+    /// Like [`Video::visit`], but `each` may stop it. The result states whether it did. Positions of the
+    /// same frame follow one another.
     ///
     /// # Errors
     /// Those of [`Video::visit`].
@@ -239,7 +240,7 @@ impl Video {
             for &position in positions.get(&index).into_iter().flatten() {
                 if each(position, &frame)?.is_break() {
                     stopped = true;
-                    // Ends the decoding; nobody sees it.
+                    // This error only stops the decoding and is not returned.
                     return Err(Error::Argument(String::new()));
                 }
             }
@@ -264,7 +265,7 @@ impl Video {
                 match stream.decode(path, &mut file, &mut missing, each) {
                     Ok(()) => Ok(()),
                     Err(Stop::Failed(error)) => Err(error),
-                    // Found only now: the header gave no sign of it.
+                    // The header does not show this, so it is found only now.
                     Err(Stop::Unsupported) => {
                         let probe = self.programs.probe(path, &self.info.codec)?;
                         self.programs.decode(path, &probe, &missing, each)
@@ -283,10 +284,10 @@ impl Video {
     }
 }
 
-/// Whether there is a folder at the path.
+/// Returns whether the path is a folder.
 ///
 /// # Errors
-/// [`Error::NotFound`], or what there is if it is no file either.
+/// If the path does not exist, is a URL, or is neither a folder nor a file.
 fn is_folder(path: &Path) -> Result<bool> {
     let kind = match path.metadata() {
         Ok(metadata) => metadata.file_type(),
@@ -349,7 +350,7 @@ fn folder(path: &Path, options: &OpenOptions) -> Result<Opened> {
         )));
     }
     let images = images::in_folder(path)?;
-    // Only headers are read: one odd image among thousands shows before an hour's work.
+    // Only headers are read, so that one different image among thousands is found early.
     let (width, height) = images::size(&images[0], options.max_pixels)?;
     for image in &images[1..] {
         let size = images::size(image, options.max_pixels)?;
@@ -391,7 +392,7 @@ fn file(path: &Path, programs: &Programs) -> Result<Opened> {
     if let Some(codec) = ffmpeg::sniff(&head) {
         return through_ffmpeg(path, programs, &codec);
     }
-    // FFmpeg knows hundreds of formats, but would also make a video of a text file.
+    // FFmpeg knows hundreds of formats, but would also make a video from a text file.
     let is_text = match std::str::from_utf8(&head) {
         Ok(_) => true,
         // The head may end within a character.
@@ -412,7 +413,7 @@ fn file(path: &Path, programs: &Programs) -> Result<Opened> {
     })
 }
 
-/// An MP4 or MOV file.
+/// Opens an MP4 or MOV file.
 fn movie(path: &Path, programs: &Programs, file: &mut File) -> Result<Opened> {
     let track = mp4::read_track(path, file)?;
     let codec = track.codec.clone();
@@ -437,11 +438,11 @@ fn movie(path: &Path, programs: &Programs, file: &mut File) -> Result<Opened> {
     })
 }
 
-/// An image, still or animated.
+/// Opens an image, still or animated.
 fn picture(path: &Path, programs: &Programs, format: ImageFormat, file: File) -> Result<Opened> {
     let max_pixels = programs.max_pixels;
     let mut file = BufReader::new(file);
-    // Its beginning has been read.
+    // The first bytes were read already.
     std::io::Seek::rewind(&mut file).map_err(|e| Error::read(path, e))?;
     let animation = match format {
         ImageFormat::Gif => Some(gif::read(path, &mut file, max_pixels)?),
@@ -485,7 +486,7 @@ fn picture(path: &Path, programs: &Programs, format: ImageFormat, file: File) ->
     })
 }
 
-/// A HEIC or AVIF picture, which some versions of FFmpeg read.
+/// Opens a HEIC or AVIF picture, which some versions of FFmpeg read.
 fn still_picture(path: &Path, programs: &Programs, still: Still) -> Result<Opened> {
     let refused = |reason: String| Error::Still {
         path: path.to_path_buf(),

@@ -1,6 +1,6 @@
-//! The structure of WebP animations, and their pictures through the `image-webp` crate.
+//! Reads the structure of WebP animations, and decodes their pictures with the `image-webp` crate.
 //!
-//! That crate's own compositing keeps what a disposed picture drew, so it only decodes here.
+//! That crate's own compositing keeps what a disposed picture drew, so it is not used.
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// Bytes of an `ANMF` chunk before the picture's own chunks.
 const FRAME_HEADER: u64 = 16;
 
-/// Reads the structure of a WebP file; `None` if it is a still image.
+/// Reads the structure of a WebP file. Returns `None` if it is a still image.
 ///
 /// # Errors
 /// [`Error::TooLarge`] for more than `max_pixels`, or [`Error::Damaged`].
@@ -56,7 +56,7 @@ pub(crate) fn read<R: Read + Seek>(
     }))
 }
 
-/// Collects the pictures of an animation and returns the canvas's size.
+/// Collects the pictures of an animation and returns the size of the canvas.
 fn walk<R: Read + Seek>(file: &mut R, parts: &mut Vec<Part>) -> io::Result<Option<(usize, usize)>> {
     let length = file.seek(SeekFrom::End(0))?;
     file.seek(SeekFrom::Start(12))?;
@@ -98,7 +98,7 @@ fn walk<R: Read + Seek>(file: &mut R, parts: &mut Vec<Part>) -> io::Result<Optio
                     blends: header[15] & 2 == 0,
                 });
             }
-            // A plain file of one picture.
+            // A plain file with one picture.
             b"VP8 " | b"VP8L" if size.is_none() => return Ok(None),
             _ => {}
         }
@@ -138,7 +138,7 @@ pub(crate) fn decode<R: Read + Seek>(path: &Path, file: &mut R, part: &Part) -> 
         .collect())
 }
 
-/// The chunks of one picture as a file of its own.
+/// Makes a file of one picture from its chunks.
 fn as_file(part: &Part, data: &[u8]) -> io::Result<Vec<u8>> {
     let mut chunks = Vec::new();
     let mut alpha = false;
@@ -176,7 +176,7 @@ fn push_chunk(out: &mut Vec<u8>, name: [u8; 4], content: &[u8]) {
     }
 }
 
-/// Name and size of the chunk that begins here; `None` at the end.
+/// Reads the name and size of the next chunk. Returns `None` at the end.
 fn next_chunk<R: Read>(file: &mut R) -> io::Result<Option<([u8; 4], u64)>> {
     let mut header = Vec::new();
     file.take(8).read_to_end(&mut header)?;

@@ -1,5 +1,5 @@
-//! Files of kinds that users have and that are easily read wrongly, in `data/cases`, compared with
-//! what FFmpeg decodes. Tells by a line where FFmpeg is missing.
+//! Compares files in `data/cases`, of kinds that users have and that are easily read wrongly, with FFmpeg's
+//! decoding. Prints a line if FFmpeg is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ fn case(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Whether FFmpeg is there.
+/// Returns whether FFmpeg is installed.
 fn ffmpeg() -> bool {
     let found = Command::new("ffmpeg").arg("-version").output().is_ok();
     if !found {
@@ -22,7 +22,7 @@ fn ffmpeg() -> bool {
     found
 }
 
-/// What FFmpeg decodes a file to.
+/// Returns the frames that FFmpeg decodes from a file.
 fn theirs(path: &Path, stream: &str, width: usize, height: usize) -> Vec<Frame> {
     let output = Command::new("ffmpeg")
         .args(["-v", "error", "-nostdin", "-i"])
@@ -40,7 +40,7 @@ fn theirs(path: &Path, stream: &str, width: usize, height: usize) -> Vec<Frame> 
         .collect()
 }
 
-/// Opens a case, checks number and rate of its frames, and compares all of them and some alone.
+/// Opens a case, checks the number and rate of its frames, and compares all frames and some single ones.
 fn check(name: &str, stream: &str, frames: usize, fps: f64) -> Video {
     let path = case(name);
     let video = Video::open(&path).unwrap();
@@ -160,7 +160,7 @@ fn a_start_is_in_seconds_of_the_real_times() {
         .map(|f| reader.transform.frame(f).unwrap())
         .collect();
     assert_eq!(clip.frames(), cut);
-    // From the start it is the released system's rule, which knows only the average rate.
+    // At the start, the clip follows the released system's rule, which knows only the average rate.
     let indices = reconstruct_indices(160, video.info().fps).unwrap();
     let cut: Vec<Frame> = video
         .frames(&indices)
@@ -172,7 +172,7 @@ fn a_start_is_in_seconds_of_the_real_times() {
     assert!(reader.read(&video, 9.6).is_err());
 }
 
-/// The checksum that Python's `zlib.crc32` computes.
+/// Computes the checksum of Python's `zlib.crc32`.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
@@ -181,7 +181,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Checksums of the frames as Pillow 13 composites them, laid on white.
+/// Compares checksums of the frames with those of Pillow 13, composited on white.
 #[test]
 fn animations_are_composited_as_pillow_does() {
     for (name, expected) in [
@@ -215,7 +215,7 @@ fn animations_are_composited_as_pillow_does() {
             );
         }
     }
-    // Delays of 100, 40, 0 (which is shown for 100), 200, 70 and 30 ms.
+    // The delays are 100, 40, 0 (shown for 100), 200, 70 and 30 ms.
     let video = Video::open(case("anim_blend.webp")).unwrap();
     assert!((video.info().duration() - 0.54).abs() < 1e-9);
     assert_eq!(
@@ -228,7 +228,7 @@ fn animations_are_composited_as_pillow_does() {
     );
 }
 
-/// [`check`] without any program for the decoding itself.
+/// Like [`check`], but without any program for decoding.
 fn check_native(name: &str, frames: usize, fps: f64, size: (usize, usize)) {
     let options = divot_data::OpenOptions {
         ffmpeg: "/nonexistent/ffmpeg".into(),

@@ -1,4 +1,4 @@
-//! Reading clips, limits, and what is not read, with files made on the spot.
+//! Reads clips, and checks limits and unreadable files. The files are made by the tests.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -12,7 +12,7 @@ use divot_data::{
 };
 use tempfile::TempDir;
 
-/// Frames of one colour each, so that one can tell which is which.
+/// Makes frames of different solid colours, so that each can be recognised.
 fn frames(count: usize) -> Vec<Frame> {
     (0..count)
         .map(|i| Frame::filled(48, 32, [(i % 8 * 36) as u8, (i / 8 % 8 * 36) as u8, 90]).unwrap())
@@ -26,7 +26,7 @@ fn reader() -> ClipReader {
     })
 }
 
-/// Cuts frames of the video, in which every way of reading clips must agree.
+/// Returns the cut frames of the video. All ways of reading clips must agree with them.
 fn cut(whole: &[Frame], indices: &[usize]) -> Vec<Frame> {
     let cut = |&index: &usize| reader().transform.frame(&whole[index]).unwrap();
     indices.iter().map(cut).collect()
@@ -52,7 +52,7 @@ fn check_clips(path: &Path) {
         .unwrap();
     assert!(flow.is_continue() && seen == indices.len());
 
-    // The sparse frames alone are those of the clips.
+    // Reading only the sparse frames gives those of the clips.
     let clip = reader().read(&video, 0.5).unwrap();
     let start = reconstruct_indices_from(info.frames, info.fps, 0.5).unwrap();
     assert_eq!(clip.frames(), cut(&whole, &start));
@@ -144,7 +144,7 @@ fn an_image_is_a_clip_of_itself() {
 #[test]
 fn seeking_gives_the_frames_of_decoding_from_the_start() {
     let folder = TempDir::new().unwrap();
-    // Long enough that a seek pays.
+    // The video is long enough for a seek to pay off.
     for (name, options) in [
         (
             "hevc.mkv",
@@ -169,7 +169,7 @@ fn seeking_gives_the_frames_of_decoding_from_the_start() {
         let video = Video::open(&path).unwrap();
         assert_eq!(video.info().frames, 720, "{name}");
         let picks = [400, 555, 599, 600, 601, 719];
-        // The first frame, too: then one pass goes through all of them.
+        // With the first frame too, one pass decodes all of them.
         let whole: Vec<usize> = (0..720).step_by(20).chain(picks).collect();
         let whole = video.frames(&whole).unwrap();
         for (index, expected) in picks.iter().zip(&whole[36..]) {
@@ -179,7 +179,7 @@ fn seeking_gives_the_frames_of_decoding_from_the_start() {
     }
 }
 
-/// The error, which is one line with the file in front.
+/// Returns the error, which must be one line that starts with the path.
 fn line(path: &Path, options: &OpenOptions) -> String {
     let line = Video::open_with(path, options).unwrap_err().to_string();
     println!("{line}");
@@ -222,7 +222,7 @@ fn sizes_are_checked_before_memory_is_taken() {
         &|b| after(b, b"VP8X") + 8,
         &[31, 0, 0, 0x1f, 0, 0x4c],
     );
-    // A checksum follows, which is wrong now, and is as good a reason.
+    // The following checksum is now wrong. It is a valid reason too.
     let path = folder.path().join("a.png");
     write_png(&path, frame).unwrap();
     let small = OpenOptions {
@@ -235,7 +235,7 @@ fn sizes_are_checked_before_memory_is_taken() {
         assert!(line(path, &small).contains("48x32 pixels, more than the limit of 1535"));
         assert!(Video::open(path).is_ok());
     }
-    // Through ffmpeg, where the container tells and where only the pictures do.
+    // Through ffmpeg: in one file the container states the size, in the other only the pictures do.
     for name in ["a.mkv", "a.avi"] {
         let path = folder.path().join(name);
         let made = Command::new("ffmpeg")
@@ -299,7 +299,7 @@ fn scripts_do_not_open_other_files() {
         ("call.mp4", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n".into()),
     ] {
         let path = folder.path().join(name);
-        // As text, and as what does not look like text.
+        // As text, and as bytes that do not look like text.
         for end in [&b""[..], b"#\xff\x00\n"] {
             fs::write(&path, [content.as_bytes(), end].concat()).unwrap();
             let error = Video::open(&path).unwrap_err();
@@ -377,7 +377,7 @@ fn fewer_pictures_than_packets() {
     };
     let hevc = "-c:v libx265 -x265-params log-level=error:keyint=50";
     let hevc: Vec<_> = hevc.split(' ').collect();
-    // From its 61st packet on, the stream is noise: 60 pictures of 150 are left.
+    // From its 61st packet on, the stream is noise. 60 of 150 pictures remain.
     let noise = ["-c", "copy", "-bsf:v", "noise=amount='if(gt(n,60),1,-1)'"];
     if !run(&["-f", "lavfi"], Path::new(source), &hevc, &whole) || !run(&[], &whole, &noise, &path)
     {
@@ -392,7 +392,7 @@ fn fewer_pictures_than_packets() {
         ControlFlow::Continue(())
     });
     assert!(flow.unwrap().is_continue());
-    // Three clips by packets, and two by pictures.
+    // Three clips by the number of packets, two by the number of pictures.
     let count = counts.last().unwrap().1;
     assert_eq!(counts.last().unwrap().0 + 1, count, "{counts:?}");
     assert!(count < 3, "{counts:?}");

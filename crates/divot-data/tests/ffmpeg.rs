@@ -1,5 +1,5 @@
-//! Files as other programs write them, made by FFmpeg where it is there, and compared with its own
-//! decoding. Tells by a line where it was skipped.
+//! Reads files that FFmpeg made, like those of other programs, and compares them with FFmpeg's decoding.
+//! Prints a line for each test that is skipped.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn make(path: &Path, input: &[&str], output: &[&str]) -> bool {
     made
 }
 
-/// What FFmpeg decodes the file to.
+/// Returns the frames that FFmpeg decodes from the file.
 fn theirs(path: &Path, width: usize, height: usize) -> Vec<Frame> {
     let output = Command::new("ffmpeg")
         .args(["-v", "error", "-i"])
@@ -53,7 +53,7 @@ fn theirs(path: &Path, width: usize, height: usize) -> Vec<Frame> {
         .collect()
 }
 
-/// Largest difference between any two bytes.
+/// Returns the largest difference between two bytes.
 fn difference(ours: &[Frame], theirs: &[Frame]) -> u8 {
     ours.iter()
         .zip(theirs)
@@ -74,8 +74,8 @@ fn alone() -> OpenOptions {
 #[test]
 fn h264_of_many_kinds_decodes_as_ffmpeg_does() {
     let folder = TempDir::new().unwrap();
-    // Name, options, and whether the bytes are the same: other depths go through a converter of
-    // FFmpeg's that interpolates chroma.
+    // Name, options, and whether the bytes must be equal. For other depths, FFmpeg uses a converter that
+    // interpolates chroma.
     let kinds: [(&str, &str, bool); 12] = [
         ("plain.mp4", "-pix_fmt yuv420p", true),
         ("bframes.mp4", "-pix_fmt yuv420p -bf 3 -g 12", true),
@@ -149,7 +149,7 @@ fn trimmed_and_turned() {
     ) {
         return;
     }
-    // A copy from between two keyframes starts with frames that an edit list hides.
+    // A copy that starts between two keyframes starts with frames that an edit list hides.
     let path = folder.path().join("cut.mp4");
     let done = Command::new("ffmpeg")
         .args(["-v", "error", "-ss", "1", "-i"])
@@ -224,7 +224,7 @@ fn everything_else_goes_through_the_program() {
             picked.iter().eq(picks.iter().map(|&i| &theirs[i])),
             "{name}"
         );
-        // As many as a comprehension prompt asks for.
+        // As many frames as a comprehension prompt needs.
         let many: Vec<_> = (0..320).map(|i| i % 75).collect();
         assert_eq!(video.frames(&many).unwrap().len(), 320);
     }

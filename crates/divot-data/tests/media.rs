@@ -1,4 +1,4 @@
-//! Files of every kind, sound and broken, made on the spot with the crate's own writers.
+//! Files of every kind, valid and damaged, made by the tests with the crate's own writers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use divot_data::{
 };
 use tempfile::TempDir;
 
-/// A clip with smooth colours in which a bright disc moves, so that frames differ and compress.
+/// Makes a clip with smooth colours and a moving bright disc, so that frames differ and compress well.
 fn clip(frames: usize, width: usize, height: usize) -> Vec<Frame> {
     (0..frames)
         .map(|t| {
@@ -34,7 +34,7 @@ fn clip(frames: usize, width: usize, height: usize) -> Vec<Frame> {
         .collect()
 }
 
-/// Options under which no program is found.
+/// Options with which no program is found.
 fn alone() -> OpenOptions {
     OpenOptions {
         ffmpeg: "/nonexistent/ffmpeg".into(),
@@ -59,7 +59,7 @@ fn worst_psnr(a: &[Frame], b: &[Frame]) -> f64 {
         .fold(f64::INFINITY, f64::min)
 }
 
-/// The error, which is one line with the file's name in front and has no second sentence missing.
+/// Returns the error, which must be one line that starts with the file's path and contains a remedy.
 fn one_line(error: &Error, path: &Path) -> String {
     let line = error.to_string();
     assert!(!line.contains('\n'), "{line}");
@@ -202,7 +202,7 @@ fn one_frame_and_far_apart_frames() {
     ));
     one_line(&error, &path);
 
-    // Several keyframes: picked frames are those of the whole, in any order.
+    // With several keyframes, picked frames equal those of the whole video, in any order.
     write_mp4(&path, &clip(120, 48, 32), 8.0).unwrap();
     let video = open(&path).unwrap();
     let whole = all(&video).unwrap();
@@ -276,7 +276,7 @@ fn gifs_keep_frames_and_rate() {
 fn images_are_videos_of_one_frame() {
     let folder = TempDir::new().unwrap();
     let frame = clip(1, 20, 10).remove(0);
-    // The content decides, not the name.
+    // The content determines the format, not the name.
     let path = folder.path().join("image.mp4");
     write_png(&path, &frame).unwrap();
     let video = open(&path).unwrap();
@@ -341,7 +341,7 @@ fn what_is_no_video_is_named() {
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
         one_line(&open(&path).unwrap_err(), &path);
-        // With the programs, if they are there.
+        // With the programs, if they are installed.
         one_line(&Video::open(&path).unwrap_err(), &path);
     }
 }
@@ -371,7 +371,7 @@ fn truncated_mp4s() {
     let whole = fs::read(&path).unwrap();
     let data = position(&whole, b"mdat");
 
-    // Cut in the samples: the index is there, and so are the first frames.
+    // Truncated within the samples: the index and the first frames are readable.
     fs::write(&path, &whole[..data + (whole.len() - data) / 2]).unwrap();
     let video = open(&path).unwrap();
     assert_eq!(video.info().frames, 16);
@@ -379,7 +379,7 @@ fn truncated_mp4s() {
     let error = all(&video).unwrap_err();
     assert!(one_line(&error, &path).contains("the file ends at byte"));
 
-    // Cut in the index, and before it.
+    // Truncated within the index, and before it.
     for end in [
         position(&whole, b"stbl"),
         position(&whole, b"moov") - 4,
@@ -391,7 +391,7 @@ fn truncated_mp4s() {
         assert!(matches!(error, Error::Damaged { .. }));
         one_line(&error, &path);
     }
-    // The index missing behind the samples.
+    // No index after the samples.
     let mut backwards = whole[..32].to_vec();
     backwards.extend(&whole[data - 4..]);
     fs::write(&path, &backwards).unwrap();
@@ -405,7 +405,7 @@ fn damage_is_an_error_or_a_picture_but_never_a_panic() {
     write_mp4(&path, &clip(6, 48, 32), 8.0).unwrap();
     let whole = fs::read(&path).unwrap();
     let data = position(&whole, b"mdat");
-    // A small generator of our own (xorshift), so that a failure can be repeated.
+    // A small random generator (xorshift), so that a failure can be repeated.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = |below: usize| {
         state ^= state << 13;
@@ -417,7 +417,7 @@ fn damage_is_an_error_or_a_picture_but_never_a_panic() {
     for round in 0..600 {
         let mut bytes = whole.clone();
         for _ in 0..=random(4) {
-            // Half of the damage goes to the index, half to the samples.
+            // Half of the damage affects the index, half the samples.
             let at = if round % 2 == 0 {
                 random(data)
             } else {
@@ -456,7 +456,7 @@ fn targets_that_cannot_be_written() {
     let path = folder.path().join("clip.mp4");
     check_writable(&path).unwrap();
     assert!(entries(folder.path()).is_empty());
-    // A failed write leaves what was there.
+    // A failed write leaves the existing file.
     fs::write(&path, "precious").unwrap();
     assert!(write_mp4(&path, &[], 8.0).is_err());
     assert!(

@@ -1,5 +1,5 @@
-//! Against the reference material, where it is present: `DIVOT_FIXTURE` names the folder of the
-//! parity fixture; the demo videos lie beside it.
+//! Compares with the reference material, if present: `DIVOT_FIXTURE` names the folder of the parity fixture,
+//! with the demo videos beside it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ fn expected(video: &Path) -> Expected {
         .unwrap()
 }
 
-/// Opens with these programs, decodes everything, and returns the largest deviation of a mean.
+/// Decodes everything with these programs and returns the largest deviation of a mean.
 fn deviation(path: &Path, options: &OpenOptions) -> f64 {
     let expected = expected(path);
     let video = Video::open_with(path, options).unwrap();
@@ -74,7 +74,7 @@ fn deviation(path: &Path, options: &OpenOptions) -> f64 {
         .fold(0.0, f64::max);
     println!("{}: largest deviation of a mean {worst:.3}", path.display());
 
-    // Frames picked one by one are those of the whole.
+    // Frames that are read one by one equal those of the whole video.
     let picked = video.frames(&[1, 5, 5, info.frames - 1]).unwrap();
     let whole: [&Frame; 4] = [&frames[1], &frames[5], &frames[5], &frames[info.frames - 1]];
     assert!(picked.iter().eq(whole));

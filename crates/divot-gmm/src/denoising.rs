@@ -19,7 +19,7 @@ divot_nn::config! {
     defaults {
         /// Width of a token.
         pub dim, with_dim: usize = 256,
-        /// Width of the condition: the parameters that the head gets for each token.
+        /// Width of the condition, which is the head's parameters for each token.
         pub cond_dim, with_cond_dim: usize = 1024,
         /// Width of the blocks.
         pub width, with_width: usize = 1024,
@@ -31,7 +31,7 @@ divot_nn::config! {
         pub schedule, with_schedule: Schedule = Schedule::Cosine,
         /// Timesteps of the schedule.
         pub train_steps, with_train_steps: usize = 1000,
-        /// Timesteps visited when sampling; at most `train_steps`.
+        /// Number of timesteps that sampling visits, at most `train_steps`.
         pub sampling_steps, with_sampling_steps: usize = 100,
         /// Random timesteps per token in a loss. More of them make the gradient less noisy, and cost little
         /// because the network is small beside the language model.
@@ -55,8 +55,8 @@ pub struct AdaLnBlock {
     pub fc2: Linear,
 }
 
-/// A small denoising MLP conditioned on each token's hidden state: a rival of the paper's ablation
-/// (section 3.2 and figure 4b; ε- and v-prediction in table 8).
+/// A small denoising MLP conditioned on each token's hidden state, from the paper's ablation (section 3.2
+/// and figure 4b; ε- and v-prediction in table 8).
 ///
 /// The network is that of "Autoregressive Image Generation without Vector Quantization" (MAR,
 /// section 3): residual MLP blocks with adaptive layer norms. It predicts no variance. A sampling step
@@ -143,7 +143,7 @@ impl DenoisingMlpConfig {
 }
 
 impl AdaLnBlock {
-    /// `x`, `condition`: `[rows, width]` → `[rows, width]`.
+    /// Applies the block: `x`, `condition`: `[rows, width]` → `[rows, width]`.
     pub fn forward(&self, x: Tensor<2>, condition: Tensor<2>) -> Tensor<2> {
         let [shift, scale, gate] = split(linear(&self.modulation, condition));
         let hidden = self.norm.forward(x.clone()) * (scale + 1.0) + shift;
@@ -173,7 +173,7 @@ impl DenoisingMlp {
     }
 }
 
-/// N parts side by side.
+/// Splits the last axis into N equal parts.
 fn split<const N: usize>(x: Tensor<2>) -> [Tensor<2>; N] {
     let width = x.dims()[1] / N;
     std::array::from_fn(|part| x.clone().narrow(1, part * width, width))
@@ -188,8 +188,8 @@ impl TokenHead for DenoisingMlp {
         self.config.dim
     }
 
-    /// The squared error of the prediction for each token, averaged over its random timesteps and its
-    /// width.
+    /// Computes the squared error of the prediction for each token, averaged over its random timesteps and
+    /// its width.
     fn loss(&self, params: Tensor<3>, targets: Tensor<3>, noise: &mut Noise) -> Loss {
         let [batch, tokens, _] = params.dims();
         assert_eq!(

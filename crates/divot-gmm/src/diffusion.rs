@@ -7,23 +7,23 @@ use divot_nn::{Noise, Prediction};
 /// How noise is added to a token over time.
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
 pub enum Schedule {
-    /// ᾱ falls as a squared cosine ("Improved Denoising Diffusion Probabilistic Models", section
-    /// 3.2); what the denoising MLP's paper uses.
+    /// ᾱ falls as a squared cosine ("Improved Denoising Diffusion Probabilistic Models", section 3.2), as
+    /// in the paper of the denoising MLP.
     Cosine,
-    /// Betas rise linearly, from 0.0001 to 0.02 if there are 1000 steps.
+    /// Betas rise linearly, from 0.0001 to 0.02 with 1000 steps.
     Linear,
 }
 
-/// Diffusion of tokens, `[rows, dim]`, apart from the network that denoises.
+/// Diffusion of tokens, `[rows, dim]`, without the network that denoises.
 #[derive(Debug, Clone)]
 pub(crate) struct Diffusion {
-    /// ᾱ of each timestep: the share of signal variance left.
+    /// ᾱ of each timestep: the remaining share of the signal's variance.
     alphas_cumprod: Vec<f64>,
     prediction: Prediction,
 }
 
 impl Schedule {
-    /// ᾱ of each of `steps` timesteps.
+    /// Returns ᾱ of each of `steps` timesteps.
     fn alphas_cumprod(self, steps: usize) -> Vec<f64> {
         let cosine = |t: f64| {
             ((t / steps as f64 + 0.008) / 1.008 * FRAC_PI_2)
@@ -39,7 +39,7 @@ impl Schedule {
                     first + (last - first) * t / (steps.max(2) - 1) as f64
                 }
             };
-            // No step may leave nothing of the signal.
+            // Every step must keep some of the signal.
             beta.min(0.999)
         };
         (0..steps)
@@ -59,7 +59,7 @@ impl Diffusion {
         }
     }
 
-    /// The mean squared error of the prediction at a random timestep for each row of `x0`.
+    /// Computes the mean squared error of the prediction at a random timestep for each row of `x0`.
     ///
     /// `predict`: from noisy rows and the timestep of each, `[rows]`.
     pub(crate) fn loss(
@@ -87,10 +87,10 @@ impl Diffusion {
         (prediction - target).square().mean()
     }
 
-    /// Ancestral sampling: `shape` of noise becomes tokens.
+    /// Ancestral sampling: converts noise of `shape` to tokens.
     ///
-    /// `steps` timesteps are visited. `temperature` multiplies the noise added in each step, and
-    /// leaves the noise at the start alone. `predict`: from noisy rows, all at one timestep.
+    /// It visits `steps` timesteps. `temperature` multiplies the noise added in each step, but not the
+    /// noise at the start. `predict`: from noisy rows, all at one timestep.
     pub(crate) fn sample(
         &self,
         shape: [usize; 2],
@@ -114,7 +114,7 @@ impl Diffusion {
                 .prediction
                 .clean(x.clone(), prediction.clone(), signal, sigma);
             let epsilon = self.prediction.noise(x, prediction, signal, sigma);
-            // The variance that x at the next timestep has, given x here and x₀.
+            // The variance of x at the next timestep, given x at this one and x₀.
             let variance = (1.0 - alpha_next) / (1.0 - alpha) * (1.0 - alpha / alpha_next);
             x = x0 * alpha_next.sqrt() + epsilon * (1.0 - alpha_next - variance).max(0.0).sqrt();
             if next.is_some() {
@@ -124,10 +124,10 @@ impl Diffusion {
         x
     }
 
-    /// The middle of each of `steps` equal parts of the schedule, from the last.
+    /// Returns the middle of each of `steps` equal parts of the schedule, starting with the last.
     ///
-    /// The very last timesteps are left out unless all are visited: an error of a predicted ε is
-    /// divided by what is left of the signal there, which is next to nothing.
+    /// The very last timesteps are left out unless all are visited. An error of a predicted ε is divided by
+    /// the remaining signal there, which is almost zero.
     fn visited(&self, steps: usize) -> Vec<usize> {
         let total = self.alphas_cumprod.len();
         (0..steps)
@@ -145,7 +145,7 @@ mod tests {
 
     const PREDICTIONS: [Prediction; 2] = [Prediction::Epsilon, Prediction::V];
 
-    /// What a network that estimates the clean rows so would predict.
+    /// Returns the prediction of a network with this estimate of the clean rows.
     fn prediction_of(diffusion: &Diffusion, x: Tensor<2>, t: &[usize], x0: Tensor<2>) -> Tensor<2> {
         let column = |f: fn(f64) -> f64| {
             let values: Vec<f64> = t.iter().map(|&t| f(diffusion.alphas_cumprod[t])).collect();
@@ -164,7 +164,7 @@ mod tests {
         timesteps.iter::<f32>().map(|t| t as usize).collect()
     }
 
-    /// Mean and variance, without Bessel's correction.
+    /// Returns mean and variance, without Bessel's correction.
     fn moments(values: &[f64]) -> (f64, f64) {
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
@@ -218,8 +218,8 @@ mod tests {
         }
     }
 
-    /// For a fixed estimate of the clean rows the losses are weighted 1 / (1 − ᾱ) for v and
-    /// ᾱ / (1 − ᾱ) for ε: they differ by the estimate's squared error.
+    /// For a fixed estimate of the clean rows, the losses have the weights 1 / (1 − ᾱ) for v and
+    /// ᾱ / (1 − ᾱ) for ε. They differ by the estimate's squared error.
     #[test]
     fn losses_of_epsilon_and_v_differ_by_that_of_the_clean_rows() {
         let device = Device::flex();
@@ -257,8 +257,8 @@ mod tests {
         }
     }
 
-    /// A Gaussian's exact denoiser is linear, so that what the sampler gives is a Gaussian whose
-    /// moments follow from the posterior of the forward process.
+    /// The exact denoiser of a Gaussian is linear. The sampler therefore returns a Gaussian whose moments
+    /// follow from the posterior of the forward process.
     #[test]
     fn sampling_follows_the_posterior() {
         let device = Device::flex();
@@ -353,7 +353,7 @@ mod tests {
                 let n = found.len() as f64;
                 let share_error = (probability * (1.0 - probability) / rows as f64).sqrt();
                 let (found_mean, found_variance) = moments(found);
-                // Beyond the sampling error, what a thousand finite steps may cost.
+                // The sampling error, and the error of a thousand finite steps.
                 let case = format!("{prediction:?} {n} {found_mean} {found_variance}");
                 let share = n / rows as f64;
                 assert!((share - probability).abs() < 4.0 * share_error, "{case}");

@@ -5,18 +5,18 @@ use divot_nn::{CheckSizes, Loss, Noise, SizeError};
 
 use crate::{DenoisingMlp, DenoisingMlpConfig, Gmm, GmmConfig, Regression, RegressionConfig};
 
-/// What turns a language model's outputs into continuous tokens (paper, section 3.2 and figure 4).
+/// A head that converts a language model's outputs to continuous tokens (paper, section 3.2 and figure 4).
 ///
 /// The model projects each hidden state to `params_dim` parameters, which the head interprets. Losses and
 /// samples are in f32 for every element type of the parameters.
 pub trait TokenHead {
-    /// Parameters per token: the width of the projection before the head.
+    /// Returns the number of parameters per token: the width of the projection before the head.
     fn params_dim(&self) -> usize;
 
-    /// Width of a token.
+    /// Returns the width of a token.
     fn dim(&self) -> usize;
 
-    /// The training loss: its terms are the tokens.
+    /// Computes the training loss. Its terms are the tokens.
     ///
     /// # Arguments
     /// - `params`: `[batch, tokens, params_dim]`.
@@ -34,32 +34,32 @@ pub trait TokenHead {
     fn sample(&self, params: Tensor<3>, options: &SampleOptions, noise: &mut Noise) -> Tensor<3>;
 }
 
-/// How a mixture becomes a token.
+/// How a mixture is converted to a token.
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
 pub enum Draw {
-    /// A sample from one component, itself drawn by its probability: a sample of the mixture.
+    /// A sample from one component, which is drawn by its probability: a sample of the mixture.
     Component,
-    /// A sample from every component, added up by their probabilities.
+    /// The sum of a sample from every component, weighted by their probabilities.
     Weighted,
     /// The mean of the mixture, without randomness.
     Expected,
 }
 
-/// How to sample. Each head reads only its own fields.
+/// Options of sampling. Each head uses only its own fields.
 #[derive(Config, Debug, PartialEq)]
 pub struct SampleOptions {
-    /// Mixture: factor on the variances. 0.1 is released; 1 samples the mixture as it was fitted.
+    /// Mixture: factor of the variances. 0.1 is released. 1 samples the fitted mixture.
     #[config(default = 0.1)]
     pub var_scale: f64,
-    /// Mixture: how it becomes a token.
+    /// Mixture: how it is converted to a token.
     #[config(default = "Draw::Component")]
     pub draw: Draw,
-    /// Denoising MLP: factor on the noise that is added in each step.
+    /// Denoising MLP: factor of the noise that is added in each step.
     #[config(default = 1.0)]
     pub temperature: f64,
 }
 
-/// Which head, and its sizes: the paper's mixture, or a rival of its ablation (table 8).
+/// The kind of head and its sizes: the paper's mixture, or an alternative of its ablation (table 8).
 #[derive(Config, Debug, PartialEq)]
 pub enum HeadConfig {
     /// A mixture of Gaussians, as released.
@@ -84,7 +84,7 @@ pub enum Head {
 }
 
 impl HeadConfig {
-    /// Width of a token.
+    /// Returns the width of a token.
     pub fn token_dim(&self) -> usize {
         match self {
             Self::Gmm(config) => config.dim,

@@ -14,7 +14,7 @@ const MIN_VARIANCE: f64 = 1e-5;
 /// Sizes of a [`Gmm`].
 #[derive(Config, Debug, PartialEq)]
 pub struct GmmConfig {
-    /// Number of components k; 16 in the paper (appendix A.2).
+    /// Number of components, k. The paper uses 16 (appendix A.2).
     #[config(default = 16)]
     pub num_components: usize,
     /// Width of a token, d.
@@ -22,11 +22,11 @@ pub struct GmmConfig {
     pub dim: usize,
 }
 
-/// The Gaussian mixture head (paper, section 3.2 and figure 4c): 2kd + k parameters per token are
-/// a mixture of k diagonal Gaussians over the token.
+/// The Gaussian mixture head (paper, section 3.2 and figure 4c): 2kd + k parameters per token are a mixture
+/// of k diagonal Gaussians over the token.
 ///
-/// The parameters are k·d means, then k·d raw variances, then k logits, as released; a component's
-/// d numbers lie side by side.
+/// The parameters are k·d means, then k·d raw variances, then k logits, as released. The d numbers of a
+/// component are contiguous.
 #[derive(Module, Debug)]
 pub struct Gmm {
     /// Number of components k.
@@ -38,9 +38,9 @@ pub struct Gmm {
 /// One mixture of diagonal Gaussians per token, in f32.
 #[derive(Debug, Clone)]
 pub struct GaussianMixture {
-    /// `[batch, tokens, components, dim]`.
+    /// Means, `[batch, tokens, components, dim]`.
     pub means: Tensor<4>,
-    /// `[batch, tokens, components, dim]`, above 0.
+    /// Variances, `[batch, tokens, components, dim]`, above 0.
     pub variances: Tensor<4>,
     /// Logarithms of the components' probabilities up to a constant,
     /// `[batch, tokens, components]`.
@@ -67,9 +67,9 @@ impl GmmConfig {
 }
 
 impl Gmm {
-    /// The mixtures of `params`, `[batch, tokens, 2kd + k]`.
+    /// Returns the mixtures of `params`, `[batch, tokens, 2kd + k]`.
     ///
-    /// The variances are max(softplus(raw), 1e-5) · `var_scale`; the scale is 1 in training.
+    /// The variances are max(softplus(raw), 1e-5) · `var_scale`. The scale is 1 in training.
     ///
     /// # Panics
     /// If the last axis has another size.
@@ -91,14 +91,14 @@ impl Gmm {
 }
 
 impl GaussianMixture {
-    /// The negative log-likelihood of each token of `targets`, `[batch, tokens, dim]`, in nats divided
-    /// by dim.
+    /// Computes the negative log-likelihood of each token of `targets`, `[batch, tokens, dim]`, in nats
+    /// divided by dim.
     ///
     /// # Panics
     /// If the targets have another shape.
     pub fn nll(&self, targets: Tensor<3>) -> Loss {
         let [batch, tokens, _, dim] = self.means.dims();
-        // Another shape might broadcast.
+        // Other shapes might broadcast.
         assert_eq!(targets.dims(), [batch, tokens, dim], "targets of a mixture");
         let targets = targets.cast(DType::F32).unsqueeze_dim::<4>(2);
         let squares = (targets - self.means.clone()).square() / self.variances.clone();
@@ -108,7 +108,7 @@ impl GaussianMixture {
             .add_scalar(dim as f64 * TAU.ln())
             .mul_scalar(-0.5);
         let joint = log_softmax(self.logits.clone(), 2) + log_normal;
-        // The largest term is taken out, or every exponential vanishes far from the means.
+        // Subtract the largest term, because every exponential would be 0 far from the means.
         let largest = joint.clone().detach().max_dim(2);
         let log_likelihood = (joint - largest.clone()).exp().sum_dim(2).log() + largest;
         Loss {
@@ -117,13 +117,13 @@ impl GaussianMixture {
         }
     }
 
-    /// The means of the mixtures, `[batch, tokens, dim]`.
+    /// Returns the means of the mixtures, `[batch, tokens, dim]`.
     pub fn expected(&self) -> Tensor<3> {
         self.add_up(self.means.clone())
     }
 
-    /// One sample per token, `[batch, tokens, dim]`: a component drawn by its probability, then a
-    /// sample from it.
+    /// Draws one sample per token, `[batch, tokens, dim]`: a component by its probability, then a sample
+    /// from it.
     pub fn sample(&self, noise: &mut Noise) -> Tensor<3> {
         let [batch, tokens, _, dim] = self.means.dims();
         let component = self
@@ -138,18 +138,19 @@ impl GaussianMixture {
         of_component(&self.means) + of_component(&self.variances).sqrt() * noise
     }
 
-    /// A sample from every component, added up by their probabilities, `[batch, tokens, dim]`.
+    /// Draws a sample from every component and sums them, weighted by their probabilities,
+    /// `[batch, tokens, dim]`.
     ///
-    /// This is no sample of the mixture: it has its mean, but stays close to it.
+    /// This is not a sample of the mixture. It has the same mean, but stays close to it.
     pub fn sample_weighted(&self, noise: &mut Noise) -> Tensor<3> {
         let noise = noise.normal(self.means.dims(), &self.means.device());
         self.add_up(self.means.clone() + self.variances.clone().sqrt() * noise)
     }
 
-    /// The component of each token, `[batch, tokens, 1]`.
+    /// Draws the component of each token, `[batch, tokens, 1]`.
     fn draw_components(&self, noise: &mut Noise) -> Tensor<3, Int> {
-        // The largest of logit plus Gumbel noise is a draw by the softmax of the logits: the
-        // randomness comes from the host, and nothing has to be read back from the device.
+        // The index of the largest logit plus Gumbel noise has the distribution of the softmax. The
+        // randomness comes from the host, and nothing is read back from the device.
         let shape = self.logits.dims();
         let gumbel: Vec<f32> = (0..shape.iter().product())
             .map(|_| -(-noise.uniform().ln()).ln() as f32)
@@ -161,7 +162,7 @@ impl GaussianMixture {
         (self.logits.clone() + gumbel).argmax(2)
     }
 
-    /// The sum over components by their probabilities: `[batch, tokens, components, dim]` →
+    /// Sums over components, weighted by their probabilities: `[batch, tokens, components, dim]` →
     /// `[batch, tokens, dim]`.
     fn add_up(&self, x: Tensor<4>) -> Tensor<3> {
         let weights = softmax(self.logits.clone(), 2).unsqueeze_dim::<4>(3);
@@ -178,7 +179,7 @@ impl TokenHead for Gmm {
         self.dim
     }
 
-    /// [`GaussianMixture::nll`] of the unscaled mixture.
+    /// Computes [`GaussianMixture::nll`] of the unscaled mixture.
     fn loss(&self, params: Tensor<3>, targets: Tensor<3>, _noise: &mut Noise) -> Loss {
         self.mixture(params, 1.0).nll(targets)
     }

@@ -13,8 +13,8 @@ pub struct RegressionConfig {
     pub dim: usize,
 }
 
-/// Regression of the tokens with the mean squared error: a rival of the paper's ablation (section
-/// 3.2 and figure 4a). The parameters are the token.
+/// Regression of the tokens with the mean squared error, from the paper's ablation (section 3.2 and figure
+/// 4a). The parameters are the token.
 #[derive(Module, Debug)]
 pub struct Regression {
     /// Width of a token.
@@ -43,7 +43,7 @@ impl TokenHead for Regression {
         self.dim
     }
 
-    /// The squared error of each token, averaged over its width.
+    /// Computes the squared error of each token, averaged over its width.
     fn loss(&self, params: Tensor<3>, targets: Tensor<3>, _noise: &mut Noise) -> Loss {
         let [batch, tokens, _] = params.dims();
         let shape = [batch, tokens, self.dim];
@@ -56,7 +56,7 @@ impl TokenHead for Regression {
         }
     }
 
-    /// The parameters themselves; a regression has no randomness.
+    /// Returns the parameters themselves. A regression has no randomness.
     fn sample(&self, params: Tensor<3>, _options: &SampleOptions, _noise: &mut Noise) -> Tensor<3> {
         assert_eq!(params.dims()[2], self.dim, "parameters of a regression");
         params.cast(DType::F32)

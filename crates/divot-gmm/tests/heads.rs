@@ -1,4 +1,4 @@
-//! What all heads have in common, and the two rivals of the mixture.
+//! Properties of all heads, and tests of the two alternatives to the mixture.
 
 use burn::config::{Config, config_to_json};
 use burn::optim::{AdamConfig, GradientsParams};
@@ -32,7 +32,7 @@ fn configs_come_back_from_json() {
         let json = config_to_json(&config);
         assert_eq!(HeadConfig::load_binary(json.as_bytes()).unwrap(), config);
     }
-    // The form that checkpoints keep.
+    // The form in checkpoints.
     let json = r#"{"Denoising": {"dim": 8, "cond_dim": 4, "width": 16, "depth": 1,
         "prediction": "V", "schedule": "Linear", "train_steps": 20, "sampling_steps": 5,
         "timesteps_per_token": 2}}"#;
@@ -130,7 +130,7 @@ fn regression_is_the_mean_squared_error() {
     assert_eq!(sample.into_data(), params.into_data());
 }
 
-/// The first prediction is zero, so that the first loss of ε is its mean square.
+/// The first prediction is zero, so the first loss of ε is its mean square.
 #[test]
 fn an_untrained_denoiser_predicts_nothing() {
     let device = Device::flex();
@@ -146,7 +146,7 @@ fn an_untrained_denoiser_predicts_nothing() {
     assert!((loss.into_scalar::<f32>() - 1.0).abs() < 4.0 * error);
 }
 
-/// Tokens lie around 1.5 or −1.5, and the condition says where.
+/// Tokens lie around 1.5 or −1.5, depending on the condition.
 #[test]
 fn a_denoiser_learns_where_its_condition_says() {
     let device = Device::flex().autodiff();
@@ -189,7 +189,7 @@ fn a_denoiser_learns_where_its_condition_says() {
             assert!(cold[side] < 0.7 * variances[side], "{case}");
         }
 
-        // What trains the language model.
+        // This gradient trains the language model.
         let condition = condition.clone().require_grad();
         let loss = head
             .loss(condition.clone(), condition.clone() * 1.5, &mut noise)

@@ -1,4 +1,4 @@
-//! The mixture against closed forms and statistics in f64.
+//! Compares the mixture with closed forms and with statistics in f64.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use divot_gmm::{Draw, Gmm, GmmConfig, Noise, SampleOptions, TokenHead};
@@ -14,7 +14,7 @@ fn values<const R: usize>(x: &Tensor<R>) -> Vec<f64> {
     x.to_data().iter::<f64>().collect()
 }
 
-/// A token's parameters: `[component][dim]` and one logit per component.
+/// The parameters of a token: `[component][dim]`, and one logit per component.
 #[derive(Clone)]
 struct Params {
     means: [[f32; D]; K],
@@ -40,7 +40,7 @@ impl Params {
         }
     }
 
-    /// With a first coordinate that tells the component.
+    /// Changes the first coordinate so that it identifies the component.
     fn separated(mut self) -> Self {
         for k in 0..K {
             self.means[k][0] = 10.0 * k as f32;
@@ -66,14 +66,14 @@ impl Params {
         softplus(self.raw_variances[k][d]).max(1e-5)
     }
 
-    /// log p(target)
+    /// Returns log p(target).
     fn log_likelihood(&self, target: &[f64]) -> f64 {
         let joint = self.joint(target);
         let largest = joint.iter().copied().fold(f64::MIN, f64::max);
         largest + joint.iter().map(|x| (x - largest).exp()).sum::<f64>().ln()
     }
 
-    /// log of probability times density, of each component
+    /// Returns the logarithm of probability times density, for each component.
     fn joint(&self, target: &[f64]) -> [f64; K] {
         let largest = f64::from(self.logits.iter().copied().fold(f32::MIN, f32::max));
         let total: f64 = self
@@ -93,7 +93,7 @@ impl Params {
         })
     }
 
-    /// Gradient of −log p(target) in the order of the parameters.
+    /// Returns the gradient of −log p(target), in the order of the parameters.
     fn gradient(&self, target: &[f64]) -> Vec<f64> {
         let log_likelihood = self.log_likelihood(target);
         let responsibilities = self.joint(target).map(|x| (x - log_likelihood).exp());
@@ -126,7 +126,7 @@ fn softplus(x: f32) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
-/// The loss and its gradient are the closed forms', of a batch of two tokens.
+/// Compares the loss and its gradient with the closed forms, for a batch of two tokens.
 fn check_loss(params: [Params; 2], targets: [[f32; D]; 2]) {
     let device = Device::flex().autodiff();
     let input = Tensor::cat(params.iter().map(|p| p.tensor(&device)).collect(), 1).require_grad();
@@ -184,7 +184,7 @@ fn loss_and_gradient_of_extreme_logits() {
 fn loss_and_gradient_of_extreme_variances() {
     let mut params = [Params::random(7), Params::random(8)];
     params[0].raw_variances = [[1e4; D], [-1e4; D], [-12.0, 21.0, 19.0], [-11.0, 1e4, -1e4]];
-    // All components are as narrow as may be.
+    // All components have the smallest possible variance.
     params[1].raw_variances = [[-1e4; D], [-1e4; D], [-100.0; D], [-20.0; D]];
     check_loss(params, [[0.3, -0.7, 1.1], [1e3, 0.0, -1.0]]);
 }
@@ -215,7 +215,7 @@ fn half_precision_parameters_are_computed_in_f32() {
         let full = half.clone().cast(DType::F32);
         let (half, full) = (run(half), run(full));
         assert_eq!((half.0, half.1), (full.0, full.1));
-        // The gradient is rounded to the parameters' dtype at the end only.
+        // The gradient is rounded to the parameters' dtype only at the end.
         for (half, full) in half.2.iter().zip(full.2) {
             assert!(
                 (half - full).abs() <= precision * full.abs() + 1e-6,
@@ -237,20 +237,20 @@ fn targets_that_would_broadcast_are_refused() {
     );
 }
 
-/// What 200,000 draws should look like, of each coordinate and of pairs of them.
+/// Expected moments of 200,000 samples: of each coordinate, and of pairs of coordinates.
 struct Moments {
     mean: [f64; D],
     variance: [f64; D],
     /// Fourth central moment.
     fourth: [f64; D],
-    /// Of coordinates 1 and 2.
+    /// Covariance of coordinates 1 and 2.
     covariance: f64,
-    /// Mean of the product of their squared deviations.
+    /// Mean of the product of the squared deviations of coordinates 1 and 2.
     squares: f64,
 }
 
 impl Moments {
-    /// Of the mixture itself.
+    /// Moments of the mixture.
     fn component(params: &Params, var_scale: f64) -> Self {
         let probabilities = params.probabilities();
         let sum = |f: &dyn Fn(usize) -> f64| (0..K).map(|k| probabilities[k] * f(k)).sum::<f64>();
@@ -271,7 +271,7 @@ impl Moments {
         }
     }
 
-    /// Of the weighted sum of one sample from each component: a Gaussian.
+    /// Moments of the weighted sum of one sample from each component, which is Gaussian.
     fn weighted(params: &Params, var_scale: f64) -> Self {
         let probabilities = params.probabilities();
         let sum = |f: &dyn Fn(usize) -> f64| (0..K).map(f).sum::<f64>();
@@ -290,7 +290,7 @@ impl Moments {
     }
 }
 
-/// Draws 200,000 tokens and compares their moments, and the independence of neighbours.
+/// Draws 200,000 tokens and checks their moments and the independence of neighbouring tokens.
 fn check_draws(params: &Params, draw: Draw, var_scale: f64, seed: u64) -> Vec<[f64; D]> {
     let n = 200_000;
     let device = Device::flex();
@@ -317,7 +317,7 @@ fn check_draws(params: &Params, draw: Draw, var_scale: f64, seed: u64) -> Vec<[f
     for d in 0..D {
         let (variance, average) = (expected.variance[d], expected.mean[d]);
         check("mean", mean(&|x| x[d]), average, (variance / count).sqrt());
-        // About the known mean, so that the standard error is exact.
+        // The known mean is used, so that the standard error is exact.
         let error = ((expected.fourth[d] - variance * variance) / count).sqrt();
         check(
             "variance",
@@ -401,7 +401,7 @@ fn the_expected_token_is_the_mean() {
     }
 }
 
-/// One component per token, each its own: tokens do not mix up their parameters.
+/// Each token has a different single component. Tokens must not mix up their parameters.
 #[test]
 fn each_token_has_its_own_mixture() {
     let device = Device::flex();

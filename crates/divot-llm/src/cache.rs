@@ -2,13 +2,13 @@ use burn::tensor::{Int, Tensor};
 
 use crate::layout::Place;
 
-/// Caches grow by multiples of this many positions.
+/// The capacity of a cache is a multiple of this number of positions.
 const ROOM: usize = 256;
 
-/// Keys and values of the positions that a [`Mistral`](crate::Mistral) has seen.
+/// Keys and values of the positions that a [`Mistral`](crate::Mistral) has read.
 ///
-/// It grows by doubling. New keys and values are written in place and move nothing, except when the
-/// beams of a search change places, see [`select`](Self::select).
+/// The cache grows by doubling. New keys and values are written in place without moving others, except when
+/// a beam search reorders its beams, see [`select`](Self::select).
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
@@ -16,12 +16,12 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for a decoder with that many layers, with room for `positions`.
+    /// Creates an empty cache for a decoder with this number of layers and room for `positions`.
     pub fn new(layers: usize, positions: usize) -> Self {
         Self::of(layers, positions.max(1))
     }
 
-    /// A cache that keeps nothing, for a forward pass over whole sequences.
+    /// Creates a cache that keeps nothing, for a forward pass over whole sequences.
     pub(crate) fn without_memory(layers: usize) -> Self {
         Self::of(layers, 0)
     }
@@ -33,22 +33,22 @@ impl KvCache {
         }
     }
 
-    /// Number of positions.
+    /// Returns the number of positions.
     pub fn len(&self) -> usize {
         self.places.first().map_or(0, Vec::len)
     }
 
-    /// Whether nothing was seen yet.
+    /// Returns whether no position was read yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Number of positions that fit before it grows.
+    /// Returns the number of positions that fit before the cache grows.
     pub fn capacity(&self) -> usize {
         self.layers.first().map_or(0, LayerCache::capacity)
     }
 
-    /// Forgets all but the first `len` positions.
+    /// Removes all positions except the first `len`.
     pub fn truncate(&mut self, len: usize) {
         for row in &mut self.places {
             row.truncate(len);
@@ -58,10 +58,10 @@ impl KvCache {
         }
     }
 
-    /// Keeps the given rows of the batch, in that order; rows may repeat. A beam search needs it.
+    /// Keeps the given rows of the batch, in this order. Rows may repeat. Beam search uses this.
     ///
     /// # Panics
-    /// If there is no such row.
+    /// If a row does not exist.
     pub fn select(&mut self, rows: &[usize]) {
         if rows.iter().copied().eq(0..self.places.len()) || self.places.is_empty() {
             return;
@@ -101,7 +101,7 @@ impl KvCache {
 pub(crate) struct LayerCache {
     store: Option<(Tensor<4>, Tensor<4>)>,
     len: usize,
-    /// Positions to make room for at first; 0 keeps nothing.
+    /// Initial number of positions to make room for. With 0, nothing is kept.
     room: usize,
 }
 
@@ -117,7 +117,7 @@ impl LayerCache {
         self.store.as_ref().map_or(0, |(keys, _)| keys.dims()[2])
     }
 
-    /// Adds keys and values, `[batch, key_value_heads, tokens, head_dim]`, and returns all.
+    /// Adds keys and values, `[batch, key_value_heads, tokens, head_dim]`, and returns all of them.
     pub fn push(&mut self, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         if self.room == 0 {
             return (keys, values);
@@ -162,7 +162,7 @@ impl LayerCache {
     }
 }
 
-/// Writes `new` at `start` on the axis of positions: in place where nothing else holds `store`.
+/// Writes `new` at position `start`, in place if `store` is not shared.
 fn write(store: Tensor<4>, start: usize, new: Tensor<4>) -> Tensor<4> {
     let [batch, heads, tokens, head_dim] = new.dims();
     store.slice_assign(

@@ -2,7 +2,7 @@ use divot_nn::Stopped;
 
 use crate::tokenizer::TokenizerError;
 
-/// What can go wrong between a prompt and its answer. Each message is one line that says what to do.
+/// An error of the language model. Each message is one line that names the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LlmError {
@@ -19,7 +19,7 @@ pub enum LlmError {
         option: &'static str,
         /// The given value.
         value: f64,
-        /// Values that are allowed.
+        /// The valid values.
         remedy: &'static str,
     },
     /// The prompt leaves no room for an answer.
@@ -29,13 +29,13 @@ pub enum LlmError {
     TooLong {
         /// Tokens of the prompt.
         tokens: usize,
-        /// Positions that the model has.
+        /// Number of positions of the model.
         window: usize,
     },
     /// A text is empty.
     #[error("the {0} is empty; say something")]
     Empty(&'static str),
-    /// The text tokenizer lacks a token that marks video.
+    /// The text tokenizer lacks a token for video.
     #[error(
         "the text tokenizer has no `{0}`: it does not belong to a Divot language model; convert the model with its own text tokenizer"
     )]
@@ -50,27 +50,27 @@ pub enum LlmError {
         /// Number of rows of the embedding table.
         rows: usize,
     },
-    /// Features have another shape than the model and the prompt need.
+    /// The features do not have the shape that the model and the prompt need.
     #[error("features of shape {found:?} do not fit; a clip is {tokens} tokens of {width}")]
     Features {
-        /// The shape that was given.
+        /// The given shape.
         found: Vec<usize>,
         /// Tokens of a clip.
         tokens: usize,
         /// Width of a token.
         width: usize,
     },
-    /// A training row does not fit its length, and cutting it would leave nothing to learn.
+    /// A training row is too long, and nothing learned would be left after cutting it.
     #[error(
         "the training row takes {tokens} tokens and {max_length} are allowed; allow longer rows, or leave this sample out"
     )]
     RowTooLong {
-        /// Number of tokens that it takes.
+        /// Number of tokens of the row.
         tokens: usize,
-        /// Number of tokens that are allowed.
+        /// Maximum number of tokens.
         max_length: usize,
     },
-    /// Numbers overflowed.
+    /// A computation gave a value that is not finite.
     #[error("the model's outputs are not finite in {0}; load the weights as f32 and compute in it")]
     NotFinite(&'static str),
 }

@@ -11,11 +11,10 @@ use crate::layout::Layout;
 use crate::mistral::Mistral;
 use crate::sampling::{FrameOrder, TextSampling};
 
-/// Positions of a prompt that go through the decoder at once. It bounds the memory that a long prompt
-/// takes.
+/// Number of positions of a prompt that are read at once. It limits the memory for a long prompt.
 const CHUNK: usize = 512;
 
-/// Why a text ended.
+/// Why generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
     /// This stop token was generated.
@@ -27,13 +26,13 @@ pub enum FinishReason {
 /// Generated tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generated {
-    /// Their ids, the stop token included.
+    /// The ids, including the stop token.
     pub ids: Vec<u32>,
-    /// Why the text ended.
+    /// Why generation ended.
     pub end: FinishReason,
 }
 
-/// What a decoder has read so far, to be continued: keys and values, and the last hidden state.
+/// The state of a decoder after the tokens it has read: keys, values and the last hidden state.
 #[derive(Debug)]
 pub struct Context {
     cache: KvCache,
@@ -46,7 +45,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// An empty context with room for `positions`; it grows when needed.
+    /// Creates an empty context with room for `positions`. It grows when needed.
     ///
     /// The decoder computes in `dtype`, whatever type its weights have.
     pub fn new(model: &Mistral, positions: usize, dtype: DType) -> Self {
@@ -58,36 +57,36 @@ impl Context {
         }
     }
 
-    /// The type that the decoder computes in.
+    /// Returns the type that the decoder computes in.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Number of positions read.
+    /// Returns the number of positions that were read.
     pub fn len(&self) -> usize {
         self.cache.len()
     }
 
-    /// Whether nothing was read yet.
+    /// Returns whether nothing was read yet.
     pub fn is_empty(&self) -> bool {
         self.cache.is_empty()
     }
 
-    /// Number of positions that fit before the cache grows.
+    /// Returns the number of positions that fit before the cache grows.
     pub fn capacity(&self) -> usize {
         self.cache.capacity()
     }
 
-    /// Forgets all but the first `len` positions, and all but one beam of a search. Something must be
-    /// read before text can be generated again.
+    /// Removes all positions except the first `len`, and all beams of a search except the first. Something
+    /// must be read before text can be generated again.
     pub fn truncate(&mut self, len: usize) {
         self.cache.select(&[0]);
         self.cache.truncate(len);
         self.hidden = None;
     }
 
-    /// Reads tokens: `embeds` are `[1, tokens, hidden]`, in the context's type; `last` is the id of the
-    /// last one.
+    /// Reads tokens. `embeds` are `[1, tokens, hidden]`, in the context's type. `last` is the id of the
+    /// last token.
     pub fn read(&mut self, model: &Mistral, embeds: Tensor<3>, last: u32) {
         let tokens = embeds.dims()[1];
         for start in (0..tokens).step_by(CHUNK) {
@@ -102,38 +101,38 @@ impl Context {
         self.last = last;
     }
 
-    /// Reads tokens with a layout of their own and returns their hidden states, `[1, tokens, hidden]`.
+    /// Reads tokens with the given layout and returns their hidden states, `[1, tokens, hidden]`.
     pub fn read_with(&mut self, model: &Mistral, embeds: Tensor<3>, layout: &Layout) -> Tensor<3> {
         self.hidden = None;
         model.forward(embeds, layout, Some(&mut self.cache))
     }
 
-    /// Hidden state of the last position that was read, `[1, 1, hidden]`.
+    /// Returns the hidden state of the last position that was read, `[1, 1, hidden]`.
     pub fn hidden(&self) -> Option<&Tensor<3>> {
         self.hidden.as_ref()
     }
 }
 
-/// How [`Mistral::generate`] chooses and when it stops.
+/// How [`Mistral::generate`] selects tokens, and when it stops.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules<'a> {
-    /// How tokens are chosen.
+    /// How tokens are selected.
     pub sampling: &'a TextSampling,
     /// Tokens that end the text.
     pub stop: &'a [u32],
     /// The rule that keeps frame tokens in order.
     pub order: Option<&'a FrameOrder>,
-    /// Number of positions that the model has.
+    /// Number of positions of the model.
     pub window: usize,
 }
 
 impl Mistral {
     /// Continues a context with text. The last generated token is not read into the context.
     ///
-    /// `on_token` gets each token and may stop the text. A beam search calls it at its end.
+    /// `on_token` receives each token and may stop the generation. A beam search calls it at the end.
     ///
     /// # Errors
-    /// If an option is out of range, the context leaves no room, or a score is no number.
+    /// If an option is out of range, the context leaves no room, or a score is NaN.
     ///
     /// # Panics
     /// If nothing was read into the context.
@@ -187,7 +186,7 @@ impl Mistral {
         }
     }
 
-    /// Scores of the next token of each row.
+    /// Computes the scores of the next token of each row.
     fn scores(&self, hidden: Option<Tensor<3>>) -> Result<Vec<Vec<f32>>, LlmError> {
         let hidden = hidden.expect("something was read before");
         let dtype = hidden.dtype();
@@ -203,7 +202,7 @@ impl Mistral {
             .collect())
     }
 
-    /// The text of the highest mean log-probability that a search with a few beams finds.
+    /// Returns the text with the highest mean log-probability that a beam search finds.
     fn beam_search(
         &self,
         context: &mut Context,
@@ -242,7 +241,7 @@ impl Mistral {
                     }),
                 );
             }
-            // Enough for all beams that may end here and all that may go on.
+            // Enough for all beams that may end here and all that may continue.
             let wanted = (2 * beams).min(next.len());
             next.select_nth_unstable_by(wanted - 1, |a, b| b.2.total_cmp(&a.2));
             next.truncate(wanted);
@@ -284,7 +283,7 @@ impl Mistral {
             let layout = Layout::causal(alive.len(), 1);
             hidden = Some(self.forward(embeds, &layout, Some(&mut context.cache)));
         }
-        // Beams that were cut by the limit compete with those that ended.
+        // Beams that the limit cut off compete with those that ended.
         finished.extend(alive.into_iter().map(|beam| {
             let end = FinishReason::Length;
             (
@@ -301,7 +300,7 @@ impl Mistral {
                 end: FinishReason::Length,
             });
 
-        // One row again, which reads the best beam.
+        // Return to one row, and read the best beam.
         context.truncate(start);
         if let [read @ .., _] = &best.ids[..]
             && let Some(&last) = read.last()

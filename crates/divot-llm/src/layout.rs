@@ -1,28 +1,28 @@
-/// What a token is to attention. The released attention mask writes it as 0, 1 or −1.
+/// How attention treats a token. The released attention mask has the values 0, 1 and −1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// No token: nothing sees it.
+    /// Padding, which no token sees.
     Padding,
     /// Sees itself and everything before it.
     Causal,
-    /// One of a block of learned queries. Queries of a block also see those of the block after them,
-    /// unless queries are [causal](Layout::with_causal_queries).
+    /// One of a block of learned queries. A query also sees the later queries of its block, unless queries
+    /// are [causal](Layout::with_causal_queries).
     Query {
-        /// Number of the block; neighbouring blocks have different numbers.
+        /// Number of the block. Neighbouring blocks have different numbers.
         block: usize,
     },
-    /// As [`Query`](Self::Query), but seen by its own block only, not by anything after it. The
-    /// sequence continues as if the block was never read, which is what generation does: it draws a
-    /// clip from the queries, forgets them, and reads the clip in their place.
+    /// Like [`Query`](Self::Query), but visible only within its block. The sequence continues as if the
+    /// block had not been read. Generation does the same: it samples a clip from the queries, removes
+    /// them, and reads the clip in their place.
     HiddenQuery {
-        /// Number of the block; neighbouring blocks have different numbers.
+        /// Number of the block. Neighbouring blocks have different numbers.
         block: usize,
     },
 }
 
 impl Role {
-    /// Roles of a row of the released attention mask: 0 is padding, 1 a token, and each run of
-    /// `block` times −1 a block of queries. A block that the row cuts short is causal.
+    /// Returns the roles for a row of the released attention mask. 0 is padding, 1 is a token, and each run
+    /// of `block` values of −1 is a block of queries. A block that the row cuts short is causal.
     pub fn of_released(mask: &[i64], block: usize) -> Vec<Self> {
         let queries: Vec<usize> = (0..mask.len()).filter(|&i| mask[i] == -1).collect();
         let mut roles: Vec<Self> = mask
@@ -38,7 +38,7 @@ impl Role {
         roles
     }
 
-    /// The value in the released attention mask.
+    /// Returns the value in the released attention mask.
     pub fn released(self) -> i64 {
         match self {
             Self::Padding => 0,
@@ -52,24 +52,24 @@ impl Role {
 #[derive(Debug, Clone)]
 pub struct Layout {
     roles: Vec<Vec<Role>>,
-    /// Consecutive, behind those in the cache, if not given.
+    /// By default, consecutive positions after those in the cache.
     positions: Option<Vec<Vec<usize>>>,
     causal_queries: bool,
 }
 
-/// What attention has to know of a token. Indices count the tokens of a row, cached ones included.
+/// What attention needs to know about a token. Indices count the tokens of a row, including cached ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     /// Rotary position.
     pub position: usize,
     /// The last index that it sees.
     pub ahead: usize,
-    /// The first index that does not see it any more.
+    /// Tokens from this index on do not see it.
     pub until: usize,
 }
 
 impl Layout {
-    /// Tokens with these roles, `[batch, tokens]`, at consecutive positions.
+    /// Creates the layout of tokens with these roles, `[batch, tokens]`, at consecutive positions.
     ///
     /// # Panics
     /// If the rows differ in length.
@@ -85,15 +85,15 @@ impl Layout {
         }
     }
 
-    /// Plain causal tokens, `[batch, tokens]`.
+    /// Creates the layout of plain causal tokens, `[batch, tokens]`.
     pub fn causal(batch: usize, tokens: usize) -> Self {
         Self::new(vec![vec![Role::Causal; tokens]; batch])
     }
 
-    /// Sets the rotary positions, `[batch, tokens]`. The sliding window counts in positions as well.
+    /// Sets the rotary positions, `[batch, tokens]`. The sliding window is measured in them too.
     ///
     /// # Panics
-    /// If there is not one for each role.
+    /// If the number of positions differs from that of the roles.
     pub fn with_positions(mut self, positions: Vec<Vec<usize>>) -> Self {
         let lengths = |rows: &mut dyn Iterator<Item = usize>| rows.collect::<Vec<_>>();
         assert_eq!(
@@ -105,18 +105,18 @@ impl Layout {
         self
     }
 
-    /// Whether a query does not see the queries of its block after it.
+    /// Sets whether a query does not see the later queries of its block.
     pub fn with_causal_queries(mut self, causal: bool) -> Self {
         self.causal_queries = causal;
         self
     }
 
-    /// `[batch, tokens]`.
+    /// Returns `[batch, tokens]`.
     pub fn dims(&self) -> [usize; 2] {
         [self.roles.len(), self.roles.first().map_or(0, Vec::len)]
     }
 
-    /// The places of the tokens behind `past` cached ones.
+    /// Returns the places of the tokens after `past` cached ones.
     pub(crate) fn places(&self, past: usize) -> Vec<Vec<Place>> {
         let rows = self.roles.iter().enumerate();
         rows.map(|(row, roles)| {

@@ -6,7 +6,7 @@ use divot_nn::ops::linear;
 use divot_nn::{CheckSizes, SizeError, check_widths};
 use serde::{Deserialize, Serialize};
 
-/// A projection of a decoder layer, under its released name.
+/// A projection of a decoder layer. The variants have the released names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraTarget {
@@ -20,9 +20,9 @@ pub enum LoraTarget {
     OProj,
     /// Hidden states to gates.
     GateProj,
-    /// Hidden states to what is gated.
+    /// Hidden states to the values that are gated.
     UpProj,
-    /// Back to hidden states.
+    /// Gated values to hidden states.
     DownProj,
 }
 
@@ -38,7 +38,7 @@ impl LoraTarget {
         Self::DownProj,
     ];
 
-    /// The released name.
+    /// Returns the released name.
     pub fn name(self) -> &'static str {
         match self {
             Self::QProj => "q_proj",
@@ -58,10 +58,10 @@ pub struct LoraConfig {
     /// Rank of the low-rank matrices.
     #[config(default = 32)]
     pub rank: usize,
-    /// Their product is scaled by alpha / rank.
+    /// Alpha. The product of the matrices is scaled by alpha / rank.
     #[config(default = 32.0)]
     pub alpha: f64,
-    /// Dropout rate of their input in training.
+    /// Dropout rate of the input of the matrices in training.
     #[config(default = 0.05)]
     pub dropout: f64,
     /// The projections that are adapted.
@@ -94,7 +94,7 @@ pub struct LoraLinear {
     pub base: Linear,
     /// A, `[input]` → `[rank]`.
     pub lora_a: Linear,
-    /// B, `[rank]` → `[output]`; zero at first.
+    /// B, `[rank]` → `[output]`. It is zero at first.
     pub lora_b: Linear,
     /// Dropout on the input of A.
     pub dropout: Dropout,
@@ -103,9 +103,9 @@ pub struct LoraLinear {
 }
 
 impl LoraConfig {
-    /// Adds the two matrices to a layer. Its outputs stay the same until the matrices are trained.
+    /// Adds the two matrices to a layer. The outputs stay the same until the matrices are trained.
     pub fn init(&self, base: Linear) -> LoraLinear {
-        // The lazy shape: the weight itself may still have to be loaded.
+        // The lazy shape, because the weight may not be loaded yet.
         let [input, output] = base.weight.lazy_shape().dims();
         let device = base.weight.lazy_device();
         let thin = |input, output, initializer| {
@@ -114,7 +114,7 @@ impl LoraConfig {
                 .with_initializer(initializer)
                 .init(&device)
         };
-        // Uniform within 1 / sqrt(input), as PEFT starts them.
+        // Uniform within 1 / sqrt(input), as PEFT initialises them.
         let uniform = Initializer::KaimingUniform {
             gain: 1.0 / 3f64.sqrt(),
             fan_out_only: false,
@@ -130,13 +130,13 @@ impl LoraConfig {
 }
 
 impl LoraLinear {
-    /// `[batch, tokens, input]` → `[batch, tokens, output]`.
+    /// Applies the layer: `[batch, tokens, input]` → `[batch, tokens, output]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let low_rank = linear(&self.lora_a, self.dropout.forward(x.clone()));
         linear(&self.base, x) + linear(&self.lora_b, low_rank) * self.scale
     }
 
-    /// Folds the low-rank product into the weight.
+    /// Adds the low-rank product to the weight.
     pub fn merge(self) -> Linear {
         let product = self.lora_a.weight.val().matmul(self.lora_b.weight.val());
         let weight = self.base.weight.val() + product * self.scale;

@@ -2,21 +2,22 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::layout::Place;
 
-/// Added to the scores of hidden keys. It is finite, so that a row that sees nothing, which only
-/// padding is, gives numbers instead of NaN.
+/// Added to the scores of hidden keys. It is finite, so that rows that see nothing do not become NaN. Only
+/// padding is such a row.
 const HIDDEN: f32 = -1e30;
 
 /// Which keys the queries of an attention layer see.
 pub(crate) struct Mask {
-    /// Added to the scores, 0 for keys that are seen: `[batch or 1, 1, tokens, positions]`.
+    /// Added to the scores, 0 for visible keys: `[batch or 1, 1, tokens, positions]`.
     pub added: Option<Tensor<4>>,
     /// Whether each token sees itself and everything before it, and nothing else.
     pub causal: bool,
 }
 
-/// The mask of the tokens from index `past` on. `places` are those of all tokens, cached ones first.
+/// Computes the mask of the tokens from index `past` on. `places` are those of all tokens, cached ones
+/// first.
 ///
-/// `window` is the number of positions back that a token sees, itself included.
+/// `window` is the number of positions back that a token sees, including itself.
 pub(crate) fn attention_mask(
     places: &[Vec<Place>],
     past: usize,
@@ -31,7 +32,7 @@ pub(crate) fn attention_mask(
     if past == keys {
         return none(false);
     }
-    // The largest difference of positions never exceeds the window.
+    // Whether the largest difference of positions is within the window.
     let near = |row: &[Place]| {
         let position = |place: &Place| place.position;
         let first = row.iter().map(position).min().unwrap_or(0);
@@ -50,7 +51,7 @@ pub(crate) fn attention_mask(
         return none(false);
     }
 
-    // Rows that are alike share a mask.
+    // Equal rows share a mask.
     let alike = places.windows(2).all(|rows| rows[0] == rows[1]);
     let rows = &places[..if alike { 1 } else { places.len() }];
     let shape = [rows.len(), keys - past, keys];
@@ -100,7 +101,7 @@ mod tests {
         Role::HiddenQuery { block }
     }
 
-    /// What each token from `past` on sees, row after row.
+    /// Returns what each token from `past` on sees, row by row.
     fn seen(layout: &Layout, past: usize, window: Option<usize>) -> Vec<String> {
         let [batch, keys] = layout.dims();
         let tokens = keys - past;
@@ -173,7 +174,7 @@ mod tests {
         let mask = attention_mask(&plain, 0, Some(3), &Device::default());
         assert!(mask.causal && mask.added.is_none());
         assert_eq!(rows(vec![C; 3], 0, None), ["x..", "xx.", "xxx"]);
-        // A single new token sees all that is cached.
+        // A single new token sees all cached tokens.
         let mask = attention_mask(&plain, 2, None, &Device::default());
         assert!(!mask.causal && mask.added.is_none());
         assert_eq!(rows(vec![C; 3], 1, None), ["xx.", "xxx"]);

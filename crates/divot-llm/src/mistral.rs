@@ -1,5 +1,5 @@
-//! The Mistral decoder: grouped-query attention with rotary positions and a sliding window, SwiGLU,
-//! RMS norms.
+//! The Mistral decoder: grouped-query attention with rotary positions and a sliding window, SwiGLU, and RMS
+//! norms.
 
 use burn::config::Config;
 use burn::module::Module;
@@ -27,14 +27,14 @@ pub struct MistralConfig {
     pub intermediate_size: usize,
     /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Number of query heads; divides the width.
+    /// Number of query heads. It divides the width.
     pub num_attention_heads: usize,
-    /// Number of key and value heads; divides the query heads.
+    /// Number of key and value heads. It divides the number of query heads.
     pub num_key_value_heads: usize,
     /// Base of the rotary frequencies.
     #[config(default = 10000.0)]
     pub rope_theta: f64,
-    /// Number of positions back that a token sees, itself included; unlimited if `None`.
+    /// Number of positions back that a token sees, including itself. Unlimited if `None`.
     #[config(default = "Some(4096)")]
     pub sliding_window: Option<usize>,
     /// Epsilon of the RMS norms.
@@ -46,12 +46,12 @@ pub struct MistralConfig {
 }
 
 impl MistralConfig {
-    /// Mistral-7B-Instruct-v0.1 with the vocabulary that the released Divot-LLM grew it to.
+    /// Mistral-7B-Instruct-v0.1 with the extended vocabulary of the released Divot-LLM.
     pub fn mistral_7b() -> Self {
         Self::new(32_262, 4096, 14_336, 32, 32, 8)
     }
 
-    /// Width of a head.
+    /// Returns the width of a head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_attention_heads
     }
@@ -117,7 +117,7 @@ impl MistralConfig {
 
 impl CheckSizes for MistralConfig {
     fn check_sizes(&self) -> Result<(), SizeError> {
-        // Vocabularies may exceed the limit on widths.
+        // A vocabulary may be larger than the limit of widths.
         if !(1..=1 << 24).contains(&self.vocab_size) {
             return Err(SizeError::new(format!("vocab_size is {}", self.vocab_size)));
         }
@@ -175,24 +175,24 @@ pub struct Mistral {
 impl Mistral {
     /// Embeds token ids: `[batch, tokens]` → `[batch, tokens, hidden]`.
     ///
-    /// The decoder computes in the type of its embeddings, `dtype`, whatever type its weights have.
+    /// The decoder computes in the type of its embeddings, `dtype`. Its weights may have another type.
     pub fn embed(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
         self.embed_tokens.forward(ids).cast(dtype)
     }
 
-    /// Embeds one row of ids, as [`embed`](Self::embed): `[1, tokens, hidden]`.
+    /// Embeds one row of ids like [`embed`](Self::embed): `[1, tokens, hidden]`.
     pub fn embed_ids(&self, ids: &[u32], dtype: DType) -> Tensor<3> {
         let data = TensorData::new(ids.iter().map(|&id| id as i32).collect(), [1, ids.len()]);
         let device = self.norm.gamma.device();
         self.embed(Tensor::<2, Int>::from_data(data, &device), dtype)
     }
 
-    /// Hidden states after the final norm.
+    /// Computes the hidden states after the final norm.
     ///
     /// # Arguments
     /// - `embeds`: `[batch, tokens, hidden]`.
-    /// - `layout`: roles and positions of the tokens. A block of queries must be whole.
-    /// - `cache`: keys and values of the tokens before these; those of these are added.
+    /// - `layout`: roles and positions of the tokens. A block of queries must be complete.
+    /// - `cache`: keys and values of the tokens before these. Those of these tokens are added.
     ///
     /// Returns `[batch, tokens, hidden]`, in the type of `embeds`.
     ///
@@ -227,17 +227,18 @@ impl Mistral {
         rms_norm(&self.norm, hidden)
     }
 
-    /// Scores of the next token: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`, in f32.
+    /// Computes the scores of the next token: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`, in
+    /// f32.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         self.lm_head.forward(hidden).cast(DType::F32)
     }
 }
 
 impl Mistral {
-    /// Adds LoRA to the projections that `config` names, and freezes all that is not trained.
+    /// Adds LoRA to the projections that `config` names, and freezes all weights that are not trained.
     ///
     /// # Panics
-    /// If the decoder is quantised: only float weights can be adapted.
+    /// If the decoder is quantised. Only float weights can be adapted.
     pub fn with_lora(mut self, config: &LoraConfig) -> Self {
         for (name, slot) in self.layers.iter_mut().flat_map(|l| l.projections_mut()) {
             let wanted = config.targets.iter().any(|t| name.ends_with(t.name()));
@@ -261,7 +262,7 @@ impl Mistral {
         self
     }
 
-    /// Folds every low-rank product into its weight.
+    /// Adds every low-rank product to its weight.
     pub fn merge_lora(mut self) -> Self {
         for (_, slot) in self.layers.iter_mut().flat_map(|l| l.projections_mut()) {
             if let Projection::Lora(lora) = slot.clone() {
@@ -272,7 +273,7 @@ impl Mistral {
     }
 }
 
-/// Attention and feed-forward, each with its norm before it and a residual around it.
+/// Attention and a feed-forward layer, each with a norm before it and a residual connection.
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
     /// The norm before attention.
@@ -286,7 +287,7 @@ pub struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    /// The projections by their names in the layer.
+    /// Returns the projections with their names in the layer.
     pub fn projections_mut(&mut self) -> [(&'static str, &mut Projection); 7] {
         let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
         [
@@ -360,9 +361,9 @@ impl Attention {
 pub struct SwiGlu {
     /// Hidden states to gates.
     pub gate_proj: Projection,
-    /// Hidden states to what is gated.
+    /// Hidden states to the values that are gated.
     pub up_proj: Projection,
-    /// Back to hidden states.
+    /// Gated values to hidden states.
     pub down_proj: Projection,
 }
 

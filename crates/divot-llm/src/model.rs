@@ -19,7 +19,7 @@ use crate::prompt::Prompt;
 /// How the decoder predicts the features of a clip (an ablation of the paper).
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
 pub enum QueryMechanism {
-    /// One after another, each from the hidden state of the feature before it.
+    /// One after another, each from the hidden state of the previous feature.
     Autoregressive,
     /// All at once, from learned queries that see the queries before them.
     Causal,
@@ -32,7 +32,7 @@ pub enum QueryMechanism {
 pub struct DivotLlmConfig {
     /// The decoder.
     pub llm: MistralConfig,
-    /// The head that features are drawn from.
+    /// The head that features are sampled from.
     pub head: HeadConfig,
     /// Number of features of a clip.
     #[config(default = 64)]
@@ -40,7 +40,7 @@ pub struct DivotLlmConfig {
     /// How the decoder predicts features.
     #[config(default = "QueryMechanism::Bidirectional")]
     pub query_mechanism: QueryMechanism,
-    /// Low-rank adaptation beside the weights, if any.
+    /// Low-rank adaptation of the weights, if any.
     #[config(default = "None")]
     pub lora: Option<LoraConfig>,
 }
@@ -100,7 +100,7 @@ impl FeatureProjection {
         }
     }
 
-    /// `[batch, tokens, input]` → `[batch, tokens, output]`, in the type of `x`.
+    /// Applies the projection: `[batch, tokens, input]` → `[batch, tokens, output]`, in the type of `x`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         linear(&self.fc2, gelu(linear(&self.fc1, x)))
     }
@@ -115,7 +115,7 @@ pub struct DivotLlm {
     pub input_proj: FeatureProjection,
     /// Hidden states to the head's parameters.
     pub output_proj: FeatureProjection,
-    /// The head that features are drawn from.
+    /// The head that features are sampled from.
     pub head: Head,
     /// Number of features of a clip.
     pub num_queries: usize,
@@ -125,12 +125,12 @@ pub struct DivotLlm {
 }
 
 impl DivotLlm {
-    /// Number of positions that the model has.
+    /// Returns the number of positions of the model.
     pub fn window(&self) -> usize {
         self.window
     }
 
-    /// Width of a feature.
+    /// Returns the width of a feature.
     pub fn token_dim(&self) -> usize {
         self.head.dim()
     }
@@ -140,8 +140,8 @@ impl DivotLlm {
     /// `features` are those of the prompt's clips, in order: `[clips, tokens, width]`.
     ///
     /// # Errors
-    /// If the prompt is empty, the features do not fit the prompt or the model, or the window has no
-    /// room.
+    /// If the prompt is empty, the features do not fit the prompt or the model, or the window has no room
+    /// left.
     pub fn read(
         &self,
         context: &mut Context,
@@ -183,13 +183,13 @@ impl DivotLlm {
         Ok(())
     }
 
-    /// Draws the features of the next clip: `[1, tokens, width]`, in f32. The context, which must end
-    /// with `<frame>`, is left as it was.
+    /// Samples the features of the next clip: `[1, tokens, width]`, in f32. The context must end with
+    /// `<frame>`. It does not change.
     ///
     /// `frames` are the ids of the clip's tokens.
     ///
     /// # Errors
-    /// If the window has no room.
+    /// If the window has no room left.
     pub fn predict_clip(
         &self,
         context: &mut Context,
@@ -228,14 +228,14 @@ impl DivotLlm {
         Ok(features.cast(DType::F32))
     }
 
-    /// A layout in which queries see each other if the model's do.
+    /// Creates a layout in which queries see each other if the model's queries do.
     pub(crate) fn layout(&self, roles: Vec<Vec<Role>>) -> Layout {
         let bidirectional = self.query_mechanism == QueryMechanism::Bidirectional;
         Layout::new(roles).with_causal_queries(!bidirectional)
     }
 
-    /// Puts features, `[clips, tokens, width]`, through the input projection and in the places of
-    /// embeddings, `[batch, tokens, hidden]`. `places` count the tokens of the whole batch.
+    /// Applies the input projection to features, `[clips, tokens, width]`, and puts them in place of
+    /// embeddings, `[batch, tokens, hidden]`. `places` are indices into the tokens of the whole batch.
     pub(crate) fn replace(
         &self,
         embeds: Tensor<3>,
@@ -261,7 +261,7 @@ impl DivotLlm {
     }
 }
 
-/// The given rows of a matrix.
+/// Selects rows of a matrix.
 pub(crate) fn select(rows: Tensor<2>, places: Vec<usize>) -> Tensor<2> {
     let places: Vec<i32> = places.into_iter().map(|place| place as i32).collect();
     let indices = Tensor::<1, Int>::from_data(places.as_slice(), &rows.device());

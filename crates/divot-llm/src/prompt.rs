@@ -1,4 +1,4 @@
-//! Prompts: text, and clips between their marks.
+//! Prompts of text and clips.
 
 use crate::error::LlmError;
 use crate::sampling::FrameOrder;
@@ -25,8 +25,8 @@ pub struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// Looks the tokens up by name: their ids are in no particular order. `num_queries` is the number of
-    /// features of a clip.
+    /// Looks up the tokens by name, because their ids are in no particular order. `num_queries` is the
+    /// number of features of a clip.
     ///
     /// # Errors
     /// If one is missing.
@@ -54,7 +54,7 @@ impl SpecialTokens {
         })
     }
 
-    /// The tokens before and after the clips of a video or an image.
+    /// Returns the tokens before and after the clips of a video or an image.
     pub fn marks(&self, medium: Medium) -> [u32; 2] {
         match medium {
             Medium::Video => [self.video, self.video_end],
@@ -62,7 +62,7 @@ impl SpecialTokens {
         }
     }
 
-    /// The rule that keeps the tokens of a clip in order.
+    /// Returns the rule that keeps the tokens of a clip in order.
     pub fn order(&self) -> FrameOrder {
         let mut ids = vec![self.clip];
         ids.extend(&self.features);
@@ -80,12 +80,12 @@ pub enum Medium {
     Image,
 }
 
-/// What is shown before a question.
+/// What a prompt shows before a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shown {
     /// Nothing.
     Nothing,
-    /// A video with that many clips.
+    /// A video with this number of clips.
     Video(usize),
     /// An image, which is one clip of the same frame.
     Image,
@@ -109,7 +109,7 @@ impl Shown {
     }
 }
 
-/// Token ids with the places of clips among them.
+/// Token ids, and the positions of clips among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
     /// Token ids.
@@ -119,8 +119,8 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// A question about what is shown: `<s>[INST] <vid>…</vid>question [/INST]\n`. Special tokens in
-    /// the question stay text.
+    /// Builds a question about what is shown: `<s>[INST] <vid>…</vid>question [/INST]\n`. Names of special
+    /// tokens in the question stay text.
     ///
     /// # Errors
     /// If the question is empty, or cannot be encoded.
@@ -140,7 +140,7 @@ impl Prompt {
         Self::new(tokenizer, tokens, &segments)
     }
 
-    /// What is shown, and no text: `<s><vid>…</vid>`.
+    /// Builds a prompt of what is shown, without text: `<s><vid>…</vid>`.
     ///
     /// # Errors
     /// If the text tokenizer lacks a token.
@@ -152,7 +152,7 @@ impl Prompt {
         Self::new(tokenizer, tokens, &shown.segments(tokens))
     }
 
-    /// A request for a video: `<s>[INST] Generate a video of caption [/INST]\n`.
+    /// Builds a request for a video: `<s>[INST] Generate a video of caption [/INST]\n`.
     ///
     /// # Errors
     /// If the caption is empty, or cannot be encoded.
@@ -166,7 +166,7 @@ impl Prompt {
         )
     }
 
-    /// An instruction: `<s>[INST] instruction [/INST]\n`.
+    /// Builds an instruction: `<s>[INST] instruction [/INST]\n`.
     ///
     /// # Errors
     /// If the instruction is empty, or cannot be encoded.
@@ -177,7 +177,7 @@ impl Prompt {
         Self::text(tokenizer, &format!("[INST] {instruction} [/INST]\n"))
     }
 
-    /// A further question, behind an answer: `</s>[INST] question [/INST]\n`.
+    /// Builds a further question after an answer: `</s>[INST] question [/INST]\n`.
     ///
     /// # Errors
     /// If the question is empty, or cannot be encoded.
@@ -191,7 +191,7 @@ impl Prompt {
         Ok(Self { ids, clips })
     }
 
-    /// The features of a clip and the marks after it, to be read behind `<frame>`: `…</frame></vid>`.
+    /// Builds the features of a clip and the marks after it, to be read after `<frame>`: `…</frame></vid>`.
     pub fn clip_features(tokens: &SpecialTokens) -> Self {
         let mut ids = tokens.features.clone();
         ids.extend([tokens.clip_end, tokens.video_end]);
@@ -201,7 +201,7 @@ impl Prompt {
         }
     }
 
-    /// Plain text: `<s>text`.
+    /// Builds a prompt of plain text: `<s>text`.
     ///
     /// # Errors
     /// If it cannot be encoded.

@@ -1,8 +1,8 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-/// Rotary positions: the two halves of a head are rotated against each other, by an angle that grows
-/// with the position and falls with the index within the half.
+/// Rotary positions. The two halves of a head are rotated against each other. The angle increases with the
+/// position and decreases with the index within the half.
 #[derive(Module, Debug)]
 pub(crate) struct Rotary {
     head_dim: usize,
@@ -14,8 +14,8 @@ impl Rotary {
         Self { head_dim, theta }
     }
 
-    /// The angles at `positions`, `[batch, tokens]`, computed on the host in f32, as the released
-    /// model did.
+    /// Computes the angles at `positions`, `[batch, tokens]`, on the host in f32, as the released model
+    /// does.
     pub fn angles(&self, positions: &[Vec<usize>], device: &Device) -> Angles {
         let Some(first) = positions.first() else {
             return self.table(&[], device);
@@ -35,7 +35,7 @@ impl Rotary {
         }
     }
 
-    /// `[1, 1, positions, head_dim / 2]`.
+    /// Computes the angles as `[1, 1, positions, head_dim / 2]`.
     fn table(&self, positions: &[usize], device: &Device) -> Angles {
         let half = self.head_dim / 2;
         let frequencies: Vec<f32> = (0..half)
@@ -64,7 +64,7 @@ pub(crate) struct Angles {
 }
 
 impl Angles {
-    /// Rotates `[batch, heads, tokens, head_dim]`. It computes in f32; the result has the type of `x`.
+    /// Rotates `[batch, heads, tokens, head_dim]`. It computes in f32 and returns the type of `x`.
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         let dtype = x.dtype();
         let half = x.dims()[3] / 2;

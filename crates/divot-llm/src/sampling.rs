@@ -1,33 +1,32 @@
-//! Choosing the next token from the decoder's scores.
+//! Selection of the next token by the decoder's scores.
 
 use burn::config::Config;
 use divot_nn::Noise;
 
 use crate::error::LlmError;
 
-/// How text is generated. The defaults are the released settings.
+/// Options of text generation. The defaults are the released settings.
 #[derive(Config, Debug)]
 pub struct TextSampling {
-    /// Largest number of new tokens.
+    /// Maximum number of new tokens.
     #[config(default = 256)]
     pub max_new_tokens: usize,
-    /// Scores are divided by it; 0 is greedy and takes the highest score.
+    /// Divisor of the scores. With 0, decoding is greedy and takes the highest score.
     #[config(default = 0.7)]
     pub temperature: f64,
-    /// Number of highest scores to draw from; 0 means all. The released code uses its library's
-    /// default.
+    /// Number of highest scores to sample from. 0 means all. The released code uses its library's default.
     #[config(default = 50)]
     pub top_k: usize,
-    /// Probability of the most likely tokens to draw from.
+    /// Total probability of the most likely tokens to sample from.
     #[config(default = 0.5)]
     pub top_p: f64,
-    /// Number of beams; above 1 it is a beam search, which draws nothing at random.
+    /// Number of beams. With more than 1, a beam search is used, which has no randomness.
     #[config(default = 1)]
     pub beams: usize,
 }
 
 impl TextSampling {
-    /// Always takes the highest score.
+    /// Options that always take the highest score.
     pub fn greedy() -> Self {
         Self::new().with_temperature(0.0)
     }
@@ -59,7 +58,7 @@ impl TextSampling {
         Ok(())
     }
 
-    /// Chooses a token by its score: temperature, then top-k, then top-p, then a draw.
+    /// Selects a token by its score: temperature, then top-k, then top-p, then sampling.
     pub(crate) fn choose(&self, scores: &[f32], noise: &mut Noise) -> u32 {
         if self.temperature == 0.0 {
             return highest(scores);
@@ -81,7 +80,7 @@ impl TextSampling {
             .iter()
             .map(|&id| (f64::from(scores[id as usize] - top) / self.temperature).exp())
             .collect();
-        // A token is kept if the more likely ones have less than top_p.
+        // A token is kept if the more likely tokens have a total below top_p.
         let enough = self.top_p * weights.iter().sum::<f64>();
         let mut mass = 0.0;
         let kept = weights
@@ -98,12 +97,12 @@ impl TextSampling {
             left -= weight;
             left < 0.0
         });
-        // Rounding may leave a little more than the last weight.
+        // Because of rounding, the drawn number may exceed the sum of the weights.
         candidates[drawn.unwrap_or(kept - 1)]
     }
 }
 
-/// The first of the highest scores.
+/// Returns the first index of the highest score.
 pub(crate) fn highest(scores: &[f32]) -> u32 {
     let mut best = 0;
     for (id, score) in scores.iter().enumerate() {
@@ -117,14 +116,14 @@ pub(crate) fn highest(scores: &[f32]) -> u32 {
 /// The rule that keeps the tokens of a clip in order.
 ///
 /// After `<frame>` and after each frame token, the next token of the clip gets the highest score.
-/// Elsewhere the scores of all of them but `<frame>` are set to 0, as in the released code.
+/// Elsewhere the scores of all of these tokens except `<frame>` are set to 0, as in the released code.
 #[derive(Debug, Clone)]
 pub struct FrameOrder {
     ids: Vec<u32>,
 }
 
 impl FrameOrder {
-    /// The rule for `<frame>`, the frame tokens and `</frame>`, given by their ids in that order.
+    /// Creates the rule from the ids of `<frame>`, the frame tokens and `</frame>`, in this order.
     pub fn new(ids: Vec<u32>) -> Self {
         Self { ids }
     }
@@ -199,7 +198,7 @@ mod tests {
             &two,
             20_000,
         );
-        // 0.4 is not 0.5 yet, so the second stays; with it the third does not.
+        // 0.4 is less than 0.5, so the second token stays. With it, 0.5 is exceeded without the third.
         assert_near(
             &frequencies(&open().with_top_p(0.5), &scores(), 20_000),
             &two,
@@ -233,7 +232,7 @@ mod tests {
         assert_eq!(highest(&after(5)), 2);
         assert_eq!(highest(&after(2)), 7);
         assert_eq!(highest(&after(7)), 1);
-        // Behind the end and in text there is no frame to come but a new one.
+        // After the end and in text, only a new frame may start.
         for last in [1, 0] {
             assert_eq!(after(last), [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0]);
         }

@@ -5,17 +5,17 @@ use crate::layout::Role;
 use crate::prompt::{Medium, Prompt, Shown, SpecialTokens};
 use crate::tokenizer::{Segment, TextTokenizer};
 
-/// The id of padding, as released. Nothing sees padding, and it is never learned.
+/// The id of padding, as released. No token sees padding, and it is never learned.
 const PADDING: u32 = 0;
 
-/// One training row. `ids`, `labels`, `roles` and `positions` have an entry for each token.
+/// A training row. `ids`, `labels`, `roles` and `positions` have an entry for each token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// The token itself where it is learned, that is, predicted from the hidden state before it.
+    /// The token itself if it is learned, that is, predicted from the hidden state before it.
     pub labels: Vec<Option<u32>>,
-    /// What each token is to attention.
+    /// How attention treats each token.
     pub roles: Vec<Role>,
     /// Rotary positions.
     pub positions: Vec<usize>,
@@ -26,20 +26,20 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Number of tokens.
+    /// Returns the number of tokens.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether it has no tokens.
+    /// Returns whether the row has no tokens.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Padded at its end to `length` tokens: id 0, no label, positions that count on.
+    /// Returns the row, padded at its end to `length` tokens: id 0, no label, and consecutive positions.
     ///
     /// # Panics
-    /// If it is longer.
+    /// If the row is longer.
     pub fn padded(&self, length: usize) -> Self {
         assert!(self.len() <= length, "a row longer than its padding");
         let mut row = self.clone();
@@ -58,7 +58,7 @@ impl Sequence {
         self.positions.push(position);
     }
 
-    /// Adds tokens that are read only.
+    /// Adds tokens that are only read.
     fn given(&mut self, ids: &[u32]) {
         for &id in ids {
             self.push(id, None, Role::Causal);
@@ -113,38 +113,38 @@ impl Sequence {
     }
 }
 
-/// One question with its answer.
+/// A question and its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn<'a> {
-    /// The question, which is never learned. Every `<video>` with a line break behind it is removed.
+    /// The question, which is never learned. Every `<video>` with a following line break is removed.
     pub question: &'a str,
     /// The answer, which is learned.
     pub answer: &'a str,
 }
 
-/// Builds training rows as the released system does. Special tokens in a text stay text.
+/// Builds training rows as the released system does. Names of special tokens in a text stay text.
 ///
-/// Comprehension rows that are too long are cut at their end. Generation rows first have their caption
-/// cut. A row that still does not fit is an error, and the sample is to be left out of training.
+/// Comprehension rows that are too long are cut at their end. In generation rows, the caption is cut first.
+/// If a row still does not fit, the result is an error, and training should skip the sample.
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceBuilder<'a> {
     /// The text tokenizer.
     pub text: &'a TextTokenizer,
     /// Its special tokens.
     pub tokens: &'a SpecialTokens,
-    /// Largest number of tokens of a row. Released: in pre-training 1400 for videos, 300 for images and
-    /// 180 for generation; in tuning 1650 and 1000.
+    /// Maximum number of tokens of a row. The released values are 1400 for videos, 300 for images and 180
+    /// for generation in pre-training, and 1650 and 1000 in tuning.
     pub max_length: usize,
 }
 
 impl SequenceBuilder<'_> {
-    /// A video or image and its caption, which is learned with the end token.
+    /// Builds a video or image with its caption. The caption and the end token are learned.
     ///
     /// - without an instruction: `<s><vid>…</vid>caption</s>`
     /// - with one: `<s>[INST] <vid>…</vid>instruction [/INST]\ncaption</s>`
     ///
     /// # Errors
-    /// If a text is empty, or clips and the beginning of the caption do not fit.
+    /// If a text is empty, or the clips and the beginning of the caption do not fit.
     pub fn caption(
         &self,
         shown: Shown,
@@ -164,14 +164,14 @@ impl SequenceBuilder<'_> {
         Ok(row)
     }
 
-    /// Questions about what is shown, and their answers. Each answer is learned, and one end token after
-    /// the last.
+    /// Builds questions about what is shown, with their answers. Each answer is learned, and one end token
+    /// after the last answer.
     ///
     /// `<s>[INST] <vid>…</vid>question [/INST]\nanswer`, then for each further turn
     /// `\n[INST] question [/INST]\nanswer`, then `</s>`.
     ///
     /// # Errors
-    /// If there is no turn, a text is empty, or clips and the beginning of the first answer do not fit.
+    /// If there is no turn, a text is empty, or the clips and the beginning of the first answer do not fit.
     pub fn answers(&self, shown: Shown, turns: &[Turn<'_>]) -> Result<Sequence, LlmError> {
         let mut row = Sequence::default();
         for (number, turn) in turns.iter().enumerate() {
@@ -196,7 +196,7 @@ impl SequenceBuilder<'_> {
         Ok(row)
     }
 
-    /// A caption and the video or image of it, which is one clip, predicted from queries.
+    /// Builds a caption and its video or image, which is one clip, predicted from queries.
     ///
     /// - without an instruction: `<s>caption<vid>…</vid></s>`; the end token is learned
     /// - with one, such as `Generate a video of`:
@@ -206,7 +206,7 @@ impl SequenceBuilder<'_> {
     /// A caption that is too long is cut at its end.
     ///
     /// # Errors
-    /// If a text is empty, or the row does not fit with a shorter caption either.
+    /// If a text is empty, or the row does not fit even with a shorter caption.
     pub fn generation(
         &self,
         medium: Medium,
@@ -238,13 +238,13 @@ impl SequenceBuilder<'_> {
         Ok(row)
     }
 
-    /// A story: for each scene its text and its clip, then the words after the last clip, which may be
+    /// Builds a story: the text and the clip of each scene, then the text after the last clip, which may be
     /// empty. Texts, `<vid>`, `</vid>` and the end token are learned, with and without an instruction.
     ///
-    /// `<s>[INST] instruction [/INST]\n` or `<s>`, then for each scene `text<vid><frame>`, queries that
-    /// nothing after them sees, the features of the same clip at the positions of the queries,
-    /// `</frame></vid>`, then `ending</s>`. So every token sees what it sees in generation: `inputs` and
-    /// `outputs` both have all clips.
+    /// The row is `<s>[INST] instruction [/INST]\n` or `<s>`. For each scene follow `text<vid><frame>`,
+    /// queries that no later token sees, the features of the same clip at the positions of the queries, and
+    /// `</frame></vid>`. The row ends with `ending</s>`. Every token therefore sees the same tokens as in
+    /// generation. `inputs` and `outputs` both have all clips.
     ///
     /// # Errors
     /// If there is no scene, the instruction is empty, or the row does not fit.
@@ -271,7 +271,7 @@ impl SequenceBuilder<'_> {
             row.given(&[tokens.clip]);
             row.queries(&tokens.features, Role::HiddenQuery { block });
             row.features(&tokens.features);
-            // At the positions of the queries.
+            // The features have the positions of the queries.
             let start = row.len() - tokens.features.len();
             for position in &mut row.positions[start..] {
                 *position -= tokens.features.len();
@@ -290,7 +290,7 @@ impl SequenceBuilder<'_> {
         }
     }
 
-    /// Encodes a text that may not be empty.
+    /// Encodes a text, which must not be empty.
     fn encode(&self, what: &'static str, text: &str) -> Result<Vec<u32>, LlmError> {
         if text.trim().is_empty() {
             return Err(LlmError::Empty(what));
@@ -298,7 +298,7 @@ impl SequenceBuilder<'_> {
         Ok(self.text.encode(&[Segment::Text(text)])?)
     }
 
-    /// The prompt of as much of a caption as leaves room for `rest` tokens.
+    /// Builds the prompt of a caption, cut so that `rest` more tokens fit.
     fn fitting(
         &self,
         caption: &str,
@@ -324,7 +324,7 @@ impl SequenceBuilder<'_> {
             let mut stream = self.text.stream(false);
             let mut shorter = String::new();
             for &id in &ids[..kept] {
-                // Without the bytes of a character that is cut in two.
+                // The bytes of an incomplete character are left out.
                 shorter += &stream.push(id)?;
             }
             if shorter.trim().is_empty() {

@@ -11,7 +11,7 @@ use crate::sequence::Sequence;
 /// A training batch.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// The rows; shorter ones are padded at their end.
+    /// The rows. Shorter ones are padded at their end.
     pub sequences: Vec<Sequence>,
     /// Features to read, `[clips, tokens, width]`, in the order of the rows' `inputs`.
     pub inputs: Option<Tensor<3>>,
@@ -19,23 +19,23 @@ pub struct Batch {
     pub targets: Option<Tensor<3>>,
 }
 
-/// The two losses of a batch. What each counts for is up to the training recipe.
+/// The two losses of a batch. The training recipe determines their weights.
 #[derive(Debug, Clone)]
 pub struct Losses {
-    /// Cross-entropy of the text, over the tokens that are learned.
+    /// Cross-entropy of the text, over the learned tokens.
     pub lm: Loss,
-    /// The head's loss, over the features that are predicted.
+    /// The head's loss, over the predicted features.
     pub head: Loss,
 }
 
 impl Batch {
-    /// Length of the longest row.
+    /// Returns the length of the longest row.
     fn length(&self) -> usize {
         let lengths = self.sequences.iter().map(Sequence::len);
         lengths.max().unwrap_or(0)
     }
 
-    /// Indices into the tokens of the whole batch, padding included.
+    /// Returns indices into the tokens of the whole batch, including padding.
     fn places<'a>(
         &'a self,
         of: impl Fn(&'a Sequence) -> &'a [usize] + 'a,
@@ -47,10 +47,10 @@ impl Batch {
 }
 
 impl DivotLlm {
-    /// Hidden states of a batch, `[batch, tokens, hidden]`, computed in `dtype`.
+    /// Computes the hidden states of a batch, `[batch, tokens, hidden]`, in `dtype`.
     ///
     /// # Panics
-    /// If there are not as many features as places for them.
+    /// If the number of features differs from the number of places for them.
     pub fn hidden(&self, batch: &Batch, dtype: DType) -> Tensor<3> {
         let device = self.llm.norm.gamma.device();
         let length = batch.length();
@@ -77,12 +77,12 @@ impl DivotLlm {
         self.llm.forward(embeds, &layout, None)
     }
 
-    /// The head's parameters of the features that a batch predicts, `[clips, tokens, params_dim]`, from
-    /// its [`hidden`](Self::hidden) states. `None` if it predicts none.
+    /// Computes the head's parameters of the features that a batch predicts, `[clips, tokens, params_dim]`,
+    /// from its [`hidden`](Self::hidden) states. Returns `None` if the batch predicts none.
     ///
     /// # Panics
-    /// If the hidden states are of another batch, or a clip that is predicted autoregressively has
-    /// nothing before it.
+    /// If the hidden states belong to another batch, or if no token is before a clip that is predicted
+    /// autoregressively.
     pub fn head_params(&self, hidden: Tensor<3>, batch: &Batch) -> Option<Tensor<3>> {
         let before = usize::from(self.query_mechanism == QueryMechanism::Autoregressive);
         let places: Vec<usize> = batch
@@ -102,11 +102,11 @@ impl DivotLlm {
         Some(self.output_proj.forward(hidden))
     }
 
-    /// The cross-entropy of the text, in nats, from [`hidden`](Self::hidden) states. Scores are computed
-    /// only for the tokens that are learned.
+    /// Computes the cross-entropy of the text, in nats, from [`hidden`](Self::hidden) states. Scores are
+    /// computed only for learned tokens.
     ///
     /// # Panics
-    /// If the hidden states are of another batch.
+    /// If the hidden states belong to another batch.
     pub fn lm_loss(&self, hidden: Tensor<3>, batch: &Batch) -> Loss {
         let device = hidden.device();
         let length = batch.length();
@@ -130,10 +130,11 @@ impl DivotLlm {
         }
     }
 
-    /// The head's loss of the features that a batch predicts, from [`hidden`](Self::hidden) states.
+    /// Computes the head's loss of the features that a batch predicts, from [`hidden`](Self::hidden)
+    /// states.
     ///
     /// # Panics
-    /// Those of [`head_params`](Self::head_params), or if the batch has other targets than outputs.
+    /// Those of [`head_params`](Self::head_params), or if the targets do not match the outputs.
     pub fn head_loss(&self, hidden: Tensor<3>, batch: &Batch, noise: &mut Noise) -> Loss {
         let device = hidden.device();
         match (self.head_params(hidden, batch), &batch.targets) {
@@ -146,7 +147,7 @@ impl DivotLlm {
         }
     }
 
-    /// Both losses of a batch, computed in `dtype`; the losses themselves are in f32.
+    /// Computes both losses of a batch, in `dtype`. The losses themselves are in f32.
     ///
     /// # Panics
     /// Those of [`hidden`](Self::hidden) and [`head_loss`](Self::head_loss).
@@ -158,7 +159,7 @@ impl DivotLlm {
         }
     }
 
-    /// `[batch, tokens, hidden]` → `[batch · tokens, hidden]`.
+    /// Flattens `[batch, tokens, hidden]` to `[batch · tokens, hidden]`.
     fn flat(&self, hidden: Tensor<3>, batch: &Batch) -> Tensor<2> {
         let [rows, length, width] = hidden.dims();
         assert_eq!(

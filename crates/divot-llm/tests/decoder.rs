@@ -1,4 +1,4 @@
-//! The decoder and what is built on it, with small random weights.
+//! The decoder and the functions built on it, with small random weights.
 
 use std::ops::ControlFlow;
 
@@ -128,7 +128,7 @@ fn the_window_hides_what_is_far() {
     let hidden = whole(&model, &other);
     other[0] = 39;
     let changed = whole(&model, &other);
-    // Two layers see two windows back, itself included.
+    // Two layers see two windows back, including the position itself.
     let last = |x: &Tensor<3>| x.clone().narrow(1, 5, 5);
     close(last(&changed), last(&hidden), 1e-6);
     let difference = (changed.narrow(1, 4, 1) - hidden.narrow(1, 4, 1))
@@ -158,7 +158,7 @@ fn the_type_to_compute_in_is_said() {
     };
     close(run(&model, DType::F32), expected.clone(), 1e-7);
     close(run(&model, DType::BF16), expected.clone(), 0.03);
-    // Weights of another type, norms included.
+    // Weights of another type, including norms.
     let half = model.clone().map(&mut Cast(DType::BF16));
     let rounded = half.clone().map(&mut Cast(DType::F32));
     let expected = whole(&rounded, &ids);
@@ -175,7 +175,7 @@ fn lora_model(device: &Device) -> (Mistral, Mistral) {
     (plain, adapted)
 }
 
-/// As after some training: B is not zero any more.
+/// Makes B nonzero, as after some training.
 fn train_b(mut model: Mistral, device: &Device) -> Mistral {
     for layer in &mut model.layers {
         for projection in [&mut layer.self_attn.q_proj, &mut layer.mlp.down_proj] {
@@ -217,7 +217,7 @@ fn lora_is_where_it_is_wanted() {
     assert_eq!(adapted.num_params(), plain.num_params() + more);
 }
 
-/// Parameters with a gradient, and all.
+/// Counts the parameters with a gradient, and all parameters.
 fn with_gradients<M: Module>(module: &M, gradients: &Gradients) -> (usize, usize) {
     struct Count<'a>(&'a Gradients, usize, usize);
     impl ModuleVisitor for Count<'_> {
@@ -272,8 +272,8 @@ fn packed_weights_are_burns() {
         let Projection::Dense(linear) = &layer.mlp.down_proj else {
             panic!("not dense")
         };
-        // What a symmetric scheme of so many steps makes of blocks of 32 inputs, by definition; scales
-        // are in f16, and none is too small for its block.
+        // The expected weights, by the definition of a symmetric scheme with this number of steps, in blocks
+        // of 32 inputs. Scales are in f16, and none is too small for its block.
         let mut weights: Vec<f32> = linear.weight.val().transpose().into_data().iter().collect();
         for block in weights.chunks_exact_mut(32) {
             let scale = block.iter().fold(0f32, |peak, w| peak.max(w.abs())) / steps;
@@ -291,7 +291,7 @@ fn packed_weights_are_burns() {
 
         let packed = layer.mlp.down_proj.clone().quantize(quantization, true);
         assert!(matches!(packed, Projection::Packed(_)));
-        // One row, a few, and more than are multiplied without unpacking.
+        // One row, a few rows, and more rows than are multiplied without unpacking.
         for rows in [1, 3, 20] {
             let x = Tensor::<3>::random([1, rows, 96], Distribution::Normal(0.0, 1.0), &device);
             let expected = x.clone().matmul(weight.clone().unsqueeze());
@@ -461,7 +461,7 @@ fn text_ends_where_it_should() {
     ));
 }
 
-/// Log-probability of a continuation.
+/// Returns the log-probability of a continuation.
 fn log_probability(model: &Mistral, prompt: &[u32], text: &[u32]) -> f64 {
     let mut all = prompt.to_vec();
     all.extend(text);
@@ -477,7 +477,7 @@ fn log_probability(model: &Mistral, prompt: &[u32], text: &[u32]) -> f64 {
 
 #[test]
 fn beams_find_what_trying_everything_finds() {
-    // So few tokens that the beams hold every text of three.
+    // With so few tokens, the beams hold every text of three tokens.
     let vocabulary = 6;
     let config = MistralConfig::new(vocabulary, 32, 48, 2, 4, 2);
     for seed in 0..4 {
@@ -514,7 +514,7 @@ fn beams_find_what_trying_everything_finds() {
             )
             .unwrap();
         assert_eq!(found.ids, best.1, "seed {seed}");
-        // All but its last token is part of the context then.
+        // Everything except the last token is part of the context then.
         assert_eq!(context.len(), prompt.len() + found.ids.len() - 1);
     }
 }
@@ -532,7 +532,7 @@ fn regression() -> HeadConfig {
     HeadConfig::Regression(RegressionConfig::new().with_dim(DIM))
 }
 
-/// A prompt of seven tokens, a clip to predict, and one token behind it.
+/// Returns a prompt of seven tokens, a clip to predict, and one token after it.
 fn sequence() -> Sequence {
     let ids: Vec<u32> = ids(8 + QUERIES);
     let labels = ids.iter().map(|&id| Some(id)).collect();
@@ -576,7 +576,7 @@ fn clips_are_predicted_as_they_are_trained() {
             "{mechanism:?} leaves the context as it was"
         );
 
-        // What regression predicts is what costs nothing in training.
+        // In training, the clip that regression predicts has a loss of zero.
         let batch = |targets: Tensor<3>| Batch {
             sequences: vec![sequence.clone()],
             inputs: None,
@@ -637,7 +637,7 @@ fn features_take_the_place_of_tokens() {
         context.hidden().unwrap().clone()
     };
     let expected = hidden(ids(14), features.clone());
-    // The tokens below features do not matter, the features do, and so does their order.
+    // The ids below features do not matter. The features and their order do.
     let mut other = ids(14);
     other[2..2 + QUERIES].fill(0);
     other[8..8 + QUERIES].fill(1);
@@ -728,7 +728,7 @@ fn a_batch_learns_the_mean_of_its_tokens() {
         let (prompt, rest) = all.split_at(count - learned);
         -log_probability(&model.llm, prompt, rest)
     };
-    // Sequences of different lengths, one of which is padded.
+    // Sequences of different lengths. One of them is padded.
     let (count, found) = loss(vec![text(9, 4), text(5, 2)]);
     assert_eq!(count, 6);
     let mean = (expected(9, 4) + expected(5, 2)) / 6.0;

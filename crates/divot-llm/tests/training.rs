@@ -23,8 +23,8 @@ fn tokenizer() -> (TextTokenizer, SpecialTokens) {
     (text, tokens)
 }
 
-/// A row as text without spaces. Learned tokens are in brackets; queries are `?`, hidden queries `!`, and
-/// features that are read `=`.
+/// Writes a row as text without spaces. Learned tokens are in brackets. Queries are `?`, hidden queries `!`,
+/// and features that are read `=`.
 fn written(text: &TextTokenizer, row: &Sequence) -> String {
     let mut written = String::new();
     let mut last = false;
@@ -57,7 +57,7 @@ fn written(text: &TextTokenizer, row: &Sequence) -> String {
     written
 }
 
-/// Ids of texts that are encoded one after another, with special tokens by name.
+/// Returns the ids of texts that are encoded separately, with special tokens by name.
 fn encoded(text: &TextTokenizer, parts: &[&str]) -> Vec<u32> {
     let special = |name: &str| text.id(name).filter(|&id| text.is_special(id));
     parts
@@ -194,7 +194,7 @@ fn stories() {
         "<s>[INST]Tellofadog.[/INST]\n[Adogruns.<vid>]<frame>!!!!====</frame>[</vid>\
          Itsleeps.<vid>]<frame>!!!!====</frame>[</vid>Theend.</s>]"
     );
-    // Features stand where the queries stood, and everything else follows on.
+    // Features follow in place of the queries, and the other tokens come after them.
     for scene in 0..2 {
         for i in 0..QUERIES {
             let place = |of: &[usize]| row.positions[of[scene * QUERIES + i]];
@@ -223,7 +223,7 @@ fn rows_are_cut_and_dropped() {
     let whole = all.caption(Shown::Video(1), None, long).unwrap();
     for max_length in 0..whole.len() + 2 {
         let rows = SequenceBuilder { max_length, ..all };
-        // Two tokens before the features, two after them, and one that is learned.
+        // Two tokens before the features, two after them, and one learned token.
         let row = rows.caption(Shown::Video(1), None, long);
         if max_length < QUERIES + 6 {
             let error = row.unwrap_err();
@@ -252,7 +252,7 @@ fn rows_are_cut_and_dropped() {
                 "{max_length} fits, and a longer row does not"
             );
             assert!(row.len() <= max_length);
-            // The rest of the row is whole, and what is left of the caption is its beginning.
+            // The rest of the row is complete. The caption is cut at its end.
             let rest = QUERIES + 5;
             assert_eq!(row.ids[row.len() - rest..], whole.ids[whole.len() - rest..]);
             assert_eq!(row.outputs.len(), QUERIES);
@@ -328,8 +328,8 @@ fn off(a: Tensor<3>, b: Tensor<3>) -> f64 {
     (difference / b.square().sum().into_scalar::<f64>()).sqrt()
 }
 
-/// A story told as generation tells it: for each scene its clip, and the hidden states behind the pieces
-/// that are read, with the index of each piece's last token in the training row.
+/// Generates a story. Returns the clip of each scene, and the hidden states after each piece that is read
+/// with the index of the piece's last token in the training row.
 fn told(
     model: &DivotLlm,
     tokens: &SpecialTokens,
@@ -381,7 +381,7 @@ fn a_story_is_trained_as_it_is_told() {
             let (clips, pieces) = told(&model, &tokens, &row);
             assert_eq!(clips.len(), 3);
 
-            // Beside a shorter row: of different layouts, one of which is padded.
+            // In a batch with a shorter row, which has another layout and is padded.
             let features = Tensor::cat(clips, 0);
             let short = builder(&text, &tokens).story(None, &scenes[..1], "");
             let first = features.clone().narrow(0, 0, 1);
@@ -397,11 +397,11 @@ fn a_story_is_trained_as_it_is_told() {
                 let off = off(trained, told);
                 assert!(off < 1e-5, "{mechanism:?}, token {index}: {off}");
             }
-            // A regression's parameters are its features.
+            // The parameters of regression are the features.
             let params = model.head_params(hidden.clone(), &batch).unwrap();
             let error = off(params.narrow(0, 1, 3), features);
             assert!(error < 1e-5, "{mechanism:?}: {error}");
-            // The first clip of the other row was not drawn from it.
+            // The first clip of the shorter row was not generated from it, so only the count is checked.
             let losses = model.forward(&batch, DType::F32, &mut Noise::new(0));
             assert_eq!(losses.head.count, 4 * QUERIES);
         }
@@ -437,7 +437,7 @@ fn visible_queries_would_be_another_story() {
     assert!(off(last(elsewhere), expected) > 1e-3);
 }
 
-/// A batch of a caption and a generation row, with features.
+/// Makes a batch of a caption row and a generation row, with features.
 fn batch(text: &TextTokenizer, tokens: &SpecialTokens, device: &Device) -> Batch {
     let rows = builder(text, tokens);
     let features = || Tensor::<3>::random([1, QUERIES, DIM], Distribution::Default, device);
@@ -483,7 +483,7 @@ fn losses_of_parts_add_up() {
     }
 }
 
-/// All gradients of a module, in f32, one after another.
+/// Returns all gradients of a module in f32, concatenated.
 fn gradients<M: Module>(module: &M, gradients: &Gradients) -> Vec<f32> {
     struct All<'a>(&'a Gradients, Vec<f32>);
     impl ModuleVisitor for All<'_> {

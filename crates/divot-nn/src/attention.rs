@@ -115,7 +115,7 @@ pub fn multi_head_attention(
 pub struct SelfAttentionConfig {
     /// Width of the tokens.
     pub width: usize,
-    /// Number of heads; divides the width.
+    /// Number of heads. It divides the width.
     pub heads: usize,
 }
 
@@ -142,8 +142,8 @@ impl SelfAttentionConfig {
 }
 
 impl SelfAttention {
-    /// `[batch, tokens, width]` → `[batch, tokens, width]`; with `causal`, a token sees itself and
-    /// the ones before it.
+    /// Applies the layer: `[batch, tokens, width]` → `[batch, tokens, width]`. With `causal`, a token sees
+    /// itself and the tokens before it.
     pub fn forward(&self, x: Tensor<3>, causal: bool) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
         let qkv = linear(&self.qkv, x)

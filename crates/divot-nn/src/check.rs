@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 pub struct SizeError(String);
 
 impl SizeError {
-    /// An error with this message, which names the field and its value.
+    /// Creates an error with this message, which names the field and its value.
     pub fn new(problem: impl Into<String>) -> Self {
         Self(problem.into())
     }

@@ -50,7 +50,7 @@ macro_rules! config {
         }
 
         impl $name {
-            /// The configuration with the default of every optional field.
+            /// Creates a configuration with the default of every optional field.
             pub fn new($($required: $required_type),*) -> Self {
                 Self {
                     $($required,)*

@@ -13,7 +13,7 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// The mean over the terms, `[1]`; 0 if there are none.
+    /// Returns the mean over the terms, `[1]`. It is 0 if there are no terms.
     pub fn mean(self) -> Tensor<1> {
         self.sum / self.count.max(1) as f64
     }

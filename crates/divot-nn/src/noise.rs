@@ -10,7 +10,7 @@ use rand_distr::{Distribution, Open01, StandardNormal};
 pub struct Noise(ChaCha12Rng);
 
 impl Noise {
-    /// Starts at `seed`.
+    /// Creates a source with this seed.
     pub fn new(seed: u64) -> Self {
         Self(ChaCha12Rng::seed_from_u64(seed))
     }

@@ -39,7 +39,7 @@ impl LayerNormConfig {
 }
 
 impl LayerNorm {
-    /// `[..., width]` → the same.
+    /// Applies the norm to `[..., width]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         layer_norm(x, self.gamma.val(), self.beta.val(), self.epsilon)
     }

@@ -40,8 +40,7 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     activation::gelu(x)
 }
 
-/// QuickGELU, x·σ(1.702x): OpenAI CLIP's approximation of GELU, which Divot's temporal
-/// transformer keeps.
+/// QuickGELU, x·σ(1.702x): OpenAI CLIP's approximation of GELU, which Divot's temporal transformer uses.
 pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
@@ -88,7 +87,7 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
         };
     }
     let weight = layer.weight.val();
-    // Quantised weights stay what they are.
+    // Quantised weights are not cast.
     let weight = match weight.dtype().is_float() {
         true => weight.cast(dtype),
         false => weight,
@@ -98,7 +97,7 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
 
 /// Layer norm over the last axis, with scale `gamma` and shift `beta`, each `[width]`.
 ///
-/// Returns the type of `x`. Where the parameters have another type, it is computed in f32.
+/// Returns the type of `x`. If the parameters have another type, it computes in f32.
 pub fn layer_norm<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
@@ -128,7 +127,7 @@ pub fn layer_norm<const D: usize>(
 
 /// Root-mean-square norm over the last axis.
 ///
-/// Returns the type of `x`. Where the scale has another type, it is computed in f32.
+/// Returns the type of `x`. If the scale has another type, it computes in f32.
 pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::apply(&x) {
@@ -151,7 +150,7 @@ pub fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
 
 /// Group norm of `[samples, ..., channels]`, followed by SiLU if `then_silu` is set.
 ///
-/// Returns the type of `x`. Where the parameters have another type, it is computed in f32.
+/// Returns the type of `x`. If the parameters have another type, it computes in f32.
 ///
 /// # Panics
 /// If the norm has no scale and shift.
@@ -248,7 +247,7 @@ pub fn temporal_conv(conv: &Conv3d, x: Tensor<5>) -> Tensor<5> {
     channels_last(conv.forward(channels_first(x)))
 }
 
-/// A layer with its weights in the type of `x`.
+/// Returns a layer with its weights in the type of `x`.
 fn in_type_of<M: Module, const D: usize>(x: &Tensor<D>, layer: M) -> M {
     struct Cast(DType);
 
@@ -264,12 +263,12 @@ fn in_type_of<M: Module, const D: usize>(x: &Tensor<D>, layer: M) -> M {
     layer.map(&mut Cast(x.dtype()))
 }
 
-/// `[n, ..., channels]` → `[n, channels, ...]`.
+/// Moves the channels to the front: `[n, ..., channels]` → `[n, channels, ...]`.
 pub fn channels_first<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     (2..D).rev().fold(x, |x, axis| x.swap_dims(axis - 1, axis))
 }
 
-/// `[n, channels, ...]` → `[n, ..., channels]`.
+/// Moves the channels to the end: `[n, channels, ...]` → `[n, ..., channels]`.
 pub fn channels_last<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     (2..D).fold(x, |x, axis| x.swap_dims(axis - 1, axis))
 }

@@ -4,7 +4,7 @@ use burn::config::Config;
 use burn::optim::{AdamWState, LearningRate, ModuleOptimizer, Optimizer};
 use burn::tensor::{Device, Tensor};
 
-/// Settings of [`AdamW`]; the defaults are PyTorch's.
+/// Settings of [`AdamW`]. The defaults are those of PyTorch.
 #[derive(Config, Debug)]
 pub struct AdamWConfig {
     /// Decay rate of the first moment, from 0 to 1.
@@ -16,7 +16,7 @@ pub struct AdamWConfig {
     /// Added to the denominator, so that it is never 0.
     #[config(default = 1e-8)]
     pub epsilon: f32,
-    /// Weight decay of a step, as a share of the parameter; multiplied by the learning rate.
+    /// Weight decay of a step, as a share of the parameter. It is multiplied by the learning rate.
     #[config(default = 0.01)]
     pub weight_decay: f32,
 }

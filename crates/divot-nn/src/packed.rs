@@ -1,8 +1,8 @@
 //! Linear layers with weights of 8 or 4 bits.
 //!
-//! On a GPU these are Burn's quantised tensors. On the CPU, Burn 0.22 keeps every value of such a
-//! tensor in a byte, and converts the whole matrix to f32 for each product, on one thread. There,
-//! [`PackedLinear`] keeps the weights packed and multiplies them as they are.
+//! On a GPU these are Burn's quantised tensors. On the CPU, Burn 0.22 stores every value of such a tensor
+//! in a byte, and converts the whole matrix to f32 for each product, on one thread. [`PackedLinear`] keeps
+//! the weights packed there and multiplies the packed values directly.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::vectorised;
 /// neighbouring outputs of one input on a GPU.
 const BLOCK: usize = 32;
 
-/// How many bits a quantised weight keeps.
+/// Number of bits of a quantised weight.
 ///
 /// Blocks of 32 values share a scale in f16, so on the CPU a weight takes 8.5 or 4.5 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,8 +55,8 @@ impl Quantization {
         }
     }
 
-    /// Whether a layer can be quantised: whether its width along the blocks is a multiple of 32. That
-    /// is the number of inputs for [`PackedLinear`] (`on_host`), and of outputs for
+    /// Returns whether a layer can be quantised, which is the case if its width along the blocks is a
+    /// multiple of 32. That is the number of inputs for [`PackedLinear`] (`on_host`), and of outputs for
     /// [`quantize`](Self::quantize).
     pub fn fits(linear: &Linear, on_host: bool) -> bool {
         let [input, output] = linear.weight.lazy_shape().dims();
@@ -80,13 +80,13 @@ pub struct PackedLinear {
     matrix: Arc<Matrix>,
 }
 
-/// A quantised matrix `[output, input]`, row after row.
+/// A quantised matrix `[output, input]`, row by row.
 struct Matrix {
     quantization: Quantization,
     input: usize,
     output: usize,
-    /// The values. With 8 bits, each has a byte; with 4, the second half of a block is in the high
-    /// bits of the bytes of the first.
+    /// The values. With 8 bits, each has a byte. With 4 bits, the second half of a block is in the high
+    /// bits of the bytes of the first half.
     values: Vec<u8>,
     /// The scale of each block.
     scales: Vec<f16>,
@@ -102,18 +102,18 @@ impl std::fmt::Debug for Matrix {
     }
 }
 
-/// Half a block: the number of values computed with at once.
+/// Half a block: the number of values that are computed at once.
 const LANES: usize = BLOCK / 2;
 
-/// Number of outputs that are quantised, or unpacked for a product with many rows, at once. It bounds
-/// the memory in use.
+/// Number of outputs that are quantised at once, or unpacked at once for a product with many rows. It
+/// limits the memory.
 const SLAB: usize = 512;
 
 /// Number of outputs computed side by side.
 const TOGETHER: usize = 4;
 
-/// Products with up to this many rows of input read the packed values once for each row; products with
-/// more unpack the weights.
+/// Products with up to this number of input rows read the packed values once for each row. Larger products
+/// unpack the weights.
 const FEW_ROWS: usize = 8;
 
 impl PackedLinear {
@@ -158,12 +158,12 @@ impl PackedLinear {
         }
     }
 
-    /// Size of the packed weights in host memory, in bytes.
+    /// Returns the size of the packed weights in host memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.matrix.values.len() + 2 * self.matrix.scales.len()
     }
 
-    /// `[batch, tokens, input]` → `[batch, tokens, output]`.
+    /// Applies the layer: `[batch, tokens, input]` → `[batch, tokens, output]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
         let (dtype, device) = (x.dtype(), x.device());
@@ -187,7 +187,7 @@ impl PackedLinear {
 }
 
 impl Quantization {
-    /// Size of that many values, in bytes.
+    /// Returns the size of this number of values, in bytes.
     fn bytes(self, values: usize) -> usize {
         match self {
             Self::Q8 => values,
@@ -195,8 +195,8 @@ impl Quantization {
         }
     }
 
-    /// Quantises whole blocks to values and scales, as Burn's scheme does: the largest value of a block
-    /// becomes the last step, and scales are rounded up.
+    /// Quantises whole blocks to values and scales with Burn's scheme: the largest value of a block becomes
+    /// the last step, and scales are rounded up.
     #[inline(always)]
     fn pack(self, weights: &[f32]) -> (Vec<u8>, Vec<f16>) {
         let (lowest, highest) = self.scheme().value.range();
@@ -228,7 +228,7 @@ impl Quantization {
         (values, scales)
     }
 
-    /// Values `i` and `i + LANES` of a block.
+    /// Returns the values `i` and `i + LANES` of a block.
     #[inline(always)]
     fn pair(self, block: &[u8], i: usize) -> (f32, f32) {
         match self {
@@ -241,9 +241,9 @@ impl Quantization {
     }
 }
 
-/// The products of a few packed rows, each with its scales, with a row of inputs. A block takes `BYTES`
-/// bytes. Sums are kept apart by lanes and sizes are constants, so that the compiler uses vector
-/// instructions; reading several rows side by side hides the latency of memory.
+/// Computes the products of a few packed rows, each with its scales, with a row of inputs. A block has
+/// `BYTES` bytes. Sums are separate for each lane and sizes are constant, so that the compiler vectorises
+/// the loops. Reading several rows side by side hides the latency of memory.
 #[inline(always)]
 fn dots<const BYTES: usize>(
     quantization: Quantization,
@@ -269,7 +269,7 @@ fn dots<const BYTES: usize>(
 }
 
 impl Matrix {
-    /// The values and scales of an output.
+    /// Returns the values and scales of an output.
     fn row(&self, output: usize) -> (&[u8], &[f16]) {
         let bytes = self.quantization.bytes(self.input);
         let blocks = self.input / BLOCK;
@@ -313,7 +313,7 @@ impl Matrix {
     /// Multiplies without unpacking the matrix: `[rows, input]` → `[rows, output]`.
     fn multiply(&self, x: &[f32]) -> Vec<f32> {
         let rows = x.len() / self.input;
-        // Computed as [output, rows]: threads share the outputs.
+        // Computed as [output, rows], because threads share the outputs.
         let mut columns = vec![0f32; self.output * rows];
         let outputs = self
             .output
@@ -352,7 +352,7 @@ impl Matrix {
             }
             let side = [0, 1, 2, 3].map(|j| (packed[j].0, &scales[j * blocks..(j + 1) * blocks]));
             for (row, x) in x.chunks_exact(self.input).enumerate() {
-                // Matched outside of the loops, so that these are compiled for each form.
+                // Matched outside of the loops, so that these are compiled for each variant.
                 let found = match self.quantization {
                     Quantization::Q8 => dots::<BLOCK>(Quantization::Q8, side, x),
                     Quantization::Q4 => dots::<LANES>(Quantization::Q4, side, x),

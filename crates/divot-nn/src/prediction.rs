@@ -15,7 +15,7 @@ pub enum Prediction {
 }
 
 impl Prediction {
-    /// What the network should predict.
+    /// Returns the target of the network.
     ///
     /// `clean` is x₀ and `noise` is ε, both of one shape; `signal` and `sigma` broadcast to it.
     pub fn target<const D: usize>(
@@ -31,9 +31,9 @@ impl Prediction {
         }
     }
 
-    /// The estimate of x₀ from `noisy`, which is x, and what was predicted for it, of the same shape.
+    /// Returns the estimate of x₀ from `noisy`, which is x, and the prediction for it, of the same shape.
     ///
-    /// ε says nothing about x₀ at pure noise, where `signal` is 0.
+    /// At pure noise, where `signal` is 0, ε does not determine x₀.
     pub fn clean<const D: usize>(
         self,
         noisy: Tensor<D>,
@@ -47,7 +47,7 @@ impl Prediction {
         }
     }
 
-    /// The estimate of ε; the arguments are those of [`clean`](Self::clean).
+    /// Returns the estimate of ε. The arguments are those of [`clean`](Self::clean).
     pub fn noise<const D: usize>(
         self,
         noisy: Tensor<D>,

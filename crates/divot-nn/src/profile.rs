@@ -1,4 +1,4 @@
-//! Measures how long the fused CPU kernels take.
+//! Measures the time of the fused CPU kernels.
 //!
 //! ```
 //! divot_nn::profile::start();
@@ -31,13 +31,14 @@ pub struct Row {
     pub calls: usize,
     /// Total wall time, in seconds.
     pub seconds: f64,
-    /// Number of multiply-adds that the matrix products are defined by; 0 for kernels without products.
+    /// Number of multiply-adds in the matrix products that define the kernel. 0 for kernels without
+    /// products.
     pub multiplications: f64,
 }
 
 type Rows = BTreeMap<(&'static str, Pass), Row>;
 
-/// The profile, while one is taken.
+/// The profile that is being recorded.
 static ROWS: Mutex<Option<Rows>> = Mutex::new(None);
 
 fn rows() -> MutexGuard<'static, Option<Rows>> {
@@ -49,8 +50,8 @@ pub fn start() {
     *rows() = Some(Rows::new());
 }
 
-/// Stops the profile and returns what it measured since [`start`]. Empty if none was started, or without
-/// the feature `flex`.
+/// Stops the profile and returns its measurements since [`start`]. The result is empty if none was started,
+/// or without the feature `flex`.
 pub fn take() -> Vec<Row> {
     rows()
         .take()
@@ -59,8 +60,8 @@ pub fn take() -> Vec<Row> {
         .collect()
 }
 
-/// Measures how many multiply-adds all threads together can do per second, the upper bound for
-/// products. It takes a quarter of a second.
+/// Measures the number of multiply-adds per second of all threads together, the upper bound for products.
+/// This takes a quarter of a second.
 #[cfg(feature = "flex")]
 pub fn peak() -> f64 {
     use std::time::Instant;
@@ -69,7 +70,7 @@ pub fn peak() -> f64 {
 
     use crate::vectorised::arch;
 
-    /// Number of independent chains of multiply-adds: more than a processor has in flight at once.
+    /// Number of independent chains of multiply-adds, more than a processor executes at once.
     const CHAINS: usize = 12;
     const STEPS: usize = 1 << 16;
 
@@ -103,7 +104,7 @@ pub fn peak() -> f64 {
         .sum()
 }
 
-/// Runs a pass of a kernel, and measures it if a profile is taken.
+/// Runs a pass of a kernel, and measures it if a profile is being recorded.
 #[cfg(feature = "flex")]
 pub(crate) fn timed<T>(
     kernel: &'static str,

@@ -13,9 +13,9 @@ const ALIGN: usize = 64;
 const HUGE: usize = 4 << 20;
 /// Size of a large page, in bytes.
 const PAGE: usize = 2 << 20;
-/// Most memory that is kept, in bytes.
+/// Maximum memory that is kept, in bytes.
 const LIMIT: usize = 1 << 30;
-/// Most blocks that are kept.
+/// Maximum number of blocks that are kept.
 const SLOTS: usize = 1024;
 
 /// An allocator for programs that compute on the CPU. It keeps up to 1 GiB of freed tensors.
@@ -61,7 +61,7 @@ impl Kept {
         Some(self.remove(i).0 as *mut u8)
     }
 
-    /// Whether a block of this size can be kept without freeing another.
+    /// Returns whether a block of this size can be kept without freeing another.
     fn fits(&self, size: usize) -> bool {
         self.count < SLOTS && self.bytes + size <= LIMIT
     }
@@ -77,8 +77,8 @@ fn kept() -> std::sync::MutexGuard<'static, Kept> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The layout of the block that is allocated for `layout`, or `None` if such blocks are not kept. Sizes are
-/// rounded up by at most an eighth, so that tensors of about the same size can use the same block.
+/// Returns the layout of the block that is allocated for `layout`, or `None` if such blocks are not kept.
+/// Sizes are rounded up by at most an eighth, so that tensors of similar size can use the same block.
 fn large(layout: Layout) -> Option<Layout> {
     if layout.size() < LARGE || layout.align() > ALIGN {
         return None;
@@ -92,8 +92,8 @@ fn alignment(size: usize) -> usize {
     if size < HUGE { ALIGN } else { PAGE }
 }
 
-/// Allocates a new block, in large pages where the system has them. There are then far fewer pages for the
-/// kernel to map and for the processor to look up.
+/// Allocates a new block, in large pages if the system supports them. The kernel then maps far fewer pages,
+/// and the processor looks up far fewer.
 ///
 /// # Safety
 /// The layout was returned by [`large`].

@@ -8,7 +8,7 @@ pub fn enable_kernels(on: bool) {
     ENABLED.store(on, Ordering::Relaxed);
 }
 
-/// Whether the fused kernels are switched on.
+/// Returns whether the fused kernels are switched on.
 pub fn kernels_enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
 }

@@ -11,9 +11,9 @@ use crate::{Activation, LayerNorm, LayerNormConfig, SelfAttention, SelfAttention
 pub struct TransformerBlockConfig {
     /// Width of the tokens.
     pub width: usize,
-    /// Number of attention heads; divides the width.
+    /// Number of attention heads. It divides the width.
     pub heads: usize,
-    /// Width of the feed-forward layer over that of the tokens.
+    /// Ratio of the width of the feed-forward layer to that of the tokens.
     #[config(default = 4.0)]
     pub mlp_ratio: f64,
     /// Epsilon of both layer norms.
@@ -40,7 +40,7 @@ pub struct TransformerBlock {
 /// Two linear layers with an activation between them.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// Into the hidden width.
+    /// To the hidden width.
     pub fc1: Linear,
     /// Back to the token width.
     pub fc2: Linear,
@@ -67,8 +67,8 @@ impl TransformerBlockConfig {
 }
 
 impl TransformerBlock {
-    /// `[batch, tokens, width]` → the same; `causal` as in
-    /// [`multi_head_attention`](crate::multi_head_attention).
+    /// Applies the block to `[batch, tokens, width]`. With `causal`, a token sees itself and the tokens
+    /// before it.
     pub fn forward(&self, x: Tensor<3>, causal: bool) -> Tensor<3> {
         let x = x.clone() + self.attn.forward(self.norm1.forward(x), causal);
         x.clone() + self.mlp.forward(self.norm2.forward(x))
@@ -76,7 +76,7 @@ impl TransformerBlock {
 }
 
 impl Mlp {
-    /// `[batch, tokens, width]` → the same.
+    /// Applies the layer to `[batch, tokens, width]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         linear(&self.fc2, self.activation.forward(linear(&self.fc1, x)))
     }

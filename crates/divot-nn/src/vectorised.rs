@@ -2,8 +2,8 @@ use std::sync::OnceLock;
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// The vector instructions that kernels use: the widest of this processor, or those that the environment
-/// variable `DIVOT_VECTORS` names, `avx2` or `none`.
+/// Returns the vector instructions that kernels use: the widest of this processor, or those in the
+/// environment variable `DIVOT_VECTORS`, `avx2` or `none`.
 pub(crate) fn arch() -> Arch {
     static ARCH: OnceLock<Arch> = OnceLock::new();
     *ARCH.get_or_init(|| {
@@ -26,8 +26,8 @@ pub(crate) fn arch() -> Arch {
 
 /// Runs `f`, compiled for the vector instructions of this processor, which are detected at run time.
 ///
-/// `f` and all functions and closures that it calls must be `#[inline(always)]`. Those that are not run
-/// without these instructions.
+/// `f` and all functions and closures that it calls must be `#[inline(always)]`. Functions that are not
+/// inlined run without these instructions.
 #[inline(always)]
 pub fn vectorised(f: impl FnMut()) {
     struct Run<F>(F);

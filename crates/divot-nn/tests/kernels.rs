@@ -14,7 +14,7 @@ use burn::nn::{
 use burn::tensor::{DType, Device, Tensor};
 use divot_nn::{LayerNorm, LayerNormConfig, Noise, attention, multi_head_attention, ops};
 
-/// The kernels are switched on and off for the whole process, so one test at a time may use the switch.
+/// The kernels are switched on and off for the whole process, so only one test at a time may use the switch.
 static SWITCH: Mutex<()> = Mutex::new(());
 
 fn switch() -> MutexGuard<'static, ()> {
@@ -29,7 +29,7 @@ fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
     Noise::new(seed).normal(shape, &device())
 }
 
-/// The result of `f`, and the gradients of `inputs` for a random gradient of the result.
+/// Returns the result of `f`, and the gradients of `inputs` for a random gradient of the result.
 fn run<const D: usize, const E: usize, const N: usize>(
     inputs: &[Tensor<D>; N],
     f: &impl Fn([Tensor<D>; N]) -> Tensor<E>,
@@ -165,7 +165,7 @@ fn weights_in_half_precision() {
             let halved = |w: Tensor<2>| linear_of(&layer, w.cast(dtype));
             let what = format!("linear, {dtype:?} weights, {rows} rows");
             let inputs = [random([rows, 70], 31), random([70, 90], 32)];
-            // The same as with the rounded weights in f32, but the gradient of the weights is rounded too.
+            // As with the rounded weights in f32, except that the gradient of the weights is rounded too.
             let fused = run(&inputs, &|[x, w]| ops::linear(&halved(w), x));
             let rounded = run(&inputs, &|[x, w]| {
                 ops::linear(&linear_of(&layer, w.cast(dtype).cast(DType::F32)), x)

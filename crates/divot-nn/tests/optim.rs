@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use divot_nn::Noise;
 use divot_nn::optim::AdamWConfig;
 
-/// The parameters after a few steps of training.
+/// Returns the parameters after a few training steps.
 fn trained(mut optimizer: ModuleOptimizer, mut layer: Linear, device: &Device) -> Vec<f32> {
     let x: Tensor<2> = Noise::new(1).normal([9, 37], device);
     for _ in 0..7 {

@@ -33,7 +33,8 @@ impl Layers {
         }
     }
 
-    /// What each operation gives for `[2, 3, 4, 8]`, with the operation's name.
+    /// Applies each operation to a `[2, 3, 4, 8]` tensor. Returns the names of the operations with their
+    /// results.
     fn apply(&self, x: Tensor<4>) -> [(&'static str, Tensor<4>); 7] {
         let clip = x.clone().unsqueeze_dim::<5>(0);
         let keys = x.clone() / 100.0;
@@ -73,7 +74,7 @@ fn input_and_weights_of_different_types() {
     let x = Noise::new(2).normal::<4>([2, 3, 4, 8], &device) * 100.0 + 300.0;
     for half in [DType::BF16, DType::F16] {
         let weights = layers.clone().map(&mut Cast(half));
-        // The same numbers in f32, so that only the computation differs.
+        // The same values in f32, so that only the computation differs.
         let x = x.clone().cast(half).cast(DType::F32);
         let same = weights.clone().map(&mut Cast(DType::F32));
         let expected = same.apply(x.clone());
@@ -96,7 +97,7 @@ fn input_and_weights_of_different_types() {
     }
 }
 
-/// f32 weights get f32 gradients through a bf16 computation, near those of an f32 one.
+/// f32 weights get f32 gradients from a bf16 computation, close to those of an f32 computation.
 #[test]
 fn gradients_through_half_inputs() {
     fn of<const D: usize>(x: &Param<Tensor<D>>, gradients: &Gradients) -> Tensor<1> {

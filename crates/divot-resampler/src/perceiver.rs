@@ -11,13 +11,13 @@ use divot_nn::{
 /// Sizes of a [`PerceiverResampler`].
 #[derive(Config, Debug)]
 pub struct PerceiverResamplerConfig {
-    /// Number of learned queries, and so of outgoing tokens.
+    /// Number of learned queries, which is the number of output tokens.
     pub queries: usize,
-    /// Width of the incoming tokens.
+    /// Width of the input tokens.
     pub input_dim: usize,
     /// Width of the latents.
     pub width: usize,
-    /// Width of the outgoing tokens.
+    /// Width of the output tokens.
     pub output_dim: usize,
     /// Number of layers.
     #[config(default = 6)]
@@ -28,29 +28,29 @@ pub struct PerceiverResamplerConfig {
     /// Width of a head.
     #[config(default = 64)]
     pub head_dim: usize,
-    /// Width of the feed-forward layers over that of the latents.
+    /// Ratio of the width of the feed-forward layers to that of the latents.
     #[config(default = 4)]
     pub mlp_ratio: usize,
 }
 
-/// Perceiver Resampler: a fixed number of learned queries read any number of tokens.
+/// Perceiver Resampler: a fixed number of learned queries attend to any number of tokens.
 ///
-/// No biases in attention or feed-forward layers.
+/// Attention and feed-forward layers have no biases.
 #[derive(Module, Debug)]
 pub struct PerceiverResampler {
     /// The learned queries, `[1, queries, width]`.
     pub latents: Param<Tensor<3>>,
-    /// Into the width of the latents.
+    /// Input width to the width of the latents.
     pub proj_in: Linear,
     /// The layers.
     pub layers: Vec<PerceiverLayer>,
-    /// Out of the width of the latents.
+    /// Width of the latents to the output width.
     pub proj_out: Linear,
-    /// Norm of the outgoing tokens.
+    /// Norm of the output tokens.
     pub norm_out: LayerNorm,
 }
 
-/// Cross-attention of the latents over inputs and latents, then a feed-forward layer.
+/// Cross-attention from the latents to inputs and latents, then a feed-forward layer.
 #[derive(Module, Debug)]
 pub struct PerceiverLayer {
     /// Norm of the inputs.
@@ -65,7 +65,7 @@ pub struct PerceiverLayer {
     pub to_out: Linear,
     /// Norm before the feed-forward layer.
     pub norm_mlp: LayerNorm,
-    /// Into the hidden width.
+    /// To the hidden width.
     pub fc1: Linear,
     /// Back to the width of the latents.
     pub fc2: Linear,
@@ -74,8 +74,8 @@ pub struct PerceiverLayer {
 }
 
 impl PerceiverResamplerConfig {
-    /// The released de-tokenizer's Perceiver: 64 tokens of 256 become a context of 125 tokens of
-    /// 1024 (77.0 M parameters).
+    /// The Perceiver of the released de-tokenizer: 64 tokens of width 256 become a context of 125 tokens of
+    /// width 1024 (77.0 M parameters).
     pub fn divot_context() -> Self {
         Self::new(125, 256, 1024, 1024)
     }
@@ -131,7 +131,7 @@ impl CheckSizes for PerceiverResamplerConfig {
 }
 
 impl PerceiverResampler {
-    /// `[batch, tokens, input_dim]` → `[batch, queries, output_dim]`.
+    /// Applies the resampler: `[batch, tokens, input_dim]` → `[batch, queries, output_dim]`.
     pub fn forward(&self, inputs: Tensor<3>) -> Tensor<3> {
         let batch = inputs.dims()[0];
         let latents = self.latents.val();
@@ -146,7 +146,8 @@ impl PerceiverResampler {
 }
 
 impl PerceiverLayer {
-    /// `inputs`: `[batch, tokens, width]`; `latents`: `[batch, queries, width]` → the same.
+    /// Updates the latents. `inputs`: `[batch, tokens, width]`. `latents` and the result:
+    /// `[batch, queries, width]`.
     pub fn forward(&self, inputs: Tensor<3>, latents: Tensor<3>) -> Tensor<3> {
         let latents = latents.clone() + self.attention(inputs, latents);
         let hidden = gelu(linear(&self.fc1, self.norm_mlp.forward(latents.clone())));

@@ -11,7 +11,7 @@ pub struct SpatialTemporalTransformerConfig {
     pub frames: usize,
     /// Number of positions in a frame.
     pub positions: usize,
-    /// Width of the tokens; divisible by the heads.
+    /// Width of the tokens, divisible by the number of heads.
     pub width: usize,
     /// Number of blocks.
     pub depth: usize,
@@ -20,10 +20,10 @@ pub struct SpatialTemporalTransformerConfig {
     pub heads: usize,
 }
 
-/// Lets all pooled tokens of all frames attend to each other.
+/// Attention between all pooled tokens of all frames.
 ///
-/// The position of a token is the sum of a spatial and a temporal embedding; pre-norm blocks with
-/// exact GELU and epsilon 1e-6, then a layer norm with epsilon 1e-5.
+/// The position of a token is the sum of a spatial and a temporal embedding. The pre-norm blocks have exact
+/// GELU and epsilon 1e-6. The layer norm after them has epsilon 1e-5.
 #[derive(Module, Debug)]
 pub struct SpatialTemporalTransformer {
     /// `[positions, width]`.
@@ -54,7 +54,7 @@ impl SpatialTemporalTransformerConfig {
 }
 
 impl SpatialTemporalTransformer {
-    /// `[batch, frames·positions, width]`, frame by frame, → the same.
+    /// Applies the transformer to `[batch, frames·positions, width]`, frame by frame.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [_, tokens, width] = x.dims();
         let spatial = self.spatial_embedding.val().unsqueeze_dim::<3>(0);

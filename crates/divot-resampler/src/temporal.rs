@@ -10,11 +10,11 @@ use divot_nn::{Activation, LayerNorm, LayerNormConfig, TransformerBlock, Transfo
 pub struct TemporalTransformerConfig {
     /// Number of frames.
     pub frames: usize,
-    /// Width of the incoming tokens.
+    /// Width of the input tokens.
     pub input_dim: usize,
-    /// Width of the blocks; divisible by the heads.
+    /// Width of the blocks, divisible by the number of heads.
     pub width: usize,
-    /// Width of the outgoing tokens.
+    /// Width of the output tokens.
     pub output_dim: usize,
     /// Number of blocks.
     pub depth: usize,
@@ -23,13 +23,13 @@ pub struct TemporalTransformerConfig {
     pub heads: usize,
 }
 
-/// Lets every patch position attend over its frames.
+/// Attention of every patch position over time.
 ///
-/// A learned position per frame, pre-norm blocks with QuickGELU, layer norms with epsilon 1e-6, no
-/// residual around the whole.
+/// It has a learned position per frame, pre-norm blocks with QuickGELU, layer norms with epsilon 1e-6, and
+/// no residual connection around the whole.
 #[derive(Module, Debug)]
 pub struct TemporalTransformer {
-    /// Into the width of the blocks.
+    /// Input width to the width of the blocks.
     pub proj_in: Linear,
     /// `[frames, width]`.
     pub positional_embedding: Param<Tensor<2>>,
@@ -37,7 +37,7 @@ pub struct TemporalTransformer {
     pub blocks: Vec<TransformerBlock>,
     /// Norm after the blocks.
     pub norm: LayerNorm,
-    /// Out of the width of the blocks.
+    /// Width of the blocks to the output width.
     pub proj_out: Linear,
 }
 
@@ -64,7 +64,7 @@ impl TemporalTransformerConfig {
 }
 
 impl TemporalTransformer {
-    /// `[positions, frames, input_dim]` → `[positions, frames, output_dim]`.
+    /// Applies the transformer: `[positions, frames, input_dim]` → `[positions, frames, output_dim]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let x = linear(&self.proj_in, x);
         let position = self.positional_embedding.val().cast(x.dtype());

@@ -46,9 +46,9 @@ divot_nn::config! {
         pub tokens, with_tokens: usize = 64,
         /// Width of a video token.
         pub token_dim, with_token_dim: usize = 256,
-        /// Whether the tokens come from the Perceiver Resampler. Without it they are the patch-position
-        /// dependent features of the spatial-temporal transformer (paper, section 4.3, question 1, and table
-        /// 8): `frames`·`pool_size`² tokens, `hidden_dim` wide.
+        /// Whether the tokens come from the Perceiver Resampler. Without it, they are the patch-position
+        /// dependent features of the spatial-temporal transformer (paper, section 4.3, question 1, and
+        /// table 8): `frames`·`pool_size`² tokens of width `hidden_dim`.
         pub perceiver, with_perceiver: bool = true,
         /// Whether the tokenizer is variational: each number of a token has a mean and a variance (paper,
         /// section 4.3, question 1).
@@ -56,7 +56,7 @@ divot_nn::config! {
     }
 }
 
-/// The Divot tokenizer after its ViT.
+/// The networks of the Divot tokenizer after its ViT.
 #[derive(Module, Debug)]
 pub struct VideoResampler {
     /// Fuses each position over time.
@@ -67,8 +67,7 @@ pub struct VideoResampler {
     pub spatial_temporal: SpatialTemporalTransformer,
     /// Reduces them to the video tokens. Without it, the fused tokens are the result.
     pub resampler: Option<PerceiverResampler>,
-    /// From the mean of each token to the logarithm of its variance; only a variational tokenizer has
-    /// it.
+    /// From the mean of each token to the logarithm of its variance. Only a variational tokenizer has it.
     pub log_variance: Option<Linear>,
     /// Height and width of the pooled grid.
     pub pool_size: usize,
@@ -80,7 +79,7 @@ impl VideoResamplerConfig {
         Self::new(1280, 1024, 768)
     }
 
-    /// Number of outgoing tokens, and the width of one.
+    /// Returns the number of output tokens, and their width.
     pub fn output_size(&self) -> [usize; 2] {
         match self.perceiver {
             true => [self.tokens, self.token_dim],
@@ -162,9 +161,9 @@ impl CheckSizes for VideoResamplerConfig {
 }
 
 impl VideoResampler {
-    /// Video tokens of clips.
+    /// Computes the video tokens of clips.
     ///
-    /// `patches`: `[batch, frames, patches, input_dim]`, the patches a square grid row by row.
+    /// `patches`: `[batch, frames, patches, input_dim]`, where the patches are a square grid, row by row.
     /// Returns `[batch, tokens, token_dim]`, with the sizes of [`VideoResamplerConfig::output_size`]. For a
     /// variational tokenizer these are the means.
     ///
@@ -179,8 +178,9 @@ impl VideoResampler {
         }
     }
 
-    /// Means and log-variances of the video tokens, each of the shape that [`forward`](Self::forward)
-    /// returns. Log-variances are clamped to [-30, 20]. `None` if the tokenizer is not variational.
+    /// Computes means and log-variances of the video tokens, each with the shape of the result of
+    /// [`forward`](Self::forward). Log-variances are clamped to [-30, 20]. Returns `None` if the tokenizer is
+    /// not variational.
     ///
     /// # Panics
     /// If the number of patches is not a square.
@@ -191,7 +191,7 @@ impl VideoResampler {
         Some([mean, logvar])
     }
 
-    /// The temporal transformer over every position: `[batch, frames, patches, input_dim]` →
+    /// Applies the temporal transformer to every position: `[batch, frames, patches, input_dim]` →
     /// `[batch, patches, frames, hidden_dim]`.
     pub fn temporal(&self, patches: Tensor<4>) -> Tensor<4> {
         let [batch, frames, positions, width] = patches.dims();
@@ -203,8 +203,8 @@ impl VideoResampler {
         x.reshape([batch, positions, frames, hidden])
     }
 
-    /// Averages each frame's grid down to `pool_size` × `pool_size`: `[batch, patches, frames,
-    /// hidden_dim]` → `[batch, frames·pool_size², hidden_dim]`.
+    /// Averages the grid of each frame down to `pool_size` × `pool_size`:
+    /// `[batch, patches, frames, hidden_dim]` → `[batch, frames·pool_size², hidden_dim]`.
     ///
     /// # Panics
     /// If the number of patches is not a square.

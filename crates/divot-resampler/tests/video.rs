@@ -1,4 +1,4 @@
-//! What the tokenizer gives without its Perceiver, as a variational one, and in half precision.
+//! The tokenizer without its Perceiver, as a variational one, and in half precision.
 
 use burn::config::Config;
 use burn::tensor::{DType, Device, Tensor};

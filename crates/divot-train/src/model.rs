@@ -228,13 +228,6 @@ impl CheckSizes for ModelConfig {
         self.llm.check_sizes()?;
         divot_nn::check_same(
             (
-                "the tokenizer's tokens",
-                self.tokenizer.resampler.output_size()[0],
-            ),
-            ("the language model's num_queries", self.llm.num_queries),
-        )?;
-        divot_nn::check_same(
-            (
                 "the tokenizer's token_dim",
                 self.tokenizer.resampler.output_size()[1],
             ),

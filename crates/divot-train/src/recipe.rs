@@ -451,6 +451,19 @@ impl Recipe {
                 format!("has {tokens} tokens, and the language model has rows for {rows}");
             return Err(setting(problem));
         }
+        let ModelConfig { tokenizer, llm, .. } = &self.model;
+        let [read, made] = [
+            tokenizer.resampler.output_size(),
+            [llm.num_queries, llm.head.token_dim()],
+        ];
+        if read != made {
+            let problem = format!(
+                "the tokenizer gives {} tokens of width {}, and the language model takes {} of {}",
+                read[0], read[1], made[0], made[1]
+            );
+            let setting = "model".to_owned();
+            return Err(Error::Setting { setting, problem });
+        }
         let tokens = SpecialTokens::of(&text, self.model.llm.num_queries);
         let tokens = tokens.map_err(|error| setting(error.to_string()))?;
         let tasks = self.settings.data.iter().map(|data| LanguageTask {
@@ -565,16 +578,27 @@ fn change_table(table: &mut toml::Table, change: &str) -> Result<(), String> {
         .unwrap_or_else(|| value.into());
     let mut names: Vec<&str> = key.trim().split('.').collect();
     let last = names.pop().unwrap_or_default();
-    let mut table = table;
-    for name in names {
-        let inner = table
+    let mut place = table;
+    let mut names = names.into_iter();
+    while let Some(name) = names.next() {
+        let inner = place
             .entry(name)
             .or_insert_with(|| toml::Table::new().into());
-        table = inner
-            .as_table_mut()
-            .ok_or_else(|| format!("`{name}` has no keys below it"))?;
+        place = match inner {
+            toml::Value::Table(inner) => inner,
+            // Items of a list have their numbers as keys.
+            toml::Value::Array(items) => {
+                let count = items.len();
+                let number = names.next().and_then(|number| number.parse::<usize>().ok());
+                let item = number.and_then(|number| items.get_mut(number));
+                item.and_then(toml::Value::as_table_mut).ok_or_else(|| {
+                    format!("`{name}` is a list of {count}; name one of them by its number from 0")
+                })?
+            }
+            _ => return Err(format!("`{name}` has no keys below it")),
+        };
     }
-    table.insert(last.to_owned(), value);
+    place.insert(last.to_owned(), value);
     Ok(())
 }
 

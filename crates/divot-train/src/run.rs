@@ -49,6 +49,10 @@ pub enum Event<'a> {
 
 /// Trains by a recipe. Everything is written below `folder`.
 ///
+/// A run that was stopped or killed goes on as if it had not been: its losses and weights are the same to the
+/// bit, on the CPU with any number of threads. Dropout is drawn by the device, whose generator all of the
+/// process share: a process trains one model at a time.
+///
 /// `watch` is told what happens. When it breaks, the run saves a checkpoint and ends in [`Error::Stopped`].
 ///
 /// # Errors
@@ -221,7 +225,7 @@ pub(crate) fn sources(recipe: &Recipe, data: &[DataSettings]) -> Result<Vec<Mixe
     data.iter()
         .map(|data| {
             Ok(MixedSource {
-                name: data.source.path.display().to_string(),
+                name: data.source.name(),
                 samples: Box::new(Source::open(&data.source, &reader)?),
                 weight: data.weight,
                 batch: data.batch.unwrap_or(recipe.settings.batch),

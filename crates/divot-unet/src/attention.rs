@@ -19,10 +19,10 @@ pub struct TransformerConfig {
     /// Number of blocks.
     #[config(default = 1)]
     pub depth: usize,
-    /// Groups of the group norm; divide the channels.
+    /// Groups of the group norm. They divide the channels.
     #[config(default = 32)]
     pub groups: usize,
-    /// Tokens of a shared context that go through the first pair of keys and values.
+    /// Number of tokens of a shared context that use the first pair of keys and values.
     #[config(default = 77)]
     pub primary_context: usize,
 }
@@ -44,8 +44,7 @@ pub struct ContextAttention {
     pub heads: usize,
 }
 
-/// Keys and values of the second part of a context, whose attention is added, scaled by
-/// tanh(alpha) + 1.
+/// Keys and values of the second part of a context. Their attention is added, scaled by tanh(alpha) + 1.
 #[derive(Module, Debug)]
 pub struct SplitContext {
     /// Keys, without bias.
@@ -54,13 +53,13 @@ pub struct SplitContext {
     pub to_v: Linear,
     /// A learned number, `[1]`.
     pub alpha: Param<Tensor<1>>,
-    /// Tokens of a shared context that go through the first pair of keys and values.
+    /// Number of tokens of a shared context that use the first pair of keys and values.
     pub primary_context: usize,
 }
 
 impl ContextAttention {
-    /// Initialises attention of queries of `width`. `context` is the width of a split context; with
-    /// `None` it is self-attention.
+    /// Initialises attention for queries of `width`. `context` is the width of a split context. With
+    /// `None`, it is self-attention.
     pub fn new(
         width: usize,
         context: Option<usize>,
@@ -85,8 +84,8 @@ impl ContextAttention {
         }
     }
 
-    /// Keys and values of a context, one part after the other: a shared context is split at
-    /// [`TransformerConfig::primary_context`], one per frame into text and frames.
+    /// Computes the keys and values of the parts of a context. A shared context is split at
+    /// [`TransformerConfig::primary_context`], a context per frame into text and frames.
     pub fn encode(&self, context: &Context) -> Vec<KeysValues> {
         let encode = |context: Tensor<3>, to_k: &Linear, to_v: &Linear| KeysValues {
             keys: linear(to_k, context.clone()),
@@ -112,8 +111,8 @@ impl ContextAttention {
         parts
     }
 
-    /// `x`: `[n, queries, width]`; `context` as [`encode`](Self::encode) gives it, of a batch that
-    /// divides n: consecutive rows of `x` share a context. Without one, `x` attends over itself.
+    /// `x`: `[n, queries, width]`. `context` is the result of [`encode`](Self::encode), with a batch that
+    /// divides n: consecutive rows of `x` share a context. Without a context, `x` attends to itself.
     pub fn forward(&self, x: Tensor<3>, context: Option<&[KeysValues]>) -> Tensor<3> {
         let own = context.is_none().then(|| self.encode(&x.clone().into()));
         let q = linear(&self.to_q, x);
@@ -148,7 +147,7 @@ pub struct KeysValues {
 /// Gated-GELU feed-forward layer, four times as wide inside.
 #[derive(Module, Debug)]
 pub struct FeedForward {
-    /// To value and gate side by side.
+    /// To value and gate, side by side.
     pub fc1: Linear,
     /// Back to the width.
     pub fc2: Linear,
@@ -163,14 +162,14 @@ impl FeedForward {
         }
     }
 
-    /// `[n, tokens, width]` → the same.
+    /// Applies the layer to `[n, tokens, width]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         linear(&self.fc2, geglu(linear(&self.fc1, x)))
     }
 }
 
-/// Self-attention, attention over the context (or once more over itself), feed-forward; pre-norm,
-/// each with a residual.
+/// Self-attention, attention to the context (or self-attention again), and a feed-forward layer. Each has a
+/// norm before it and a residual connection.
 #[derive(Module, Debug)]
 pub struct TransformerBlock {
     /// Norm before the self-attention.
@@ -179,7 +178,7 @@ pub struct TransformerBlock {
     pub attn1: ContextAttention,
     /// Norm before the second attention.
     pub norm2: LayerNorm,
-    /// Attention over the context, or a second self-attention.
+    /// Attention to the context, or a second self-attention.
     pub attn2: ContextAttention,
     /// Norm before the feed-forward layer.
     pub norm3: LayerNorm,
@@ -212,7 +211,7 @@ impl TransformerBlock {
     }
 }
 
-/// Attention within each frame, and of each position over the clip's context.
+/// Attention within each frame, and of each position to the context of the clip.
 #[derive(Module, Debug)]
 pub struct SpatialTransformer {
     /// Group norm with epsilon 1e-6.
@@ -226,7 +225,7 @@ pub struct SpatialTransformer {
 }
 
 impl SpatialTransformer {
-    /// Initialises the transformer; `context_dim` is the width of the context.
+    /// Initialises the transformer. `context_dim` is the width of the context.
     pub fn new(config: &TransformerConfig, context_dim: usize, device: &Device) -> Self {
         let inner = config.heads * config.head_dim;
         Self {
@@ -241,14 +240,15 @@ impl SpatialTransformer {
         }
     }
 
-    /// Keys and values of the context, for each block.
+    /// Computes the keys and values of the context for each block.
     pub fn encode(&self, context: &Context) -> Vec<Vec<KeysValues>> {
         let blocks = self.blocks.iter();
         blocks.map(|block| block.attn2.encode(context)).collect()
     }
 
-    /// `x`: `[batch·frames, height, width, channels]` → the same; `context` as
-    /// [`encode`](Self::encode) gives it.
+    /// Applies the transformer to `x`, `[batch·frames, height, width, channels]`. `context` is the result
+    /// of
+    /// [`encode`](Self::encode).
     pub fn forward(&self, x: Tensor<4>, context: &[Vec<KeysValues>]) -> Tensor<4> {
         let size @ [n, height, width, channels] = x.dims();
         let tokens = x.clone().reshape([n, height * width, channels]);
@@ -264,14 +264,14 @@ impl SpatialTransformer {
     }
 }
 
-/// Attention of each position over its frames.
+/// Attention of each position over time.
 #[derive(Module, Debug)]
 pub struct TemporalTransformer {
-    /// Group norm over frames, height and width, epsilon 1e-6.
+    /// Group norm over frames, height and width, with epsilon 1e-6.
     pub norm: GroupNorm,
     /// Channels to the width of the heads.
     pub proj_in: Linear,
-    /// The blocks, both of whose attentions are self-attention.
+    /// The blocks. Both of their attentions are self-attention.
     pub blocks: Vec<TransformerBlock>,
     /// Back to channels.
     pub proj_out: Linear,
@@ -293,7 +293,7 @@ impl TemporalTransformer {
         }
     }
 
-    /// `x`: `[batch·frames, height, width, channels]` → the same.
+    /// Applies the transformer to `x`, `[batch·frames, height, width, channels]`.
     pub fn forward(&self, x: Tensor<4>, batch: usize) -> Tensor<4> {
         let size @ [n, height, width, channels] = x.dims();
         let (frames, positions) = (n / batch, height * width);

@@ -1,16 +1,16 @@
 use burn::tensor::{DType, Tensor};
 
-/// What the frames of a clip attend to.
+/// The context that the frames of a clip attend to.
 #[derive(Debug, Clone)]
 // Tensors are handles, and few contexts exist at a time.
 #[allow(clippy::large_enum_variant)]
 pub enum Context {
-    /// The same tokens for every frame, `[batch, tokens, context_dim]`: Divot's case. Those past
-    /// [`UnetConfig::primary_context`](crate::UnetConfig::primary_context) go through the second pair
-    /// of keys and values.
+    /// The same tokens for every frame, `[batch, tokens, context_dim]`, as in Divot. Tokens after
+    /// [`UnetConfig::primary_context`](crate::UnetConfig::primary_context) use the second pair of keys and
+    /// values.
     Shared(Tensor<3>),
-    /// Text that every frame attends to, and tokens of its own for each frame: DynamiCrafter's case.
-    /// Text goes through the first pair of keys and values, the frames' tokens through the second.
+    /// Text for all frames, and different tokens for each frame, as in DynamiCrafter. Text uses the first
+    /// pair of keys and values, the tokens of frames the second.
     PerFrame {
         /// `[batch, text tokens, context_dim]`.
         text: Tensor<3>,
@@ -26,14 +26,14 @@ impl From<Tensor<3>> for Context {
 }
 
 impl Context {
-    /// The element type.
+    /// Returns the element type.
     pub fn dtype(&self) -> DType {
         match self {
             Self::Shared(tokens) | Self::PerFrame { text: tokens, .. } => tokens.dtype(),
         }
     }
 
-    /// The number of frames with tokens of their own; `None` where all share the same.
+    /// Returns the number of frames with their own tokens, or `None` if all frames share the same tokens.
     pub fn frames(&self) -> Option<usize> {
         match self {
             Self::Shared(_) => None,
@@ -41,7 +41,7 @@ impl Context {
         }
     }
 
-    /// The context in another element type.
+    /// Casts the context to another element type.
     pub fn cast(self, dtype: DType) -> Self {
         match self {
             Self::Shared(tokens) => Self::Shared(tokens.cast(dtype)),
@@ -52,8 +52,8 @@ impl Context {
         }
     }
 
-    /// This context, then `other` of the same form and element type, as one batch; `other` of batch 1
-    /// is repeated.
+    /// Joins this context and `other`, of the same form and element type, to one batch. If `other` has
+    /// batch 1, it is repeated.
     ///
     /// # Panics
     /// If one is shared and the other per frame, or their sizes differ.

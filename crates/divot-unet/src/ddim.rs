@@ -6,27 +6,27 @@ use divot_nn::Stopped;
 
 use crate::{NoiseSchedule, Prediction, SamplerError, SamplerStep, Spacing};
 
-/// How to sample with DDIM.
+/// Options of DDIM sampling.
 #[derive(Config, Debug)]
 pub struct DdimConfig {
     /// Number of steps.
     pub steps: usize,
-    /// Which timesteps.
+    /// Spacing of the timesteps.
     #[config(default = "Spacing::Uniform")]
     pub spacing: Spacing,
-    /// Share of fresh noise in each step: 0 is deterministic, 1 is released.
+    /// Share of fresh noise in each step. 0 is deterministic, 1 is the released value.
     #[config(default = 1.0)]
     pub eta: f64,
 }
 
-/// A DDIM sampler's tables, in increasing order of timestep.
+/// The tables of a DDIM sampler, in increasing order of timestep.
 #[derive(Debug, Clone)]
 pub struct Ddim {
-    /// Timesteps visited.
+    /// The visited timesteps.
     pub timesteps: Vec<usize>,
-    /// ᾱ at each, rounded through float16 as released.
+    /// ᾱ of each, rounded through float16 as released.
     pub alphas: Vec<f32>,
-    /// ᾱ one visited step earlier; at the first, ᾱ of timestep 0.
+    /// ᾱ of the visited timestep before each. For the first one, ᾱ of timestep 0.
     pub alphas_prev: Vec<f32>,
     /// Standard deviation of the fresh noise.
     pub sigmas: Vec<f32>,
@@ -69,9 +69,9 @@ impl DdimConfig {
     }
 }
 
-/// Standard deviation of a step's fresh noise at eta 1, from ᾱ there and one visited step earlier.
+/// Standard deviation of a step's fresh noise at eta 1, from ᾱ of its timestep and of the one before.
 ///
-/// The released system divides by 1 − ᾱ in float16: both it and its reciprocal are rounded.
+/// The released system divides by 1 − ᾱ in float16: both 1 − ᾱ and its reciprocal are rounded.
 fn sigma(alpha: f32, prev: f32) -> f64 {
     let (alpha, prev) = (f64::from(alpha), f64::from(prev));
     let round = |x: f64| half::f16::from_f64(x).to_f64();
@@ -86,14 +86,13 @@ impl Ddim {
     /// - `latents`: noise, `[batch, channels, frames, height, width]`.
     /// - `predict`: the network's prediction for noisy latents at a timestep, for instance
     ///   [`Denoiser::predict`](crate::Denoiser::predict).
-    /// - `noise`: fresh noise of the latents' shape for a step, counted from 0; not called if eta is
-    ///   0.
-    /// - `on_step`: called after each step; it may stop the sampling.
+    /// - `noise`: fresh noise of the latents' shape for a step, counted from 0. Not called if eta is 0.
+    /// - `on_step`: called after each step. It may stop the sampling.
     ///
     /// Returns the latents of the last step.
     ///
     /// # Errors
-    /// If `on_step` stopped it.
+    /// If `on_step` stops it.
     pub fn sample(
         &self,
         latents: Tensor<5>,
@@ -126,7 +125,7 @@ impl Ddim {
         Ok(latents)
     }
 
-    /// Estimates of z₀ and ε from noisy latents and what the network predicted.
+    /// Computes estimates of z₀ and ε from noisy latents and the network's prediction.
     fn clean_and_noise(
         &self,
         latents: Tensor<5>,
@@ -197,7 +196,7 @@ mod tests {
         assert_eq!(error, SamplerError::EpsilonAtPureNoise);
     }
 
-    /// A network that always knows the clip leads every sampler to it, whatever it predicts.
+    /// A network that knows the clip leads every sampler to it, with every kind of prediction.
     #[test]
     fn an_oracle_is_followed() {
         let device = Device::default();
@@ -226,7 +225,7 @@ mod tests {
                 )
                 .unwrap();
             let error: f32 = (out - z0.clone()).abs().max().into_scalar();
-            // What is left is the noise of timestep 0.
+            // The remaining error is the noise of timestep 0.
             assert!(error < 0.2, "{prediction:?}: {error}");
         }
     }

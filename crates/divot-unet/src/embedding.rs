@@ -4,10 +4,10 @@ use burn::tensor::{DType, Device, Tensor};
 use divot_nn::ops::{linear, silu};
 use divot_nn::timestep_embedding;
 
-/// Linear, SiLU, linear: turns the embedding of a number into a condition of the UNet.
+/// Linear, SiLU, linear: converts the embedding of a number to a condition of the UNet.
 #[derive(Module, Debug)]
 pub struct TimestepMlp {
-    /// Into the hidden width.
+    /// To the hidden width.
     pub fc1: Linear,
     /// Between hidden widths.
     pub fc2: Linear,
@@ -22,7 +22,7 @@ impl TimestepMlp {
         }
     }
 
-    /// `[batch]` numbers → `[batch, hidden]`, computed in `dtype`.
+    /// Embeds `[batch]` numbers as `[batch, hidden]`, computed in `dtype`.
     pub fn forward(&self, numbers: Tensor<1>, dtype: DType) -> Tensor<2> {
         let [width, _] = self.fc1.weight.dims();
         let embedding = timestep_embedding(numbers, width).cast(dtype);

@@ -4,12 +4,12 @@ use burn::tensor::{DType, Tensor};
 
 use crate::{Context, Unet, UnetContext};
 
-/// Classifier-free guidance with rescale.
+/// Applies classifier-free guidance with rescale.
 ///
-/// The guided prediction is v = v_u + scale·(v_c − v_u). It is mixed with v rescaled to the standard
-/// deviation of v_c, in the shares 1 − rescale and rescale ("Common diffusion noise schedules and sample
-/// steps are flawed", arXiv:2305.08891, section 3.4). Deviations are over everything but the batch. All
-/// shapes are `[batch, channels, frames, height, width]`.
+/// The guided prediction is v = v_u + scale·(v_c − v_u). The result is a mix of 1 − rescale parts of v and
+/// rescale parts of v rescaled to the standard deviation of v_c ("Common diffusion noise schedules and
+/// sample steps are flawed", arXiv:2305.08891, section 3.4). Deviations are over everything except the
+/// batch. All shapes are `[batch, channels, frames, height, width]`.
 pub fn guide(
     conditional: Tensor<5>,
     unconditional: Tensor<5>,
@@ -24,7 +24,7 @@ pub fn guide(
     guided * (factor * guidance_rescale + (1.0 - guidance_rescale))
 }
 
-/// Standard deviation (unbiased) of each clip: `[batch, …]` → `[batch, 1, 1, 1, 1]`.
+/// Computes the standard deviation (unbiased) of each clip: `[batch, …]` → `[batch, 1, 1, 1, 1]`.
 fn std_per_clip(x: Tensor<5>) -> Tensor<5> {
     let batch = x.dims()[0];
     x.reshape([batch as i32, -1])
@@ -33,22 +33,22 @@ fn std_per_clip(x: Tensor<5>) -> Tensor<5> {
         .reshape([batch, 1, 1, 1, 1])
 }
 
-/// A UNet with its conditions for a batch of clips, to be called by a sampler. The network computes in
-/// the element type of the context.
+/// A UNet with its conditions for a batch of clips, for use by a sampler. The network computes in the
+/// element type of the context.
 #[derive(Debug)]
 pub struct Denoiser<'a> {
     unet: &'a Unet,
     context: Context,
     /// Context of the unconditional branch, with guidance scale and rescale.
     guidance: Option<(Context, f64, f64)>,
-    /// Context of both branches as the network reads it, from the first prediction on.
+    /// Encoded context of both branches, after the first prediction.
     encoded: OnceCell<UnetContext>,
     fs: f64,
 }
 
 impl<'a> Denoiser<'a> {
-    /// Without guidance. `context` is a [`Context`], or `[batch, tokens, context_dim]` for all frames;
-    /// `fs` is the frame stride.
+    /// Creates a denoiser without guidance. `context` is a [`Context`], or `[batch, tokens, context_dim]`
+    /// for all frames. `fs` is the frame stride.
     pub fn new(unet: &'a Unet, context: impl Into<Context>, fs: f64) -> Self {
         Self {
             unet,
@@ -59,9 +59,9 @@ impl<'a> Denoiser<'a> {
         }
     }
 
-    /// With classifier-free guidance away from `unconditional`, `[1 or batch, tokens, context_dim]`.
+    /// Adds classifier-free guidance away from `unconditional`, `[1 or batch, tokens, context_dim]`.
     ///
-    /// The released system uses the context of an all-zero clip here, not zeros.
+    /// The released system uses the context of an all-zero clip for it, not zeros.
     pub fn with_guidance(
         mut self,
         unconditional: impl Into<Context>,
@@ -72,10 +72,10 @@ impl<'a> Denoiser<'a> {
         self
     }
 
-    /// The network's prediction for `latents`, `[batch, channels, frames, height, width]`, at
-    /// `timestep`, with guidance if it was set. Both branches run as one batch.
+    /// Computes the network's prediction for `latents`, `[batch, channels, frames, height, width]`, at
+    /// `timestep`, with guidance if it is set. Both branches run as one batch.
     ///
-    /// The prediction has the element type of the latents, even if the network computes in another.
+    /// The prediction has the element type of the latents, even if the network computes in another type.
     pub fn predict(&self, latents: Tensor<5>, timestep: usize) -> Tensor<5> {
         let Some((_, scale, rescale)) = &self.guidance else {
             return self.forward(latents, timestep);
@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    /// Two clips of two numbers each, so that means and deviations can be done by hand.
+    /// Two clips of two numbers each, so that means and deviations can be computed by hand.
     #[test]
     fn guided_and_rescaled_by_hand() {
         let device = Device::default();
@@ -132,7 +132,7 @@ mod tests {
         let guided = guide(conditional.clone(), unconditional.clone(), 2.0, 0.0);
         assert_eq!(numbers(guided), [2.0, 6.0, -1.0, 7.0]);
 
-        // Each clip's deviation is twice the conditional one's: half of each is halved.
+        // The deviation of each clip is twice that of the conditional prediction, so half of it is halved.
         let rescaled = guide(conditional, unconditional, 2.0, 0.5);
         for (ours, by_hand) in numbers(rescaled).iter().zip([1.5, 4.5, -0.75, 5.25]) {
             assert!((ours - by_hand).abs() < 1e-5, "{ours} is not {by_hand}");

@@ -27,7 +27,7 @@ use crate::{NoiseSchedule, Prediction, SamplerStep};
 /// coefficients are computed in float64 in advance.
 #[derive(Debug, Clone)]
 pub struct Multistep {
-    /// In the order of sampling.
+    /// The steps in the order of sampling.
     steps: Vec<Step>,
     prediction: Prediction,
 }
@@ -89,15 +89,15 @@ impl Multistep {
         }
     }
 
-    /// Number of sampling steps.
+    /// Returns the number of sampling steps.
     pub fn steps(&self) -> usize {
         self.steps.len()
     }
 
-    /// Denoises latents, as [`Sampler::sample`](crate::Sampler::sample) without fresh noise.
+    /// Denoises latents like [`Sampler::sample`](crate::Sampler::sample) without fresh noise.
     ///
     /// # Errors
-    /// If `on_step` stopped it.
+    /// If `on_step` stops it.
     pub fn sample(
         &self,
         mut latents: Tensor<5>,
@@ -135,15 +135,15 @@ impl Multistep {
     }
 }
 
-/// The steps through `timesteps`, in the order of sampling. `alphas` are ᾱ at each timestep, and at the end
-/// of the last step.
+/// Returns the steps through `timesteps`, in the order of sampling. `alphas` are ᾱ of each timestep and of
+/// the end of the last step.
 fn steps(timesteps: &[usize], alphas: &[f64], corrected: bool) -> Vec<Step> {
     let nodes: Vec<Node> = alphas.iter().map(|&alpha| Node::new(alpha)).collect();
     let strides: Vec<f64> = nodes
         .windows(2)
         .map(|pair| pair[1].log_snr() - pair[0].log_snr())
         .collect();
-    // Length in λ of the step before. `None` if it is zero or infinite, so that it gives no slope.
+    // The length in λ of the step before. `None` if it is zero or infinite, because it then gives no slope.
     let before = |index: usize| {
         let stride = *strides.get(index.checked_sub(1)?)?;
         (stride > 0.0 && stride.is_finite()).then_some(stride)
@@ -174,13 +174,13 @@ impl Node {
         }
     }
 
-    /// λ; −∞ at pure noise.
+    /// Returns λ, which is −∞ at pure noise.
     fn log_snr(self) -> f64 {
         (self.signal / self.sigma).ln()
     }
 
-    /// Coefficients of the latents and of a constant clean estimate for a step to another node. The
-    /// estimate's is σ_t · ∫ e^λ dλ, which the papers write as −α_t · (e^(−h) − 1).
+    /// Returns the coefficients of the latents and of a constant clean estimate for a step to another node.
+    /// The second is σ_t · ∫ e^λ dλ, which the papers write as −α_t · (e^(−h) − 1).
     fn toward(self, next: Self) -> (f64, f64) {
         let ratio = next.sigma / self.sigma;
         (ratio, next.signal - self.signal * ratio)

@@ -3,32 +3,33 @@ use divot_nn::Loss;
 
 use crate::{Context, NoiseSchedule, Prediction, Unet};
 
-/// Clips to denoise, with what the network is conditioned on.
+/// Clips to denoise, with the conditions of the network.
 #[derive(Debug, Clone)]
 pub struct DiffusionBatch {
     /// Clean latents, `[batch, channels, frames, height, width]`.
     pub latents: Tensor<5>,
     /// Standard normal noise of the same shape.
     pub noise: Tensor<5>,
-    /// A timestep for each clip, below the schedule's number of them.
+    /// A timestep for each clip, less than the schedule's number of timesteps.
     pub timesteps: Vec<usize>,
-    /// What the frames attend to.
+    /// The context that the frames attend to.
     pub context: Context,
-    /// Frame stride of each clip, `[batch]`; the UNet's default where absent.
+    /// Frame stride of each clip, `[batch]`. By default, that of the UNet.
     pub fs: Option<Tensor<1>>,
 }
 
-/// The diffusion objective (paper, section 3.1.2): the squared error of the predicted v or ε, as the
-/// schedule says. Each number of the latents is a term of the loss.
+/// Computes the diffusion objective (paper, section 3.1.2): the squared error of the predicted v or ε,
+/// depending on the schedule. Each number of the latents is a term of the loss.
 ///
-/// The network computes in the element type of the context; the error is in f32. With `min_snr_gamma` γ,
-/// each clip is weighted as in "Efficient Diffusion Training via Min-SNR Weighting Strategy"
-/// (arXiv:2303.09556): min(SNR, γ) / (SNR + 1) for v, min(SNR, γ) / SNR for ε. At zero terminal SNR the
-/// weight for v is 0.
+/// The network computes in the element type of the context. The error is in f32.
+///
+/// With `min_snr_gamma` γ, each clip is weighted as in "Efficient Diffusion Training via Min-SNR Weighting
+/// Strategy" (arXiv:2303.09556): min(SNR, γ) / (SNR + 1) for v, min(SNR, γ) / SNR for ε. At zero terminal
+/// SNR the weight for v is 0.
 ///
 /// # Panics
 /// If the number of timesteps is not that of the clips, a timestep is out of range, or the shapes do not
-/// fit.
+/// match.
 pub fn diffusion_loss(
     unet: &Unet,
     schedule: &NoiseSchedule,
@@ -71,11 +72,11 @@ pub fn diffusion_loss(
 }
 
 impl NoiseSchedule {
-    /// The weight of a timestep under Min-SNR-γ, for what the network predicts.
+    /// Returns the weight of a timestep under Min-SNR-γ, for the network's kind of prediction.
     fn min_snr_weight(&self, timestep: usize, gamma: f64) -> f64 {
         let alpha = self.alphas_cumprod[timestep];
         match self.prediction {
-            // Both without a division by an SNR of 0.
+            // Both without dividing by an SNR of 0.
             Prediction::V => alpha.min(gamma * (1.0 - alpha)),
             Prediction::Epsilon => (gamma * (1.0 - alpha) / alpha).min(1.0),
         }

@@ -17,9 +17,9 @@ pub(crate) fn conv3x3(channels: [usize; 2], device: &Device) -> Conv2d {
 /// Sizes of a [`ResBlock`].
 #[derive(Config, Debug)]
 pub struct ResBlockConfig {
-    /// Channels in.
+    /// Input channels.
     pub channels_in: usize,
-    /// Channels out.
+    /// Output channels.
     pub channels_out: usize,
     /// Width of the time embedding.
     pub embed_dim: usize,
@@ -30,13 +30,13 @@ pub struct ResBlockConfig {
     /// Whether a temporal convolution block follows.
     #[config(default = true)]
     pub temporal_conv: bool,
-    /// Groups of the group norms; divide the channels.
+    /// Groups of the group norms. They divide the channels.
     #[config(default = 32)]
     pub groups: usize,
 }
 
-/// A spatial residual block, conditioned on the time embedding, and the temporal convolutions after
-/// it. Group norms with epsilon 1e-5.
+/// A spatial residual block, conditioned on the time embedding, and the temporal convolutions after it.
+/// Group norms have epsilon 1e-5.
 #[derive(Module, Debug)]
 pub struct ResBlock {
     /// Norm before the first convolution.
@@ -49,7 +49,7 @@ pub struct ResBlock {
     pub norm2: GroupNorm,
     /// Second convolution.
     pub conv2: Conv2d,
-    /// 1x1 convolution of the residual, where the channels change.
+    /// 1x1 convolution of the residual, if the number of channels changes.
     pub skip: Option<Conv2d>,
     /// The temporal convolutions.
     pub temporal: Option<TemporalConv>,
@@ -77,9 +77,8 @@ impl ResBlockConfig {
 }
 
 impl ResBlock {
-    /// `x`: `[batch·frames, height, width, channels_in]`; `embedding`: `[batch, embed_dim]` after
-    /// its SiLU, one for all frames of a clip. Returns `[batch·frames, height, width,
-    /// channels_out]`.
+    /// `x`: `[batch·frames, height, width, channels_in]`. `embedding`: `[batch, embed_dim]` after its SiLU,
+    /// one for all frames of a clip. Returns `[batch·frames, height, width, channels_out]`.
     pub fn forward(&self, x: Tensor<4>, embedding: Tensor<2>) -> Tensor<4> {
         let batch = embedding.dims()[0];
         let shift = linear(&self.embed, embedding).unsqueeze_dim::<3>(1);
@@ -102,26 +101,26 @@ impl ResBlock {
     }
 }
 
-/// Four convolutions over time (kernel 3x1x1) around a residual.
+/// Four convolutions over time (kernel 3x1x1) with a residual connection.
 #[derive(Module, Debug)]
 pub struct TemporalConv {
     /// Norm, SiLU (dropout from the second on) and convolution, four times.
     pub layers: Vec<TemporalConvLayer>,
-    /// Dropout before every convolution but the first.
+    /// Dropout before every convolution except the first.
     pub dropout: Dropout,
 }
 
 /// Group norm and the convolution over time after it.
 #[derive(Module, Debug)]
 pub struct TemporalConvLayer {
-    /// Norm over frames, height and width, epsilon 1e-5.
+    /// Norm over frames, height and width, with epsilon 1e-5.
     pub norm: GroupNorm,
     /// Convolution over time.
     pub conv: Conv3d,
 }
 
 impl TemporalConv {
-    /// Initialises the four convolutions; `groups` are those of the group norms.
+    /// Initialises the four convolutions. `groups` are those of the group norms.
     pub fn new(channels: usize, groups: usize, dropout: f64, device: &Device) -> Self {
         let layer = || TemporalConvLayer {
             norm: GroupNormConfig::new(groups, channels).init(device),
@@ -135,7 +134,7 @@ impl TemporalConv {
         }
     }
 
-    /// `[batch·frames, height, width, channels]` → the same.
+    /// Applies the convolutions to `[batch·frames, height, width, channels]`.
     pub fn forward(&self, x: Tensor<4>, batch: usize) -> Tensor<4> {
         let size @ [n, height, width, channels] = x.dims();
         let clip = x

@@ -6,19 +6,19 @@ use divot_nn::Stopped;
 
 use crate::{Ddim, DdimConfig, Multistep, NoiseSchedule, Prediction};
 
-/// Which timesteps a sampler visits.
+/// Spacing of the timesteps that a sampler visits.
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
 pub enum Spacing {
     /// Every (timesteps / steps)-th, plus one: the released default. It never visits pure noise.
     Uniform,
-    /// Even steps back from the last timestep, which is pure noise.
+    /// Equal steps back from the last timestep, which is pure noise.
     UniformTrailing,
-    /// Also from the last timestep, with smaller steps where there is less noise: timesteps grow as the
-    /// square of the step's number ("Denoising Diffusion Implicit Models", arXiv:2010.02502, appendix
+    /// Also from the last timestep, with smaller steps where there is less noise: timesteps grow with the
+    /// square of the index of the step ("Denoising Diffusion Implicit Models", arXiv:2010.02502, appendix
     /// D.2).
     ///
-    /// With evenly spaced timesteps, most of the change of the log-SNR falls to the last few steps, and
-    /// a solver of second order extrapolates badly there.
+    /// With evenly spaced timesteps, most of the change of the log-SNR is in the last few steps, where a
+    /// solver of second order extrapolates badly.
     QuadraticTrailing,
 }
 
@@ -27,7 +27,7 @@ pub enum Spacing {
 pub enum Solver {
     /// "Denoising Diffusion Implicit Models", arXiv:2010.02502: of first order, as released.
     Ddim {
-        /// Share of fresh noise in each step: 0 is deterministic, 1 is released.
+        /// Share of fresh noise in each step. 0 is deterministic, 1 is the released value.
         eta: f64,
     },
     /// DPM-Solver++(2M) of "DPM-Solver++", arXiv:2211.01095: deterministic, of second order.
@@ -37,17 +37,17 @@ pub enum Solver {
     UniPc,
 }
 
-/// How to sample.
+/// Options of sampling.
 ///
-/// In the limit of many steps, all solvers turn the same noise into the same clip, if DDIM's eta is 0.
+/// In the limit of many steps, all solvers convert the same noise to the same clip, if DDIM's eta is 0.
 #[derive(Config, Debug)]
 pub struct SamplerConfig {
     /// Number of steps.
     pub steps: usize,
-    /// How each step is made.
+    /// How each step is computed.
     #[config(default = "Solver::Ddim { eta: 1.0 }")]
     pub solver: Solver,
-    /// Which timesteps are visited; `None` stands for the solver's default ([`Solver::spacing`]).
+    /// Spacing of the timesteps. `None` means the solver's default ([`Solver::spacing`]).
     #[config(default = "None")]
     pub spacing: Option<Spacing>,
 }
@@ -66,14 +66,14 @@ pub enum SamplerError {
     /// Eta is not between 0 and 1.
     #[error("eta is {0}; use a number from 0 to 1")]
     Eta(f64),
-    /// ε-prediction says nothing about the clip at pure noise.
+    /// ε-prediction does not determine the clip at pure noise.
     #[error(
         "ε-prediction cannot start at pure noise; use uniform spacing or a schedule without zero terminal SNR"
     )]
     EpsilonAtPureNoise,
 }
 
-/// Any of the samplers, with its tables.
+/// A sampler with its tables.
 #[derive(Debug, Clone)]
 pub enum Sampler {
     /// DDIM.
@@ -85,24 +85,24 @@ pub enum Sampler {
 /// The progress of a sampler after a step.
 #[derive(Debug)]
 pub struct SamplerStep {
-    /// Steps done, from 1.
+    /// Number of finished steps.
     pub done: usize,
-    /// Steps in all.
+    /// Total number of steps.
     pub total: usize,
-    /// The timestep just left.
+    /// The timestep of this step.
     pub timestep: usize,
     /// Estimate of the clean latents, `[batch, channels, frames, height, width]`.
     pub pred_x0: Tensor<5>,
 }
 
 impl Spacing {
-    /// The timesteps visited, increasing and each once.
+    /// Returns the visited timesteps in increasing order, each once.
     ///
-    /// With [`Uniform`](Self::Uniform), a number of steps that does not divide the schedule's
-    /// timesteps gives a few more, as released.
+    /// With [`Uniform`](Self::Uniform), a number of steps that does not divide the schedule's timesteps
+    /// gives a few more steps, as released.
     ///
     /// # Errors
-    /// If there are no steps or more than timesteps, or ε-prediction would start at pure noise.
+    /// If there are no steps, or more steps than timesteps, or ε-prediction would start at pure noise.
     pub fn timesteps(
         self,
         steps: usize,
@@ -116,7 +116,7 @@ impl Spacing {
             });
         }
         let timesteps: Vec<usize> = match self {
-            // The last multiple may be the last timestep itself, which plus one is out of range.
+            // The last multiple may be the last timestep itself. Plus one, it would be out of range.
             Self::Uniform => (0..total)
                 .step_by(total / steps)
                 .map(|t| t + 1)
@@ -129,7 +129,8 @@ impl Spacing {
                     .map(|i| (total as f64 - i as f64 * stride).round_ties_even() as usize - 1)
                     .collect()
             }
-            // Squares of many steps begin closer than timesteps are: those go one by one.
+            // With many steps, the first squares are closer together than timesteps. There, take every
+            // timestep.
             Self::QuadraticTrailing => (1..=steps)
                 .map(|i| {
                     let share = i as f64 / steps as f64;
@@ -147,7 +148,8 @@ impl Spacing {
 }
 
 impl Solver {
-    /// The default spacing: uniform for DDIM, as released, quadratic for solvers of second order.
+    /// Returns the default spacing: uniform for DDIM, as released, and quadratic for solvers of second
+    /// order.
     pub fn spacing(self) -> Spacing {
         match self {
             Self::Ddim { .. } => Spacing::Uniform,
@@ -180,7 +182,7 @@ impl SamplerConfig {
 }
 
 impl Sampler {
-    /// Number of steps that will be taken.
+    /// Returns the number of steps that will be taken.
     pub fn steps(&self) -> usize {
         match self {
             Self::Ddim(ddim) => ddim.timesteps.len(),
@@ -193,15 +195,15 @@ impl Sampler {
     /// # Arguments
     /// - `latents`: noise, `[batch, channels, frames, height, width]`.
     /// - `predict`: the network's prediction for noisy latents at a timestep, for instance
-    ///   [`Denoiser::predict`](crate::Denoiser::predict); run once a step.
+    ///   [`Denoiser::predict`](crate::Denoiser::predict). It runs once in each step.
     /// - `noise`: fresh noise of the latents' shape for a step, counted from 0. Only DDIM with an eta
     ///   above 0 calls it.
-    /// - `on_step`: called after each step; it may stop the sampling.
+    /// - `on_step`: called after each step. It may stop the sampling.
     ///
     /// Returns the latents of the last step.
     ///
     /// # Errors
-    /// If `on_step` stopped it.
+    /// If `on_step` stops it.
     pub fn sample(
         &self,
         latents: Tensor<5>,

@@ -2,7 +2,7 @@ use burn::config::Config;
 use burn::tensor::Tensor;
 use divot_nn::{CheckSizes, Prediction, SizeError, check_widths};
 
-/// How noise is added over time.
+/// Options of a noise schedule.
 #[derive(Config, Debug)]
 pub struct NoiseScheduleConfig {
     /// Number of timesteps.
@@ -27,9 +27,9 @@ pub struct NoiseScheduleConfig {
 /// betas = linspace(sqrt(beta_start), sqrt(beta_end))², then rescaled to zero terminal SNR.
 #[derive(Debug, Clone)]
 pub struct NoiseSchedule {
-    /// One per timestep.
+    /// Beta of each timestep.
     pub betas: Vec<f64>,
-    /// ᾱ, the running product of 1 − beta: the share of signal variance left.
+    /// ᾱ, the cumulative product of 1 − beta: the remaining share of the signal's variance.
     pub alphas_cumprod: Vec<f64>,
     /// What the network predicts.
     pub prediction: Prediction,
@@ -69,21 +69,21 @@ impl NoiseSchedule {
 
     /// Adds noise: z_t = sqrt(ᾱ)·z₀ + sqrt(1 − ᾱ)·ε.
     ///
-    /// `z0`, `noise`: `[batch, channels, frames, height, width]`; one timestep per clip.
+    /// `z0`, `noise`: `[batch, channels, frames, height, width]`, with one timestep per clip.
     pub fn add_noise(&self, z0: Tensor<5>, noise: Tensor<5>, timesteps: &[usize]) -> Tensor<5> {
         let (signal, sigma) = self.coefficients(timesteps, &z0);
         z0 * signal + noise * sigma
     }
 
-    /// What the network should predict for clips with this noise: v or ε.
+    /// Returns the target of the network for clips with this noise: v or ε.
     ///
-    /// Shapes as in [`add_noise`](Self::add_noise).
+    /// The shapes are those of [`add_noise`](Self::add_noise).
     pub fn target(&self, z0: Tensor<5>, noise: Tensor<5>, timesteps: &[usize]) -> Tensor<5> {
         let (signal, sigma) = self.coefficients(timesteps, &z0);
         self.prediction.target(z0, noise, signal, sigma)
     }
 
-    /// sqrt(ᾱ) and sqrt(1 − ᾱ) of each clip's timestep, `[batch, 1, 1, 1, 1]`, of the dtype and on
+    /// Returns sqrt(ᾱ) and sqrt(1 − ᾱ) of each clip's timestep, `[batch, 1, 1, 1, 1]`, with the dtype and
     /// the device of `like`.
     fn coefficients(&self, timesteps: &[usize], like: &Tensor<5>) -> (Tensor<5>, Tensor<5>) {
         let column = |f: fn(f64) -> f64| {
@@ -109,8 +109,8 @@ fn cumulative_alphas(betas: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-/// Shifts and scales sqrt(ᾱ) so that its last value is 0 and its first stays ("Common diffusion
-/// noise schedules and sample steps are flawed", section 3.1).
+/// Shifts and scales sqrt(ᾱ) so that its last value is 0 and its first value stays ("Common diffusion noise
+/// schedules and sample steps are flawed", section 3.1).
 fn rescale_to_zero_terminal_snr(betas: &[f64]) -> Vec<f64> {
     let roots: Vec<f64> = cumulative_alphas(betas).iter().map(|a| a.sqrt()).collect();
     let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else {

@@ -18,7 +18,7 @@ divot_nn::config! {
     pub struct UnetConfig {
         /// Channels at the first level.
         pub model_channels: usize,
-        /// Channels of each level over those of the first.
+        /// Channels of each level, relative to those of the first.
         pub channel_mult: Vec<usize>,
         /// Width of the context.
         pub context_dim: usize,
@@ -28,9 +28,9 @@ divot_nn::config! {
         pub in_channels, with_in_channels: usize = 4,
         /// Channels of the prediction.
         pub out_channels, with_out_channels: usize = 4,
-        /// Residual blocks in each level on the way down; one more on the way up.
+        /// Residual blocks in each level on the way down. There is one more on the way up.
         pub num_res_blocks, with_num_res_blocks: usize = 2,
-        /// Downsampling factors at which there is attention.
+        /// Downsampling factors with attention.
         pub attention_resolutions, with_attention_resolutions: Vec<usize> = vec![1, 2, 4],
         /// Width of an attention head.
         pub head_dim, with_head_dim: usize = 64,
@@ -38,14 +38,14 @@ divot_nn::config! {
         pub transformer_depth, with_transformer_depth: usize = 1,
         /// Share of activations dropped in the residual blocks in training.
         pub dropout, with_dropout: f64 = 0.1,
-        /// Frame stride assumed where none is given.
+        /// Frame stride that is assumed if none is given.
         pub default_fs, with_default_fs: f64 = 3.0,
-        /// Groups of the group norms; divide the channels of every level.
+        /// Groups of the group norms. They divide the channels of every level.
         pub groups, with_groups: usize = 32,
         /// Heads of the temporal transformer after the first convolution.
         pub init_attn_heads, with_init_attn_heads: usize = 8,
-        /// Tokens of a shared context that go through the first pair of keys and values. In DynamiCrafter
-        /// these are the 77 tokens of the text.
+        /// Number of tokens of a shared context that use the first pair of keys and values. In
+        /// DynamiCrafter, these are the 77 tokens of the text.
         pub primary_context, with_primary_context: usize = 77,
     }
 }
@@ -67,13 +67,13 @@ pub struct Unet {
     pub middle: UnetBlock,
     /// Last residual block of the middle.
     pub middle_out: ResBlock,
-    /// The way up; each block also gets the output of its counterpart on the way down.
+    /// The way up. Each block also gets the output of its counterpart on the way down.
     pub output_blocks: Vec<UnetBlock>,
     /// Norm before the last convolution.
     pub norm_out: GroupNorm,
     /// Last convolution.
     pub conv_out: Conv2d,
-    /// Frame stride assumed where none is given.
+    /// Frame stride that is assumed if none is given.
     pub default_fs: f64,
 }
 
@@ -83,7 +83,7 @@ pub struct Unet {
 pub struct UnetBlock {
     /// Residual block with temporal convolutions.
     pub res: Option<ResBlock>,
-    /// Attention within a frame and over the context.
+    /// Attention within a frame and to the context.
     pub spatial: Option<SpatialTransformer>,
     /// Attention over time.
     pub temporal: Option<TemporalTransformer>,
@@ -94,9 +94,9 @@ pub struct UnetBlock {
 /// A change of resolution by two.
 #[derive(Module, Debug)]
 pub struct Resample {
-    /// 3x3 convolution, strided on the way down.
+    /// 3x3 convolution, with a stride on the way down.
     pub conv: Conv2d,
-    /// Whether the map is first doubled (nearest neighbour).
+    /// Whether the size is doubled first (nearest neighbour).
     pub up: bool,
 }
 
@@ -106,8 +106,8 @@ impl UnetConfig {
         Self::new(320, vec![1, 2, 4, 4], 1024)
     }
 
-    /// Factor between the resolution of the latents and of the last level. Heights and widths of latents
-    /// must be multiples.
+    /// Returns the factor between the resolution of the latents and that of the last level. Heights and
+    /// widths of latents must be multiples of it.
     pub fn downsampling(&self) -> usize {
         1 << (self.channel_mult.len() - 1)
     }
@@ -258,8 +258,9 @@ impl CheckSizes for UnetConfig {
 }
 
 impl Unet {
-    /// The keys and values of every attention over a context. They are the same at all timesteps, so a
-    /// sampler encodes once. They have the element type of the context, which must be the latents'.
+    /// Computes the keys and values of all attention to a context. They are the same at all timesteps, so a
+    /// sampler computes them once. They have the element type of the context, which must be that of the
+    /// latents.
     pub fn encode_context(&self, context: &Context) -> UnetContext {
         let middle = std::iter::once(&self.middle);
         let blocks = self
@@ -277,11 +278,11 @@ impl Unet {
     /// Predicts v (or ε, as trained) of noisy latents, computed in the type of the latents.
     ///
     /// # Arguments
-    /// - `latents`: `[batch, in_channels, frames, height, width]`; height and width are multiples of
+    /// - `latents`: `[batch, in_channels, frames, height, width]`. Height and width are multiples of
     ///   [`UnetConfig::downsampling`].
     /// - `timesteps`: `[batch]`, 0 to 999.
-    /// - `context`: what the frames attend to; `[batch, tokens, context_dim]` is the same for all.
-    /// - `fs`: `[batch]`, the frame stride; the config's default where absent.
+    /// - `context`: what the frames attend to. `[batch, tokens, context_dim]` is shared by all frames.
+    /// - `fs`: `[batch]`, the frame stride. The default is that of the configuration.
     ///
     /// Returns `[batch, out_channels, frames, height, width]`.
     ///
@@ -298,10 +299,10 @@ impl Unet {
         self.forward_encoded(latents, timesteps, &self.encode_context(&context), fs)
     }
 
-    /// [`forward`](Self::forward) with a context that is already encoded.
+    /// Like [`forward`](Self::forward), with a context that is already encoded.
     ///
     /// # Panics
-    /// As [`forward`](Self::forward).
+    /// Those of [`forward`](Self::forward).
     pub fn forward_encoded(
         &self,
         latents: Tensor<5>,
@@ -349,12 +350,12 @@ impl Unet {
     }
 }
 
-/// A context as the UNet's attention reads it; see [`Unet::encode_context`].
+/// An encoded context, see [`Unet::encode_context`].
 #[derive(Debug, Clone)]
 pub struct UnetContext {
-    /// For each block of the UNet with a spatial transformer: of each of its blocks, the parts.
+    /// For each block of the UNet with a spatial transformer: the parts for each block of the transformer.
     blocks: Vec<Option<Vec<Vec<KeysValues>>>>,
-    /// Number of frames, if each has tokens of its own.
+    /// Number of frames, if each has its own tokens.
     frames: Option<usize>,
 }
 
@@ -405,8 +406,8 @@ impl Resample {
     }
 }
 
-/// Doubles height and width, nearest neighbour: `[n, height, width, channels]` → `[n, 2·height,
-/// 2·width, channels]`.
+/// Doubles height and width, nearest neighbour: `[n, height, width, channels]` →
+/// `[n, 2·height, 2·width, channels]`.
 pub(crate) fn double_size(x: Tensor<4>) -> Tensor<4> {
     let [n, height, width, channels] = x.dims();
     x.reshape([n, height, 1, width, 1, channels])

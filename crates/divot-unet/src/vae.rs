@@ -17,23 +17,23 @@ divot_nn::config! {
     defaults {
         /// Channels at the first level.
         pub channels, with_channels: usize = 128,
-        /// Channels of each level over those of the first.
+        /// Channels of each level, relative to those of the first.
         pub channel_mult, with_channel_mult: Vec<usize> = vec![1, 2, 4, 4],
-        /// Residual blocks in each level of the encoder; one more in the decoder.
+        /// Residual blocks in each level of the encoder. There is one more in the decoder.
         pub num_res_blocks, with_num_res_blocks: usize = 2,
         /// Channels of the latents.
         pub latent_channels, with_latent_channels: usize = 4,
-        /// Factor from the autoencoder's latents to those that are diffused.
+        /// Factor from the autoencoder's latents to the diffusion latents.
         pub scale_factor, with_scale_factor: f64 = 0.18215,
-        /// Groups of the group norms; divide the channels of every level.
+        /// Groups of the group norms. They divide the channels of every level.
         pub groups, with_groups: usize = 32,
     }
 }
 
 /// Stable Diffusion's KL autoencoder: 83.7 M parameters with the default sizes.
 ///
-/// Group norms with epsilon 1e-6, single-head attention in the middle; downsampling pads right and
-/// bottom only.
+/// Group norms have epsilon 1e-6. The middle has single-head attention. Downsampling pads only right and
+/// bottom.
 #[derive(Module, Debug)]
 pub struct Vae {
     /// Images to moments.
@@ -44,21 +44,21 @@ pub struct Vae {
     pub quant_conv: Conv2d,
     /// 1x1 convolution of the latents.
     pub post_quant_conv: Conv2d,
-    /// Factor from the autoencoder's latents to those that are diffused.
+    /// Factor from the autoencoder's latents to the diffusion latents.
     pub scale_factor: f64,
 }
 
-/// The diagonal Gaussian that the encoder gives.
+/// The diagonal Gaussian that the encoder returns.
 #[derive(Debug, Clone)]
 pub struct Gaussian {
-    /// `[batch, latent_channels, height, width]`.
+    /// Mean, `[batch, latent_channels, height, width]`.
     pub mean: Tensor<4>,
-    /// The same shape, clamped to [-30, 20].
+    /// Logarithm of the variance, of the same shape, clamped to [-30, 20].
     pub logvar: Tensor<4>,
 }
 
 impl Gaussian {
-    /// A draw, from standard normal noise of the mean's shape.
+    /// Returns a sample, from standard normal noise of the mean's shape.
     pub fn sample(self, noise: Tensor<4>) -> Tensor<4> {
         let noise = noise.cast(self.mean.dtype());
         self.mean + (self.logvar * 0.5).exp() * noise
@@ -100,7 +100,7 @@ pub struct Decoder {
 pub struct Level {
     /// Residual blocks.
     pub blocks: Vec<VaeResBlock>,
-    /// Convolution that changes the resolution; none at the last level.
+    /// Convolution that changes the resolution. The last level has none.
     pub resample: Option<Conv2d>,
 }
 
@@ -115,7 +115,7 @@ pub struct Middle {
     pub block2: VaeResBlock,
 }
 
-/// Two convolutions around a residual.
+/// Two convolutions with a residual connection.
 #[derive(Module, Debug)]
 pub struct VaeResBlock {
     /// Norm before the first convolution.
@@ -126,11 +126,11 @@ pub struct VaeResBlock {
     pub norm2: GroupNorm,
     /// Second convolution.
     pub conv2: Conv2d,
-    /// 1x1 convolution of the residual, where the channels change.
+    /// 1x1 convolution of the residual, if the number of channels changes.
     pub skip: Option<Conv2d>,
 }
 
-/// Single-head attention over all positions of an image, by 1x1 convolutions.
+/// Single-head attention over all positions of an image, with 1x1 convolutions.
 #[derive(Module, Debug)]
 pub struct VaeAttention {
     /// Norm before the projections.
@@ -156,7 +156,7 @@ fn conv1x1(from: usize, to: usize, device: &Device) -> Conv2d {
 }
 
 impl VaeConfig {
-    /// Factor between an image's resolution and that of its latents.
+    /// Returns the factor between the resolution of an image and that of its latents.
     pub fn downsampling(&self) -> usize {
         1 << (self.channel_mult.len() - 1)
     }
@@ -253,7 +253,7 @@ impl CheckSizes for VaeConfig {
     }
 }
 
-/// `count` residual blocks, the first of which changes the channels.
+/// Initialises `count` residual blocks. The first one changes the channels.
 fn blocks(
     count: usize,
     [from, to]: [usize; 2],
@@ -266,16 +266,16 @@ fn blocks(
 }
 
 impl Vae {
-    /// Factor between an image's resolution and that of its latents.
+    /// Returns the factor between the resolution of an image and that of its latents.
     pub fn downsampling(&self) -> usize {
         let levels = self.encoder.levels.iter();
         1 << levels.filter(|level| level.resample.is_some()).count()
     }
 
-    /// The latents' distribution, without the scale factor.
+    /// Computes the distribution of the latents, without the scale factor.
     ///
-    /// `images`: `[batch, 3, height, width]`, RGB in [-1, 1]; height and width are multiples of
-    /// [`VaeConfig::downsampling`]. Returns `[batch, latent_channels, height/d, width/d]`.
+    /// `images`: `[batch, 3, height, width]`, RGB in [-1, 1]. Height and width are multiples of
+    /// [`VaeConfig::downsampling`], d. Returns `[batch, latent_channels, height/d, width/d]`.
     pub fn encode(&self, images: Tensor<4>) -> Gaussian {
         let moments = self.encoder.forward(channels_last(images));
         let moments = channels_first(conv2d_last(&self.quant_conv, moments));
@@ -286,21 +286,21 @@ impl Vae {
         }
     }
 
-    /// Images of latents without the scale factor: `[batch, latent_channels, h, w]` → `[batch, 3,
-    /// h·d, w·d]`, RGB in about [-1, 1].
+    /// Decodes latents without the scale factor to images: `[batch, latent_channels, h, w]` →
+    /// `[batch, 3, h·d, w·d]`, RGB in about [-1, 1].
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
         let latents = conv2d_last(&self.post_quant_conv, channels_last(latents));
         channels_first(self.decoder.forward(latents))
     }
 
-    /// Diffusion latents of a clip: the mean of each frame's distribution, or a draw with `noise`,
-    /// times the scale factor.
+    /// Computes the diffusion latents of a clip: the mean of each frame's distribution, or a sample with
+    /// `noise`, times the scale factor.
     ///
-    /// `clip`: `[batch, 3, frames, height, width]`, RGB in [-1, 1] → `[batch, latent_channels,
-    /// frames, height/d, width/d]`; `noise` has the shape of the result.
+    /// `clip`: `[batch, 3, frames, height, width]`, RGB in [-1, 1]. Returns
+    /// `[batch, latent_channels, frames, height/d, width/d]`. `noise` has the shape of the result.
     pub fn encode_clip(&self, clip: Tensor<5>, noise: Option<Tensor<5>>) -> Tensor<5> {
         let batch = clip.dims()[0];
-        // One frame at a time, which bounds the memory by a frame's activations.
+        // One frame at a time, so that memory holds the activations of one frame.
         let moments = to_frames(clip)
             .split(1, 0)
             .into_iter()
@@ -315,9 +315,9 @@ impl Vae {
         to_clip(Tensor::cat(latents, 0) * self.scale_factor, batch)
     }
 
-    /// Frames of a clip's diffusion latents: `[batch, latent_channels, frames, h, w]` → `[batch, 3,
-    /// frames, h·d, w·d]`, RGB in about [-1, 1]. Decodes one frame at a time, which bounds the
-    /// memory by a frame's activations.
+    /// Decodes the diffusion latents of a clip: `[batch, latent_channels, frames, h, w]` →
+    /// `[batch, 3, frames, h·d, w·d]`, RGB in about [-1, 1]. It decodes one frame at a time, so that memory
+    /// holds the activations of one frame.
     pub fn decode_clip(&self, latents: Tensor<5>) -> Tensor<5> {
         let batch = latents.dims()[0];
         let frames = to_frames(latents / self.scale_factor);
@@ -330,14 +330,14 @@ impl Vae {
     }
 }
 
-/// `[batch, channels, frames, height, width]` → `[batch·frames, channels, height, width]`.
+/// Reshapes `[batch, channels, frames, height, width]` to `[batch·frames, channels, height, width]`.
 fn to_frames(clip: Tensor<5>) -> Tensor<4> {
     let [batch, channels, frames, height, width] = clip.dims();
     clip.swap_dims(1, 2)
         .reshape([batch * frames, channels, height, width])
 }
 
-/// `[batch·frames, channels, height, width]` → `[batch, channels, frames, height, width]`.
+/// Reshapes `[batch·frames, channels, height, width]` to `[batch, channels, frames, height, width]`.
 fn to_clip(frames: Tensor<4>, batch: usize) -> Tensor<5> {
     let [n, channels, height, width] = frames.dims();
     frames
@@ -346,7 +346,7 @@ fn to_clip(frames: Tensor<4>, batch: usize) -> Tensor<5> {
 }
 
 impl Encoder {
-    /// `[batch, height, width, 3]` → `[batch, height/d, width/d, 2·latent_channels]`.
+    /// Encodes `[batch, height, width, 3]` to `[batch, height/d, width/d, 2·latent_channels]`.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<4> {
         let mut x = conv2d_last(&self.conv_in, images);
         for level in &self.levels {
@@ -361,7 +361,7 @@ impl Encoder {
 }
 
 impl Decoder {
-    /// `[batch, h, w, latent_channels]` → `[batch, h·d, w·d, 3]`.
+    /// Decodes `[batch, h, w, latent_channels]` to `[batch, h·d, w·d, 3]`.
     pub fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
         let mut x = self.middle.forward(conv2d_last(&self.conv_in, latents));
         for level in &self.levels {

@@ -1,5 +1,5 @@
-//! The diffusion objective against its formula written out, contexts against plain attention, and
-//! networks that compute in another type than that of their weights.
+//! Compares the diffusion objective with its formula and contexts with plain attention, and tests networks
+//! that compute in another type than that of their weights.
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor};
@@ -129,7 +129,7 @@ fn each_frame_attends_to_the_text_and_its_own_tokens() {
     assert!(error < 1e-5, "{error}");
 }
 
-/// Where all frames have the same tokens, a context per frame is the shared one, split at the same
+/// If all frames have the same tokens, a context per frame equals the shared context, split at the same
 /// place.
 #[test]
 fn a_context_that_is_the_same_for_each_frame_is_the_shared_one() {
@@ -219,7 +219,7 @@ fn the_autoencoder_in_bf16_over_f32_weights() {
     }
 }
 
-/// A `config.json` from before a field was there gets the field's default.
+/// A `config.json` without a field that was added later gets the field's default.
 #[test]
 fn older_configurations_load() {
     use burn::config::Config;
@@ -234,7 +234,7 @@ fn older_configurations_load() {
     assert_eq!(VaeConfig::load_binary(b"{}").unwrap().groups, 32);
 }
 
-/// With 1 group, an odd number of channels would pass every other check.
+/// With one group, an odd number of channels would pass all other checks.
 #[test]
 fn timesteps_embed_into_an_even_width() {
     let config = UnetConfig::new(3, vec![1], 8)

@@ -1,8 +1,8 @@
-//! Sampling never waits for a number: it runs on Burn's capture device, which notes operations down
-//! instead of computing them, so that nothing but what was uploaded can be read.
+//! Sampling never waits for a value. It runs on Burn's capture device, which records operations instead of
+//! computing them, so that only uploaded tensors can be read.
 //!
-//! What is seen: every read of a computed tensor (`into_data`, `into_scalar`, comparing, printing). What
-//! is not: a bare `Device::sync`, which that device takes as done.
+//! The test detects every read of a computed tensor (`into_data`, `into_scalar`, comparing, printing). It
+//! does not detect a bare `Device::sync`, which does nothing on that device.
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,8 +21,8 @@ const SOLVERS: [Solver; 4] = [
     Solver::UniPc,
 ];
 
-/// Samples a clip with a small network on the capture device. Returns the number of operations, or what
-/// the reading of a tensor said.
+/// Samples a clip with a small network on the capture device. Returns the number of operations, or the error
+/// of reading a tensor.
 fn record(
     solver: Solver,
     guided: bool,
@@ -51,7 +51,7 @@ fn record(
                 if guided {
                     denoiser = denoiser.with_guidance(context(), 7.5, 0.7);
                 }
-                // Multiplied, so that it is computed: what was uploaded could be read.
+                // Multiplied, so that it is a computed tensor. An uploaded one could be read.
                 let start = noise.normal::<5>(shape, &device) * 1.5;
                 let clip = sampler.sample(
                     start,
@@ -80,14 +80,14 @@ fn nothing_is_read_back_while_sampling() {
                 record(solver, guided, steps, |_| ControlFlow::Continue(()))
                     .unwrap_or_else(|read| panic!("{solver:?}, guided {guided}: {read}"))
             };
-            // Each step was really noted down, network and all.
+            // Each step was recorded, including the network.
             let (two, four) = (count(2), count(4));
             assert!(four > two + 2 * 50, "{solver:?}: {two}, {four}");
         }
     }
 }
 
-/// The test above would fail if something in the loop read a tensor.
+/// Checks that the test above fails if the loop reads a tensor.
 #[test]
 fn a_read_is_noticed() {
     for solver in SOLVERS {

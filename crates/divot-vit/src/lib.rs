@@ -13,9 +13,7 @@ pub use vision::{VisionTower, VisionTowerConfig};
 
 use burn::tensor::Tensor;
 
-/// Scales every row to length one, as CLIP does before comparing features.
-///
-/// `[batch, features]` → the same.
+/// Scales every row of `[batch, features]` to length one, as CLIP does before comparing features.
 pub fn normalize(features: Tensor<2>) -> Tensor<2> {
     let length = features.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
     features / length

@@ -7,11 +7,12 @@ pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviation of CLIP's training images, per RGB channel.
 pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-/// Makes frames into images for the vision tower, on the tensor's own device.
+/// Converts frames to images for the vision tower, on the tensor's own device.
 ///
-/// `frames`: `[batch, 3, height, width]`, RGB in [-1, 1]. When shrinking, a Gaussian blur against
-/// aliasing; then bicubic to `size` × `size` with corners aligned; then to [0, 1]; then CLIP's mean
-/// and standard deviation. Returns `[batch, 3, size, size]`. Differentiable.
+/// `frames`: `[batch, 3, height, width]`, RGB in [-1, 1]. If the image becomes smaller, a Gaussian blur
+/// first prevents aliasing. Then the image is resized (bicubic) to `size` × `size` with corners aligned,
+/// scaled to [0, 1], and normalised with CLIP's mean and standard deviation. Returns
+/// `[batch, 3, size, size]`. Differentiable.
 pub fn preprocess(frames: Tensor<4>, size: usize) -> Tensor<4> {
     let (device, dtype) = (frames.device(), frames.dtype());
     let images = interpolate(
@@ -28,8 +29,8 @@ pub fn preprocess(frames: Tensor<4>, size: usize) -> Tensor<4> {
     ((images + 1.0) / 2.0 - per_channel(CLIP_MEAN)) / per_channel(CLIP_STD)
 }
 
-/// Blurs what bicubic interpolation would alias: sigma = (factor − 1)/2, at least 0.001; the kernel
-/// is the odd number at or above max(4 sigma, 3) wide; borders are reflected.
+/// Blurs frequencies that bicubic interpolation would alias. sigma is (factor − 1)/2, at least 0.001. The
+/// width of the kernel is the odd number at or above max(4 sigma, 3). Borders are reflected.
 fn antialias(frames: Tensor<4>, size: usize) -> Tensor<4> {
     let [_, _, height, width] = frames.dims();
     let factors = [height, width].map(|side| side as f64 / size as f64);
@@ -61,7 +62,7 @@ fn gaussian_kernel(factor: f64) -> Vec<f32> {
     weights.iter().map(|w| (w / total) as f32).collect()
 }
 
-/// One axis of a separable blur, the same kernel for each of the three channels.
+/// Blurs along one axis, with the same kernel for each of the three channels.
 fn blur(
     frames: Tensor<4>,
     kernel: &[f32],

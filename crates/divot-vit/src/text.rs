@@ -19,7 +19,7 @@ pub struct TextTowerConfig {
     pub width: usize,
     /// Number of transformer blocks.
     pub layers: usize,
-    /// Number of attention heads; divides the width.
+    /// Number of attention heads. It divides the width.
     pub heads: usize,
     /// Width of the joint space of images and texts.
     pub embed_dim: usize,
@@ -38,7 +38,7 @@ pub struct TextTower {
     pub ln_final: LayerNorm,
     /// Pooled token to the joint space, without bias.
     pub proj: Linear,
-    /// Logarithm of the factor on the similarities, a single number.
+    /// Logarithm of the factor of the similarities, a single number.
     pub logit_scale: Param<Tensor<1>>,
 }
 
@@ -90,11 +90,11 @@ impl CheckSizes for TextTowerConfig {
 }
 
 impl TextTower {
-    /// The texts' features in the joint space, computed in `dtype`.
+    /// Computes the features of texts in the joint space, in `dtype`.
     ///
-    /// `ids`: `[batch, context_length]`, as [`BpeTokenizer`](crate::BpeTokenizer) gives them: the
-    /// end-of-text token has the highest id, and the feature is read where it first stands.
-    /// Returns `[batch, embed_dim]`, not yet [normalised](crate::normalize).
+    /// `ids`: `[batch, context_length]`, from [`BpeTokenizer`](crate::BpeTokenizer). The end-of-text token
+    /// has the highest id, and the feature is that of its first position. Returns `[batch, embed_dim]`, not
+    /// yet [normalised](crate::normalize).
     pub fn text_features(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<2> {
         let x = self.states(&ids, self.blocks.len(), dtype);
         let [batch, _, width] = x.dims();
@@ -105,15 +105,15 @@ impl TextTower {
         linear(&self.proj, pooled)
     }
 
-    /// The states of all tokens after the last but one block, through the final norm, computed in
-    /// `dtype`: what DynamiCrafter's UNet attends to.
+    /// Computes the states of all tokens after the last but one block, through the final norm, in `dtype`.
+    /// DynamiCrafter's UNet attends to them.
     ///
     /// `ids`: `[batch, context_length]`. Returns `[batch, context_length, width]`.
     pub fn penultimate_states(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
         self.states(&ids, self.blocks.len().saturating_sub(1), dtype)
     }
 
-    /// The states after the first `blocks` blocks, through the final norm.
+    /// Computes the states after the first `blocks` blocks, through the final norm.
     fn states(&self, ids: &Tensor<2, Int>, blocks: usize, dtype: DType) -> Tensor<3> {
         let tokens = ids.dims()[1];
         let position = self.positional_embedding.val().narrow(0, 0, tokens);

@@ -4,29 +4,29 @@ use std::sync::OnceLock;
 
 use regex::Regex;
 
-/// CLIP's merges as OpenAI published them (MIT licence): one pair a line, most frequent first.
+/// CLIP's merges as published by OpenAI (MIT licence): one pair per line, most frequent first.
 static MERGES: &[u8] = include_bytes!("../data/bpe_simple_vocab_16e6.txt.gz");
-/// Merges that belong to CLIP's vocabulary of 49,408 tokens: 256 bytes, the same with an
-/// end-of-word mark, the merges, two special tokens.
+/// Number of merges in CLIP's vocabulary of 49,408 tokens: 256 bytes, 256 bytes with an end-of-word mark,
+/// the merges, and two special tokens.
 const MERGE_COUNT: usize = 49_408 - 512 - 2;
 const END_OF_WORD: &str = "</w>";
 
-/// What can be wrong with a text for CLIP.
+/// An error of CLIP's tokenizer.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// The merges cannot be read.
     #[error("CLIP's merges cannot be read: {0}; use the file as OpenAI published it")]
     Merges(String),
-    /// No room for the two special tokens.
+    /// There is no room for the two special tokens.
     #[error("a context of {0} tokens has no room for a text; use at least 2")]
     ContextLength(usize),
 }
 
 /// CLIP's byte-pair tokenizer.
 ///
-/// Texts are lower-cased, their white space folded and HTML entities decoded; the result starts
-/// with `<start_of_text>`, ends with `<end_of_text>` and is padded with zeros. A longer text is cut
-/// and still ends with `<end_of_text>`.
+/// Texts are lower-cased, white space is folded, and HTML entities are decoded. The result starts with
+/// `<start_of_text>`, ends with `<end_of_text>` and is padded with zeros. A longer text is cut and still
+/// ends with `<end_of_text>`.
 #[derive(Debug)]
 pub struct BpeTokenizer {
     ids: HashMap<String, i64>,
@@ -36,20 +36,20 @@ pub struct BpeTokenizer {
 }
 
 impl BpeTokenizer {
-    /// CLIP's own vocabulary, which comes with the crate.
+    /// Creates the tokenizer with CLIP's own vocabulary, which is part of the crate.
     ///
     /// # Errors
-    /// If the vocabulary does not unpack.
+    /// If the vocabulary cannot be unpacked.
     pub fn clip() -> Result<Self, TokenizerError> {
         let mut text = String::new();
         flate2::read::GzDecoder::new(MERGES)
             .read_to_string(&mut text)
             .map_err(|error| TokenizerError::Merges(error.to_string()))?;
-        // The first line names the file's version.
+        // The first line contains the version of the file.
         Self::from_merges(text.lines().skip(1).take(MERGE_COUNT))
     }
 
-    /// A vocabulary from merges, each `left right`, most frequent first.
+    /// Creates a tokenizer from merges, each `left right`, most frequent first.
     ///
     /// # Errors
     /// If a line is not a pair.
@@ -79,12 +79,12 @@ impl BpeTokenizer {
         })
     }
 
-    /// Number of tokens.
+    /// Returns the number of tokens.
     pub fn vocab_size(&self) -> usize {
         self.ids.len()
     }
 
-    /// The ids of a text, without special tokens or padding.
+    /// Returns the ids of a text, without special tokens or padding.
     pub fn encode(&self, text: &str) -> Vec<i64> {
         let text = clean(text);
         let mut ids = Vec::new();
@@ -94,13 +94,13 @@ impl BpeTokenizer {
                 .bytes()
                 .map(|byte| self.bytes[usize::from(byte)].to_string())
                 .collect();
-            // Every byte is in the vocabulary, so every symbol that merging leaves is too.
+            // Every byte is in the vocabulary, so all symbols after merging are too.
             ids.extend(self.merge(symbols).iter().map(|symbol| self.ids[symbol]));
         }
         ids
     }
 
-    /// The ids of several texts, `[texts, context_length]` row by row, for
+    /// Returns the ids of several texts, `[texts, context_length]` row by row, for
     /// [`TextTower::text_features`](crate::TextTower::text_features).
     ///
     /// # Errors
@@ -125,7 +125,7 @@ impl BpeTokenizer {
         Ok(texts.iter().map(row).collect())
     }
 
-    /// Joins the most frequent neighbouring pair until no pair is in the merges.
+    /// Merges the most frequent neighbouring pair until no pair is in the merges.
     fn merge(&self, mut symbols: Vec<String>) -> Vec<String> {
         if let Some(last) = symbols.last_mut() {
             last.push_str(END_OF_WORD);
@@ -160,8 +160,8 @@ fn word_pattern() -> &'static Regex {
     })
 }
 
-/// Bytes as printable characters, so that merges are plain text: the printable ones of Latin-1 stand
-/// for themselves and come first, the others follow from U+0100.
+/// Returns printable characters for bytes, so that merges are plain text. The printable characters of
+/// Latin-1 come first and stand for themselves. The others follow from U+0100.
 fn printable_bytes() -> (Vec<char>, [char; 256]) {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut table = ['\0'; 256];
@@ -178,8 +178,8 @@ fn printable_bytes() -> (Vec<char>, [char; 256]) {
     (order, table)
 }
 
-/// Decodes HTML entities (twice, since scraped captions are often escaped twice), folds white space
-/// and lower-cases.
+/// Decodes HTML entities (twice, because scraped captions are often escaped twice), folds white space and
+/// lower-cases.
 fn clean(text: &str) -> String {
     let once = html_escape::decode_html_entities(text);
     let twice = html_escape::decode_html_entities(&once);
@@ -191,7 +191,7 @@ fn clean(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Ids as `open_clip` 2.x gives them.
+    /// The ids of `open_clip` 2.x.
     #[test]
     fn clip_ids() {
         let tokenizer = BpeTokenizer::clip().unwrap();

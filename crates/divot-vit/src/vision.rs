@@ -16,24 +16,24 @@ use divot_nn::{
 pub struct VisionTowerConfig {
     /// Height and width of the input image, in pixels.
     pub image_size: usize,
-    /// Height and width of a patch, in pixels; divides the image.
+    /// Height and width of a patch, in pixels. It divides the image size.
     pub patch_size: usize,
     /// Width of the tokens.
     pub width: usize,
     /// Number of transformer blocks.
     pub layers: usize,
-    /// Number of attention heads; divides the width.
+    /// Number of attention heads. It divides the width.
     pub heads: usize,
     /// Width of the joint space of images and texts.
     pub embed_dim: usize,
-    /// Width of the feed-forward layers over that of the tokens.
+    /// Ratio of the width of the feed-forward layers to that of the tokens.
     #[config(default = 4.0)]
     pub mlp_ratio: f64,
 }
 
 /// OpenCLIP's vision transformer.
 ///
-/// Exact GELU, layer norms with epsilon 1e-5, and one before the first block.
+/// It has exact GELU, layer norms with epsilon 1e-5, and a norm before the first block.
 #[derive(Module, Debug)]
 pub struct VisionTower {
     /// Patches to tokens, without bias.
@@ -58,7 +58,7 @@ impl VisionTowerConfig {
         Self::new(224, 14, 1280, 32, 16, 1024)
     }
 
-    /// Number of patches in one image.
+    /// Returns the number of patches in an image.
     pub fn patches(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
     }
@@ -111,10 +111,10 @@ impl CheckSizes for VisionTowerConfig {
 }
 
 impl VisionTower {
-    /// Every token after the last block, neither normed nor projected.
+    /// Computes every token after the last block, without norm or projection.
     ///
-    /// `images`: `[batch, 3, image_size, image_size]`, as [`preprocess`](crate::preprocess) leaves
-    /// them. Returns `[batch, 1 + patches, width]`, the class token first.
+    /// `images`: `[batch, 3, image_size, image_size]`, from [`preprocess`](crate::preprocess). Returns
+    /// `[batch, 1 + patches, width]`, the class token first.
     pub fn tokens(&self, images: Tensor<4>) -> Tensor<3> {
         let blocks = self.blocks.iter().cloned().map(Ok::<_, Infallible>);
         match self.tokens_by(images, blocks) {
@@ -122,8 +122,8 @@ impl VisionTower {
         }
     }
 
-    /// [`tokens`](Self::tokens) through blocks that come one at a time, for a tower that is larger than
-    /// memory. Its own blocks are not used.
+    /// Computes [`tokens`](Self::tokens) with blocks that are passed one at a time, for a tower that is
+    /// larger than memory. Its own blocks are not used.
     ///
     /// # Errors
     /// The first of `blocks`.
@@ -135,7 +135,7 @@ impl VisionTower {
         blocks.try_fold(self.embed(images), |x, block| Ok(block?.forward(x, false)))
     }
 
-    /// What the first block reads: patches and class token with their positions, normed.
+    /// Computes the input of the first block: patches and class token with their positions, after the norm.
     ///
     /// `[batch, 3, image_size, image_size]` → `[batch, 1 + patches, width]`, the class token first.
     pub fn embed(&self, images: Tensor<4>) -> Tensor<3> {
@@ -149,7 +149,7 @@ impl VisionTower {
         self.ln_pre.forward(x)
     }
 
-    /// The patch tokens after the last block: what the Divot tokenizer reads.
+    /// Computes the patch tokens after the last block, which the Divot tokenizer uses.
     ///
     /// `[batch, 3, image_size, image_size]` → `[batch, patches, width]`.
     pub fn patch_tokens(&self, images: Tensor<4>) -> Tensor<3> {
@@ -158,7 +158,7 @@ impl VisionTower {
         tokens.narrow(1, 1, patches)
     }
 
-    /// The image's feature in the joint space: the class token, normed and projected.
+    /// Computes the feature of an image in the joint space: the class token after norm and projection.
     ///
     /// `[batch, 3, image_size, image_size]` → `[batch, embed_dim]`, not yet
     /// [normalised](crate::normalize).

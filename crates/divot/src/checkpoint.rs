@@ -1,6 +1,8 @@
-//! Checkpoints: a folder with one sub-folder for each part, which holds `config.json` and
-//! `model.safetensors`. A language model's holds its text tokenizer too (`tokenizer.json`), and the video
-//! tokenizer's the tokens of a mid-grey clip (`unconditional.safetensors`).
+//! Checkpoints. A checkpoint is a folder with one sub-folder for each part, which holds `config.json` and
+//! `model.safetensors`.
+//!
+//! The folder of a language model also holds its text tokenizer (`tokenizer.json`). That of the video
+//! tokenizer also holds the tokens of a mid-grey clip (`unconditional.safetensors`).
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -19,7 +21,7 @@ use crate::weights::Weights;
 pub use crate::parts::{CONFIG, Part, Release, TEXT_TOKENIZER, UNCONDITIONAL, WEIGHTS};
 pub use crate::save::Saved;
 
-/// A checkpoint's folder, and how its parts are loaded and saved.
+/// The folder of a checkpoint, with the options for loading and saving its parts.
 pub struct Checkpoint<'a> {
     folder: PathBuf,
     device: Device,
@@ -28,8 +30,10 @@ pub struct Checkpoint<'a> {
 }
 
 impl<'a> Checkpoint<'a> {
-    /// The parts below `folder`. They are loaded onto `device`, in f32 on the CPU, which is fastest
-    /// there, and in the stored element type elsewhere. The folder is made when a part is saved.
+    /// Creates a checkpoint of the parts in `folder`. The folder is created when a part is saved.
+    ///
+    /// Weights are loaded onto `device`. On the CPU they are loaded in f32, which is the fastest there.
+    /// Elsewhere they keep the stored element type.
     pub fn new(folder: impl Into<PathBuf>, device: &Device) -> Self {
         Self {
             folder: folder.into(),
@@ -39,13 +43,13 @@ impl<'a> Checkpoint<'a> {
         }
     }
 
-    /// Casts the weights to `dtype` (f32, f16 or bf16) when they are loaded or saved.
+    /// Casts weights to `dtype` (f32, f16 or bf16) when they are loaded or saved.
     pub fn with_dtype(mut self, dtype: FloatDType) -> Self {
         self.dtype = Some(dtype);
         self
     }
 
-    /// Calls `progress` after each tensor. It may stop the work, which then ends in [`Error::Stopped`].
+    /// Calls `progress` after each tensor. It may stop the work, with the error [`Error::Stopped`].
     pub fn with_progress(
         mut self,
         progress: impl FnMut(Progress<'_>) -> ControlFlow<()> + 'a,
@@ -54,18 +58,18 @@ impl<'a> Checkpoint<'a> {
         self
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The device that weights are loaded onto.
+    /// Returns the device that weights are loaded onto.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The element type that a network computes in whose weights have the type `weights`: f32 on the CPU,
-    /// and that of the weights elsewhere.
+    /// Returns the element type in which a network computes if its weights have the type `weights`. It is
+    /// f32 on the CPU, and that of the weights elsewhere.
     pub fn compute_dtype(&self, weights: DType) -> DType {
         match device::is_cpu(&self.device) {
             true => DType::F32,
@@ -73,10 +77,10 @@ impl<'a> Checkpoint<'a> {
         }
     }
 
-    /// Reads a part's configuration.
+    /// Reads the configuration of a part.
     ///
     /// # Errors
-    /// If the file is missing, is not such a configuration, or is an invalid one.
+    /// If the file is missing, is not a configuration of this type, or is invalid.
     pub fn config<C: Config + CheckSizes>(&self, part: Part) -> Result<C> {
         let path = part.folder(&self.folder).join(CONFIG);
         let text = std::fs::read(&path).map_err(|error| {
@@ -100,11 +104,11 @@ impl<'a> Checkpoint<'a> {
         Ok(config)
     }
 
-    /// Fills a module with a part's weights.
+    /// Fills a module with the weights of a part.
     ///
     /// # Errors
-    /// If the file is missing or damaged; if a tensor is missing, unknown, of another shape, or holds NaN
-    /// or an infinity; if the weights do not fit into memory; if the progress callback stopped it.
+    /// If the file is missing or damaged; if a tensor is missing, unknown, of another shape, or contains
+    /// NaN or an infinity; if the weights do not fit into memory; if the progress callback stops it.
     pub fn load<M: Module>(&mut self, part: Part, module: M) -> Result<M> {
         let mut loading = self.loading(part)?;
         let dtype = loading.dtype();
@@ -114,7 +118,7 @@ impl<'a> Checkpoint<'a> {
         Ok(module)
     }
 
-    /// Opens a part's weights, to fill a network module by module.
+    /// Opens the weights of a part, to fill a network module by module.
     ///
     /// # Errors
     /// If the file is missing or damaged.
@@ -128,7 +132,7 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
-/// A part's weights while they are loaded, module by module.
+/// The weights of a part, which are loaded module by module.
 pub struct Loading<'c, 'a> {
     checkpoint: &'c mut Checkpoint<'a>,
     part: Part,
@@ -136,13 +140,13 @@ pub struct Loading<'c, 'a> {
 }
 
 impl Loading<'_, '_> {
-    /// The element type that the weights are loaded in; `None` is the stored one.
+    /// Returns the element type in which weights are loaded, or `None` for the stored type.
     pub fn dtype(&self) -> Option<FloatDType> {
         self.checkpoint.dtype
     }
 
-    /// Refuses weights that do not fit into the CPU's memory: the system would end the process without a
-    /// message.
+    /// Returns an error if the weights do not fit into the CPU's memory. Otherwise the system would kill
+    /// the process without a message.
     fn check_memory(&self) -> Result<()> {
         let Checkpoint { device, dtype, .. } = &*self.checkpoint;
         let (true, Some(available)) = (device::is_cpu(device), available_memory()) else {
@@ -167,11 +171,11 @@ impl Loading<'_, '_> {
         ))
     }
 
-    /// Fills a module from the tensors called `prefix` + the paths of its parameters.
+    /// Fills a module from the tensors named `prefix` + the paths of its parameters.
     ///
     /// # Errors
-    /// If a tensor is missing, of another shape, or holds NaN or an infinity; if the progress callback
-    /// stopped it.
+    /// If a tensor is missing, of another shape, or contains NaN or an infinity; if the progress callback
+    /// stops it.
     pub fn fill<M: Module>(
         &mut self,
         prefix: &str,
@@ -193,10 +197,10 @@ impl Loading<'_, '_> {
         Ok(module)
     }
 
-    /// Makes sure that every tensor went into a module.
+    /// Checks that every tensor was used by a module.
     ///
     /// # Errors
-    /// Tensors that nothing asked for.
+    /// If tensors were not used.
     pub fn finish(self) -> Result<()> {
         Ok(self.weights.finish()?)
     }

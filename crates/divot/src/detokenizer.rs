@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 /// Sizes of the Divot de-tokenizer.
 #[derive(Config, Debug)]
 pub struct DetokenizerConfig {
-    /// Perceiver that turns video tokens into the UNet's context.
+    /// Perceiver that converts video tokens to the UNet's context.
     pub resampler: PerceiverResamplerConfig,
     /// The video UNet.
     pub unet: UnetConfig,
@@ -32,31 +32,31 @@ pub struct DetokenizerConfig {
     pub latent_size: [usize; 2],
 }
 
-/// How tokens are turned into video; the defaults are the released ones.
+/// Options for decoding tokens to video. The defaults are the released ones.
 #[derive(Config, Debug)]
 pub struct SamplingConfig {
-    /// Sampling steps; 15 to 20 of [`Solver::DpmSolverPlusPlus`] and [`Solver::UniPc`] stand for 50 of
-    /// DDIM.
+    /// Number of sampling steps. 15 to 20 steps of [`Solver::DpmSolverPlusPlus`] and [`Solver::UniPc`]
+    /// correspond to 50 of DDIM.
     #[config(default = 50)]
     pub steps: usize,
-    /// How each step is made.
+    /// The solver of each step.
     #[config(default = "Solver::Ddim { eta: 1.0 }")]
     pub solver: Solver,
-    /// Which timesteps are visited; the solver's own ([`Solver::spacing`]) where there are none.
+    /// Spacing of the timesteps. By default, that of the solver ([`Solver::spacing`]).
     #[config(default = "None")]
     pub spacing: Option<Spacing>,
     /// Frame stride condition.
     #[config(default = 3.0)]
     pub fs: f64,
-    /// Frames to make.
+    /// Number of frames.
     #[config(default = 16)]
     pub frames: usize,
 }
 
-/// The Divot de-tokenizer: video tokens in, a clip out (paper, section 3.1.2).
+/// The Divot de-tokenizer, which decodes video tokens to a clip (paper, section 3.1.2).
 #[derive(Module, Debug)]
 pub struct Detokenizer {
-    /// Perceiver that turns video tokens into the UNet's context.
+    /// Perceiver that converts video tokens to the UNet's context.
     pub resampler: PerceiverResampler,
     /// The video UNet.
     pub unet: Unet,
@@ -67,14 +67,14 @@ pub struct Detokenizer {
     pub schedule: NoiseSchedule,
     /// Height and width of the latents.
     pub latent_size: [usize; 2],
-    /// The element type that is computed in, whatever that of the weights is.
+    /// The element type of computations. The weights may have another type.
     #[module(skip)]
     pub dtype: DType,
 }
 
 impl SamplingConfig {
-    /// Checks the options against the released noise schedule. No weights are needed for it. Returns the
-    /// number of steps that will be taken.
+    /// Checks the options against the released noise schedule. This needs no weights. Returns the number of
+    /// steps that will be taken.
     ///
     /// # Errors
     /// If an option is out of range.
@@ -116,7 +116,7 @@ impl DetokenizerConfig {
         )
     }
 
-    /// Height and width of decoded frames, in pixels.
+    /// Returns the height and width of decoded frames, in pixels.
     pub fn frame_size(&self) -> [usize; 2] {
         self.latent_size.map(|side| side * self.vae.downsampling())
     }
@@ -167,7 +167,7 @@ impl CheckSizes for DetokenizerConfig {
 }
 
 impl Detokenizer {
-    /// Loads the part of that name, which decodes the tokenizer's features.
+    /// Loads [`Part::Detokenizer`], which decodes the features of the tokenizer.
     ///
     /// # Errors
     /// If a file is missing, damaged, or does not fit the configuration beside it.
@@ -175,8 +175,8 @@ impl Detokenizer {
         Self::load_part(checkpoint, Part::Detokenizer)
     }
 
-    /// The part that decodes features drawn by a language model: the adapted de-tokenizer, or the plain
-    /// one if the checkpoint's folder has no adapted one.
+    /// Returns the part that decodes features sampled by a language model: the adapted de-tokenizer, or the
+    /// plain one if the checkpoint has no adapted one.
     pub fn adapted_part(checkpoint: &Path) -> Part {
         let adapted = Part::AdaptedDetokenizer;
         match adapted.folder(checkpoint).is_dir() {
@@ -185,7 +185,7 @@ impl Detokenizer {
         }
     }
 
-    /// Loads a certain de-tokenizer.
+    /// Loads the given de-tokenizer.
     ///
     /// # Errors
     /// Those of [`load`](Self::load).
@@ -201,12 +201,12 @@ impl Detokenizer {
         Ok((detokenizer, config))
     }
 
-    /// Turns the tokens of one clip, `[1, tokens, width]`, into frames. The same seed draws the same
-    /// noise. `on_step` is told about each step, and may stop the sampling.
+    /// Decodes the tokens of one clip, `[1, tokens, width]`, to frames. The same seed gives the same noise.
+    /// `on_step` is called for each step and may stop the sampling.
     ///
     /// # Errors
-    /// If the tokens are not as wide as the model's, a sampling option is out of range, or a number
-    /// overflowed; [`Error::Stopped`] if `on_step` stopped it.
+    /// If the tokens do not have the model's width, a sampling option is out of range, or a value is not
+    /// finite; [`Error::Stopped`] if `on_step` stops it.
     pub fn frames(
         &self,
         tokens: Tensor<3>,
@@ -227,26 +227,26 @@ impl Detokenizer {
         Ok(chw_to_clip(&values, shape)?)
     }
 
-    /// Width of the tokens that are decoded.
+    /// Returns the width of the tokens.
     pub fn token_dim(&self) -> usize {
         self.resampler.proj_in.weight.lazy_shape().dims::<2>()[0]
     }
 
-    /// The UNet's context of video tokens: `[batch, 64, 256]` → `[batch, 125, 1024]`.
+    /// Computes the UNet's context from video tokens: `[batch, 64, 256]` → `[batch, 125, 1024]`.
     pub fn context(&self, tokens: Tensor<3>) -> Tensor<3> {
         self.resampler.forward(tokens.cast(self.dtype))
     }
 
     /// Samples latents from video tokens.
     ///
-    /// `tokens`: `[batch, tokens, width]`. Without `guidance` there is only the conditional branch.
-    /// `on_step` is told about each step, and may stop the sampling.
+    /// `tokens`: `[batch, tokens, width]`. Without `guidance`, only the conditional branch is computed.
+    /// `on_step` is called for each step and may stop the sampling.
     ///
     /// Returns `[batch, channels, frames, height, width]`.
     ///
     /// # Errors
-    /// If the tokens are not as wide as the model's, or an option is out of range; [`Error::Stopped`] if
-    /// `on_step` stopped it.
+    /// If the tokens do not have the model's width, or an option is out of range; [`Error::Stopped`] if
+    /// `on_step` stops it.
     pub fn sample(
         &self,
         tokens: Tensor<3>,
@@ -277,7 +277,7 @@ impl Detokenizer {
         Ok(latents?)
     }
 
-    /// The context of tokens that may be of another model.
+    /// Computes the context of tokens, after checking that their width is that of the model.
     fn checked_context(&self, tokens: Tensor<3>) -> Result<Tensor<3>> {
         let (found, expected) = (tokens.dims()[2], self.token_dim());
         match found == expected {
@@ -286,7 +286,7 @@ impl Detokenizer {
         }
     }
 
-    /// Frames of latents: `[batch, 4, frames, height, width]` → `[batch, 3, frames, height, width]`
+    /// Decodes latents to frames: `[batch, 4, frames, height, width]` → `[batch, 3, frames, height, width]`
     /// in pixels, RGB clamped to [-1, 1], in f32.
     pub fn decode(&self, latents: Tensor<5>) -> Tensor<5> {
         self.vae

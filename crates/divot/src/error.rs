@@ -6,13 +6,13 @@ use crate::weights::WeightsError;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong between a video and its reconstruction; each message is one line that names
-/// the file and the remedy.
+/// An error between a video and its reconstruction. Each message is one line that names the file and the
+/// remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The caller stopped the work. This is the one error for it: a callback that returned
-    /// [`ControlFlow::Break`](std::ops::ControlFlow::Break) ends in it, wherever it was called.
+    /// The caller stopped the work. This is the only error for it, whichever callback returned
+    /// [`ControlFlow::Break`](std::ops::ControlFlow::Break).
     #[error("stopped")]
     Stopped,
     /// A checkpoint could not be read or written.
@@ -25,56 +25,56 @@ pub enum Error {
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(crate::hub::HubError),
-    /// The device is not there.
+    /// The device is not available.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The sampler cannot run so.
+    /// The sampler does not accept its options.
     #[error(transparent)]
     Sampling(#[from] divot_unet::SamplerError),
-    /// The language model cannot do it.
+    /// An error of the language model.
     #[error(transparent)]
     Llm(divot_llm::LlmError),
-    /// A sampling option makes no sense.
+    /// A sampling option is invalid.
     #[error("{option} is {value}; use {remedy}")]
     Option {
         /// Its name.
         option: &'static str,
-        /// What was given.
+        /// The given value.
         value: f64,
-        /// What would do.
+        /// The valid values.
         remedy: &'static str,
     },
-    /// A number overflowed on the way.
+    /// A computation gave values that are not finite.
     #[error(
         "the reconstruction is not a number everywhere ({0} weights overflowed); load them as f32"
     )]
     NotFinite(&'static str),
-    /// There is no precision of that name.
+    /// The name is not that of a precision.
     #[error("`{0}` is no precision; use auto, f32, f16, bf16, q8 or q4")]
     Precision(String),
-    /// Video tokens are of another model than the de-tokenizer.
+    /// Video tokens belong to another model than the de-tokenizer.
     #[error(
         "tokens of {found} numbers do not fit a de-tokenizer of {expected}; make them with the same model"
     )]
     TokenWidth {
         /// Width of the tokens.
         found: usize,
-        /// Width that the de-tokenizer reads.
+        /// Width that the de-tokenizer needs.
         expected: usize,
     },
-    /// A configuration could not be read, or does not fit.
+    /// A configuration could not be read, or does not match the other files.
     #[error("{}: {problem}; {remedy}", .path.display())]
     Config {
         /// The file or folder.
         path: PathBuf,
         /// What is wrong.
         problem: String,
-        /// What to do.
+        /// How to fix it.
         remedy: String,
     },
 }
 
-/// An error and its causes on one line, none of which is said twice.
+/// Formats an error and its causes on one line, without repetitions.
 pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
@@ -123,7 +123,7 @@ impl From<crate::hub::HubError> for Error {
 }
 
 impl Error {
-    /// Whether the caller stopped the work, so that nothing went wrong.
+    /// Returns whether the caller stopped the work, which is not a failure.
     pub fn is_stopped(&self) -> bool {
         matches!(self, Self::Stopped)
     }

@@ -5,28 +5,28 @@ use burn::tensor::Tensor;
 
 use crate::error::{Error, Result};
 
-/// How strong classifier-free guidance is; the defaults are the released ones.
+/// Strength of classifier-free guidance. The defaults are the released ones.
 #[derive(Config, Debug, Copy)]
 pub struct GuidanceConfig {
-    /// Guidance scale. 1 is no guidance, which takes half the time.
+    /// Guidance scale. 1 means no guidance, which takes half the time.
     #[config(default = 7.5)]
     pub scale: f64,
     /// Share of the guided prediction, 0 to 1, that is rescaled to the standard deviation of the
-    /// conditional one.
+    /// conditional prediction.
     #[config(default = 0.7)]
     pub rescale: f64,
 }
 
 impl GuidanceConfig {
-    /// Whether there is any guidance, which takes unconditional tokens.
+    /// Returns whether guidance is used. It needs unconditional tokens.
     pub fn is_on(&self) -> bool {
         self.scale != 1.0
     }
 
-    /// Checks the numbers.
+    /// Checks the options.
     ///
     /// # Errors
-    /// The first that is out of range.
+    /// The first option that is out of range.
     pub fn check(&self) -> Result<()> {
         if !self.scale.is_finite() {
             return Err(Error::Option {
@@ -45,7 +45,7 @@ impl GuidanceConfig {
         Ok(())
     }
 
-    /// Guidance away from unconditional tokens.
+    /// Creates the guidance with these unconditional tokens.
     pub fn with_tokens(self, tokens: Tensor<3>) -> Guidance {
         Guidance {
             tokens,
@@ -55,7 +55,7 @@ impl GuidanceConfig {
     }
 }
 
-/// Classifier-free guidance: v = v_u + scale · (v_c − v_u), then rescaled.
+/// Classifier-free guidance: v = v_u + scale · (v_c − v_u), which is then rescaled.
 #[derive(Debug, Clone)]
 pub struct Guidance {
     /// The unconditional tokens, `[1, tokens, width]`: those of an all-zero (mid-grey) clip
@@ -63,6 +63,7 @@ pub struct Guidance {
     pub tokens: Tensor<3>,
     /// Guidance scale.
     pub scale: f64,
-    /// Share of the guided prediction that is rescaled to the standard deviation of the conditional one.
+    /// Share of the guided prediction that is rescaled to the standard deviation of the conditional
+    /// prediction.
     pub rescale: f64,
 }

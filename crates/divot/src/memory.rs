@@ -1,4 +1,4 @@
-/// The most memory this process ever held, in bytes, where the system says so (Linux).
+/// Returns the peak memory of this process in bytes, if the system reports it (Linux).
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status
@@ -8,7 +8,7 @@ pub fn peak_memory() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// Memory that the system could give now without swapping, in bytes; `None` where it does not say.
+/// Returns the memory in bytes that is available without swapping, if the system reports it.
 pub(crate) fn available_memory() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info

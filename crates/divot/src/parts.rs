@@ -1,5 +1,5 @@
-//! The catalogue: the parts of a checkpoint, the released files that each is made from, and where those
-//! are published. Every folder and file name stands here, once.
+//! The catalogue of the parts of a checkpoint, the released files that each is made from, and where those
+//! are published. It is the only place with names of folders and files.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 pub const WEIGHTS: &str = "model.safetensors";
 /// Name of the configuration in a part's folder.
 pub const CONFIG: &str = "config.json";
-/// Name of the text tokenizer in a language model's folder. It has nothing to do with the video
-/// tokenizer, which is [`Part::Tokenizer`].
+/// Name of the text tokenizer in a language model's folder. It is not the video tokenizer, which is
+/// [`Part::Tokenizer`].
 pub const TEXT_TOKENIZER: &str = "tokenizer.json";
 /// Name of the tokens of a mid-grey clip in the video tokenizer's folder.
 pub const UNCONDITIONAL: &str = "unconditional.safetensors";
@@ -33,32 +33,32 @@ pub enum Part {
     Generation,
     /// The language model before tuning.
     Pretrained,
-    /// Any other language model: one that was trained with or without LoRA.
+    /// Any other language model, trained with or without LoRA.
     Llm,
-    /// Mistral-7B with a larger vocabulary, where pre-training starts.
+    /// Mistral-7B with a larger vocabulary, from which pre-training starts.
     Mistral,
 }
 
-/// A file, or a folder of files, as it was published.
+/// A published file or folder of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Release {
     /// The repository on the hub that publishes it.
     pub repository: &'static str,
-    /// The folder of downloads that the repository's files are put into; empty for the folder of
-    /// downloads itself.
+    /// The sub-folder of the downloads that the repository's files are put into. Empty if they are put
+    /// directly into the folder of downloads.
     pub folder: &'static str,
-    /// Its path below the folder of downloads, which conversion reads.
+    /// Its path in the folder of downloads, which conversion reads.
     pub path: &'static str,
-    /// The names of its files in the repository. Each must be there; a `*` stands for any characters.
+    /// The names of its files in the repository, which must all exist. A `*` stands for any characters.
     pub files: &'static [&'static str],
-    /// Files that are downloaded too if they are there, with a `*` for any characters.
+    /// Files that are downloaded too if they exist. A `*` stands for any characters.
     pub extras: &'static [&'static str],
-    /// About how large it is, in MiB.
+    /// Approximate size in MiB.
     pub mebibytes: u64,
 }
 
 impl Release {
-    /// A file of the repository that publishes Divot itself.
+    /// A file of the repository that publishes Divot.
     const fn divot(
         path: &'static str,
         files: &'static [&'static str],
@@ -158,7 +158,7 @@ const DYNAMICRAFTER: Release = Release {
     extras: &[],
     mebibytes: 10_000,
 };
-/// The same weights are published as pickles too, which are left where they are.
+/// The same weights are also published as pickles, which are not downloaded.
 const MISTRAL: Release = Release {
     repository: "mistralai/Mistral-7B-Instruct-v0.1",
     folder: "Mistral-7B-Instruct-v0.1",
@@ -188,10 +188,10 @@ impl Part {
         Self::Mistral,
     ];
 
-    /// The parts that turn videos into tokens and back, which everyone needs.
+    /// The parts that convert videos to tokens and back.
     pub const MODEL: [Self; 3] = [Self::Tokenizer, Self::Detokenizer, Self::Clip];
 
-    /// Its name, which is its folder's too.
+    /// Returns its name, which is also the name of its folder.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tokenizer => "tokenizer",
@@ -207,12 +207,12 @@ impl Part {
         }
     }
 
-    /// The part of a name.
+    /// Returns the part with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|part| part.name() == name)
     }
 
-    /// What it is for, in a few words for a help text.
+    /// Returns its purpose in a few words, for help texts.
     pub fn about(self) -> &'static str {
         match self {
             Self::Tokenizer => "video to tokens",
@@ -228,7 +228,7 @@ impl Part {
         }
     }
 
-    /// Whether it is a language model.
+    /// Returns whether it is a language model.
     pub fn is_llm(self) -> bool {
         matches!(
             self,
@@ -236,13 +236,13 @@ impl Part {
         )
     }
 
-    /// Its folder in a checkpoint.
+    /// Returns its folder in a checkpoint.
     pub fn folder(self, checkpoint: &Path) -> PathBuf {
         checkpoint.join(self.name())
     }
 
-    /// The released files that it is made from, in order of precedence: where two of them hold a tensor
-    /// of the same name, the first counts. None for [`Part::Llm`], whose files are the user's.
+    /// Returns the released files that it is made from, in order of precedence. If two of them contain a
+    /// tensor of the same name, the first one counts. Empty for [`Part::Llm`], whose files are the user's.
     pub fn releases(self) -> Vec<Release> {
         match self {
             Self::Tokenizer => vec![DIVOT_TOKENIZER, OPEN_CLIP],

@@ -1,21 +1,21 @@
-//! How far long work is, and the callbacks that watch it.
+//! Progress of long operations, and callbacks for it.
 
 use std::ops::ControlFlow;
 
-/// How far a long work is: in bytes for files, in clips for tokenizing, in steps for sampling.
+/// Progress of a long operation: in bytes for files, in clips for tokenizing, in steps for sampling.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
-    /// What is being worked on: the name of a part, or of a file in its repository.
+    /// Name of the part, or of the file in its repository.
     pub name: &'a str,
-    /// What is being done to it.
+    /// The current step.
     pub step: Step,
-    /// How much is done. A download counts the bytes of earlier runs.
+    /// Amount done. For a download, it includes the bytes of earlier runs.
     pub done: u64,
-    /// How much there is in all; 0 where that is not known yet.
+    /// Total amount, or 0 if it is not known yet.
     pub total: u64,
 }
 
-/// What is being done.
+/// A step of a long operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Step {
@@ -33,5 +33,5 @@ pub enum Step {
     Sample,
 }
 
-/// A callback that is told about progress and may stop the work.
+/// A callback for progress, which may stop the work.
 pub(crate) type Watch<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;

@@ -1,4 +1,4 @@
-//! Saving a part of a checkpoint: the one way in which a part's folder is written.
+//! Saves a part of a checkpoint. All code that writes a part's folder uses this module.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -23,27 +23,29 @@ use crate::{Tokenizer, device, unconditional};
 pub struct Saved {
     /// Its folder.
     pub folder: PathBuf,
-    /// Why the tokens of a mid-grey clip are not stored with a video tokenizer, on one line. Guidance
-    /// computes them then.
+    /// Why the tokens of a mid-grey clip are not stored with a video tokenizer, on one line. Guidance then
+    /// computes them.
     pub not_stored: Option<String>,
 }
 
 impl<'a> Checkpoint<'a> {
-    /// Saves a part: its configuration, its weights and, of a language model, its text tokenizer.
+    /// Saves a part: its configuration, its weights and, for a language model, its text tokenizer.
     ///
-    /// The weights have the element type of [`with_dtype`](Self::with_dtype), or else f32. One tensor
-    /// is in memory at a time besides the module. With the video tokenizer the tokens of a mid-grey
-    /// clip are stored ([`unconditional`](Self::unconditional)): its network runs once on the CPU,
-    /// layer by layer, over the weights as they were written.
+    /// The weights have the element type of [`with_dtype`](Self::with_dtype), or f32. One tensor is in
+    /// memory at a time besides the module.
     ///
-    /// Everything is written beside the part's folder and renamed when it is complete. An older part of
-    /// that name is replaced then. Whatever fails, it stays as it was and nothing else is left.
+    /// With the video tokenizer, the tokens of a mid-grey clip are stored
+    /// ([`unconditional`](Self::unconditional)). For this, the network runs once on the CPU, layer by
+    /// layer, with the written weights.
+    ///
+    /// Everything is written beside the part's folder and renamed when it is complete. This replaces an
+    /// older part of that name. On any error, the older part stays and nothing else is left.
     ///
     /// # Errors
-    /// If the folder cannot be written, or holds files that are not a part's; if a parameter is NaN or
-    /// infinite, or does not fit the element type; if a language model comes without a text tokenizer,
-    /// or another part with one; if another process wrote the part meanwhile; if the progress callback
-    /// stopped it.
+    /// If the folder cannot be written, or contains files that do not belong to a part; if a parameter is
+    /// NaN or infinite, or does not fit the element type; if a language model is saved without a text
+    /// tokenizer, or another part with one; if another process wrote the part in the meantime; if the
+    /// progress callback stops it.
     pub fn save<M: Module>(
         &mut self,
         part: Part,
@@ -68,14 +70,14 @@ impl<'a> Checkpoint<'a> {
         saving.finish()
     }
 
-    /// Begins to save a part, whose configuration is `config`, in JSON.
+    /// Starts to save a part. `config` is its configuration in JSON.
     pub(crate) fn saving(&mut self, part: Part, config: &str) -> Result<Saving<'_>> {
         let place = part.folder(self.folder());
         check_replaceable(&place)?;
         let before = Version::of(&place);
         let staging = Staging::beside(&place)?;
         let folder = staging.folder.path().join(part.name());
-        // Not the temporary folder itself, which nobody but its owner may read.
+        // A sub-folder, because the temporary folder is readable only by its owner.
         fs::create_dir(&folder)
             .and_then(|()| fs::write(folder.join(CONFIG), config))
             .map_err(|error| not_written(&place, &error))?;
@@ -90,14 +92,14 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
-/// A part that is being written, in a folder beside its place.
+/// A part that is being written, in a folder beside its final place.
 pub(crate) struct Saving<'c> {
     staging: Staging,
-    /// Where it is written.
+    /// The folder that is written.
     folder: PathBuf,
-    /// Where it belongs.
+    /// The final place.
     place: PathBuf,
-    /// What was there in the beginning.
+    /// The older part at the start, if any.
     before: Option<Version>,
     part: Part,
     progress: &'c mut Watch<'c>,
@@ -120,7 +122,7 @@ impl Saving<'_> {
         self.in_place(result)
     }
 
-    /// Writes the weights tensor by tensor: `tensor` gives the data of the `i`-th of `specs`.
+    /// Writes the weights tensor by tensor. `tensor` returns the data of the `i`-th of `specs`.
     pub fn tensors(
         &mut self,
         specs: &[TensorSpec],
@@ -143,7 +145,7 @@ impl Saving<'_> {
         self.in_place(result)
     }
 
-    /// Renames the path of a failure: it is about the part's place, not about the hidden folder.
+    /// Replaces the hidden folder in the path of an error by the part's final place.
     fn in_place(&self, result: Result<(), WeightsError>) -> Result<()> {
         Ok(result.map_err(|mut error| {
             if let WeightsError::Io { path, .. }
@@ -159,8 +161,8 @@ impl Saving<'_> {
         })?)
     }
 
-    /// Puts the part in its place. The tokens of a mid-grey clip are computed before, of a video
-    /// tokenizer.
+    /// Moves the part to its final place. For a video tokenizer, the tokens of a mid-grey clip are computed
+    /// first.
     pub fn finish(mut self) -> Result<Saved> {
         let not_stored = match self.part {
             Part::Tokenizer => self.store_unconditional()?,
@@ -174,9 +176,11 @@ impl Saving<'_> {
         })
     }
 
-    /// Stores the tokens of a mid-grey clip with the video tokenizer, or says why that is not possible.
+    /// Stores the tokens of a mid-grey clip with the video tokenizer. Returns the reason if that is not
+    /// possible.
     fn store_unconditional(&mut self) -> Result<Option<String>> {
-        // The same numbers wherever it is saved, as far as processors go.
+        // On the CPU, so that the values are the same on every machine, up to differences between
+        // processors.
         let cpu = match device::select("cpu") {
             Ok(cpu) => cpu,
             Err(error) => return Ok(Some(one_line(&error))),
@@ -188,13 +192,13 @@ impl Saving<'_> {
         match Tokenizer::unconditional_by_layers(&mut checkpoint, on_layer) {
             Ok(tokens) => unconditional::store(&checkpoint, tokens),
             Err(error) if error.is_stopped() => Err(error),
-            // Weights that cannot run say so when they are loaded.
+            // If the weights cannot run, loading them reports it.
             Err(error) => Ok(Some(one_line(&error))),
         }
     }
 
-    /// Renames the new folder into its place. An older one steps aside into the hidden folder, and comes
-    /// back if that fails.
+    /// Renames the new folder to its final place. An older part is moved to the hidden folder first, and
+    /// restored if the rename fails.
     fn put_in_place(&self) -> Result<()> {
         if Version::of(&self.place) != self.before {
             return Err(self.overtaken());
@@ -209,7 +213,7 @@ impl Saving<'_> {
         let aside = self.staging.folder.path().join("old");
         fs::rename(&self.place, &aside).map_err(failed)?;
         fs::rename(&self.folder, &self.place).map_err(|error| {
-            // It fails where another process has put a new part there: that one is kept.
+            // This fails if another process has put a new part there, which is then kept.
             match fs::rename(&aside, &self.place) {
                 Ok(()) => not_written(&self.place, &error),
                 Err(_) => self.overtaken(),
@@ -235,7 +239,7 @@ fn step(part: Part, done: u64, total: u64) -> Progress<'static> {
     }
 }
 
-/// What tells one state of a part's folder from another: its weights' file.
+/// Identifies a state of a part's folder by its file of weights.
 #[derive(Debug, PartialEq)]
 struct Version {
     modified: Option<SystemTime>,
@@ -265,14 +269,15 @@ fn inode(_: &Metadata) -> u64 {
     0
 }
 
-/// A hidden folder beside a part's, so that the last step is a rename. It is removed in the end, and
-/// with it the folders that were made for it, unless they are to be kept.
+/// A hidden folder beside a part's folder, so that the last step is a rename.
+///
+/// It is removed at the end, together with the folders that were created for it, unless they are kept.
 struct Staging {
     folder: TempDir,
     made: Made,
 }
 
-/// Folders that were made, outermost first.
+/// Created folders, outermost first.
 #[derive(Default)]
 struct Made(Vec<PathBuf>);
 
@@ -297,7 +302,7 @@ impl Staging {
                 .tempdir_in(parent)
         };
         let folder = make()
-            // Another process may have failed meanwhile, and removed the folder that it had made.
+            // Another process may have failed and removed the folder that it had created.
             .or_else(|error| match error.kind() {
                 io::ErrorKind::NotFound => make(),
                 _ => Err(error),
@@ -314,13 +319,13 @@ impl Staging {
 impl Drop for Made {
     fn drop(&mut self) {
         while let Some(folder) = self.0.pop() {
-            // Only empty folders go: what others put there stays.
+            // Only empty folders are removed. Files of others stay.
             let _ = fs::remove_dir(folder);
         }
     }
 }
 
-/// A folder that holds more than a part is not replaced.
+/// Refuses to replace a folder that contains more than a part.
 fn check_replaceable(folder: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Ok(());

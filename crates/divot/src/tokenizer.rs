@@ -17,14 +17,14 @@ use crate::error::{Error, Result};
 pub struct TokenizerConfig {
     /// The vision tower.
     pub vision: VisionTowerConfig,
-    /// What follows it.
+    /// The networks after the vision tower.
     pub resampler: VideoResamplerConfig,
-    /// Height and width that video frames are cut to, in pixels.
+    /// Height and width to which video frames are cropped, in pixels.
     #[config(default = 256)]
     pub frame_size: usize,
 }
 
-/// The Divot tokenizer: five frames of a two-second clip in, 64 continuous tokens out (paper,
+/// The Divot tokenizer, which converts five frames of a two-second clip to 64 continuous tokens (paper,
 /// section 3.1.3).
 #[derive(Module, Debug)]
 pub struct Tokenizer {
@@ -32,11 +32,11 @@ pub struct Tokenizer {
     pub vision: VisionTower,
     /// Temporal transformer, pooling, spatial-temporal transformer and Perceiver Resampler.
     pub resampler: VideoResampler,
-    /// Height and width of the images the vision tower wants, in pixels.
+    /// Height and width of the vision tower's images, in pixels.
     pub image_size: usize,
-    /// Height and width that video frames are cut to, in pixels.
+    /// Height and width to which video frames are cropped, in pixels.
     pub frame_size: usize,
-    /// The element type that is computed in, whatever that of the weights is.
+    /// The element type of computations. The weights may have another type.
     #[module(skip)]
     pub dtype: DType,
 }
@@ -47,7 +47,7 @@ impl TokenizerConfig {
         Self::new(VisionTowerConfig::vit_h_14(), VideoResamplerConfig::divot())
     }
 
-    /// Reads clips as the tokenizer wants them.
+    /// Returns a reader of clips for the tokenizer.
     pub fn clip_reader(&self) -> ClipReader {
         ClipReader::of_size(self.frame_size)
     }
@@ -73,7 +73,7 @@ impl CheckSizes for TokenizerConfig {
             ("the vision tower's width", self.vision.width),
             ("the resampler's input_dim", self.resampler.input_dim),
         )?;
-        // A clip is read as these five frames.
+        // A clip has these five frames.
         check_same(
             ("the resampler's frames", self.resampler.frames),
             ("the number of a clip's frames", TOKENIZER_FRAMES.len()),
@@ -82,7 +82,7 @@ impl CheckSizes for TokenizerConfig {
 }
 
 impl Tokenizer {
-    /// Loads the part of that name.
+    /// Loads [`Part::Tokenizer`].
     ///
     /// # Errors
     /// If a file is missing, damaged, or does not fit the configuration beside it.
@@ -95,7 +95,7 @@ impl Tokenizer {
         Ok((tokenizer, config))
     }
 
-    /// Video tokens of clips.
+    /// Computes the video tokens of clips.
     ///
     /// `frames`: `[batch, 5, 3, height, width]`, RGB in [-1, 1], frames 0, 4, 8, 12 and 15 of a
     /// clip of 16 at 8 fps. Returns `[batch, 64, 256]`, in f32.
@@ -105,8 +105,8 @@ impl Tokenizer {
             .cast(DType::F32)
     }
 
-    /// The frozen half: patch tokens of every frame, `[batch, 5, 3, height, width]` → `[batch, 5,
-    /// patches, width]`.
+    /// Computes the frozen part: patch tokens of every frame, `[batch, 5, 3, height, width]` →
+    /// `[batch, 5, patches, width]`.
     pub fn patch_tokens(&self, frames: Tensor<5>) -> Tensor<4> {
         let [batch, count, channels, height, width] = frames.dims();
         let frames = frames.reshape([batch * count, channels, height, width]);
@@ -115,21 +115,21 @@ impl Tokenizer {
         patches.reshape([batch, count, positions, features])
     }
 
-    /// Tokens of an all-zero (mid-grey) clip, `[1, tokens, width]`: the condition of the unconditional
-    /// branch of guidance. Saving a tokenizer stores them with the weights, where
-    /// [`Checkpoint::unconditional`] finds them.
+    /// Computes the tokens of an all-zero (mid-grey) clip, `[1, tokens, width]`. They are the condition of
+    /// the unconditional branch of guidance. Saving a tokenizer stores them with the weights, and
+    /// [`Checkpoint::unconditional`] reads them.
     pub fn unconditional(&self) -> Tensor<3> {
         let device = self.vision.class_embedding.device();
         let size = self.frame_size;
-        // All frames are the same to the vision tower, so it sees one.
+        // All frames are the same for the vision tower, so it runs on one.
         let patches = self.patch_tokens(Tensor::zeros([1, 1, 3, size, size], &device));
         self.still(patches.squeeze_dim(1))
     }
 
-    /// [`unconditional`](Self::unconditional) of a saved tokenizer. One layer of the vision tower, or
-    /// what follows the tower, is in memory at a time. The numbers are the same.
+    /// Computes [`unconditional`](Self::unconditional) of a saved tokenizer with the same result. Memory
+    /// holds one layer of the vision tower, or the networks after the tower, at a time.
     ///
-    /// `on_layer` is told after each of them, and may stop it.
+    /// `on_layer` is called after each of them, and may stop the computation.
     ///
     /// # Errors
     /// Those of [`load`](Self::load), or [`Error::Stopped`].
@@ -142,7 +142,7 @@ impl Tokenizer {
         let mut loading = checkpoint.loading(Part::Tokenizer)?;
         let dtype = loading.dtype();
 
-        // Parameters take no memory before they are filled.
+        // Parameters take no memory until they are filled.
         let mut tokenizer = config.init(&device);
         let blocks = std::mem::take(&mut tokenizer.vision.blocks);
         tokenizer.vision = loading.fill("vision.", tokenizer.vision, dtype)?;
@@ -162,7 +162,7 @@ impl Tokenizer {
         Ok(tokenizer.still(patches))
     }
 
-    /// Tokens of a clip whose frames all have the patch tokens `[1, patches, width]`.
+    /// Computes the tokens of a clip whose frames all have the patch tokens `[1, patches, width]`.
     fn still(&self, patches: Tensor<3>) -> Tensor<3> {
         let patches = patches
             .unsqueeze_dim::<4>(1)
@@ -170,24 +170,25 @@ impl Tokenizer {
         self.resampler.forward(patches).cast(DType::F32)
     }
 
-    /// Reads clips as this tokenizer wants them.
+    /// Returns a reader of clips for this tokenizer.
     pub fn clip_reader(&self) -> ClipReader {
         ClipReader::of_size(self.frame_size)
     }
 
-    /// Video tokens of one clip: `[1, tokens, width]`, in f32.
+    /// Computes the video tokens of one clip: `[1, tokens, width]`, in f32.
     pub fn tokenize_clip(&self, clip: &Clip) -> Tensor<3> {
         self.tokenize(self.frames(clip.sparse()))
     }
 
-    /// Video tokens of a whole video, in clips of two seconds: `[clips, tokens, width]`, in f32. A video
-    /// of more than `max_clips` clips gives that many, spread evenly; the released system reads 20.
+    /// Computes the video tokens of a whole video, in clips of two seconds: `[clips, tokens, width]`, in
+    /// f32. A video with more than `max_clips` clips gives this many, spread evenly. The released system
+    /// reads 20.
     ///
-    /// The file is read once, and one clip is in memory at a time. `on_clip` is told how many of how many
-    /// are done, and may stop it.
+    /// The file is read once, and one clip is in memory at a time. `on_clip` is called with the number of
+    /// finished clips and the total, and may stop the work.
     ///
     /// # Errors
-    /// If the video cannot be decoded, or `max_clips` is 0; [`Error::Stopped`] if `on_clip` stopped it.
+    /// If the video cannot be decoded, or `max_clips` is 0; [`Error::Stopped`] if `on_clip` stops it.
     pub fn tokenize_video(
         &self,
         video: &Video,
@@ -207,15 +208,15 @@ impl Tokenizer {
         }
     }
 
-    /// Frames of one clip on the device, `[1, frames, 3, height, width]`.
+    /// Uploads the frames of one clip to the device, `[1, frames, 3, height, width]`.
     fn frames(&self, (values, shape): (Vec<f32>, [usize; 4])) -> Tensor<5> {
         let device = self.vision.class_embedding.device();
         let data = TensorData::new(values, Shape::new(shape));
         Tensor::<4>::from_data(data, &device).unsqueeze_dim(0)
     }
 
-    /// What the vision tower reads: `[images, 3, height, width]` in [-1, 1] → `[images, 3, image_size,
-    /// image_size]`.
+    /// Preprocesses frames for the vision tower: `[images, 3, height, width]` in [-1, 1] →
+    /// `[images, 3, image_size, image_size]`.
     fn images(&self, frames: Tensor<4>) -> Tensor<4> {
         preprocess(frames, self.image_size).cast(self.dtype)
     }

@@ -1,4 +1,4 @@
-//! Downloads from an imitation of a model hub, and every way in which they can fail.
+//! Downloads from an imitation of a model hub, and tests every way in which they can fail.
 #![cfg(feature = "hub")]
 
 use std::collections::BTreeMap;
@@ -29,26 +29,26 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 // A hub
 // ---------------------------------------------------------------------------------------------
 
-/// What a hub may do wrong.
+/// Faults of a hub.
 #[derive(Debug, Clone)]
 enum Fault {
-    /// Closes the connection after so many bytes of contents.
+    /// Closes the connection after this number of bytes of contents.
     Cut(usize),
-    /// Sends nothing more after so many bytes of contents, and keeps the connection.
+    /// Stops sending after this number of bytes of contents, and keeps the connection.
     Stall(usize),
     /// Sends contents with one byte changed.
     Corrupt,
     /// Answers with this status, and this `x-error-code`.
     Status(u16, &'static str),
-    /// Ignores that only a part was asked for.
+    /// Ignores the requested range.
     NoRanges,
-    /// Sends another part than the one asked for.
+    /// Sends another range than the requested one.
     OtherRange,
     /// States this size.
     Size(u64),
     /// States this checksum.
     Etag(&'static str),
-    /// Sends this instead of a description.
+    /// Sends this text instead of a description.
     Text(&'static str),
 }
 
@@ -65,13 +65,13 @@ struct Request {
 #[derive(Default)]
 struct State {
     repositories: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
-    /// Faults, the part of the path that has them, and how often.
+    /// Each fault, the part of the path that it affects, and the number of times.
     faults: Vec<(Fault, &'static str, usize)>,
     log: Vec<Request>,
 }
 
 impl State {
-    /// A fault of this path, if it has one that `is` what is asked for.
+    /// Returns a fault for this path that `is` maps to a value, and counts it down.
     fn fault<T>(&mut self, path: &str, is: impl Fn(&Fault) -> Option<T>) -> Option<T> {
         let (found, times) = self
             .faults
@@ -83,8 +83,8 @@ impl State {
     }
 }
 
-/// Serves a few repositories as the hub does: large files (`.bin` and `.safetensors`) by a redirection
-/// to another address, small ones by one within the hub.
+/// Serves a few repositories as the hub does. Large files (`.bin` and `.safetensors`) are redirected to
+/// another address, small ones to another path of the hub.
 struct Server {
     address: String,
     state: Arc<Mutex<State>>,
@@ -102,7 +102,7 @@ impl Server {
                 .repositories
                 .insert(repository.to_string(), files.collect());
         }
-        // Another host, as far as a client can tell.
+        // Clients treat this name as another host.
         let elsewhere = address.replace("127.0.0.1", "localhost");
         let (base, shared) = (elsewhere, state.clone());
         thread::spawn(move || {
@@ -114,7 +114,7 @@ impl Server {
         Self { address, state }
     }
 
-    /// With the tokenizer only, the file that most tests are about.
+    /// A hub with the de-tokenizer only, which most tests download.
     fn with_detokenizer() -> Self {
         Self::start(&[(DIVOT, &[DETOKENIZER])])
     }
@@ -127,12 +127,12 @@ impl Server {
         self.state.lock().unwrap().faults.clear();
     }
 
-    /// The requests since this was asked last.
+    /// Returns the requests since the last call.
     fn log(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.lock().unwrap().log)
     }
 
-    /// Those of them that asked for the contents of large files.
+    /// Returns those of them that asked for the contents of large files.
     fn contents_asked(&self) -> Vec<Request> {
         let mut log = self.log();
         log.retain(|request| request.path.starts_with("/cdn/"));
@@ -140,7 +140,7 @@ impl Server {
     }
 }
 
-/// What a file holds: different bytes for each, and more than are read at a time.
+/// Returns the contents of a file. They differ for each file and are longer than one read.
 fn contents(file: &str) -> Vec<u8> {
     let seed = Sha256::digest(file);
     let len = if is_large(file) { 600_000 } else { 1_000 };
@@ -333,7 +333,7 @@ fn send(request: &Request, repository: &str, file: &str, state: &mut State) -> (
 // Downloads
 // ---------------------------------------------------------------------------------------------
 
-/// A cache and a layout, empty at first.
+/// A cache and a folder for the published layout, both empty at first.
 struct Place {
     folder: TempDir,
 }
@@ -357,7 +357,7 @@ impl Place {
         self.cache().join("models--TencentARC--Divot/blobs")
     }
 
-    /// The tokenizer's contents in the cache.
+    /// Returns the path of the de-tokenizer's contents in the cache.
     fn blob(&self) -> PathBuf {
         self.blobs()
             .join(checksum(DETOKENIZER, &contents(DETOKENIZER)))
@@ -367,7 +367,7 @@ impl Place {
         self.blob().with_extension("part")
     }
 
-    /// A hub that does not try again.
+    /// Returns a hub that does not retry.
     fn hub(&self, server: &Server) -> Hub {
         Hub::new(self.cache())
             .with_endpoint(&server.address)
@@ -382,13 +382,13 @@ impl Place {
         self.download(&self.hub(server), &[Part::Detokenizer])
     }
 
-    /// Whether the tokenizer is where it should be, and whole.
+    /// Returns whether the de-tokenizer is in its place and complete.
     fn has_detokenizer(&self) -> bool {
         fs::read(self.layout().join(DETOKENIZER)).is_ok_and(|read| read == contents(DETOKENIZER))
     }
 }
 
-/// An error's message, which is one line and has these words.
+/// Checks that the message of an error is one line and contains these words.
 fn says(error: &HubError, words: &[&str]) {
     let message = error.to_string();
     assert!(!message.contains('\n'), "{message:?}");
@@ -486,7 +486,7 @@ fn a_download_has_the_published_layout() {
         #[cfg(unix)]
         assert!(file.path.is_symlink());
     }
-    // As other tools find it.
+    // Other tools find the file too.
     let cached = hf_hub::Cache::new(place.cache()).model(DIVOT.to_owned());
     let cached = cached.get(DETOKENIZER).unwrap();
     assert_eq!(fs::read(cached).unwrap(), contents(DETOKENIZER));
@@ -579,7 +579,7 @@ fn a_token_goes_to_the_hub_alone() {
 #[test]
 fn an_interrupted_download_goes_on_by_itself() {
     let (server, place) = (Server::with_detokenizer(), Place::new());
-    // More often than it is tried in vain: every time something arrived.
+    // More interruptions than retries, but data arrived before each of them.
     server.fail(Fault::Cut(150_000), "/cdn/", 3);
     let hub = place.hub(&server).with_retries(1, Duration::from_millis(1));
     assert_eq!(
@@ -772,7 +772,7 @@ fn a_file_damaged_in_the_cache_is_found() {
     assert_eq!(place.detokenizer(&server).unwrap()[0].downloaded, 600_000);
     assert!(place.has_detokenizer());
 
-    // Cut short, and found without a network.
+    // Truncated in the cache, and found without a network.
     fs::write(place.blob(), "short").unwrap();
     let hub = place.hub(&server).with_offline(true);
     let error = place.download(&hub, &[Part::Detokenizer]).unwrap_err();
@@ -801,7 +801,7 @@ fn the_cache_does_without_a_network() {
     assert!(place.has_detokenizer());
     assert!(server.log().is_empty());
 
-    // A file of the repository that was not asked for before, and a repository that was not.
+    // A file that was not downloaded before, and a repository that was not.
     let adapted = [Part::AdaptedDetokenizer];
     let error = place.download(&offline, &adapted).unwrap_err();
     says(
@@ -814,7 +814,7 @@ fn the_cache_does_without_a_network() {
     );
     let error = place.download(&offline, &[Part::Clip]).unwrap_err();
     says(&error, &[CLIP, "not in the cache", "HF_HUB_OFFLINE"]);
-    // One of many.
+    // One of many shards.
     let snapshot = format!("models--TencentARC--Divot/snapshots/{COMMIT}/Divot_sft_comp/llm");
     fs::remove_file(place.cache().join(snapshot).join("config.json")).unwrap();
     let error = place
@@ -842,7 +842,7 @@ fn another_tools_cache_does_without_a_network() {
 #[test]
 fn a_hub_that_does_not_answer_is_named() {
     let place = Place::new();
-    // A port that was free a moment ago.
+    // A port that was free just now.
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -907,7 +907,7 @@ fn what_is_not_there_is_named() {
     let error = place.download(&hub, &[Part::Comprehension]).unwrap_err();
     says(&error, &[DIVOT, "Divot_sft_comp/llm/*"]);
 
-    // Listed, but gone.
+    // The file is listed, but missing.
     server.fail(Fault::Status(404, "EntryNotFound"), "/resolve/", 1);
     says(
         &place.detokenizer(&server).unwrap_err(),
@@ -1086,7 +1086,7 @@ fn settings_come_from_variables() {
         Path::new("/c")
     );
 
-    // In the order of `huggingface_hub`, the first one set counts.
+    // In the order of `huggingface_hub`. The first variable that is set counts.
     let caches = [
         ("HF_HUB_CACHE", "~/first", "/me/first"),
         ("HUGGINGFACE_HUB_CACHE", "$BASE/second", "/base/second"),
@@ -1107,7 +1107,7 @@ fn settings_come_from_variables() {
     let both = [("TRANSFORMERS_OFFLINE", "1"), ("HF_HUB_OFFLINE", "0")];
     assert!(!hub(&both).is_offline());
 
-    // Which token is sent.
+    // The token that is sent.
     let file = Path::new(home).join("other");
     fs::write(&file, "from-path\n").unwrap();
     let server = Server::with_detokenizer();

@@ -1,4 +1,4 @@
-//! The language model's conversion and conversations, on the fixture's small random weights.
+//! Conversion of the language model, and conversations, with the fixture's small random weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -58,7 +58,7 @@ fn llm(folder: &Path) -> Arc<VideoLlm> {
     Arc::new(load(folder, Part::Llm, None).unwrap())
 }
 
-/// One line, which has each of the words.
+/// Checks that an error is one line and contains each of the words.
 fn says(error: &Error, words: &[&str]) {
     let line = divot::one_line(error);
     assert!(!line.contains('\n'), "{line}");
@@ -67,7 +67,7 @@ fn says(error: &Error, words: &[&str]) {
     }
 }
 
-/// Tensors of a checkpoint, in f32.
+/// Reads the tensors of a checkpoint, in f32.
 fn tensors(path: &Path) -> BTreeMap<String, TensorData> {
     let source = Source::open(path).unwrap();
     source
@@ -96,7 +96,7 @@ fn rows(data: &TensorData, count: usize) -> TensorData {
     TensorData::new(values, [count, width])
 }
 
-/// The fixture's decoder as it was before its vocabulary grew, and how many tokens it had.
+/// Returns the fixture's decoder as it was before its vocabulary grew, and its number of tokens then.
 fn before_growth(folder: &Path) -> (BTreeMap<String, TensorData>, usize) {
     let mut weights = tensors(&pretrained("Divot_sft_gen/llm"));
     let old = weights["lm_head.weight"].shape()[0] - 262;
@@ -154,7 +154,7 @@ fn new_rows_are_the_mean_and_three_times_the_mean() {
         panic!("the head is dense")
     };
     check("lm_head.weight", head.weight.val().transpose(), 3.0);
-    // Projections start as PyTorch starts linear layers: within 1 / sqrt(inputs), and not at zero.
+    // Projections are initialised as PyTorch initialises linear layers: within 1 / sqrt(inputs), not zero.
     let fc1 = llm.model.input_proj.fc1.weight.val();
     let bound = 1.0 / (fc1.dims()[0] as f32).sqrt();
     let largest = fc1.abs().max().into_scalar::<f32>();
@@ -182,7 +182,7 @@ fn what_a_language_model_lacks_is_named() {
         &["config.json", "to the sources"],
     );
 
-    // A shard that is missing is what is said, and not what it held.
+    // If a shard is missing, the error names the shard and not the tensors in it.
     let broken = dir.path().join("broken");
     fs::create_dir(&broken).unwrap();
     for entry in fs::read_dir(&decoder).unwrap() {
@@ -217,7 +217,7 @@ fn vocabularies_that_do_not_match_are_refused() {
     );
     says(&error.unwrap_err(), &["622 tokens", "600 rows"]);
 
-    // After conversion too: another model's tokenizer in the folder.
+    // After the conversion: another model's tokenizer is put into the folder.
     llm(dir.path());
     let json = dir.path().join("llm/tokenizer.json");
     let text = fs::read_to_string(&json).unwrap();
@@ -271,7 +271,8 @@ fn loras_that_do_not_fit_are_refused() {
         assert!(!dir.path().join("llm").exists());
         error
     };
-    // Ranks that differ, a matrix that is a vector, one without the other, another adapter's name, none.
+    // Different ranks, a vector instead of a matrix, one matrix without the other, another adapter's name,
+    // and no LoRA at all.
     let input = good[&a].shape()[1];
     let mut weights = good.clone();
     weights.insert(a.clone(), TensorData::zeros::<f32, _>([4, input]));
@@ -316,7 +317,7 @@ fn alpha_comes_from_peft_where_it_says_so() {
 #[test]
 fn the_first_source_goes_first() {
     let dir = tempfile::tempdir().unwrap();
-    // The decoder that the adapter was trained from, under PEFT's name, against another one's.
+    // The decoder that the adapter was trained from, under PEFT's name, and another one.
     let [decoder, _, tokenizer] = released();
     let mut other = tensors(&decoder);
     for data in other.values_mut() {
@@ -357,7 +358,7 @@ fn features(clips: usize, llm: &VideoLlm) -> Tensor<3> {
     Noise::new(5).normal(shape, &Device::flex())
 }
 
-/// Greedy text behind a prompt that is read at once.
+/// Generates greedy text after a prompt that is read at once.
 fn continued(
     llm: &VideoLlm,
     prompt: &Prompt,
@@ -391,10 +392,10 @@ fn a_second_question_is_read_behind_all_that_was_said() {
     let mut chat = Chat::new(llm.clone(), greedy(9));
     let go_on = |_: &str| ControlFlow::Continue(());
     let first = chat.start(&question, Some(shown.clone()), go_on).unwrap();
-    // A question that is refused changes nothing.
+    // A refused question changes nothing.
     assert!(chat.ask("  ", go_on).is_err());
     assert!(chat.ask(&"long ".repeat(20_000), go_on).is_err());
-    // Nor does one whose answer is stopped.
+    // A question whose answer is stopped changes nothing either.
     let stopped = chat.ask("Stop!", |_| ControlFlow::Break(()));
     assert!(stopped.is_err_and(|error| error.is_stopped()));
     let second = chat.ask("And what is that?", go_on).unwrap();
@@ -489,7 +490,7 @@ fn the_next_scene_has_seen_the_one_before() {
     assert_eq!((story.scenes.len(), story.end), (2, StoryEnd::Scenes));
     assert_eq!(texts[0].concat().trim(), story.scenes[0].text);
 
-    // All of it at once: the text, the marks, and the first clip's features.
+    // Everything at once: the text, the marks, and the features of the first clip.
     let mut all = told(&llm);
     let stop = [llm.tokens.video, llm.text.eos()];
     let text = continued(&llm, &all, None, &stop, 6);
@@ -506,7 +507,7 @@ fn the_next_scene_has_seen_the_one_before() {
     let text = continued(&llm, &all, Some(features.clone()), &stop, 6);
     let second = llm.text.decode(&text, true).unwrap();
     assert_eq!(second.trim(), story.scenes[1].text);
-    // And it matters what the clip was.
+    // Other features give another text.
     let other = continued(&llm, &all, Some(features * -3.0), &stop, 6);
     assert_ne!(text, other);
 }

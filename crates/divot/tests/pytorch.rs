@@ -1,4 +1,4 @@
-//! Checkpoints that PyTorch wrote (`checkpoints/make.py`): their weights beside all sorts of objects.
+//! Checkpoints that PyTorch wrote (`checkpoints/make.py`): weights with various objects beside them.
 
 use std::fs;
 use std::io::{Cursor, Write};
@@ -24,7 +24,7 @@ fn refused(path: &Path) -> String {
     line
 }
 
-/// Every tensor is what PyTorch reads, bit for bit, whatever lies beside it.
+/// Every tensor equals PyTorch's, bit for bit, whatever objects are beside it.
 #[test]
 fn weights_are_read_and_the_rest_is_passed_over() {
     let expected = Source::open(&checkpoint("expected.safetensors")).unwrap();
@@ -33,7 +33,7 @@ fn weights_are_read_and_the_rest_is_passed_over() {
         ("training.pt", 0),
         ("mixed.pt", 0),
         ("protocol4.pt", 0),
-        // PyTorch's old format had no such type.
+        // PyTorch's old format does not have this type.
         ("legacy.pt", 1),
     ] {
         let source = Source::open(&checkpoint(name)).unwrap();
@@ -57,7 +57,7 @@ fn weights_are_read_and_the_rest_is_passed_over() {
     }
 }
 
-/// What lies among the weights and cannot be read is named where it is asked for.
+/// Tensors that cannot be read are named when they are requested.
 #[test]
 fn what_cannot_be_read_says_what_it_is() {
     let source = Source::open(&checkpoint("mixed.pt")).unwrap();
@@ -94,7 +94,7 @@ fn modules_and_scripts_are_refused() {
     assert!(script.contains("TorchScript"), "{script}");
 }
 
-/// The fixture's tokenizer beside objects that no weight needs.
+/// The fixture's tokenizer with objects beside it that no weight needs.
 #[test]
 fn the_cases_convert_like_the_fixture() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -126,7 +126,7 @@ fn the_cases_convert_like_the_fixture() {
     }
 }
 
-/// It is refused by name only by who needs it.
+/// A tensor that cannot be read is an error only for a part that needs it. The error names it.
 #[test]
 fn what_a_part_needs_and_cannot_be_read_is_named() {
     let here = tempfile::tempdir().unwrap();
@@ -161,7 +161,7 @@ fn zip(entries: &[(&str, &[u8])], method: zip::CompressionMethod) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
-/// `{"a": tensor}`, of a storage of `elements` floats.
+/// Builds a pickle of `{"a": tensor}`, with a storage of `elements` floats.
 fn tensor_pickle(elements: i32, shape: &[i32], strides: &[i32]) -> Vec<u8> {
     let ints = |values: &[i32]| {
         let values = values.iter().flat_map(|value| {
@@ -182,7 +182,7 @@ fn tensor_pickle(elements: i32, shape: &[i32], strides: &[i32]) -> Vec<u8> {
     .concat()
 }
 
-/// Sizes that a file claims are compared with the file before memory is taken.
+/// Sizes in a file are checked against the file before memory is allocated.
 #[test]
 fn claimed_sizes_are_checked() {
     let here = tempfile::tempdir().unwrap();
@@ -197,7 +197,7 @@ fn claimed_sizes_are_checked() {
     let line = source.get("a").unwrap().read().unwrap_err().to_string();
     assert!(line.contains("too short"), "{line}");
 
-    // One element that is repeated 2^62 times, and shapes whose product overflows.
+    // One element repeated 2^62 times, and shapes whose product overflows.
     for shape in [&[huge, huge][..], &[huge, huge, huge]] {
         let pickle = tensor_pickle(1, shape, &vec![0; shape.len()]);
         let entries: [(&str, &[u8]); 2] = [("a/data.pkl", &pickle), ("a/data/0", &[0; 4])];
@@ -206,7 +206,7 @@ fn claimed_sizes_are_checked() {
         assert!(line.contains("a storage of 1 elements"), "{line}");
     }
 
-    // Old format: storages beyond the end.
+    // The old format, with storages beyond the end.
     let legacy = fs::read(checkpoint("legacy.pt")).unwrap();
     for end in [legacy.len() - 1, legacy.len() - 40, 300, 60, 20] {
         fs::write(&path, &legacy[..end]).unwrap();

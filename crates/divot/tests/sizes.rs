@@ -1,11 +1,11 @@
-//! The presets have the parameters of the released networks, to 0.1 M.
+//! The presets have the parameter counts of the released networks, to 0.1 M.
 
 use burn::module::Module;
 use burn::tensor::Device;
 use divot::weights::module_layout;
 use divot::{DetokenizerConfig, TokenizerConfig};
 
-/// Millions of parameters, counted without initialising any.
+/// Returns millions of parameters, counted without initialising them.
 fn millions(module: &impl Module) -> f64 {
     let count: usize = module_layout(module)
         .iter()

@@ -1,6 +1,6 @@
-//! Reading, converting, saving and loading weights, and every way in which it can fail.
+//! Reads, converts, saves and loads weights, and tests every way in which this can fail.
 //!
-//! PyTorch files are put together here byte by byte, so that broken and hostile ones can be too.
+//! PyTorch files are built here byte by byte, so that damaged and hostile ones can be built too.
 
 use burn::module::{Module, Param, ParamId};
 use burn::nn::conv::{Conv1d, Conv1dConfig};
@@ -86,7 +86,7 @@ impl Pickle {
     }
 }
 
-/// The storages of [`Pickle::state_dict`]: 0, 1, 2, ... in every tensor.
+/// Returns the storages of [`Pickle::state_dict`]: 0, 1, 2, ... in every tensor.
 fn storages(entries: &[(&str, &[usize])]) -> Vec<Vec<u8>> {
     let storage = |(_, shape): &(&str, &[usize])| {
         let numel: usize = shape.iter().product();
@@ -95,7 +95,7 @@ fn storages(entries: &[(&str, &[usize])]) -> Vec<Vec<u8>> {
     entries.iter().map(storage).collect()
 }
 
-/// What `torch.save` writes since version 1.6.
+/// Builds a file as `torch.save` writes it since version 1.6.
 fn torch_zip(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
@@ -112,7 +112,7 @@ fn torch_zip(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
-/// What `torch.save` wrote before version 1.6.
+/// Builds a file as `torch.save` wrote it before version 1.6.
 fn torch_legacy(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     let mut file = Pickle::new()
         .raw(b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")
@@ -147,7 +147,7 @@ fn put(folder: &tempfile::TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathB
     path
 }
 
-/// A safetensors file of f32 tensors.
+/// Writes a safetensors file of f32 tensors.
 fn put_safetensors(path: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
     let specs: Vec<_> = tensors
         .iter()
@@ -170,7 +170,7 @@ fn names(source: &Source) -> Vec<&str> {
         .collect()
 }
 
-/// The message of a failure, which is one line and names the file.
+/// Returns the message of an error, which must be one line and name the file.
 #[track_caller]
 fn message<T>(result: Result<T, WeightsError>, file: &Path) -> String {
     let Err(err) = result else {
@@ -198,7 +198,7 @@ fn zip_and_legacy_checkpoints_are_read() {
     let dir = folder();
     let pickle = Pickle::new().state_dict(&ENTRIES).finish();
     for (name, bytes) in [
-        // The extension says nothing.
+        // The extension does not matter.
         ("zip.ckpt", torch_zip(&pickle, &storages(&ENTRIES))),
         (
             "legacy.safetensors.bin",
@@ -262,7 +262,7 @@ fn training_checkpoints_are_unwrapped() {
             .text("epoch")
             .int(3)
             .text("callbacks")
-            // An object of an unknown class, with state.
+            // An object of an unknown class, with a state.
             .raw(b"clightning.callbacks\nModelCheckpoint\n)\x81}(")
             .text("best")
             .raw(b"Nub")
@@ -328,7 +328,7 @@ fn pickles_that_would_run_code_are_refused_and_not_run() {
         .text("state_dict")
         .state_dict(&ENTRIES)
         .raw(b"u");
-    // Called first and its result dropped, so that what is left is a perfect state dict.
+    // The function is called first and its result dropped. A valid state dict remains.
     let dropped = call(Pickle::new()).raw(b"0").state_dict(&ENTRIES);
     for pickle in [
         beside.finish(),
@@ -451,7 +451,7 @@ fn damaged_tensors_are_named() {
     let tensor = source.get("scale").unwrap();
     assert_contains(&message(tensor.read(), &path), &["`scale`", "not found"]);
 
-    // A file cut short after it was opened.
+    // A file that is truncated after it was opened.
     let path = dir.path().join("c.safetensors");
     put_safetensors(&path, &[("a", vec![4], vec![0.; 4])]);
     let source = Source::open(&path).unwrap();
@@ -475,7 +475,7 @@ fn sharded_checkpoints_are_read() {
     put_safetensors(&shard(1), &[("model.a", vec![1], vec![1.])]);
     put_safetensors(&shard(2), &[("lm_head", vec![1], vec![2.])]);
 
-    // Without an index the file names say what belongs together.
+    // Without an index, the file names determine which files belong together.
     assert_eq!(
         names(&Source::open(dir.path()).unwrap()),
         ["lm_head", "model.a"]
@@ -555,7 +555,7 @@ fn folders_are_searched() {
     assert_eq!(names(&Source::open(dir.path()).unwrap()), ["a", "b"]);
 }
 
-/// The checkpoints of the project's own fixture, or of the one that `DIVOT_FIXTURE` names.
+/// Reads the checkpoints of the fixture that `DIVOT_FIXTURE` names, or of the project's own.
 #[test]
 fn the_fixture_is_read() {
     let fixture = std::env::var_os("DIVOT_FIXTURE").map_or_else(
@@ -607,7 +607,7 @@ struct Network {
     extra: Option<Linear>,
 }
 
-/// Parameters that end the test if anything initialises them.
+/// Returns a parameter that fails the test if it is initialised.
 fn untouchable<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     let shape = shape.into();
     Param::uninitialized(
@@ -815,7 +815,7 @@ fn modules_survive_saving_and_loading_in_every_type() {
             let saved = values(&first).into_iter().chain(values(&second));
             let loaded = values(&a).into_iter().chain(values(&b));
             for (saved, loaded) in saved.zip(loaded) {
-                // Vectors are f32 on the CPU, which computes in it.
+                // Vectors are f32 on the CPU, which computes in f32.
                 let load_as = match saved.shape().num_dims() {
                     1 => FloatDType::F32,
                     _ => load_as.unwrap_or(dtype),
@@ -828,7 +828,7 @@ fn modules_survive_saving_and_loading_in_every_type() {
             }
         }
     }
-    // Only the file is in the folder, with the permissions of any new file.
+    // The folder contains only the file, with the permissions of any new file.
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     #[cfg(unix)]
     {
@@ -860,13 +860,13 @@ fn ids_and_gradients_are_kept() {
     let frozen = load_module(config.init(&device).no_grad(), &path, None, &device).unwrap();
     assert!(!frozen.weight.val().is_require_grad());
 
-    // A module that has its values already gets others.
+    // A module that is already initialised gets the new values.
     let ready = config.init(&device);
     values(&ready);
     let ready = load_module(ready, &path, None, &device).unwrap();
     assert_eq!(values(&ready), values(&saved));
     assert!(ready.weight.val().is_require_grad());
-    // Loaded for inference, it still remembers what to train.
+    // A module that is loaded for inference still knows which parameters to train.
     let plain = config.init(&device.clone().inner());
     let plain = load_module(plain, &path, None, &device.inner()).unwrap();
     assert!(!plain.weight.val().is_require_grad());
@@ -949,7 +949,7 @@ fn broken_files_of_ours_say_so() {
     );
     assert_contains(&message(Weights::open(dir.path()), dir.path()), &["folder"]);
 
-    // Cut short between opening and loading.
+    // Truncated between opening and loading.
     fs::write(&path, &bytes).unwrap();
     let mut weights = Weights::open(&path).unwrap();
     fs::File::options()

@@ -17,7 +17,7 @@ use divot_llm::{
 
 use super::Arguments;
 
-/// What weights are loaded in.
+/// The element type of loaded weights.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 pub enum Dtype {
     F32,
@@ -46,7 +46,7 @@ impl Dtype {
     }
 }
 
-/// 0.2 B parameters in Mistral's proportions.
+/// A decoder of 0.2 B parameters in Mistral's proportions.
 fn mid_size(device: &Device) -> Mistral {
     MistralConfig::new(8192, 1024, 3584, 12, 16, 4).init(device)
 }
@@ -59,12 +59,12 @@ fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }
 
-/// What the weights of `--model` are loaded in.
+/// Returns the element type for the weights of `--model`.
 fn dtype(arguments: &Arguments) -> Dtype {
     arguments.dtype.unwrap_or(Dtype::Q8)
 }
 
-/// The language model of `--model`, if one was named.
+/// Loads the language model of `--model`, if given.
 fn load(arguments: &Arguments, device: &Device) -> Result<Option<VideoLlm>> {
     let Some(model) = &arguments.model else {
         return Ok(None);
@@ -78,7 +78,8 @@ fn load(arguments: &Arguments, device: &Device) -> Result<Option<VideoLlm>> {
     Ok(Some(llm.load(&mut checkpoint, quantization)?))
 }
 
-/// Perplexity of a text: exp of the mean negative log-likelihood of its tokens, in windows of 512.
+/// Computes the perplexity of a text: exp of the mean negative log-likelihood of its tokens, in windows
+/// of 512.
 pub fn perplexity(name: &str, arguments: &Arguments, device: &Device) -> Result<()> {
     let (Some(path), Some(llm)) = (&arguments.text, load(arguments, device)?) else {
         println!("{name:12} skipped: it needs --model and --text");
@@ -117,7 +118,7 @@ pub fn perplexity(name: &str, arguments: &Arguments, device: &Device) -> Result<
     Ok(())
 }
 
-/// A prompt, and text behind it.
+/// Times a prompt and the text after it.
 pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> {
     let started = Instant::now();
     let (decoder, computed, what) = match load(arguments, device)? {
@@ -140,7 +141,7 @@ pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> 
         }
     };
     let (prompt, count) = (prompt(256), 16);
-    // Twice, the second counts.
+    // Run twice and keep the second.
     let mut times = (0.0, 0.0);
     let mut said = Vec::new();
     for _ in 0..2 {
@@ -165,8 +166,8 @@ pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> 
     Ok(())
 }
 
-/// What a token costs far into a text, against near its start: both texts take turns, so that what
-/// else the machine does meets both.
+/// Compares the time of a token far into a text with that of a token near its start. The two texts
+/// alternate, so that other load on the machine affects both.
 pub fn cache(name: &str, device: &Device) -> Result<()> {
     let decoder = mid_size(device);
     let count = 48;
@@ -217,7 +218,7 @@ pub fn generate(decoder: &Mistral, context: &mut Context, count: usize) -> Resul
         .ids)
 }
 
-/// Bytes of a decoder's weights.
+/// Returns the size of a decoder's weights in bytes.
 fn size(mut decoder: Mistral) -> u64 {
     struct Floats(usize);
     impl ModuleVisitor for Floats {

@@ -1,7 +1,7 @@
-//! Two processes that do the same work in turns.
+//! Runs two processes that do the same work in alternation.
 //!
-//! Each makes its networks, runs them once and says that it is ready; then it waits for its turn. So
-//! whatever else the machine does meets both, and each one's peak of memory is its own.
+//! Each process builds its networks, runs them once and reports that it is ready. Then it waits for its
+//! turn. Other load on the machine therefore affects both, and each process has its own peak memory.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -10,8 +10,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-/// Between turns: threads that wait actively for more (OpenMP's do, a few milliseconds) fall asleep.
-/// To forbid it (`OMP_WAIT_POLICY=PASSIVE`) would cost PyTorch a sixth of its speed on small networks.
+/// Pause between turns, in which threads that wait actively fall asleep (OpenMP's spin for a few
+/// milliseconds). Forbidding it (`OMP_WAIT_POLICY=PASSIVE`) would make PyTorch a sixth slower on small
+/// networks.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// A process that serves a work.
@@ -21,12 +22,12 @@ pub struct Side {
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     parameters: u64,
-    /// What it computes on.
+    /// The device that it uses.
     pub device: String,
 }
 
 impl Side {
-    /// Starts it and waits until it is ready. `remedy`: what to do if there is no such program.
+    /// Starts the process and waits until it is ready. `remedy` is the advice if the program is missing.
     pub fn start(name: &'static str, mut command: Command, remedy: &str) -> Result<Self> {
         let mut process = command
             .stdin(Stdio::piped())
@@ -77,7 +78,8 @@ impl Drop for Side {
     }
 }
 
-/// Of one side: seconds of each run, and where the system says, its peak of memory and what the CPUs did.
+/// Measurements of one side: the seconds of each run and, if the system reports them, peak memory and CPU
+/// ticks.
 #[derive(Default)]
 pub struct Measured {
     seconds: Vec<f64>,
@@ -94,7 +96,7 @@ impl Measured {
         }
     }
 
-    /// Least, median and most, in the unit that suits `typical`.
+    /// Formats the minimum, median and maximum, in the unit that suits `typical`.
     pub fn times(&self, typical: f64) -> String {
         let (first, last) = (self.seconds[0], self.seconds[self.seconds.len() - 1]);
         let (factor, unit) = match typical < 1.0 {
@@ -106,8 +108,8 @@ impl Measured {
         format!("{first:.digits$} / **{median:.digits$}** / {last:.digits$} {unit}")
     }
 
-    /// What other programs took of all CPUs during its runs. Turns are fair only where that is little:
-    /// threads that share the work evenly wait for the one that was held up.
+    /// Formats the share of all CPUs that other programs used during the runs. The comparison is fair only
+    /// if it is small: threads that share the work evenly wait for the one that was held up.
     pub fn others(&self) -> String {
         let ticks = self.ticks.busy.saturating_sub(self.ticks.own);
         match (100 * ticks).checked_div(self.ticks.all) {
@@ -124,7 +126,7 @@ impl Measured {
     }
 }
 
-/// What all CPUs did, in ticks since the system started, and what one process did of it (Linux).
+/// CPU ticks of all processes since the system started, and those of one process (Linux).
 #[derive(Clone, Copy, Default)]
 struct Ticks {
     all: u64,
@@ -142,11 +144,11 @@ impl Ticks {
         };
         let text = std::fs::read_to_string("/proc/stat").ok()?;
         let all = numbers(text.lines().next()?, 1);
-        // A program's name may hold spaces and ends with the last bracket.
+        // A program's name may contain spaces. It ends at the last parenthesis.
         let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         let own = numbers(text.rsplit_once(')')?.1, 0);
         let total: u64 = all.get(..8)?.iter().sum();
-        // Idle, and waiting for disks.
+        // Idle time and time waiting for disks.
         let idle: u64 = all[3..5].iter().sum();
         Some(Self {
             all: total,
@@ -162,7 +164,7 @@ impl Ticks {
     }
 }
 
-/// Runs every side `count` times, one after the other. `same`: they must have as many parameters.
+/// Runs every side `count` times, in alternation. With `same`, all must have the same number of parameters.
 pub fn take_turns(sides: &mut [Side], count: usize, same: bool) -> Result<Vec<Measured>> {
     if let [ours, theirs] = sides
         && same

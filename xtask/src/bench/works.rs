@@ -1,4 +1,4 @@
-//! Our side of the works that PyTorch can take turns with.
+//! Our side of the works that PyTorch runs too.
 
 use anyhow::{Result, ensure};
 use burn::module::{Module, ModuleMapper, Param};
@@ -19,11 +19,11 @@ use super::language::{generate, prompt};
 
 /// A network with its inputs.
 pub struct Ready {
-    /// Of all its networks, frozen ones too.
+    /// Number of parameters of all networks, including frozen ones.
     pub parameters: usize,
-    /// Does the work and gives a number that depends on all of it.
+    /// Runs the work. The result is a number that depends on the whole output.
     pub run: Box<dyn FnMut() -> Result<f32>>,
-    /// A smaller run that is enough to start with, where there is one.
+    /// A smaller run that is enough to warm up, if there is one.
     pub warm_up: Option<Box<dyn FnMut() -> Result<f32>>>,
 }
 
@@ -37,12 +37,12 @@ impl Ready {
     }
 }
 
-/// Positions of the language model's prompt, and of its cache.
+/// Number of positions of the language model's prompt, and of its cache.
 const PROMPT: usize = 512;
 const ROOM: usize = 2048;
 
-/// Makes a work's networks and inputs; for a training step the device is one that tracks gradients. Sizes
-/// are those of `xtask/peer/peer.py`.
+/// Builds the networks and inputs of a work. For a training step, the device tracks gradients. The sizes are
+/// those of `xtask/peer/peer.py`.
 pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
     let mut inputs = Inputs {
         noise: Noise::new(0),
@@ -109,7 +109,7 @@ pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
     })
 }
 
-/// Draws inputs.
+/// Draws random inputs.
 struct Inputs {
     noise: Noise,
     device: Device,
@@ -129,19 +129,19 @@ impl Inputs {
         Tensor::full([count], value, (&self.device, DType::F32))
     }
 
-    /// Five frames; the tokenizer takes them in f32.
+    /// Draws five frames, in f32 as the tokenizer takes them.
     fn video(&mut self) -> Tensor<5> {
         let video = self.noise.normal([1, 5, 3, 256, 256], &self.device);
         video.clamp(-1.0, 1.0)
     }
 }
 
-/// Waits for a result: the sum of it.
+/// Waits for a result and returns its sum.
 fn total<const D: usize>(result: Tensor<D>) -> Result<f32> {
     Ok(result.cast(FloatDType::F32).sum().into_scalar::<f32>())
 }
 
-/// The type that a language model computes in: f32 on the CPU, that of its weights elsewhere.
+/// Returns the type that a language model computes in: f32 on the CPU, otherwise that of its weights.
 fn computed(device: &Device, dtype: FloatDType) -> DType {
     match divot::device::is_cpu(device) {
         true => DType::F32,
@@ -149,7 +149,7 @@ fn computed(device: &Device, dtype: FloatDType) -> DType {
     }
 }
 
-/// As weights are loaded: the CPU keeps matrices in `dtype`, and everything else in f32.
+/// Casts a module as loading does: the CPU stores matrices in `dtype`, and everything else in f32.
 fn cast<M: Module>(module: M, dtype: FloatDType) -> M {
     struct Cast(FloatDType);
     impl ModuleMapper for Cast {
@@ -161,7 +161,7 @@ fn cast<M: Module>(module: M, dtype: FloatDType) -> M {
         }
     }
     match dtype {
-        // As it is initialised.
+        // Modules are initialised in f32.
         FloatDType::F32 => module,
         dtype => module.map(&mut Cast(dtype)),
     }
@@ -171,7 +171,7 @@ fn vae(device: &Device, dtype: FloatDType) -> Vae {
     cast(DetokenizerConfig::divot().vae.init(device), dtype)
 }
 
-/// Both directions of the autoencoder go frame by frame: one of them warms up.
+/// Runs the autoencoder in either direction, frame by frame. One frame warms up.
 fn by_frame(vae: Vae, clip: Tensor<5>, go: fn(&Vae, Tensor<5>) -> Tensor<5>) -> Ready {
     let vae = std::rc::Rc::new(vae);
     let (first, one) = (vae.clone(), clip.clone().narrow(2, 0, 1));
@@ -182,7 +182,7 @@ fn by_frame(vae: Vae, clip: Tensor<5>, go: fn(&Vae, Tensor<5>) -> Tensor<5>) -> 
     }
 }
 
-/// One step of DDIM with guidance, released settings.
+/// One step of DDIM with guidance, with the released settings.
 fn guided_step(device: &Device, dtype: FloatDType, inputs: &mut Inputs) -> Result<Ready> {
     let unet = cast(DetokenizerConfig::divot().unet.init(device), dtype);
     let contexts = [(); 2].map(|()| inputs.normal([1, 125, 1024]));
@@ -201,12 +201,12 @@ fn guided_step(device: &Device, dtype: FloatDType, inputs: &mut Inputs) -> Resul
     }))
 }
 
-/// 1.1 B parameters in Mistral's shape.
+/// A decoder of 1.1 B parameters in Mistral's proportions.
 fn decoder(device: &Device) -> Mistral {
     MistralConfig::new(32_000, 2048, 5632, 22, 32, 4).init(device)
 }
 
-/// A run is a token after the prompt and those before it.
+/// Each run is one token after the prompt and the tokens before it.
 fn token_by_token(decoder: Mistral, computed: DType) -> Result<Ready> {
     let mut context = Context::new(&decoder, ROOM, computed);
     context.read(&decoder, decoder.embed_ids(&prompt(PROMPT), computed), 0);
@@ -218,7 +218,7 @@ fn token_by_token(decoder: Mistral, computed: DType) -> Result<Ready> {
     }))
 }
 
-/// One step after another: what `loss_of` says of the module, its gradients, AdamW.
+/// Training steps: the loss `loss_of` the module, its gradients, and AdamW.
 fn training<M: Module + 'static>(
     module: M,
     device: Device,
@@ -258,7 +258,7 @@ fn train_small(mut inputs: Inputs) -> Ready {
     })
 }
 
-/// What learns together in the paper's first stage.
+/// The networks that are trained together in the paper's first stage.
 #[derive(Module, Debug)]
 struct Joint {
     tokenizer: Tokenizer,
@@ -266,8 +266,8 @@ struct Joint {
     unet: Unet,
 }
 
-/// The released proportions at less than a third of the width; the vision tower is frozen, as it is in
-/// every stage of training.
+/// The released proportions at less than a third of the width. The vision tower is frozen, as in every stage
+/// of training.
 fn train_mid(mut inputs: Inputs) -> Ready {
     let device = &inputs.device;
     let mut tokenizer = TokenizerConfig::new(
@@ -307,14 +307,14 @@ fn train_mid(mut inputs: Inputs) -> Ready {
     })
 }
 
-/// Runs one work, and prints which kernels its time went to.
+/// Runs a work and prints the time of each kernel.
 pub fn profile(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
     ensure!(
         divot::device::is_cpu(device),
         "--profile is about the CPU's kernels; use --device cpu"
     );
     let mut ready = build(work, device, dtype)?;
-    // Twice: in the first two the allocator still learns which sizes will come back.
+    // Two runs, because the allocator learns in them which sizes are needed again.
     for _ in 0..2 {
         ready.warm_up.as_mut().unwrap_or(&mut ready.run)()?;
     }
@@ -351,7 +351,7 @@ pub fn profile(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
     Ok(())
 }
 
-/// Serves one work to [`turns`](super::turns): a line for each line of standard input.
+/// Serves a work to [`turns`](super::turns): answers each line of standard input with a line.
 pub fn serve(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
     let mut ready = build(work, device, dtype)?;
     let timed = |run: &mut dyn FnMut() -> Result<f32>| -> Result<f64> {
@@ -360,7 +360,7 @@ pub fn serve(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
         ensure!(!sum.is_nan(), "the result is NaN");
         Ok(started.elapsed().as_secs_f64())
     };
-    // Initialises the weights, and on a GPU compiles the kernels.
+    // Initialises the weights. On a GPU, this also compiles the kernels.
     timed(ready.warm_up.as_mut().unwrap_or(&mut ready.run))?;
     println!(
         "{}",
@@ -381,8 +381,8 @@ pub fn serve(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
     Ok(())
 }
 
-/// The process's own memory; on a GPU what was taken of its memory, none of which goes back before the
-/// end.
+/// Returns the peak memory of the process. On a GPU, it is the memory reserved there, none of which is freed
+/// before the end.
 fn peak(device: &Device) -> Option<u64> {
     match divot::device::is_cpu(device) {
         true => divot::peak_memory(),

@@ -1,4 +1,4 @@
-//! The language model's half of a fixture.
+//! Sections of a fixture about the language model.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -18,10 +18,10 @@ use serde_json::Value;
 
 use super::{Parity, gradient_norm};
 
-/// The type that fixtures are computed in.
+/// The element type of fixtures.
 const COMPUTED: DType = DType::F32;
 
-/// Limits of the relative error of quantised decoders' scores: a few of their own steps.
+/// Limits of the relative error of the scores with quantised weights: a few quantisation steps.
 const QUANTIZED_LIMITS: [(Quantization, &str, f64); 2] = [
     (Quantization::Q8, "q8", 2e-2),
     (Quantization::Q4, "q4", 0.5),
@@ -54,7 +54,7 @@ impl Parity {
         self.gmm_draws(&mixture)
     }
 
-    /// 200,000 draws of one token: how many standard errors the worst number is off.
+    /// Samples one token 200,000 times and reports how many standard errors the worst statistic is off.
     fn gmm_draws(&self, mixture: &GaussianMixture) -> Result<()> {
         const DRAWS: usize = 200_000;
         const AT_ONCE: usize = 2_000;
@@ -75,7 +75,7 @@ impl Parity {
         let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
         let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp() / total).collect();
 
-        // Beside the fixture's numbers, one that tells the components apart.
+        // An extra dimension identifies the component of each sample.
         let places: Vec<f32> = (0..components).map(|i| 1e3 * i as f32).collect();
         let places = Tensor::<1>::from_floats(places.as_slice(), device);
         let places = places.reshape([1, 1, components, 1]);
@@ -134,13 +134,13 @@ impl Parity {
         for (quantization, name, limit) in QUANTIZED_LIMITS {
             let quantized = self.load_llm(&self.device, Some(quantization))?;
             let ours = self.logits(&quantized.model)?;
-            // Of widths that blocks of 32 do not divide, nothing is quantised.
+            // If blocks of 32 do not divide the widths, nothing is quantised and the scores are equal.
             if ours.to_data() != logits.to_data() {
                 self.compare_as("llm/logits", &format!("llm/logits in {name}"), ours, limit)?;
             }
         }
 
-        // Queries that see each other, in one pass, and behind a prompt that is remembered.
+        // Queries that see each other: in one pass, and behind a prompt in the cache.
         let ids = self.ids("llm/gen_ids")?.remove(0);
         let mask = self.integers("llm/gen_attention_mask")?;
         let roles = Role::of_released(&mask, llm.model.num_queries);
@@ -186,7 +186,7 @@ impl Parity {
         self.agent("agent_gen")
     }
 
-    /// Training rows, the losses of their batch, and their gradients.
+    /// Compares training rows, the losses of their batch, and the gradients.
     fn agent(&self, section: &str) -> Result<()> {
         let device = self.device.clone().autodiff();
         let llm = self.load_llm(&device, None)?;
@@ -253,7 +253,7 @@ impl Parity {
         Ok(())
     }
 
-    /// The clips that a mask of `[batch, clips]` marks, as `[marked, tokens, width]`.
+    /// Selects the clips that a mask of `[batch, clips]` marks. Returns `[marked, tokens, width]`.
     fn clips(&self, features: &Tensor<4>, mask: &str) -> Result<Option<Tensor<3>>> {
         let [batch, clips, tokens, width] = features.dims();
         let all = features.clone().reshape([batch * clips, tokens, width]);
@@ -267,7 +267,7 @@ impl Parity {
         Ok((!marked.is_empty()).then(|| Tensor::cat(marked, 0)))
     }
 
-    /// An answer, greedily: with what was read kept, and reading all of it again for each token.
+    /// Compares a greedy answer, with the cache and by reading everything again for each token.
     pub(super) fn comprehend(&self) -> Result<()> {
         let llm = self.load_llm(&self.device, None)?;
         let (model, decoder) = (&llm.model, &llm.model.llm);
@@ -324,7 +324,7 @@ impl Parity {
         self.draws(&llm, &prompt)
     }
 
-    /// What a seed draws, text and features, is the same on this device and on the CPU.
+    /// Compares what a seed samples on this device and on the CPU: text and features must be the same.
     fn draws(&self, llm: &VideoLlm, prompt: &Prompt) -> Result<()> {
         let cpu = divot::device::select("cpu")?;
         let elsewhere = self.load_llm(&cpu, None)?;
@@ -363,7 +363,7 @@ impl Parity {
         self.compare_pair(name, clip.into_data(), expected.into_data(), self.limit)
     }
 
-    /// LoRA beside its weights, folded in at conversion, and folded in after loading.
+    /// Compares LoRA beside its weights, merged during conversion, and merged after loading.
     pub(super) fn lora(&self) -> Result<()> {
         let pretrained = self.dir.join("pretrained");
         let alpha = Some(self.number("lora", "lora_alpha")?);
@@ -401,7 +401,7 @@ impl Parity {
         self.compare_as("lora/merged_logits", name, logits, self.limit)
     }
 
-    /// Text to ids, special tokens in it included.
+    /// Compares the ids of texts, special tokens included.
     pub(super) fn prompts(&self) -> Result<()> {
         let path = self.dir.join("prompts.json");
         if self.io.get("llm/ids").is_none() {
@@ -428,7 +428,7 @@ impl Parity {
         Ok(())
     }
 
-    /// Integers of `[rows, columns]`.
+    /// Reads integers of `[rows, columns]`.
     fn rows(&self, name: &str) -> Result<Vec<Vec<i64>>> {
         let data = self.data(name)?;
         let columns = *data.shape().last().context("a table without columns")?;
@@ -443,7 +443,7 @@ impl Parity {
             .collect())
     }
 
-    /// Counts tokens that differ.
+    /// Counts the tokens that differ.
     fn compare_ids(&self, name: &str, ours: &[u32]) -> Result<()> {
         let theirs = self.integers(name)?;
         let same = ours
@@ -456,7 +456,7 @@ impl Parity {
     }
 }
 
-/// A training row built from the texts of a fixture's row.
+/// Builds a training row from the texts of a fixture's row.
 fn rebuilt(llm: &VideoLlm, ids: &[u32], mask: &[i64]) -> Result<Sequence> {
     const ASKED: &str = "Generate a video of";
     let (text, tokens) = (&llm.text, &llm.tokens);
@@ -485,7 +485,7 @@ fn rebuilt(llm: &VideoLlm, ids: &[u32], mask: &[i64]) -> Result<Sequence> {
     Ok(rows.caption(Shown::Video(clips), None, &caption)?)
 }
 
-/// 1 at some of `length` indices, 0 elsewhere.
+/// Returns a vector of `length` with 1 at `indices` and 0 elsewhere.
 fn marked(length: usize, indices: &[usize]) -> Vec<i64> {
     let mut marks = vec![0; length];
     for &index in indices {
@@ -494,7 +494,7 @@ fn marked(length: usize, indices: &[usize]) -> Vec<i64> {
     marks
 }
 
-/// Builds the prompt of a fixture's text from its parts, as users do, if the text is a prompt.
+/// Builds the prompt of a fixture's text from its parts, as users do. Returns `None` for other texts.
 fn asked(llm: &VideoLlm, text: &str) -> Result<Option<(&'static str, Prompt)>> {
     let Some(inner) = text
         .strip_prefix("[INST] ")

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::interrupt;
 use crate::output::Output;
 
-/// Convert PyTorch checkpoints that are here already
+/// Convert PyTorch checkpoints that are on this machine
 #[derive(Args)]
 #[command(
     long_about = long_about(),
@@ -29,31 +29,31 @@ Examples:
       --to models/divot --part llm --merge-lora"
 )]
 pub struct Arguments {
-    /// Folder that the released files were downloaded into; with --part also files or sharded
-    /// folders, one --from for each
+    /// Folder of the downloaded released files; with --part also files or sharded folders, with one --from
+    /// for each
     #[arg(verbatim_doc_comment, long, value_name = "FROM", required = true)]
     from: Vec<PathBuf>,
-    /// Folder to write; each part becomes a folder in it
+    /// Folder of the converted model; each part becomes a folder in it
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
     #[command(flatten)]
     stored: Stored,
-    /// Parts to convert; all that are there if left out
+    /// Parts to convert [default: all that are found]
     #[arg(long, value_name = "PART", value_parser = part_parser(|_| true))]
     part: Vec<Part>,
-    /// JSON file with the model's sizes; the released model's if left out
+    /// JSON file with the sizes of the model [default: those of the released model]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Fold LoRA's matrices into a language model's weights: smaller and faster, but no further
-    /// training of them
+    /// Merge LoRA's matrices into a language model's weights: smaller and faster, but LoRA cannot be
+    /// trained further
     #[arg(verbatim_doc_comment, long)]
     merge_lora: bool,
-    /// LoRA's alpha, which checkpoints do not hold; the rank if left out, as released
+    /// LoRA's alpha, which checkpoints do not contain [default: the rank, as released]
     #[arg(long, value_name = "ALPHA", allow_negative_numbers = true)]
     lora_alpha: Option<f64>,
 }
 
-/// How converted weights are stored.
+/// Options for the storage of converted weights.
 #[derive(Args)]
 pub(crate) struct Stored {
     /// Element type of the converted weights
@@ -163,7 +163,7 @@ pub(crate) fn report(arguments: &Arguments, output: &mut Output) -> Result<()> {
     Ok(())
 }
 
-/// Converts one part after another.
+/// Converts the parts one after another.
 pub(crate) fn convert_all(
     jobs: &[Job],
     sizes: &ReleasedConfig,

@@ -17,8 +17,8 @@ use crate::output::Output;
 
 /// Ask a language model about a video or an image
 ///
-/// The answer goes to standard output as it comes, and nothing else does. A video is shown in clips of
-/// two seconds; a file of one frame is shown as an image.
+/// Only the answer is printed on standard output, as it is generated. A video is shown in clips of
+/// two seconds. A file of one frame is shown as an image.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -32,20 +32,20 @@ pub struct Arguments {
     /// Video (MP4, GIF, WebP), image, or folder of images
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// What to ask
+    /// Question to ask
     #[arg(
         long,
         value_name = "TEXT",
         default_value = "What does this video describe?"
     )]
     question: String,
-    /// After --question, read further ones from standard input, one a line, until it ends
+    /// After --question, read further questions from standard input, one per line, until it ends
     #[arg(long)]
     chat: bool,
-    /// Clips that are shown at most; of a longer video they are spread evenly
+    /// Maximum number of clips that are shown; those of a longer video are spread evenly
     #[arg(long, value_name = "COUNT", default_value_t = 20)]
     clips: usize,
-    /// Show the first frame as an image, of a video too
+    /// Show the first frame as an image, also of a video
     #[arg(long)]
     image: bool,
     #[command(flatten)]

@@ -10,10 +10,10 @@ use divot::tokens::VideoTokens;
 use crate::options::{ClipOutput, DecodeOptions};
 use crate::output::{self, Output};
 
-/// Turn a file of tokens into a video
+/// Decode a file of tokens to a video
 ///
-/// The clips come one after another, 16 frames at 8 fps each, and each starts from the seed's noise:
-/// the same tokens give the same clip wherever they are in the file.
+/// The clips follow one another, with 16 frames at 8 fps each. The noise of each clip starts from the
+/// seed, so the same tokens give the same clip anywhere in the file.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -22,7 +22,7 @@ Example:
   divot detokenize --input clip.safetensors --output clip-again.mp4"
 )]
 pub struct Arguments {
-    /// Tokens, as `divot tokenize` writes them
+    /// File of tokens, as `divot tokenize` writes it
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     #[command(flatten)]

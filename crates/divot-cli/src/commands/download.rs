@@ -26,7 +26,7 @@ Examples:
   divot download --offline --dtype f32"
 )]
 pub struct Arguments {
-    /// Parts to get
+    /// Parts to download
     #[arg(
         value_name = "PARTS",
         value_parser = part_parser(is_published),
@@ -42,10 +42,10 @@ pub struct Arguments {
     pretrained: PathBuf,
     #[command(flatten)]
     stored: Stored,
-    /// Take what the cache has and ask nothing of the network
+    /// Use only the cache, without a network
     #[arg(long)]
     offline: bool,
-    /// Download and leave the conversion for `divot convert`
+    /// Download only, and leave the conversion to `divot convert`
     #[arg(long)]
     no_convert: bool,
 }

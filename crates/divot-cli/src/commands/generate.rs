@@ -8,10 +8,10 @@ use divot::pipeline::{Event, Stage};
 use crate::options::{ClipOutput, MakeOptions};
 use crate::output::{self, Output};
 
-/// Make a video of a caption
+/// Generate a video from a caption
 ///
-/// A language model draws 64 tokens and the de-tokenizer makes 16 frames at 8 fps of them. What the
-/// model says before the video goes to standard output.
+/// A language model samples 64 tokens, and the de-tokenizer decodes them to 16 frames at 8 fps. Text
+/// that the model generates before the video is printed on standard output.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,

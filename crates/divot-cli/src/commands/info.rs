@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 use crate::output::{self, Output, count, size};
 
-/// Say what a model, a video or a file of tokens holds
+/// Describe a model, a video or a file of tokens
 ///
-/// Nothing is loaded: of a model only the headers of its files are read, of a video only its
-/// description.
+/// No weights are loaded. For a model, only the headers of its files are read, and for a video, only
+/// its description.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,

@@ -9,9 +9,9 @@ use divot::data::Video;
 use crate::options::{ClipOutput, DecodeOptions};
 use crate::output::{self, Output};
 
-/// Turn two seconds of video into tokens and back
+/// Tokenize two seconds of video and decode the tokens
 ///
-/// Writes 16 frames at 8 fps and, beside them, a contact sheet: input frames over reconstructed ones.
+/// Writes 16 frames at 8 fps and a contact sheet beside them: input frames above reconstructed ones.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -25,7 +25,7 @@ pub struct Arguments {
     input: PathBuf,
     #[command(flatten)]
     output: ClipOutput,
-    /// Where in the video the clip starts, in seconds
+    /// Start of the clip in the video, in seconds
     #[arg(
         long,
         value_name = "SECONDS",

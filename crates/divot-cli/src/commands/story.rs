@@ -14,10 +14,10 @@ use crate::story;
 
 /// Tell a story in text and videos
 ///
-/// The language model says something and draws a video, again and again, each with all that came
-/// before in mind. It may end the story before the last scene. The text goes to standard output as it
-/// comes; the folder gets scene-01.mp4 with its contact sheet scene-01.png and so on, story.md, which
-/// is text and pictures to read, and story.json.
+/// The language model alternates between text and a video. Each takes everything before it into
+/// account. The model may end the story before the last scene. The text is printed on standard output
+/// as it is generated. The folder gets scene-01.mp4 with its contact sheet scene-01.png and so on,
+/// story.md with text and pictures, and story.json.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -26,12 +26,12 @@ Example:
   divot story \"Tell a story of a boy who finds a kite\" --scenes 3 --output kite"
 )]
 pub struct Arguments {
-    /// What the story should be
+    /// Instruction for the story
     instruction: String,
-    /// Scenes at most
+    /// Maximum number of scenes
     #[arg(long, value_name = "COUNT", default_value_t = 3)]
     scenes: usize,
-    /// Folder to write; a story that it holds is replaced
+    /// Folder to write; an older story in it is replaced
     #[arg(long, value_name = "DIR", default_value = "story")]
     output: PathBuf,
     #[command(flatten)]

@@ -11,10 +11,10 @@ use crate::interrupt;
 use crate::options::TokenizeOptions;
 use crate::output::{self, Output};
 
-/// Turn a video into a file of tokens
+/// Tokenize a video into a file of tokens
 ///
-/// The file is safetensors with `tokens`, [clips, 64, 256], and `unconditional`, [1, 64, 256], which
-/// `divot detokenize` needs for guidance. A clip is two seconds.
+/// The file is in the safetensors format. It contains `tokens`, [clips, 64, 256], and `unconditional`,
+/// [1, 64, 256], which `divot detokenize` needs for guidance. A clip is two seconds.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -27,10 +27,10 @@ pub struct Arguments {
     /// Video (MP4, GIF, WebP), image, or folder of images
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Where to write the tokens
+    /// File of tokens to write
     #[arg(long, value_name = "FILE", default_value = "tokens.safetensors")]
     output: PathBuf,
-    /// Clips at most; of a longer video they are spread evenly
+    /// Maximum number of clips; those of a longer video are spread evenly
     #[arg(
         long,
         value_name = "COUNT",
@@ -38,7 +38,7 @@ pub struct Arguments {
         conflicts_with = "start"
     )]
     clips: usize,
-    /// One clip, that starts at this second
+    /// Tokenize one clip that starts at this second
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     start: Option<f64>,
     #[command(flatten)]

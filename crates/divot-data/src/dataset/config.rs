@@ -2,70 +2,108 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+use crate::sampling::MAX_CLIPS;
+use crate::{DEFAULT_MAX_PIXELS, Error, Result};
 
 /// A source of samples, as a recipe names it.
+///
+/// Only `format` and `path` are needed; everything else has the released system's values.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// What the files look like.
     pub format: Format,
-    /// A file, or a folder that is searched with everything below it. Archives may be named by a pattern with
-    /// ranges in braces: `shards/{0000..0127}.tar`.
-    pub path: PathBuf,
-    /// The folder that paths in the files are relative to. The file's own folder if absent.
+    /// Files, or folders that are searched with everything below them; one or a list. The numbers of
+    /// archives may be given as a range in braces: `shards/{0000..0127}.tar`.
+    #[serde(deserialize_with = "one_or_many")]
+    pub path: Vec<PathBuf>,
+    /// The folder that paths in the files are relative to, and that they must not leave. If absent, each
+    /// file's own folder.
+    #[serde(default)]
     pub media: Option<PathBuf>,
-    /// How many clips are taken of a video at most.
-    #[serde(default = "one")]
-    pub max_clips: usize,
+    /// Whether the text is read. If not, samples need none.
+    #[serde(default = "yes")]
+    pub text: bool,
+    /// Most clips of a video, and most scenes of a story. If absent: 20 for questions and stories, 1 for the
+    /// others.
+    #[serde(default)]
+    pub max_clips: Option<usize>,
+    /// Whether frames keep their aspect ratio and are cropped, or are squeezed into the square. If absent,
+    /// as the reader of clips does.
+    #[serde(default)]
+    pub keep_aspect: Option<bool>,
+    /// Names of a CSV file's columns. If absent, they are guessed.
+    #[serde(default)]
+    pub columns: Option<Columns>,
     /// Which samples are left out.
     #[serde(default)]
     pub filter: Filter,
 }
 
-fn one() -> usize {
-    1
+fn yes() -> bool {
+    true
 }
 
-/// What the files of a source look like.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a path or a list of paths")]
+    enum Paths {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(deserializer)? {
+        Paths::One(path) => vec![path],
+        Paths::Many(paths) => paths,
+    })
+}
+
+/// What the files of a source look like; the [module](super) has an example of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Videos and images without text.
     Videos,
-    /// JSONL with `{"video": "a.mp4", "caption": "a dog runs"}` on each line. `image` may stand for `video`,
-    /// and the caption may be a list, of which one is taken at random.
+    /// JSONL with a video or an image and its caption on each line.
     Captions,
-    /// CSV with a header. WebVid: `videoid,contentUrl,duration,page_dir,name`; MSR-VTT: `video_id,caption`;
-    /// any with `video` or `image`, and `caption`. Panda-70M: `videoID,url,timestamp,caption`, whose lists give
-    /// a sample each.
+    /// CSV with a video or an image and its caption in each record: WebVid, MSR-VTT, Panda-70M and others.
+    #[serde(alias = "panda")]
     Csv,
-    /// Archives with `key.jpg` and `key.txt` for each sample, or other images, `.mp4`, and `.json` with a
-    /// `caption`; plain or compressed by gzip.
+    /// Tar archives with a video or an image and its caption in files of one name.
     Webdataset,
-    /// JSONL with questions: `{"video": "a.mp4", "question": "what is it?", "answer": "a dog"}`, with
-    /// `questions` and `answers` as lists, or `image` with `data`: question, answer, question, answer and so
-    /// on.
+    /// JSONL with a video or an image and questions with answers on each line.
     Questions,
-    /// JSONL with `{"instruction": "tell a story", "scenes": [{"video": "a.mp4", "start": 0.0, "text": "a dog
-    /// wakes"}], "ending": ""}` on each line.
+    /// JSONL with a story on each line.
     Story,
 }
 
-/// Which samples are left out (FACTS: "Training data").
+/// Names of the columns of a CSV file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Columns {
+    /// The path of a video or image, or its name without the extension.
+    pub video: String,
+    /// The caption.
+    pub caption: String,
+}
+
+/// Which samples are left out.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Filter {
-    /// Fewest pixels of the shorter side. Released, and if absent: 100, and 200 for archives.
+    /// Fewest pixels of the shorter side. If absent: 100, and 200 for images in archives.
     pub min_side: Option<usize>,
-    /// Lowest ratio of the shorter to the longer side. Released, and if absent: 0.3, and 0.333 for questions.
+    /// Lowest ratio of the shorter to the longer side. If absent: 0.3, and 0.333 for questions.
     pub min_aspect: Option<f64>,
     /// Fewest frames of a video.
     pub min_frames: usize,
-    /// Shortest video, in seconds.
+    /// Shortest video, in seconds. Of a part of a video, the part counts.
     pub min_seconds: f64,
-    /// Longest video, in seconds.
+    /// Longest video, in seconds. Of a part of a video, the part counts.
     pub max_seconds: f64,
+    /// Most pixels of a picture. More are refused before memory is taken.
+    pub max_pixels: u64,
 }
 
 impl Default for Filter {
@@ -76,14 +114,43 @@ impl Default for Filter {
             min_frames: 1,
             min_seconds: 0.0,
             max_seconds: f64::INFINITY,
+            max_pixels: DEFAULT_MAX_PIXELS,
         }
     }
 }
 
 impl SourceConfig {
-    pub(super) fn min_side(&self) -> usize {
+    /// A source with the released system's settings.
+    pub fn new(format: Format, path: impl Into<PathBuf>) -> Self {
+        Self {
+            format,
+            path: vec![path.into()],
+            media: None,
+            text: true,
+            max_clips: None,
+            keep_aspect: None,
+            columns: None,
+            filter: Filter::default(),
+        }
+    }
+
+    /// Its paths, for messages.
+    pub fn name(&self) -> String {
+        let paths = self.path.iter().map(|path| path.display().to_string());
+        paths.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Most clips of a sample.
+    pub fn max_clips(&self) -> usize {
+        self.max_clips.unwrap_or(match self.format {
+            Format::Questions | Format::Story => MAX_CLIPS,
+            _ => 1,
+        })
+    }
+
+    pub(super) fn min_side(&self, image: bool) -> usize {
         let released = match self.format {
-            Format::Webdataset => 200,
+            Format::Webdataset if image => 200,
             _ => 100,
         };
         self.filter.min_side.unwrap_or(released)
@@ -95,5 +162,33 @@ impl SourceConfig {
             _ => 0.3,
         };
         self.filter.min_aspect.unwrap_or(released)
+    }
+
+    /// Refuses values that make no sense.
+    pub(super) fn check(&self) -> Result<()> {
+        let Filter {
+            min_aspect,
+            min_seconds,
+            max_seconds,
+            ..
+        } = self.filter;
+        let wrong = |what: &str| Err(Error::Argument(format!("{}: {what}", self.name())));
+        if self.path.is_empty() {
+            let message = "`path` of a source is an empty list; name a file or folder";
+            return Err(Error::Argument(message.into()));
+        }
+        if self.max_clips() == 0 {
+            return wrong("`max_clips` is 0; ask for at least 1");
+        }
+        if min_aspect.is_some_and(|aspect| !(0.0..=1.0).contains(&aspect)) {
+            return wrong("`min_aspect` is the shorter over the longer side; give 0 to 1");
+        }
+        if min_seconds.is_nan() || max_seconds.is_nan() || max_seconds < min_seconds {
+            return wrong("no length is from `min_seconds` to `max_seconds`; raise the latter");
+        }
+        if self.columns.is_some() && self.format != Format::Csv {
+            return wrong("only the format `csv` has `columns`; remove them");
+        }
+        Ok(())
     }
 }

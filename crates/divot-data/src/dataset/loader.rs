@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::order::Mixture;
 use super::ordered::{MixedSource, OrderedSource, lock};
-use super::sample::Sample;
+use super::sample::{Reason, Sample};
 use super::skipped::Skipped;
 use crate::{Error, Result};
 
@@ -144,6 +144,12 @@ impl Loader {
         for step in 0..config.first_step {
             batches[mixture.source(step)] += 1;
         }
+        let mut skipped = Skipped::new(config.log.as_deref());
+        for source in &sources {
+            for skip in source.samples.passed_over() {
+                skipped.add(&source.name, None, skip);
+            }
+        }
         let ordered = |(number, source)| {
             let yielded = batches[number] > 0;
             OrderedSource::new(source, number as u64, config.seed, yielded)
@@ -161,7 +167,7 @@ impl Loader {
                 ended: false,
             }),
             changed: Condvar::new(),
-            skipped: Mutex::new(Skipped::new(config.log.as_deref())),
+            skipped: Mutex::new(skipped),
             config,
         });
         let mut loader = Self {
@@ -189,11 +195,11 @@ impl Loader {
 
     /// How many broken samples were met, by source and reason. Each is counted once, and so are those that
     /// the log named before.
-    pub fn skipped(&self) -> Vec<(String, String, u64)> {
+    pub fn skipped(&self) -> Vec<(String, Reason, u64)> {
         let skipped = lock(&self.shared.skipped);
         let counts = skipped.counts();
         counts
-            .map(|(source, reason, count)| (source.to_owned(), reason.to_owned(), count))
+            .map(|(source, reason, count)| (source.to_owned(), reason, count))
             .collect()
     }
 

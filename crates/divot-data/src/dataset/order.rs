@@ -231,6 +231,8 @@ pub(super) fn uniform(key: [u64; 4]) -> impl FnMut() -> f64 {
 }
 
 #[cfg(test)]
+// Groups are ranges.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 
@@ -256,7 +258,7 @@ mod tests {
 
     #[test]
     fn each_sample_comes_once_an_epoch() {
-        let single = [1, 2, 3, 7, 64, 65, 1000, 4097].map(|len| vec![Range { start: 0, end: len }]);
+        let single = [1, 2, 3, 7, 64, 65, 1000, 4097].map(|len| vec![0..len]);
         let several = [1, 2, 3, 4, 9, 50].map(groups);
         for groups in single.into_iter().chain(several) {
             let order = Order::new(groups, 5);
@@ -270,13 +272,7 @@ mod tests {
 
     #[test]
     fn ten_million_samples_need_no_list() {
-        let order = Order::new(
-            vec![Range {
-                start: 0,
-                end: 10_000_000,
-            }],
-            3,
-        );
+        let order = Order::new(vec![0..10_000_000], 3);
         let mut seen: Vec<usize> = (0..100_000).map(|p| order.sample(p * 97, 0)).collect();
         // They are spread evenly.
         let low = seen.iter().filter(|&&sample| sample < 1_000_000).count();
@@ -289,7 +285,7 @@ mod tests {
 
     #[test]
     fn epochs_and_seeds_differ() {
-        let order = |seed| Order::new(vec![Range { start: 0, end: 100 }], seed);
+        let order = |seed| Order::new(vec![0..100], seed);
         let first = epoch(&order(1), 0);
         assert_ne!(first, epoch(&order(1), 1));
         assert_ne!(first, epoch(&order(2), 0));

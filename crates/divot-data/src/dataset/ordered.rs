@@ -76,7 +76,7 @@ impl OrderedSource {
                 Ok(Err(skip)) => skip,
                 Err(panic) => panicked(index, &*panic),
             };
-            lock(skipped).add(&self.source.name, index, &skip);
+            lock(skipped).add(&self.source.name, Some(index), &skip);
             let first = first.get_or_insert(skip);
             attempt += 1;
             let limit = match self.yielded.load(Ordering::Relaxed) {

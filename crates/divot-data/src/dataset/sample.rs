@@ -68,7 +68,10 @@ pub struct Skip {
 }
 
 /// Why samples are left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
     /// Its line or entry cannot be understood.
@@ -77,6 +80,10 @@ pub enum Reason {
     Missing,
     /// A file cannot be read or decoded.
     Undecodable,
+    /// A file that was indexed has changed since.
+    Changed,
+    /// A picture has more pixels than allowed.
+    TooLarge,
     /// Its shorter side has too few pixels.
     TooSmall,
     /// It is too narrow or too flat.
@@ -89,23 +96,29 @@ pub enum Reason {
     NoText,
     /// Its text is too long.
     TooMuchText,
+    /// No sample, but a file or folder that was searched for samples, and passed over wholly or from a damage
+    /// on.
+    PassedOver,
     /// Reading it failed in a way that is a bug.
     Panicked,
 }
 
 impl Reason {
-    /// Its name in the log.
+    /// Its name where a person reads it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
             Self::Missing => "missing",
             Self::Undecodable => "undecodable",
+            Self::Changed => "changed",
+            Self::TooLarge => "too large",
             Self::TooSmall => "too small",
             Self::Aspect => "aspect ratio",
             Self::TooShort => "too short",
             Self::TooLong => "too long",
             Self::NoText => "no text",
             Self::TooMuchText => "too much text",
+            Self::PassedOver => "file passed over",
             Self::Panicked => "panicked",
         }
     }
@@ -130,6 +143,11 @@ pub trait Samples: Send + Sync {
     /// Runs of samples that are cheap to read together, such as those of an archive. They cover all samples
     /// in order.
     fn groups(&self) -> Vec<Range<usize>>;
+
+    /// Files and folders that were passed over while samples were looked for.
+    fn passed_over(&self) -> &[Skip] {
+        &[]
+    }
 
     /// Reads a sample. `uniform` draws from [0, 1) what is random: where a clip starts, which caption is
     /// taken.

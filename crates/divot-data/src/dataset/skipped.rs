@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::sample::Skip;
+use super::sample::{Reason, Skip};
 use crate::Error;
 
 /// Broken samples, each counted once.
@@ -20,7 +20,7 @@ pub(super) struct Skipped {
     /// Hashes of the samples, so that of each no more than 8 bytes stay in memory.
     known: HashSet<u64>,
     /// By source and reason.
-    counts: BTreeMap<(String, String), u64>,
+    counts: BTreeMap<(String, Reason), u64>,
     log: Option<Log>,
     problem: Option<Error>,
 }
@@ -29,10 +29,11 @@ pub(super) struct Skipped {
 #[derive(Serialize, Deserialize)]
 struct Line {
     source: String,
-    /// Number of the sample in its source, from 0. Archives may use a key more than once.
-    index: usize,
+    /// Number of the sample in its source, from 0. Archives may use a key more than once. None if it is no
+    /// sample, but a file that was passed over.
+    index: Option<usize>,
     key: String,
-    reason: String,
+    reason: Reason,
     message: String,
 }
 
@@ -87,19 +88,19 @@ impl Skipped {
         (&line.source, line.index, &line.key).hash(&mut hasher);
         let new = self.known.insert(hasher.finish());
         if new {
-            let kind = (line.source.clone(), line.reason.clone());
+            let kind = (line.source.clone(), line.reason);
             *self.counts.entry(kind).or_default() += 1;
         }
         new
     }
 
     /// Counts and names a broken sample, if it is new.
-    pub fn add(&mut self, source: &str, index: usize, skip: &Skip) {
+    pub fn add(&mut self, source: &str, index: Option<usize>, skip: &Skip) {
         let line = Line {
             source: source.to_owned(),
             index,
             key: skip.key.clone(),
-            reason: skip.reason.name().to_owned(),
+            reason: skip.reason,
             message: skip.message.clone(),
         };
         if !self.count(&line) {
@@ -114,9 +115,9 @@ impl Skipped {
     }
 
     /// How many there are of each source and reason.
-    pub fn counts(&self) -> impl Iterator<Item = (&str, &str, u64)> {
+    pub fn counts(&self) -> impl Iterator<Item = (&str, Reason, u64)> {
         let counts = self.counts.iter();
-        counts.map(|((source, reason), &count)| (source.as_str(), reason.as_str(), count))
+        counts.map(|((source, reason), &count)| (source.as_str(), *reason, count))
     }
 
     /// Why the log is not written any more, told once.

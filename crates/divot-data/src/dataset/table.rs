@@ -1,266 +1,295 @@
-//! Samples that are records of CSV files. Only where each record begins is kept in memory.
+//! Samples that are records of CSV files.
 
-use std::fs::File;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use csv::{Position, Reader, StringRecord};
-
-use super::sample::{Reason, Skip};
+use super::annotations::{Item, MediaFile, Texts, caption};
+use super::config::Columns;
+use super::media::Part;
+use super::python::{self, Value};
+use super::records::{Problem, Records, csv_fields};
+use super::sample::{Reason, Text};
 use crate::{Error, Result};
+
+/// Columns with a path, by what they are called.
+const PATHS: [&str; 4] = ["video", "image", "path", "file"];
+/// Columns with the name of a video without its extension.
+const NAMES: [&str; 2] = ["videoid", "video_id"];
+/// Columns with a caption. WebVid's is `name`.
+const CAPTIONS: [&str; 5] = ["caption", "name", "sentence", "text", "title"];
+/// Extensions that downloaded videos have.
+const EXTENSIONS: [&str; 3] = ["mp4", "mkv", "webm"];
 
 /// A CSV file whose records were found.
 #[derive(Debug)]
 pub(super) struct Table {
-    pub path: PathBuf,
-    columns: Columns,
-    /// Where each sample's record begins, its line, and which of its captions it is.
-    rows: Vec<(u64, u32, u16)>,
+    pub records: Records,
+    places: Places,
+    /// The number of each record's first sample, where a record has several.
+    firsts: Vec<u32>,
+    samples: usize,
 }
 
 /// Where the fields are.
 #[derive(Debug, Clone, Copy)]
-struct Columns {
-    media: Media,
+struct Places {
+    video: usize,
+    /// The field has a path, and not just a name.
+    is_path: bool,
+    is_image: bool,
+    /// WebVid's folder of the video.
+    folder: Option<usize>,
     caption: usize,
-    /// Panda-70M's time stamps: a caption for each.
-    timestamp: Option<usize>,
-}
-
-/// How a record names its file.
-#[derive(Debug, Clone, Copy)]
-enum Media {
-    /// By its path.
-    Path(usize),
-    /// By its name without `.mp4`.
-    Name(usize),
-    /// By a folder and a name without `.mp4`.
-    Folder(usize, usize),
-}
-
-/// A sample of a table.
-pub(super) struct Row {
-    pub key: String,
-    pub media: String,
-    pub caption: String,
-    /// The part of the video that the caption is about, in seconds.
-    pub seconds: Option<[f64; 2]>,
+    /// Panda-70M's parts of the video. Then the caption is a list too.
+    parts: Option<usize>,
 }
 
 impl Table {
     /// Finds the records of a file.
-    pub fn index(path: &Path) -> Result<Self> {
-        let wrong = |problem: String| Error::Argument(format!("{}: {problem}", path.display()));
-        let file = File::open(path).map_err(|error| Error::read(path, error))?;
-        let mut reader = Reader::from_reader(BufReader::new(file));
-        let header = reader
-            .headers()
-            .map_err(|error| wrong(format!("has no header ({error}); name its columns")))?
-            .clone();
-        let columns = Columns::of(&header).ok_or_else(|| {
-            wrong(
-                "has no column `video`, `image`, `videoid`, `video_id` or `videoID`, or no column \
-                 `caption` or `name`; name its columns so"
-                    .to_owned(),
-            )
-        })?;
-        let mut rows = Vec::new();
-        let mut record = StringRecord::new();
-        loop {
-            let position = reader.position().clone();
-            match reader.read_record(&mut record) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) if error.is_io_error() => {
-                    return Err(wrong(format!("cannot be read ({error}); check the file")));
-                }
-                // It is named when it is read.
-                Err(_) => record.clear(),
-            }
-            let captions = match columns.timestamp {
-                Some(_) => list(record.get(columns.caption).unwrap_or_default())
-                    .map_or(1, |captions| captions.len()),
-                None => 1,
+    pub fn index(path: &Path, columns: Option<&Columns>) -> Result<Self> {
+        let mut places = None;
+        let (mut firsts, mut samples) = (Vec::new(), 0_usize);
+        let records = Records::csv(path, |fields| {
+            let Some(known) = &places else {
+                places = Some(Places::of(path, fields.unwrap_or_default(), columns));
+                return false;
             };
-            for number in 0..captions.min(usize::from(u16::MAX)) {
-                rows.push((position.byte(), position.line() as u32, number as u16));
-            }
-        }
+            let count = match known {
+                Ok(Places {
+                    parts: Some(parts), ..
+                }) => {
+                    let list =
+                        fields.and_then(|fields| std::str::from_utf8(fields.get(*parts)?).ok());
+                    firsts.push(u32::try_from(samples).unwrap_or(u32::MAX));
+                    // What cannot be read is one sample, which is counted when it is.
+                    list.and_then(python::list).map_or(1, |list| list.len())
+                }
+                _ => 1,
+            };
+            samples += count;
+            true
+        });
+        let records = records.map_err(|error| Error::read(path, error))?;
+        let places = places.unwrap_or_else(|| Places::of(path, &[], columns))?;
+        firsts.shrink_to_fit();
         Ok(Self {
-            path: path.to_path_buf(),
-            columns,
-            rows,
+            records,
+            places,
+            firsts,
+            samples,
         })
     }
 
     /// How many samples there are.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.samples
+    }
+
+    /// The record of a sample, and the sample's number in it.
+    fn record(&self, index: usize) -> (usize, usize) {
+        match self.firsts.is_empty() {
+            true => (index, 0),
+            false => {
+                let record = self
+                    .firsts
+                    .partition_point(|&first| first as usize <= index)
+                    - 1;
+                (record, index - self.firsts[record] as usize)
+            }
+        }
+    }
+
+    /// What a sample is called.
+    pub fn key(&self, index: usize) -> String {
+        let (record, number) = self.record(index);
+        let key = format!(
+            "{}:{}",
+            self.records.path.display(),
+            self.records.line(record)
+        );
+        match self.firsts.is_empty() {
+            true => key,
+            false => format!("{key}[{number}]"),
+        }
     }
 
     /// Reads a sample.
-    pub fn read(&self, index: usize) -> Result<Row, Skip> {
-        let (offset, line, number) = self.rows[index];
-        let number = usize::from(number);
-        let mut key = format!("{}:{line}", self.path.display());
-        if self.columns.timestamp.is_some() {
-            key = format!("{key}[{number}]");
+    pub fn read(&self, index: usize, wants_text: bool) -> Result<Item, Problem> {
+        let (record, number) = self.record(index);
+        let fields = csv_fields(&self.records.read(record)?)?;
+        let places = &self.places;
+        let field = |place: usize| {
+            let field = fields.get(place).map(|field| field.trim());
+            field.ok_or_else(|| Problem::malformed(format!("has only {} fields", fields.len())))
+        };
+        let video = field(places.video)?;
+        if video.is_empty() {
+            return Err(Problem::malformed("names no video"));
         }
-        let skip = |reason, message: &str| Skip {
-            key: key.clone(),
-            reason,
-            message: message.to_owned(),
-        };
-        let unreadable = |error: csv::Error| skip(Reason::Malformed, &error.to_string());
-        let file =
-            File::open(&self.path).map_err(|error| skip(Reason::Missing, &error.to_string()))?;
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .from_reader(BufReader::new(file));
-        let mut position = Position::new();
-        position.set_byte(offset).set_line(u64::from(line));
-        reader.seek(position).map_err(unreadable)?;
-        let mut record = StringRecord::new();
-        reader.read_record(&mut record).map_err(unreadable)?;
-
-        let field = |column: usize| {
-            let field = record.get(column).map(str::trim);
-            field.ok_or_else(|| skip(Reason::Malformed, "a field is missing"))
-        };
-        let media = match self.columns.media {
-            Media::Path(column) => field(column)?.to_owned(),
-            Media::Name(column) => format!("{}.mp4", field(column)?),
-            Media::Folder(folder, column) => format!("{}/{}.mp4", field(folder)?, field(column)?),
-        };
-        let caption = field(self.columns.caption)?;
-        let (caption, seconds) = match self.columns.timestamp {
-            None => (caption.to_owned(), None),
-            Some(column) => {
-                let item = |column: &str| {
-                    let items = list(column)?;
-                    items.into_iter().nth(number)
+        let mut names = Vec::new();
+        if let Some(folder) = places.folder {
+            names.push(format!("{}/{video}.mp4", field(folder)?));
+        }
+        if places.is_path {
+            names.push(video.to_owned());
+        }
+        names.extend(EXTENSIONS.map(|extension| format!("{video}.{extension}")));
+        let (part, text) = match places.parts {
+            None => (Part::Random, field(places.caption)?.to_owned()),
+            Some(parts) => {
+                let wrong =
+                    |what: &str| Problem::malformed(format!("{what} {number} is no {what}"));
+                let list = |place: usize| {
+                    let list = python::list(field(place)?);
+                    list.ok_or_else(|| Problem::malformed("a field is no list"))
                 };
-                let caption = item(caption).and_then(Item::text);
-                let times = item(field(column)?).and_then(Item::times);
-                let wrong = || skip(Reason::Malformed, "a caption has no time stamp");
-                let (caption, times) = caption.zip(times).ok_or_else(wrong)?;
-                (caption, Some(times))
+                let (times, texts) = (list(parts)?, list(places.caption)?);
+                if times.len() != texts.len() {
+                    return Err(Problem::malformed(format!(
+                        "has {} time stamps and {} captions",
+                        times.len(),
+                        texts.len()
+                    )));
+                }
+                let time = times.into_iter().nth(number).and_then(seconds);
+                let [start, end] = time.ok_or_else(|| wrong("time stamp"))?;
+                let text = texts.into_iter().nth(number).and_then(Value::text);
+                (
+                    Part::Within(start, end),
+                    text.ok_or_else(|| wrong("caption"))?,
+                )
             }
         };
-        Ok(Row {
-            key,
-            media,
+        let text = match wants_text {
+            true => caption(Some(Texts::One(text)), &mut || 0.0)?,
+            false => Text::None,
+        };
+        let files = vec![MediaFile {
+            names,
+            image: places.is_image,
+            part,
+        }];
+        Ok(Item { files, text })
+    }
+}
+
+impl Places {
+    /// Finds the columns by the header.
+    fn of(path: &Path, header: &[&[u8]], columns: Option<&Columns>) -> Result<Self> {
+        let header: Vec<String> = header
+            .iter()
+            .map(|name| String::from_utf8_lossy(name).trim().to_owned())
+            .collect();
+        let missing = |what: &str, names: &[&str]| Error::NoSamples {
+            path: path.to_path_buf(),
+            what: format!("no column `{}` for the {what}", names.join("`, `")),
+            remedy: format!(
+                "set `columns` to names in its header, which are {:?}",
+                header.join(",")
+            ),
+        };
+        let named = |what: &str, name: &str| {
+            let found = column(&header, &[name]).map(|(place, _)| place);
+            found.ok_or_else(|| missing(what, &[name]))
+        };
+        let (video, is_path, is_image, caption) = match columns {
+            Some(columns) => (
+                named("video", &columns.video)?,
+                !NAMES
+                    .iter()
+                    .any(|name| columns.video.eq_ignore_ascii_case(name)),
+                columns.video.eq_ignore_ascii_case("image"),
+                named("caption", &columns.caption)?,
+            ),
+            None => {
+                let names = [&PATHS[..], &NAMES[..]].concat();
+                let (video, name) =
+                    column(&header, &names).ok_or_else(|| missing("video", &names))?;
+                let caption =
+                    column(&header, &CAPTIONS).ok_or_else(|| missing("caption", &CAPTIONS))?;
+                (video, PATHS.contains(&name), name == "image", caption.0)
+            }
+        };
+        Ok(Self {
+            video,
+            is_path,
+            is_image,
+            folder: column(&header, &["page_dir"]).map(|(place, _)| place),
             caption,
-            seconds,
+            parts: column(&header, &["timestamp"]).map(|(place, _)| place),
         })
     }
 }
 
-impl Columns {
-    fn of(header: &StringRecord) -> Option<Self> {
-        let column = |name: &str| header.iter().position(|found| found.trim() == name);
-        let by_name = ["videoid", "video_id", "videoID"];
-        let by_name = by_name.into_iter().find_map(column);
-        let media = match (column("video").or_else(|| column("image")), by_name) {
-            (Some(path), _) => Media::Path(path),
-            (None, Some(name)) => match column("page_dir") {
-                Some(folder) => Media::Folder(folder, name),
-                None => Media::Name(name),
-            },
-            (None, None) => return None,
-        };
-        Some(Self {
-            media,
-            caption: column("caption").or_else(|| column("name"))?,
-            timestamp: column("timestamp"),
-        })
-    }
+/// The place of the first of `names` that is a column, and that name.
+fn column<'a>(header: &[String], names: &[&'a str]) -> Option<(usize, &'a str)> {
+    names.iter().find_map(|&name| {
+        let mut columns = header.iter();
+        let place = columns.position(|column| column.eq_ignore_ascii_case(name));
+        place.map(|place| (place, name))
+    })
 }
 
-/// An item of a list as Python writes it.
-#[derive(Debug, PartialEq)]
-enum Item {
-    Text(String),
-    List(Vec<Item>),
-}
-
-impl Item {
-    fn text(self) -> Option<String> {
-        match self {
-            Self::Text(text) => Some(text),
-            Self::List(_) => None,
-        }
-    }
-
-    /// Start and end of `['0:00:02.169', '0:00:06.006']`, in seconds.
-    fn times(self) -> Option<[f64; 2]> {
-        let Self::List(items) = self else { return None };
-        let [start, end] = items.try_into().ok()?;
-        let seconds = |item: Item| {
-            item.text()?.split(':').try_fold(0.0, |total, part| {
-                Some(60.0 * total + part.parse::<f64>().ok()?)
-            })
-        };
-        let times = [seconds(start)?, seconds(end)?];
-        (0.0 <= times[0] && times[0] < times[1]).then_some(times)
-    }
-}
-
-/// Reads a list of texts and lists as Python writes it.
-fn list(text: &str) -> Option<Vec<Item>> {
-    let mut characters = text.trim().chars().peekable();
-    let items = match item(&mut characters, 0)? {
-        Item::List(items) => items,
-        Item::Text(_) => return None,
+/// Start and end of `['0:00:02.169', '0:00:06.006']`, in seconds.
+fn seconds(value: Value) -> Option<[f64; 2]> {
+    let Value::List(values) = value else {
+        return None;
     };
-    characters.next().is_none().then_some(items)
+    let [start, end] = values.try_into().ok()?;
+    let seconds = |value: Value| {
+        let text = value.text()?;
+        text.split(':').try_fold(0.0, |total, part| {
+            let part: f64 = part.parse().ok()?;
+            (part >= 0.0 && part.is_finite()).then_some(60.0 * total + part)
+        })
+    };
+    let times = [seconds(start)?, seconds(end)?];
+    (times[0] < times[1]).then_some(times)
 }
 
-fn item(text: &mut std::iter::Peekable<std::str::Chars<'_>>, depth: usize) -> Option<Item> {
-    match text.next()? {
-        '[' if depth < 2 => {
-            let mut items = Vec::new();
-            loop {
-                while text.next_if(|c| *c == ',' || c.is_whitespace()).is_some() {}
-                if text.next_if_eq(&']').is_some() {
-                    return Some(Item::List(items));
-                }
-                items.push(item(text, depth + 1)?);
-            }
-        }
-        quote @ ('\'' | '"') => {
-            let mut found = String::new();
-            loop {
-                match text.next()? {
-                    '\\' => found.push(match text.next()? {
-                        'n' => '\n',
-                        't' => '\t',
-                        other => other,
-                    }),
-                    c if c == quote => return Some(Item::Text(found)),
-                    c => found.push(c),
-                }
-            }
-        }
-        _ => None,
+/// The sentences of MSR-VTT's JSON file: names of videos, and captions.
+pub(super) fn sentences(path: &Path) -> Result<Vec<(Box<str>, Box<str>)>> {
+    /// The file of all of MSR-VTT has 31 MB.
+    const MAX_FILE: u64 = 1 << 28;
+    #[derive(serde::Deserialize)]
+    struct Sentence {
+        video_id: Box<str>,
+        caption: Box<str>,
     }
+    #[derive(serde::Deserialize)]
+    struct Sentences {
+        sentences: Vec<Sentence>,
+    }
+    let read = || {
+        let file = std::fs::File::open(path)?;
+        match file.metadata()?.len() {
+            0..=MAX_FILE => std::io::read_to_string(file),
+            _ => Err(std::io::Error::other("over 256 MiB; write it as JSONL")),
+        }
+    };
+    let text = read().map_err(|error| Error::read(path, error))?;
+    let found: Sentences = serde_json::from_str(&text).map_err(|error| Error::NoSamples {
+        path: path.to_path_buf(),
+        what: format!("its JSON has no `sentences` with `video_id` and `caption`: {error}"),
+        remedy: "give MSR-VTT's JSON file, or a CSV file".into(),
+    })?;
+    let sentences = found.sentences.into_iter();
+    Ok(sentences
+        .map(|found| (found.video_id, found.caption))
+        .collect())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_of_python_are_read() {
-        let times = list("[['0:00:02.169', '0:01:06.5'], ['0:00:10', '0:00:09']]").unwrap();
-        let times: Vec<_> = times.into_iter().map(Item::times).collect();
-        assert_eq!(times, [Some([2.169, 66.5]), None]);
-        let texts = list(r#"['a dog\'s day', "it's, [late]"]"#).unwrap();
-        let texts: Vec<_> = texts.into_iter().filter_map(Item::text).collect();
-        assert_eq!(texts, ["a dog's day", "it's, [late]"]);
-        for wrong in ["", "a", "['a'", "['a'] b", "['a", "[[[['a']]]]", "[1]"] {
-            assert_eq!(list(wrong), None, "{wrong}");
-        }
-    }
+/// The sample of a sentence.
+pub(super) fn sentence(video: &str, text: &str, wants_text: bool) -> Result<Item, Problem> {
+    let names = EXTENSIONS.map(|extension| format!("{video}.{extension}"));
+    let text = match (wants_text, text.trim().is_empty()) {
+        (false, _) => Text::None,
+        (true, false) => Text::Caption(text.to_owned()),
+        (true, true) => return Err(Problem::new(Reason::NoText, "has no caption")),
+    };
+    let files = vec![MediaFile {
+        names: names.to_vec(),
+        image: false,
+        part: Part::Random,
+    }];
+    Ok(Item { files, text })
 }

@@ -1,9 +1,9 @@
-//! Frames out of `ffmpeg`.
+//! Decodes frames with `ffmpeg`.
 //!
-//! Wanted frames are read in runs. A run starts at the beginning of the file, where a frame is
-//! known by its number, or seeks, and then a frame is known by its presentation time. Only wanted
-//! frames cross the pipe, each with a number that says which it is; what a seek does not find is
-//! read from the beginning.
+//! Wanted frames are read in runs. A run that starts at the beginning of the file identifies frames by
+//! their number. A run that seeks identifies them by their presentation time. Only wanted frames are sent
+//! through the pipe, each with its number or time. Frames that are not found after a seek are read from the
+//! beginning.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,44 +13,44 @@ use super::matroska::Blocks;
 use super::{Probe, Programs};
 use crate::{Error, Frame, Result};
 
-/// Pixels that are decoded in the time it takes to start the program anew. A gap of fewer between
-/// two wanted frames is decoded and dropped.
+/// Number of pixels that are decoded in the time it takes to start the program. A gap of fewer pixels
+/// between two wanted frames is decoded and dropped.
 const RESTART_PIXELS: usize = 1 << 26;
 
-/// Of so many frames, one crosses the pipe unwanted: the sign that the program is still at work.
+/// One in this many frames is sent although it is not wanted, to show that the program is still working.
 const SIGN_OF_LIFE: usize = 100;
 
-/// Ranges of frames that one filter expression lists.
+/// Maximum number of ranges of frames in one filter expression.
 const MAX_RANGES: usize = 500;
 
-/// Frames at the end that may be missing: the last one stands in for them.
+/// Number of frames at the end that may be missing. The last frame stands in for them.
 const STAND_INS: usize = 16;
 
-/// Seeks that begin with care aim at this much before the key, in seconds.
+/// Distance before the key that careful seeks aim at, in seconds.
 const MARGIN: f64 = 0.5;
 
-/// Other seeks aim at this much past the key, in seconds.
+/// Distance after the key that other seeks aim at, in seconds.
 const PAST_KEY: f64 = 0.2;
 
-/// The largest integer up to which `f64` has them all; FFmpeg's expressions are computed in those.
+/// The largest integer up to which `f64`, the type of FFmpeg's expressions, is exact.
 const EXACT: i128 = 1 << 53;
 
-/// Frames that are read in one go.
+/// Frames that are read in one run.
 struct Stretch {
-    /// The key to seek to; `None` begins at the first frame.
+    /// The key to seek to, or `None` to start at the first frame.
     key: Option<usize>,
     wanted: BTreeSet<usize>,
 }
 
-/// Receives a frame and its place in the video.
+/// Receives a frame and its index in the video.
 type Each<'a> = &'a mut dyn FnMut(usize, Frame) -> Result<()>;
 
 impl Programs {
-    /// Decodes the wanted frames and hands them over one by one, in no particular order.
+    /// Decodes the wanted frames and passes them on one by one, in no particular order.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] with the number of frames there are, if the stream holds fewer than
-    /// `probe` says; [`Error::Ffmpeg`], and what `each` returns.
+    /// [`Error::OutOfRange`] with the actual number of frames, if the stream contains fewer than `probe`
+    /// states. [`Error::Ffmpeg`], and the errors of `each`.
     pub fn decode(
         &self,
         path: &Path,
@@ -75,7 +75,7 @@ impl Programs {
             return Ok(());
         };
         let (_, frames) = self.decoded(path, &probe.codec, probe.stream)?;
-        // Whatever comes out is better counted by the run itself.
+        // The run's own count, up to the first missing frame, is more reliable.
         let frames = frames.min(first);
         match last {
             Some(last) if frames > 0 && frames + STAND_INS >= probe.frames => rest
@@ -91,8 +91,8 @@ impl Programs {
         }
     }
 
-    /// Reads one stretch, and takes the frames that came out of its wanted ones. Returns what
-    /// failed if some did not, and the last frame that came out.
+    /// Reads one stretch and removes the decoded frames from its wanted ones. Returns the error if some are
+    /// missing, and the last decoded frame.
     fn run(
         &self,
         path: &Path,
@@ -101,7 +101,7 @@ impl Programs {
         each: Each<'_>,
     ) -> Result<(Error, Option<Frame>)> {
         let size = format!("scale={}:{}", probe.width, probe.height);
-        // One filter graph for all: a new one after a change of size would count from 0 again.
+        // Keep one filter graph: after a change of size, a new one would count from 0 again.
         let mut before = vec!["-reinit_filter".into(), "0".into()];
         let filter = match stretch.key {
             None => {
@@ -152,7 +152,7 @@ impl Programs {
                         .find(|&i| probe.stamp(i) == i128::from(stamp)),
                 };
                 let is_wanted = index.filter(|i| stretch.wanted.contains(i));
-                // The last picture of all may have to stand in for others.
+                // The last picture may have to stand in for missing ones.
                 let is_late =
                     stretch.key.is_none() && index.is_some_and(|i| probe.is_late(i + STAND_INS));
                 if is_wanted.is_none() && !is_late {
@@ -217,7 +217,7 @@ impl Probe {
         stretches
     }
 
-    /// The key at which decoding has to begin for a frame; `None` for the start of the file.
+    /// Returns the key at which decoding must start for a frame, or `None` for the start of the file.
     fn key_before(&self, frame: usize) -> Option<usize> {
         let seekable = i128::from(self.factor()) * self.span() < EXACT;
         let after = self.keys.partition_point(|&key| key <= frame);
@@ -229,7 +229,7 @@ impl Probe {
             .map(|i| self.keys[i])
     }
 
-    /// Whether a frame is so near the end that another may have to stand in for it.
+    /// Returns whether a frame is so near the end that another may have to stand in for it.
     fn is_late(&self, frame: usize) -> bool {
         frame + STAND_INS >= self.frames
     }
@@ -241,7 +241,8 @@ impl Probe {
         }
     }
 
-    /// Where to seek for a key and the first wanted frame, in seconds of the file's own clock.
+    /// Returns the position to seek to for a key and the first wanted frame, in seconds of the file's
+    /// clock.
     fn seek_seconds(&self, key: usize, wanted: usize) -> f64 {
         let seconds = |index: usize| {
             self.times[index] as f64 * self.time_base.0 as f64 / self.time_base.1 as f64
@@ -249,18 +250,18 @@ impl Probe {
         if self.careful {
             return seconds(key) - MARGIN;
         }
-        // A little past the key: ffmpeg itself goes back by 0.13 s where pictures are reordered,
-        // and some containers are searched by decoding time, which is earlier.
+        // A little after the key: ffmpeg itself goes back by 0.13 s if pictures are reordered, and some
+        // containers are searched by decoding time, which is earlier.
         seconds(wanted).min(seconds(key) + PAST_KEY)
     }
 
-    /// What times are multiplied by before they become milliseconds, so that no two are the same.
+    /// Returns the factor for times that makes them distinct in milliseconds.
     fn factor(&self) -> i64 {
         let (numerator, denominator) = self.time_base;
         (denominator / numerator.saturating_mul(1000) + 1).max(1)
     }
 
-    /// The time stamp, in milliseconds, with which a frame of a seeking run crosses the pipe.
+    /// Returns the time stamp in milliseconds that ffmpeg sends with a frame of a run that seeks.
     fn stamp(&self, index: usize) -> i128 {
         let (numerator, denominator) = (i128::from(self.time_base.0), i128::from(self.time_base.1));
         let time = i128::from(self.times[index]) - i128::from(self.times[0]);
@@ -269,8 +270,8 @@ impl Probe {
     }
 }
 
-/// An expression that is true for frames whose `variable` is among `values`, which increase, and
-/// for one in [`SIGN_OF_LIFE`].
+/// Returns an expression that is true for frames whose `variable` is among the increasing `values`, and for
+/// one in [`SIGN_OF_LIFE`] frames.
 fn selection(variable: &str, values: impl Iterator<Item = i64>) -> String {
     let mut ranges: Vec<(i64, i64)> = Vec::new();
     for value in values {
@@ -289,8 +290,8 @@ fn selection(variable: &str, values: impl Iterator<Item = i64>) -> String {
     format!("{}+not(mod(n,{SIGN_OF_LIFE}))", sum(&terms))
 }
 
-/// A sum as a balanced tree: FFmpeg refuses expressions that are nested more than 100 deep, as
-/// those of as many plain terms are.
+/// Writes a sum as a balanced tree. FFmpeg refuses expressions that are nested more than 100 deep, and it
+/// nests a plain sum once per term.
 fn sum(terms: &[String]) -> String {
     match terms {
         [] => "0".into(),

@@ -1,6 +1,6 @@
-//! Raw frames and their time stamps out of the Matroska stream that `ffmpeg` writes into a pipe.
+//! Reads raw frames and their time stamps from the Matroska stream that `ffmpeg` writes to a pipe.
 //!
-//! Raw video alone would do for the pixels, but would not tell which frame is which.
+//! A stream of raw video would have the pixels but not the time stamps that identify the frames.
 
 use std::io::{self, Read};
 
@@ -11,10 +11,10 @@ const BLOCK: u32 = 0xa1;
 const SIMPLE_BLOCK: u32 = 0xa3;
 const TIMESTAMP: u32 = 0xe7;
 
-/// Track number, relative time stamp and flags before a block's data, in bytes.
+/// Length of the track number, the relative time stamp and the flags before a block's data, in bytes.
 const BLOCK_HEADER: u64 = 4;
 
-/// Reads blocks of the first track one after another.
+/// Reads the blocks of the first track in order.
 pub(super) struct Blocks<R> {
     input: R,
     cluster: i64,
@@ -25,8 +25,8 @@ impl<R: Read> Blocks<R> {
         Self { input, cluster: 0 }
     }
 
-    /// Time stamp in milliseconds and length in bytes of the next block, whose data the caller
-    /// reads with [`Blocks::read`]. `None` at the end.
+    /// Returns the time stamp in milliseconds and the length in bytes of the next block. The caller reads
+    /// its data with [`Blocks::read`]. Returns `None` at the end.
     pub fn next(&mut self) -> io::Result<Option<(i64, u64)>> {
         loop {
             let Some(id) = self.id()? else {
@@ -53,12 +53,12 @@ impl<R: Read> Blocks<R> {
         }
     }
 
-    /// Fills `data` from the current block.
+    /// Fills `data` with the next bytes of the current block.
     pub fn read(&mut self, data: &mut [u8]) -> io::Result<()> {
         self.input.read_exact(data)
     }
 
-    /// Steps over `length` bytes.
+    /// Skips `length` bytes.
     pub fn skip(&mut self, length: u64) -> io::Result<()> {
         let skipped = io::copy(&mut self.input.by_ref().take(length), &mut io::sink())?;
         if skipped == length {
@@ -74,7 +74,7 @@ impl<R: Read> Blocks<R> {
         Ok(byte[0])
     }
 
-    /// An element's name with its length marker; `None` at the end of the stream.
+    /// Reads the ID of an element, with its length marker. Returns `None` at the end of the stream.
     fn id(&mut self) -> io::Result<Option<u32>> {
         let first = match self.byte() {
             Ok(first) => first,
@@ -91,7 +91,7 @@ impl<R: Read> Blocks<R> {
         Ok(Some(id))
     }
 
-    /// An element's size without its length marker.
+    /// Reads the size of an element, without its length marker.
     fn size(&mut self) -> io::Result<u64> {
         let first = self.byte()?;
         let more = first.leading_zeros();
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(blocks.next().unwrap(), Some((255, 1)));
         blocks.skip(1).unwrap();
         assert_eq!(blocks.next().unwrap(), None);
-        // Cut short in an element, and no element at all.
+        // Truncated within an element, and no element at all.
         assert!(Blocks::new(&stream[..stream.len() - 12]).next().is_err());
         assert!(Blocks::new(&[0u8, 1][..]).next().is_err());
     }

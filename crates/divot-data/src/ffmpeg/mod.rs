@@ -1,7 +1,7 @@
-//! Formats that are not decoded here, through the `ffmpeg` and `ffprobe` programs.
+//! Reads other formats with the programs `ffmpeg` and `ffprobe`.
 //!
-//! The programs are given one file to read and nothing else: no standard input, no network, and
-//! none of the formats (playlists, scripts) that name other files.
+//! The programs read only the given file: no standard input, no network, and no formats that refer to other
+//! files (playlists, scripts).
 
 mod decode;
 mod matroska;
@@ -19,8 +19,8 @@ pub(crate) use probe::Probe;
 use run::Run;
 pub(crate) use sniff::{Still, sniff, still};
 
-/// Demuxers that the programs may use. What is missing here reads other files or devices
-/// (`hls`, `concat`, `dash`, `sdp`, `image2`, `lavfi`), or makes a video of text (`tty`).
+/// Demuxers that the programs may use. Others read further files or devices (`hls`, `concat`, `dash`,
+/// `sdp`, `image2`, `lavfi`), or make a video from text (`tty`).
 const FORMATS: &str = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,vvc,evc,av1,obu,ivf,\
     m4v,h263,h261,flv,live_flv,kux,asf,asf_o,ogg,mxf,gxf,nut,nsv,rm,swf,yuv4mpegpipe,dv,dnxhd,\
     dirac,vc1,vc1test,cavsvideo,avs2,avs3,mjpeg,mjpeg_2000,smjpeg,wtv,film_cpk,roq,smk,bink,flic,\
@@ -32,21 +32,21 @@ const FORMATS: &str = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,vvc
     sgi_pipe,sunrast_pipe,tiff_pipe,vbn_pipe,webp_pipe,xbm_pipe,xpm_pipe,xwd_pipe,\
     mp3,flac,wav,w64,aac,aiff,ape,tak,tta,wv,dsf,mpc,mpc8,amr,ac3,eac3,dts,caf,oma,voc,au";
 
-/// Where the two programs are, and what they may take.
+/// The paths of the two programs, and their limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
-    /// A plain name is looked up on the PATH.
+    /// Path of `ffmpeg`. A plain name is searched on the PATH.
     pub ffmpeg: PathBuf,
-    /// Likewise.
+    /// Path of `ffprobe`. A plain name is searched on the PATH.
     pub ffprobe: PathBuf,
-    /// Longest time without output before a program is ended.
+    /// Longest time without output before a program is stopped.
     pub silence: Duration,
-    /// Pixels of the largest picture that is decoded.
+    /// Maximum number of pixels of a picture.
     pub max_pixels: u64,
 }
 
 impl Programs {
-    /// Starts `ffprobe` on a file, with more arguments.
+    /// Starts `ffprobe` on a file, with additional arguments.
     fn ffprobe<'a>(
         &'a self,
         path: &'a Path,
@@ -67,8 +67,8 @@ impl Programs {
         )
     }
 
-    /// Starts `ffmpeg` on a file, with arguments before and after the input; it writes to its
-    /// standard output.
+    /// Starts `ffmpeg` on a file, with arguments before and after the input. It writes to its standard
+    /// output.
     fn ffmpeg<'a>(
         &'a self,
         path: &'a Path,
@@ -99,7 +99,8 @@ impl Programs {
     }
 }
 
-/// The file as FFmpeg's own protocol spells it, so that no name is taken for an option or a URL.
+/// Returns the path as a URL of FFmpeg's `file` protocol, so that no name is taken for an option or
+/// another URL.
 fn input(path: &Path) -> OsString {
     let mut url = OsString::from("file:");
     url.push(path);

@@ -1,4 +1,4 @@
-//! What `ffprobe` says of a video: which stream it is, and the time of each picture.
+//! Describes a video with `ffprobe`: the number of its stream, and the time of each picture.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read};
@@ -21,18 +21,17 @@ pub(crate) struct Probe {
     /// Size in pixels, upright.
     pub width: usize,
     pub height: usize,
-    /// Presentation times in units of `time_base`, increasing, one for each picture; empty where
-    /// the file does not tell.
+    /// Presentation times in units of `time_base`, increasing, one for each picture. Empty if unknown.
     pub times: Vec<i64>,
     /// The unit of `times` in seconds, as a fraction.
     pub time_base: (i64, i64),
-    /// Pictures at which decoding can begin, where seeking is possible.
+    /// Pictures at which decoding can start, if seeking is possible.
     pub keys: Vec<usize>,
-    /// Seeks begin one key earlier than needed, and a little before it.
+    /// Whether seeks must start one key earlier than needed, and a little before it.
     pub careful: bool,
 }
 
-/// One line of `ffprobe`'s compact output: a section's name, and keys with values.
+/// A line of `ffprobe`'s compact output: the name of a section, and keys with values.
 struct Line<'a>(&'a str);
 
 impl<'a> Line<'a> {
@@ -42,7 +41,7 @@ impl<'a> Line<'a> {
             .is_some_and(|rest| rest.starts_with('|'))
     }
 
-    /// The value of a key; `None` if it is unknown.
+    /// Returns the value of a key, or `None` if it is unknown.
     fn value(&self, key: &str) -> Option<&'a str> {
         self.0
             .split('|')
@@ -62,16 +61,17 @@ struct Packet {
     time: Option<i64>,
     duration: i64,
     key: bool,
-    /// Decoded, but not shown: an edit list hides it.
+    /// Whether the picture is decoded but hidden by an edit list.
     hidden: bool,
-    /// Read, but known to be damaged.
+    /// Whether the packet is known to be damaged.
     corrupt: bool,
 }
 
 impl Programs {
-    /// Describes the video. `codec` is the best name so far, for the error messages.
+    /// Describes the video. `codec` is the best known name of the codec, for error messages.
     ///
-    /// Pictures are counted by packets where each packet is one picture, and by decoding elsewhere.
+    /// Pictures are counted by packets if each packet is one picture. Otherwise they are counted by
+    /// decoding.
     pub fn probe(&self, path: &Path, codec: &str) -> Result<Probe> {
         let entries = "packet=stream_index,pts,duration,flags\
             :stream=index,codec_name,width,height,avg_frame_rate,r_frame_rate,time_base\
@@ -140,7 +140,7 @@ impl Programs {
         if width == 0 || height == 0 || packets.is_empty() {
             return Err(empty());
         }
-        // ffmpeg turns the frames upright by itself.
+        // ffmpeg rotates the frames itself.
         let degrees = stream.number("rotation").or(stream.number("tag:rotate"));
         if degrees.is_some_and(|d: f64| d.abs().round() as i64 % 180 == 90) {
             (width, height) = (height, width);
@@ -157,7 +157,7 @@ impl Programs {
         if let Some(counted) = &mut times
             && matches!(codec.as_str(), "vp8" | "vp9")
         {
-            // Their invisible pictures may have packets of their own.
+            // Invisible pictures of these codecs may have their own packets.
             let shown = self.shown(path, &codec, index)?.unwrap_or_default();
             counted.retain(|time| shown.contains(time));
             if counted.len() != shown.len() {
@@ -175,7 +175,7 @@ impl Programs {
         if frames == 0 {
             return Err(empty());
         }
-        // Where an edit list hides pictures in the middle, times say little about places.
+        // If an edit list hides pictures in the middle, times do not determine positions.
         let shown_from = packets.iter().position(|p| !p.hidden).unwrap_or(0);
         let cut = packets[shown_from..].iter().any(|p| p.hidden);
         let keys = if by_packets && !cut {
@@ -201,7 +201,7 @@ impl Programs {
         };
         let measured = probe.measured_fps(last);
         let fps = match (rate("avg_frame_rate"), measured) {
-            // A rate that does not fit the times was guessed from the first pictures.
+            // A rate that does not match the times was guessed from the first pictures.
             (Some(fps), Some(measured)) if (fps / measured - 1.0).abs() > 0.05 && frames > 2 => {
                 Some(measured)
             }
@@ -211,7 +211,7 @@ impl Programs {
         Ok(probe)
     }
 
-    /// Counts the pictures by decoding them all: their times, where all have one, and their number.
+    /// Decodes all pictures. Returns their times, if all have one, and their number.
     pub fn decoded(&self, path: &Path, codec: &str, stream: usize) -> Result<(Vec<i64>, usize)> {
         let (mut times, mut frames) = (Vec::new(), 0);
         let stream = stream.to_string();
@@ -237,7 +237,7 @@ impl Programs {
         Ok((times, frames))
     }
 
-    /// The times of the packets that show a picture, of VP8 and VP9; `None` if they cannot be told.
+    /// Returns the times of the packets of VP8 or VP9 that show a picture, or `None` if they are unknown.
     fn shown(&self, path: &Path, codec: &str, stream: usize) -> Result<Option<HashSet<i64>>> {
         let map = format!("0:{stream}");
         let before = ["-copyts".to_owned()];
@@ -269,7 +269,7 @@ impl Programs {
                 let size = u64::from(u32::from_le_bytes([a, b, c, d]));
                 let rest = size.saturating_sub(1);
                 std::io::copy(&mut pipe.by_ref().take(rest), &mut std::io::sink())?;
-                // RFC 6386, section 9.1: the bit that says whether the picture is shown.
+                // RFC 6386, section 9.1: this bit states whether the picture is shown.
                 if codec != "vp8" || first & 0x10 != 0 {
                     shown.insert(i64::from_le_bytes(time));
                 }
@@ -282,7 +282,7 @@ impl Programs {
         })
     }
 
-    /// Runs `ffprobe` and passes on its lines; returns what it complained about.
+    /// Runs `ffprobe` and passes on the lines of its output. Returns its error messages.
     fn lines(
         &self,
         path: &Path,
@@ -321,7 +321,7 @@ impl Programs {
 }
 
 impl Probe {
-    /// Frame rate by the times, which of the last picture needs `last`, its duration.
+    /// Computes the frame rate from the times. `last` is the duration of the last picture.
     fn measured_fps(&self, last: i64) -> Option<f64> {
         let &[first, .., end] = &self.times[..] else {
             return None;
@@ -330,7 +330,7 @@ impl Probe {
         let between = end.saturating_sub(first) as f64 * unit;
         let mean = between / (self.frames - 1) as f64;
         let last = last as f64 * unit;
-        // Durations of last pictures are often missing, or those of the whole rest.
+        // The duration of the last picture is often missing, or covers the rest of the file.
         let last = if last > 0.0 && last < 10.0 * mean {
             last
         } else {
@@ -340,7 +340,7 @@ impl Probe {
         is_plausible(fps).then_some(fps)
     }
 
-    /// Times of the pictures in seconds from the first.
+    /// Returns the times of the pictures in seconds from the first.
     pub fn seconds(&self) -> Option<Vec<f64>> {
         let first = *self.times.first()?;
         let unit = self.time_base.0 as f64 / self.time_base.1 as f64;
@@ -349,9 +349,9 @@ impl Probe {
     }
 }
 
-/// Times of the pictures, increasing; `None` where a packet may be more or less than a picture.
+/// Returns the increasing times of the pictures, or `None` if a packet may not be exactly one picture.
 fn by_packets(packets: &[Packet], format: &str) -> Option<Vec<i64>> {
-    // AVI has packets for repeated pictures, and packets of several ("packed B-frames").
+    // AVI has packets for repeated pictures, and packets of several pictures ("packed B-frames").
     let one_each = format != "avi";
     let begins = packets.first()?.key;
     if !one_each || !begins || packets.iter().any(|p| p.corrupt) {
@@ -363,12 +363,12 @@ fn by_packets(packets: &[Packet], format: &str) -> Option<Vec<i64>> {
     times.is_sorted_by(|a, b| a < b).then_some(times)
 }
 
-/// Whether a container lists where its key pictures are.
+/// Returns whether a container has an index of its key pictures.
 fn is_indexed(format: &str) -> bool {
     format.starts_with("matroska") || format.starts_with("mov")
 }
 
-/// `30000/1001` as a number; `None` for `0/0`.
+/// Parses a fraction such as `30000/1001`. Returns `None` for `0/0`.
 fn ratio(text: &str) -> Option<f64> {
     let (numerator, denominator) = text.split_once('/')?;
     let rate = numerator.parse::<f64>().ok()? / denominator.parse::<f64>().ok()?;

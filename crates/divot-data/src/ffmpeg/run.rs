@@ -1,5 +1,5 @@
-//! One run of `ffmpeg` or `ffprobe`: started without standard input, watched while its output is
-//! awaited, and ended when it is dropped.
+//! A process of `ffmpeg` or `ffprobe`. It has no standard input, is stopped if its output stalls, and is
+//! stopped when dropped.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
-/// The pipe's buffer in bytes. Frames are larger and pass it by.
+/// Size of the pipe's buffer in bytes. Frames are larger and bypass it.
 const BUFFER: usize = 1 << 16;
 
-/// A program at work on a file.
+/// A program that runs on a file.
 pub(crate) struct Run<'a> {
     path: &'a Path,
     codec: &'a str,
@@ -24,11 +24,11 @@ pub(crate) struct Run<'a> {
     watch: Arc<Watch>,
     watcher: Option<JoinHandle<()>>,
     pipe: BufReader<Watched>,
-    /// A file rather than a pipe: nobody reads it while the output is read.
+    /// The error output. It is a file, because a pipe would not be read while the output is read.
     messages: File,
 }
 
-/// What the reading thread and the watching one share.
+/// The state shared by the reading thread and the watching thread.
 struct Watch {
     state: Mutex<State>,
     ended: Condvar,
@@ -36,7 +36,7 @@ struct Watch {
 
 struct State {
     child: Child,
-    /// Since when a read has been waiting for output.
+    /// When the current read started to wait for output.
     waiting: Option<Instant>,
     silent: bool,
     over: bool,
@@ -48,7 +48,7 @@ impl Watch {
     }
 }
 
-/// The program's output; notes when a read waits for it.
+/// The output of the program. Records when a read waits for it.
 struct Watched {
     pipe: ChildStdout,
     watch: Arc<Watch>,
@@ -64,8 +64,8 @@ impl Read for Watched {
 }
 
 impl<'a> Run<'a> {
-    /// Starts `program`. It is ended if a read waits longer than `silence` for output; a picture of
-    /// more than `max_pixels` is what it is told to refuse.
+    /// Starts `program`. It is stopped if a read waits longer than `silence` for output. The command must
+    /// tell it to refuse pictures of more than `max_pixels`.
     pub fn start(
         path: &'a Path,
         codec: &'a str,
@@ -128,17 +128,17 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// The program's output.
+    /// Returns the program's output.
     pub fn output(&mut self) -> &mut impl Read {
         &mut self.pipe
     }
 
-    /// Waits for the program, whose output has been read to its end.
+    /// Waits for the program to exit, after its output was read to the end.
     ///
     /// # Errors
     /// [`Error::Ffmpeg`] if it failed.
     pub fn finish(&mut self) -> Result<()> {
-        // The output is closed, so the program is about to end.
+        // The output is closed, so the program exits soon.
         let started = Instant::now();
         loop {
             let status = self.watch.lock().child.try_wait();
@@ -152,7 +152,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The error with what the program printed, or else with `reason`.
+    /// Returns the error with the program's message, or with `reason` if it printed none.
     pub fn failed(&self, reason: &str) -> Error {
         let text = self.messages();
         if let Some((width, height)) = refused_size(&text)
@@ -173,11 +173,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What the program has printed so far.
+    /// Returns the messages that the program has printed so far.
     pub fn messages(&self) -> String {
         let mut text = Vec::new();
         let mut messages = &self.messages;
-        // Without the messages there is still an error to report.
+        // If the messages cannot be read, there is still an error to report.
         let _ = messages
             .seek(SeekFrom::Start(0))
             .and_then(|_| messages.take(1 << 20).read_to_end(&mut text));
@@ -189,7 +189,7 @@ impl Drop for Run<'_> {
     fn drop(&mut self) {
         let mut state = self.watch.lock();
         state.over = true;
-        // It may have ended already.
+        // The program may have exited already.
         let _ = state.child.kill();
         let _ = state.child.wait();
         drop(state);
@@ -200,7 +200,7 @@ impl Drop for Run<'_> {
     }
 }
 
-/// Ends the program when a read has waited for longer than `silence`.
+/// Stops the program when a read has waited for longer than `silence`.
 fn watch_over(watch: &Watch, silence: Duration) {
     let mut state = watch.lock();
     while !state.over {
@@ -219,14 +219,14 @@ fn watch_over(watch: &Watch, silence: Duration) {
     }
 }
 
-/// The size in the complaint of a decoder that refused a picture: `Picture size 1x2 is invalid`.
+/// Parses the size in a decoder's message about a refused picture: `Picture size 1x2 is invalid`.
 pub(super) fn refused_size(messages: &str) -> Option<(u64, u64)> {
     let (_, rest) = messages.split_once("icture size ")?;
     let (width, height) = rest.split_whitespace().next()?.split_once('x')?;
     Some((width.parse().ok()?, height.parse().ok()?))
 }
 
-/// The line that says most: the last, unless it only says that there was an error.
+/// Returns the most informative line: the last one, or the first if the last only reports an error.
 fn cause(messages: &str) -> Option<&str> {
     let mut lines = messages.lines().map(str::trim).filter(|l| !l.is_empty());
     let first = lines.next()?;
@@ -235,7 +235,7 @@ fn cause(messages: &str) -> Option<&str> {
         || last.starts_with("Conversion failed")
         || last.ends_with("Invalid data found when processing input");
     let line = if is_vague { first } else { last };
-    // Without the component in front, `[mov @ 0x55d0]`.
+    // Drop the component at the start, `[mov @ 0x55d0]`.
     match line.strip_prefix('[').and_then(|l| l.split_once("] ")) {
         Some((_, message)) => Some(message),
         None => Some(line),

@@ -1,15 +1,15 @@
-//! What a file of a foreign format is, by its first bytes.
+//! Detects the format of a file by its first bytes.
 
-/// A still picture in an ISO container, which has items instead of a movie.
+/// A still picture in an ISO container, with items instead of a movie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Still {
     /// `HEIC` or `AVIF`.
     pub name: &'static str,
-    /// It is cut into tiles, which only newer versions of FFmpeg put together.
+    /// Whether it is cut into tiles, which only newer versions of FFmpeg assemble.
     pub tiled: bool,
 }
 
-/// The still picture in a file with these first bytes, if it is one.
+/// Returns the still picture if these are the first bytes of one.
 pub(crate) fn still(head: &[u8]) -> Option<Still> {
     if head.get(4..8)? != b"ftyp" {
         return None;
@@ -17,7 +17,7 @@ pub(crate) fn still(head: &[u8]) -> Option<Still> {
     let name = match head.get(8..12)? {
         b"heic" | b"heix" | b"heim" | b"heis" => "HEIC",
         b"avif" => "AVIF",
-        // Any of the two; the brands that it is compatible with tell.
+        // HEIC or AVIF. The compatible brands determine which.
         b"mif1" | b"mif2" | b"miaf" => {
             let has = |brand: &[u8]| {
                 head.get(16..64)
@@ -34,12 +34,12 @@ pub(crate) fn still(head: &[u8]) -> Option<Still> {
     })
 }
 
-/// The container, and the codec where its first bytes tell; `None` for a file of no known kind.
+/// Returns the container and, if the first bytes tell, the codec. Returns `None` for unknown formats.
 pub(crate) fn sniff(head: &[u8]) -> Option<String> {
     let find = |needle: &[u8]| head.windows(needle.len()).position(|w| w == needle);
     let starts = |magic: &[u8]| head.starts_with(magic);
     if starts(&[0x1a, 0x45, 0xdf, 0xa3]) {
-        // Matroska names codecs in plain text, as V_VP9 or V_MPEG4/ISO/AVC.
+        // Matroska names codecs in plain text, such as V_VP9 or V_MPEG4/ISO/AVC.
         let codec = find(b"V_").map(|at| {
             let name = |b: &&u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_');
             let name: Vec<u8> = head[at + 2..].iter().take_while(name).copied().collect();
@@ -56,7 +56,7 @@ pub(crate) fn sniff(head: &[u8]) -> Option<String> {
         let name = handler.map(|h| String::from_utf8_lossy(h).trim().escape_debug().to_string());
         return Some(format!("{} (in AVI)", name.as_deref().unwrap_or("unknown")));
     }
-    // Packets of 188 bytes; those of cameras and discs have four more in front.
+    // Packets of 188 bytes. Those of cameras and discs start with four more bytes.
     let packets =
         |at: usize, step: usize| (0..3).all(|i| head.get(at + i * step).is_none_or(|&b| b == 0x47));
     let transport_stream = head.len() >= 188 && (packets(0, 188) || packets(4, 192));

@@ -1,6 +1,6 @@
-//! The box structure of an MP4 file: names, sizes and the numbers inside.
+//! The box structure of an MP4 file.
 
-/// The boxes in a body, up to the first that does not fit it.
+/// Returns the boxes in a body, up to the first one that does not fit.
 pub fn boxes(mut body: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     std::iter::from_fn(move || {
         let mut bytes = Bytes(body);
@@ -17,14 +17,14 @@ pub fn boxes(mut body: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     })
 }
 
-/// The first box at the end of a path of names.
+/// Returns the first box at the end of a path of names.
 pub fn find<'a>(body: &'a [u8], names: &[&[u8; 4]]) -> Option<&'a [u8]> {
     names.iter().try_fold(body, |body, &name| {
         boxes(body).find(|(n, _)| n == name).map(|(_, b)| b)
     })
 }
 
-/// Big-endian numbers off the front of a slice.
+/// Reads big-endian numbers from the front of a slice.
 #[derive(Clone, Copy)]
 pub struct Bytes<'a>(pub &'a [u8]);
 
@@ -56,7 +56,7 @@ impl<'a> Bytes<'a> {
     pub fn u64(&mut self) -> Option<u64> {
         self.take().map(u64::from_be_bytes)
     }
-    /// A number of 32 bits in version 0 of a box and 64 in version 1.
+    /// Reads a number of 32 bits in version 0 of a box, and of 64 bits in version 1.
     pub fn word(&mut self, version: u8) -> Option<u64> {
         if version == 1 {
             self.u64()
@@ -64,7 +64,7 @@ impl<'a> Bytes<'a> {
             self.u32().map(u64::from)
         }
     }
-    /// Steps over the tag and length of an MPEG-4 descriptor; `None` when it has another tag.
+    /// Skips the tag and length of an MPEG-4 descriptor. Returns `None` if it has another tag.
     pub fn descriptor(&mut self, tag: u8) -> Option<()> {
         if self.u8()? != tag {
             return None;
@@ -77,14 +77,14 @@ impl<'a> Bytes<'a> {
         }
         Some(())
     }
-    /// Version and flags of a "full" box.
+    /// Reads the version and flags of a "full" box.
     pub fn full(&mut self) -> Option<(u8, u32)> {
         let word = self.u32()?;
         Some(((word >> 24) as u8, word & 0x00ff_ffff))
     }
 }
 
-/// The entries of a "full" box that is a counted table.
+/// Returns the entries of a "full" box that is a table with a count.
 pub fn entries<T>(
     body: &[u8],
     mut entry: impl FnMut(&mut Bytes<'_>) -> Option<T>,

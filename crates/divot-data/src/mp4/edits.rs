@@ -1,28 +1,28 @@
-//! Edit lists (`elst`): which samples are shown, and when.
+//! Edit lists (`elst`), which determine which samples are shown, and when.
 //!
-//! Lists are followed as FFmpeg does it (`mov_fix_index`): media rates are ignored, empty edits at
-//! the beginning only delay, and an edit's times are rounded to the nearest tick of the track.
+//! They are applied as in FFmpeg (`mov_fix_index`). Media rates are ignored, empty edits at the beginning
+//! only delay, and the times of an edit are rounded to the nearest tick of the track.
 
 use super::Timed;
 use super::boxes::{Bytes, entries};
 
-/// One edit.
+/// An edit.
 #[derive(Debug, Clone, Copy)]
 pub struct Edit {
-    /// In ticks of the movie.
+    /// Duration in ticks of the movie.
     pub duration: u64,
-    /// In ticks of the track; -1 for an empty edit.
+    /// Start in ticks of the track, or -1 for an empty edit.
     pub start: i64,
 }
 
-/// What one edit shows.
+/// The samples that an edit shows.
 #[derive(Debug)]
 pub struct Segment {
-    /// The sample, in decoding order, at which decoding begins.
+    /// The sample at which decoding starts, in decoding order.
     pub first: usize,
     /// The shown samples, in decoding order.
     pub shown: Vec<usize>,
-    /// What is added to a sample's time to give its time in the movie, in ticks of the track.
+    /// Offset from a sample's time to its time in the movie, in ticks of the track.
     pub shift: i64,
 }
 
@@ -40,12 +40,12 @@ pub fn read(elst: &[u8]) -> Option<Vec<Edit>> {
     })
 }
 
-/// Follows a list that is not empty. `scale` is the timescales of the track and of the movie,
-/// `delayed` says whether the track has composition times.
+/// Applies a list that is not empty. `scale` is the timescales of the track and of the movie. `delayed`
+/// states whether the track has composition times.
 pub fn follow(edits: &[Edit], scale: (u32, u32), delayed: bool, samples: &[Timed]) -> Vec<Segment> {
     let mut segments = Vec::new();
     let mut movie_time = 0i64;
-    // A list may name the same samples again and again.
+    // A list may refer to the same samples many times.
     let mut budget = samples.len().saturating_mul(4).saturating_add(1 << 16);
     for edit in edits {
         let mut duration = rescale(edit.duration, scale);
@@ -72,7 +72,7 @@ pub fn follow(edits: &[Edit], scale: (u32, u32), delayed: bool, samples: &[Timed
                 .get(i + 1)
                 .map_or(duration, |next| next.decoded_at - sample.decoded_at);
             if sample.shown_at.saturating_add(length) >= end && sample.sample.sync {
-                // Pictures before this one on the screen may follow it in the file.
+                // Pictures that are shown before this one may follow it in the file.
                 if !delayed || key_behind {
                     break;
                 }
@@ -89,9 +89,11 @@ pub fn follow(edits: &[Edit], scale: (u32, u32), delayed: bool, samples: &[Timed
     segments
 }
 
-/// The sync sample at which decoding for an edit that starts at `start` begins: the last that is
-/// neither decoded nor shown later, and of several decoded at the same time the first. Without one,
-/// any such sample, or the first.
+/// Returns the sync sample at which decoding must start for an edit that starts at `start`.
+///
+/// It is the last one that is neither decoded nor shown later than `start`. If several have the same
+/// decoding time, it is the first of them. Without a sync sample, any sample counts. Otherwise it is the
+/// first sample.
 fn beginning(start: i64, delayed: bool, samples: &[Timed]) -> usize {
     let until = samples.partition_point(|s| s.decoded_at <= start);
     let find = |any: bool| {
@@ -109,7 +111,7 @@ fn beginning(start: i64, delayed: bool, samples: &[Timed]) -> usize {
     find(false).or_else(|| find(true)).unwrap_or(0)
 }
 
-/// Ticks of the movie in ticks of the track, to the nearest.
+/// Converts ticks of the movie to ticks of the track, rounded to the nearest.
 fn rescale(duration: u64, (track, movie): (u32, u32)) -> i64 {
     let movie = u128::from(movie.max(1));
     let scaled = (u128::from(duration) * u128::from(track) + movie / 2) / movie;

@@ -1,8 +1,8 @@
-//! What a sample entry says of the codec and its colours.
+//! The codec and the colours in a sample entry.
 
 use super::boxes::{Bytes, find};
 
-/// Matrix and range of a `colr` box.
+/// Reads the matrix and the range of a `colr` box.
 pub fn colour(colr: &[u8]) -> Option<(u16, bool)> {
     let mut b = Bytes(colr);
     let kind = b.name()?;
@@ -15,7 +15,7 @@ pub fn colour(colr: &[u8]) -> Option<(u16, bool)> {
     }
 }
 
-/// The usual name of a codec, as FFmpeg calls it.
+/// Returns the usual name of a codec, as in FFmpeg.
 pub fn codec_name(fourcc: [u8; 4], extensions: &[u8]) -> String {
     let known = match &fourcc {
         b"avc1" | b"avc2" | b"avc3" | b"avc4" => "h264",
@@ -39,7 +39,7 @@ pub fn codec_name(fourcc: [u8; 4], extensions: &[u8]) -> String {
     known.into()
 }
 
-/// The object type in an elementary stream descriptor.
+/// Reads the object type in an elementary stream descriptor.
 fn object_type(esds: &[u8]) -> Option<u8> {
     const STREAM: u8 = 3;
     const DECODER_CONFIG: u8 = 4;

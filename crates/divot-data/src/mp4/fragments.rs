@@ -3,10 +3,10 @@
 use super::boxes::{Bytes, boxes, find};
 use super::{MAX_SAMPLES, Sample, Samples, Timed};
 
-/// A flag of a sample: decoding cannot begin at it.
+/// Sample flag: decoding cannot start at the sample.
 const NOT_SYNC: u32 = 0x1_0000;
 
-/// Adds the samples of track `id` in the `moof` box at byte `at`; `None` when the box is broken.
+/// Adds the samples of track `id` in the `moof` box at byte `at`. Returns `None` if the box is damaged.
 pub fn read(
     id: u32,
     movie: &[u8],
@@ -15,7 +15,7 @@ pub fn read(
     samples: &mut Samples,
     length: u64,
 ) -> Option<()> {
-    // Defaults of the whole movie: sample description, duration, size and flags of a sample.
+    // Defaults of the whole movie: sample description, duration, size and flags.
     let defaults = find(movie, &[b"mvex"])
         .and_then(|mvex| {
             boxes(mvex)

@@ -1,8 +1,8 @@
-//! Reading the index of an MP4 or MOV file: where the samples of its video track lie, in which
-//! order they are shown, and what decodes them. Sample data stays on the disk.
+//! Reads the index of an MP4 or MOV file: where the samples of its video track are, in which order they are
+//! shown, and their codec. The data of the samples is not read.
 //!
-//! Everything read here may be damaged, so every access is checked and nothing is allocated on the
-//! word of a length field alone.
+//! The file may be damaged. Every access is therefore checked, and nothing is allocated only because a
+//! length field asks for it.
 
 mod boxes;
 mod edits;
@@ -20,24 +20,24 @@ use crate::{Error, Result};
 use boxes::{Bytes, boxes, find};
 use edits::{Edit, Segment};
 
-/// No sane index is larger: hours of video have a few MiB.
+/// Maximum size of an index. Hours of video have a few MiB.
 const MAX_INDEX_BYTES: u64 = 1 << 28;
 
-/// No sane track has more samples: these are 38 hours at 60 frames per second.
+/// Maximum number of samples of a track: 38 hours at 60 frames per second.
 const MAX_SAMPLES: u64 = 1 << 23;
 
-/// One coded picture of the track.
+/// A coded picture of the track.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
-    /// Place in the file, in bytes.
+    /// Offset in the file, in bytes.
     pub offset: u64,
     /// Size in bytes.
     pub size: u32,
-    /// The file says that decoding may begin here.
+    /// Whether the file states that decoding may start here.
     pub sync: bool,
-    /// Which of the sample descriptions is its own.
+    /// Index of its sample description.
     pub description: u32,
-    /// Its place among all samples in the order of showing, before edits.
+    /// Its index in display order, before edits.
     pub order: u32,
 }
 
@@ -45,34 +45,33 @@ pub(crate) struct Sample {
 #[derive(Debug)]
 pub(crate) struct Track {
     pub codec: String,
-    /// The decoder configuration record of H.264 of each sample description.
+    /// The H.264 decoder configuration record of each sample description.
     pub configs: Vec<Vec<u8>>,
-    /// How the picture is turned; `None` for an angle that is no multiple of 90 degrees.
+    /// The orientation of the picture, or `None` for an angle that is not a multiple of 90 degrees.
     pub orientation: Option<Orientation>,
-    /// Matrix coefficients and full range, where the container tells.
+    /// Matrix coefficients and full range, if the container states them.
     pub colour: Option<(u16, bool)>,
-    /// Mean rate of the shown frames in frames per second; `None` where the file has no times.
+    /// Mean rate of the shown frames in frames per second, or `None` if the file has no times.
     pub fps: Option<f64>,
-    /// In decoding order.
+    /// The samples in decoding order.
     pub samples: Vec<Sample>,
     /// The sample of each shown frame.
     pub shown: Vec<usize>,
-    /// When each shown frame is shown, in seconds from the first.
+    /// The time of each shown frame, in seconds from the first.
     pub times: Vec<f64>,
-    /// What is shown of consecutive samples, as lengths that add up to all of `shown`.
+    /// Lengths of the segments of `shown`, which add up to its length. A segment shows consecutive samples.
     pub segments: Vec<usize>,
-    /// The samples at which each segment's decoding begins.
+    /// The sample at which the decoding of each segment starts.
     pub starts: Vec<usize>,
-    /// Every sample is called a sync sample, for want of a table.
+    /// Whether every sample is a sync sample because there is no table.
     pub all_sync: bool,
-    /// The order of showing is known. It is not where composition times are missing or repeat: then
-    /// only the coded pictures tell, and `shown` has the order of decoding within a segment.
+    /// Whether the display order is known. It is unknown if composition times are missing or repeat. Then
+    /// only the coded pictures determine it, and `shown` has the decoding order within a segment.
     pub ordered: bool,
 }
 
 impl Track {
-    /// Puts the samples into an order of showing that the coded pictures gave: `keys` has one for
-    /// each sample.
+    /// Sorts the samples into the display order of the coded pictures. `keys` has one for each sample.
     pub fn order_by<K: Ord>(&mut self, keys: &[K]) {
         let mut order: Vec<usize> = (0..self.samples.len()).collect();
         order.sort_by_key(|&i| &keys[i]);
@@ -89,7 +88,7 @@ impl Track {
     }
 }
 
-/// Whether a file's first bytes are those of an MP4 or MOV.
+/// Returns whether a file's first bytes are those of an MP4 or MOV.
 pub(crate) fn is_mp4(head: &[u8]) -> bool {
     let known: [&[u8]; 8] = [
         b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp",
@@ -97,8 +96,8 @@ pub(crate) fn is_mp4(head: &[u8]) -> bool {
     head.get(4..8).is_some_and(|name| known.contains(&name))
 }
 
-/// Reads the index and describes the first video track that is no cover picture and no chapter
-/// picture.
+/// Reads the index and returns the first video track that is neither a cover picture nor chapter
+/// pictures.
 pub(crate) fn read_track(path: &Path, file: &mut File) -> Result<Track> {
     let length = file
         .seek(SeekFrom::End(0))
@@ -153,7 +152,7 @@ pub(crate) fn read_track(path: &Path, file: &mut File) -> Result<Track> {
     track.index(path, &movie, &fragments, length)
 }
 
-/// Reads `size` bytes at `offset`, which the caller has checked against the file's length.
+/// Reads `size` bytes at `offset`. The caller has checked them against the file's length.
 pub(crate) fn read_range(path: &Path, file: &mut File, offset: u64, size: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![0; size as usize];
     file.seek(SeekFrom::Start(offset))
@@ -162,7 +161,8 @@ pub(crate) fn read_range(path: &Path, file: &mut File, offset: u64, size: u64) -
     Ok(bytes)
 }
 
-/// Name, length of the header and whole length of the box at `at`; `None` when it makes no sense.
+/// Reads the name, the header length and the total length of the box at `at`. Returns `None` if they are
+/// invalid.
 fn top_level_box(file: &mut File, at: u64, length: u64) -> Result<Option<([u8; 4], u64, u64)>> {
     let mut head = [0; 16];
     let available = (length - at).min(16) as usize;
@@ -180,7 +180,7 @@ fn top_level_box(file: &mut File, at: u64, length: u64) -> Result<Option<([u8; 4
     Ok((size >= header).then_some((name, header, size)))
 }
 
-/// A display matrix in 16.16 and 2.30 fixed point, row by row.
+/// A display matrix in fixed point (16.16 and 2.30), row by row.
 type Matrix = [[i32; 3]; 3];
 
 fn read_matrix(bytes: &mut Bytes<'_>) -> Option<Matrix> {
@@ -198,7 +198,7 @@ fn movie_matrix(mvhd: &[u8]) -> Option<Matrix> {
     read_matrix(&mut bytes)
 }
 
-/// The track's matrix followed by the movie's: its upper left quarter, row by row.
+/// Applies the track's matrix and then the movie's. Returns the upper left quarter, row by row.
 fn product(track: Matrix, movie: Matrix) -> [i64; 4] {
     let entry = |row: usize, column: usize| -> i64 {
         (0..3)
@@ -211,7 +211,7 @@ fn product(track: Matrix, movie: Matrix) -> [i64; 4] {
     [entry(0, 0), entry(0, 1), entry(1, 0), entry(1, 1)]
 }
 
-/// A sample with its times, in ticks of the track's timescale.
+/// The times of a sample, in ticks of the track's timescale.
 struct Timed {
     sample: Sample,
     decoded_at: i64,
@@ -223,28 +223,28 @@ struct Timed {
 #[derive(Default)]
 struct Samples {
     list: Vec<Timed>,
-    /// There are composition times.
+    /// Whether there are composition times.
     delayed: bool,
-    /// There are composition times, but not for every sample.
+    /// Whether composition times are missing for some samples.
     short_delays: bool,
-    /// There is no table of sync samples.
+    /// Whether there is no table of sync samples.
     all_sync: bool,
 }
 
-/// The boxes of a video track that say what it is.
+/// The boxes of a video track that describe it.
 struct Header<'a> {
     id: u32,
     orientation: Option<Orientation>,
     timescale: u32,
     edits: Vec<Edit>,
     fourcc: [u8; 4],
-    /// The sample entries of this `fourcc`, without their headers.
+    /// The sample entries with this `fourcc`, without their headers.
     descriptions: Vec<&'a [u8]>,
     tables: &'a [u8],
 }
 
 impl<'a> Header<'a> {
-    /// Reads a `trak` box; `None` when it is not a video track.
+    /// Reads a `trak` box. Returns `None` if it is not a video track.
     fn of_video(trak: &'a [u8], movie: Option<Matrix>) -> Option<Self> {
         let media = find(trak, &[b"mdia"])?;
         if find(media, &[b"hdlr"])?.get(8..12)? != b"vide" {
@@ -293,7 +293,7 @@ impl<'a> Header<'a> {
         })
     }
 
-    /// The boxes after the fixed part of a sample entry.
+    /// Returns the boxes after the fixed part of a sample entry.
     fn extensions(&self, description: usize) -> &'a [u8] {
         let entry = self.descriptions.get(description).copied();
         entry.and_then(|e| e.get(78..)).unwrap_or_default()
@@ -303,7 +303,7 @@ impl<'a> Header<'a> {
         entry::codec_name(self.fourcc, self.extensions(0))
     }
 
-    /// A single image, as music has one for its cover.
+    /// Returns whether the track is a single image, such as the cover of music.
     fn is_still_picture(&self) -> bool {
         let one =
             find(self.tables, &[b"stsz"]).and_then(|stsz| stsz.get(8..12)) == Some(&[0, 0, 0, 1]);
@@ -313,7 +313,7 @@ impl<'a> Header<'a> {
         )
     }
 
-    /// Lists the samples and puts them into the order of showing.
+    /// Lists the samples in display order.
     fn index(
         &self,
         path: &Path,
@@ -357,7 +357,7 @@ impl<'a> Header<'a> {
         for segment in &segments {
             let mut here = segment.shown.clone();
             here.sort_by_key(|&i| list[i].order);
-            // In the order of the screen even where it is not yet known which picture is whose.
+            // In display order, even if it is not known yet which picture has which time.
             let mut at: Vec<i64> = here
                 .iter()
                 .map(|&i| timed[i].shown_at.saturating_add(segment.shift))
@@ -396,7 +396,7 @@ impl<'a> Header<'a> {
         })
     }
 
-    /// What the edit list leaves of the samples. Those in fragments are all shown, as FFmpeg does.
+    /// Applies the edit list to the samples. All samples in fragments are shown, as in FFmpeg.
     fn shown(&self, movie: &[u8], samples: &Samples, in_movie: usize) -> Vec<Segment> {
         let (indexed, fragmented) = samples.list.split_at(in_movie);
         let all = |first: usize, count: usize| Segment {

@@ -3,11 +3,11 @@
 use super::boxes::{Bytes, entries, find};
 use super::{MAX_SAMPLES, Sample, Samples, Timed};
 
-/// Reads the tables of `stbl`; `None` when they contradict each other or the file's length.
+/// Reads the tables of `stbl`. Returns `None` if they contradict each other or the file's length.
 pub fn read(stbl: &[u8], length: u64) -> Option<Samples> {
     let mut sizes = Sizes::read(stbl)?;
     let count = sizes.count;
-    // Each sample has at least a byte in the file, so this bounds what a broken count can ask for.
+    // Each sample has at least a byte in the file, which limits the effect of a damaged count.
     if count as u64 > length.min(MAX_SAMPLES) {
         return None;
     }
@@ -16,7 +16,7 @@ pub fn read(stbl: &[u8], length: u64) -> Option<Samples> {
         return Some(samples);
     }
 
-    // First chunk (from 1), samples in each chunk, sample description (from 1).
+    // Each entry: first chunk (from 1), samples in each chunk, sample description (from 1).
     let mut to_chunk = entries(find(stbl, &[b"stsc"])?, |b| {
         Some((b.u32()?, b.u32()?, b.u32()?))
     })?;
@@ -26,19 +26,19 @@ pub fn read(stbl: &[u8], length: u64) -> Option<Samples> {
         None => entries(find(stbl, &[b"co64"])?, |b| b.u64())?,
     };
     let durations = entries(find(stbl, &[b"stts"])?, |b| Some((b.u32()?, b.u32()?)))?;
-    // Past the end of its table, a sample lasts as long as the last one in it.
+    // A sample past the end of the table has the duration of the last entry.
     let beyond = durations.last().map_or(0, |&(_, duration)| duration);
     let mut durations = Runs::new(durations, beyond);
     let mut delays = Runs::new(
         match find(stbl, &[b"ctts"]) {
-            // Version 0 is unsigned by the letter, but signed in the wild.
+            // Version 0 is unsigned in the specification, but signed in existing files.
             Some(ctts) => entries(ctts, |b| Some((b.u32()?, b.i32()?)))?,
             None => Vec::new(),
         },
         0,
     );
     samples.delayed = !delays.is_empty();
-    // Numbers from 1; without the table, every sample is one.
+    // Sample numbers start at 1. Without the table, every sample is a sync sample.
     let syncs = match find(stbl, &[b"stss"]) {
         Some(stss) => Some(entries(stss, |b| b.u32())?),
         None => None,
@@ -85,10 +85,10 @@ pub fn read(stbl: &[u8], length: u64) -> Option<Samples> {
     (samples.list.len() == count).then_some(samples)
 }
 
-/// Sample sizes of a `stsz` or `stz2` box.
+/// Reads the sample sizes of a `stsz` or `stz2` box.
 struct Sizes<'a> {
     count: usize,
-    /// 4, 8, 16 or 32 bits for each sample, or 0 where all have one size.
+    /// 4, 8, 16 or 32 bits for each sample, or 0 if all have the same size.
     bits: u32,
     one_size: u32,
     table: Bytes<'a>,
@@ -136,14 +136,14 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// A run-length table read value by value.
+/// Reads a run-length table value by value.
 struct Runs<T> {
     runs: std::vec::IntoIter<(u32, T)>,
     left: u32,
     value: T,
-    /// The value past the end of the table.
+    /// The value after the end of the table.
     beyond: T,
-    /// A value past the end was read.
+    /// Whether a value after the end was read.
     ran_out: bool,
 }
 

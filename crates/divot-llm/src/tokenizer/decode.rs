@@ -3,12 +3,14 @@ use super::special::SPACE;
 use super::text::TextTokenizer;
 
 impl TextTokenizer {
-    /// Decodes `ids` to text. Special tokens appear by name, or are skipped with
-    /// `skip_special_tokens`. The dummy prefix is removed; each byte of invalid UTF-8 becomes U+FFFD.
+    /// Decodes `ids` to text.
+    ///
+    /// Special tokens appear by name, or are left out with `skip_special_tokens`. The dummy prefix is
+    /// removed. Each byte of invalid UTF-8 becomes U+FFFD.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::UnknownId`] for an id beyond the vocabulary.
+    /// [`TokenizerError::UnknownId`] for an id outside the vocabulary.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         let mut stream = self.stream(skip_special_tokens);
         let mut text = String::new();
@@ -18,8 +20,8 @@ impl TextTokenizer {
         Ok(text + &stream.finish())
     }
 
-    /// Decodes ids one at a time, as they are generated. The pieces join to what
-    /// [`decode`](Self::decode) gives for all ids.
+    /// Returns a decoder of single ids, for text that is being generated. Its pieces join to the result of
+    /// [`decode`](Self::decode) for all ids.
     pub fn stream(&self, skip_special_tokens: bool) -> DecodeStream<'_> {
         DecodeStream {
             tokenizer: self,
@@ -35,19 +37,19 @@ impl TextTokenizer {
 pub struct DecodeStream<'a> {
     tokenizer: &'a TextTokenizer,
     skip_special_tokens: bool,
-    /// Whether the next text begins with a dummy prefix.
+    /// Whether the next text starts with a dummy prefix.
     prefix: bool,
-    /// The first bytes of a character.
+    /// The bytes of an incomplete character.
     bytes: Vec<u8>,
 }
 
 impl DecodeStream<'_> {
-    /// Takes the next id and returns the text that it completes: empty while some bytes of a
+    /// Takes the next id and returns the text that it completes. The text is empty while bytes of a
     /// character are missing.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::UnknownId`] for an id beyond the vocabulary; the stream stays as it was.
+    /// [`TokenizerError::UnknownId`] for an id outside the vocabulary. The stream does not change then.
     pub fn push(&mut self, id: u32) -> Result<String> {
         let Self {
             tokenizer: this, ..
@@ -83,7 +85,7 @@ impl DecodeStream<'_> {
         self.take(true)
     }
 
-    /// Decodes the bytes held back. Bytes that may still become a character stay, unless `all`.
+    /// Decodes the pending bytes. An incomplete character at the end stays pending, unless `all` is set.
     fn take(&mut self, all: bool) -> String {
         let mut text = String::new();
         let mut rest = self.bytes.as_slice();
@@ -94,7 +96,7 @@ impl DecodeStream<'_> {
             if error.error_len().is_none() && !all {
                 break;
             }
-            // One at a time, as SentencePiece does.
+            // One replacement per byte, as in SentencePiece.
             text.push(char::REPLACEMENT_CHARACTER);
             rest = &rest[1..];
         }
@@ -107,7 +109,7 @@ impl DecodeStream<'_> {
     }
 }
 
-/// The byte that a byte-fallback token stands for.
+/// Returns the byte of a byte-fallback token.
 fn byte_value(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?

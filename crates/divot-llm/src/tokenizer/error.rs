@@ -6,8 +6,7 @@ pub(super) const NOT_MISTRAL: &str = "use the tokenizer of a Mistral-7B or of a 
 pub(super) const SAVE_AGAIN: &str =
     "write the tokenizer's files again with `save_pretrained`, or download them again";
 
-/// Why a text tokenizer could not be read, used or written. Each message is one line with the file and
-/// the remedy.
+/// An error of a text tokenizer. Each message is one line with the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
@@ -16,30 +15,30 @@ pub enum TokenizerError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What was being done, to follow "cannot".
+        /// The attempted action, to follow "cannot".
         action: &'static str,
-        /// What to do about it.
+        /// How to fix it.
         remedy: &'static str,
         /// The operating system's error.
         source: io::Error,
     },
-    /// A file is damaged, of another kind, or not there.
+    /// A file is missing, damaged, or of another kind.
     #[error("{}: {problem}; {remedy}", one_line(.path.display()))]
     File {
         /// The file or folder.
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
-        /// What to do about it.
+        /// How to fix it.
         remedy: &'static str,
     },
-    /// A special token that the tokenizer does not have.
+    /// The tokenizer does not have this special token.
     #[error(
         "`{}` is not a special token of this tokenizer; add it first (`add_divot_tokens` adds the video tokens), or encode it as text",
         one_line(.0)
     )]
     UnknownToken(String),
-    /// An id beyond the vocabulary.
+    /// The id is outside the vocabulary.
     #[error(
         "token id {id} is not among the tokenizer's {size}; use the tokenizer that the language model was trained with"
     )]
@@ -49,7 +48,7 @@ pub enum TokenizerError {
         /// The number of tokens.
         size: usize,
     },
-    /// A step of the tokenizer failed on a text.
+    /// A step of the tokenizer failed for a text.
     #[error(
         "the text tokenizer failed: {0}; its tokenizer.json is damaged: download or convert it again"
     )]
@@ -73,7 +72,7 @@ impl TokenizerError {
 /// A result of the tokenizer.
 pub(super) type Result<T, E = TokenizerError> = std::result::Result<T, E>;
 
-/// `text` on one line: names and messages come from files, which may contain control characters.
+/// Returns `text` on one line. Names and messages come from files and may contain control characters.
 fn one_line(text: impl ToString) -> String {
     text.to_string()
         .chars()

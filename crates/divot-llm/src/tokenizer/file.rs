@@ -1,11 +1,11 @@
-//! Reading a tokenizer's files.
+//! Reads the files of a tokenizer.
 
 use std::io;
 use std::path::Path;
 
 use super::error::{DAMAGED, Result, TokenizerError};
 
-/// A JSON file, if it is there.
+/// Reads a JSON file. Returns `None` if it does not exist.
 pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     if !path.exists() {
         return Ok(None);

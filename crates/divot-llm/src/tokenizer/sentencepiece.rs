@@ -1,5 +1,4 @@
-//! From a SentencePiece model, and the files that the released system keeps beside it, to a
-//! `tokenizer.json`.
+//! Converts a SentencePiece model, and the released system's files beside it, to a `tokenizer.json`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -12,7 +11,7 @@ use super::error::{DAMAGED, NOT_MISTRAL, Result, SAVE_AGAIN, TokenizerError};
 use super::file::read_json;
 use super::special::{BOS, EOS, SPACE, UNK};
 
-/// `tokenizer_config.json`; `special` collects the keys without a field of their own.
+/// `tokenizer_config.json`. `special` collects the keys that have no field here.
 #[derive(Default, Deserialize)]
 struct HubConfig {
     legacy: Option<bool>,
@@ -55,9 +54,9 @@ pub(super) fn convert(path: &Path, bytes: &[u8]) -> Result<Value> {
             Value::Null,
         )
     } else {
-        // A Metaspace puts its character before the first text, unless the text begins with that
-        // character; the released tokenizer always adds one. Hence two: the first adds a plain space,
-        // which no normalized text begins with, and the second replaces it.
+        // A Metaspace puts its character before the first text, unless the text starts with that character.
+        // The released tokenizer always adds one. Therefore two are used: the first adds a plain space,
+        // with which no normalized text starts, and the second replaces it.
         let metaspace = |character: &str, scheme| json!({"type": "Metaspace", "replacement": character, "prepend_scheme": scheme, "split": false});
         let pair = [metaspace(" ", "first"), metaspace(&space, "never")];
         (replace, json!({"type": "Sequence", "pretokenizers": pair}))
@@ -91,7 +90,7 @@ pub(super) fn convert(path: &Path, bytes: &[u8]) -> Result<Value> {
     }))
 }
 
-/// Checks that a model is of Llama's and Mistral's kind: only for that kind is the conversion known.
+/// Checks that a model is of Llama's and Mistral's kind. The conversion is known only for that kind.
 fn check_sentencepiece(path: &Path, spm: &SentencePieceModel) -> Result<()> {
     let refuse = |problem: String| Err(TokenizerError::file(path, problem, NOT_MISTRAL));
     let Some((trainer, normalizer)) = spm.trainer().zip(spm.normalizer()) else {
@@ -138,9 +137,9 @@ fn check_sentencepiece(path: &Path, spm: &SentencePieceModel) -> Result<()> {
     }
 }
 
-/// The pairs that SentencePiece would join, best first.
+/// Returns the pairs that SentencePiece would merge, best first.
 fn merges(spm: &SentencePieceModel) -> Vec<(&str, &str)> {
-    // Control and byte pieces are never made from text.
+    // Text is never encoded as control or byte pieces.
     let scores: HashMap<&str, f32> = spm
         .pieces()
         .iter()
@@ -159,8 +158,8 @@ fn merges(spm: &SentencePieceModel) -> Vec<(&str, &str)> {
             }
         }
     }
-    // Of pairs with equal scores, SentencePiece joins the leftmost, then goes on to the right. In a
-    // `tokenizer.json` every pair has its own rank: ranking the longest left half first gives the same
+    // Of pairs with equal scores, SentencePiece merges the leftmost and continues to the right. In a
+    // `tokenizer.json`, every pair has its own rank. Ranking the longest left half first gives the same
     // result. This matters for Llama's runs of spaces, which all have the same score.
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.len().cmp(&a.1.len())));
     merges
@@ -169,8 +168,8 @@ fn merges(spm: &SentencePieceModel) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// The `legacy` flag, and the added tokens as a `tokenizer.json` has them, from the files beside a
-/// `tokenizer.model`.
+/// Returns the `legacy` flag, and the added tokens in the form of a `tokenizer.json`, from the files beside
+/// a `tokenizer.model`.
 fn added_tokens(path: &Path, pieces: &HashMap<&str, usize>) -> Result<(bool, Vec<Value>)> {
     let config_file = path.with_file_name("tokenizer_config.json");
     let config: HubConfig = read_json(&config_file)?.unwrap_or_default();
@@ -178,7 +177,7 @@ fn added_tokens(path: &Path, pieces: &HashMap<&str, usize>) -> Result<(bool, Vec
     let mut names: Vec<String> = [UNK, BOS, EOS].map(String::from).into();
     names.extend(special_names(&config.special));
 
-    // Newer configurations list all added tokens; the other files are then ignored.
+    // Newer configurations list all added tokens. The other files are then ignored.
     let mut tokens: Vec<(u32, HubToken)> = match config.added_tokens_decoder {
         Some(tokens) => tokens.into_iter().collect(),
         None => {
@@ -226,7 +225,7 @@ fn added_tokens(path: &Path, pieces: &HashMap<&str, usize>) -> Result<(bool, Vec
     tokens
         .into_iter()
         .map(|(id, token)| {
-            // Either would change the ids that the released system gives.
+            // Both would give other ids than the released system.
             if token.single_word || !(token.special || legacy) {
                 return Err(TokenizerError::file(
                     &config_file,
@@ -237,7 +236,7 @@ fn added_tokens(path: &Path, pieces: &HashMap<&str, usize>) -> Result<(bool, Vec
                     "add it as an ordinary special token",
                 ));
             }
-            // Never `normalized`: a name is looked for in the text as it is.
+            // Never `normalized`, because names are searched in the original text.
             Ok(json!({
                 "id": id,
                 "content": token.content,
@@ -252,8 +251,8 @@ fn added_tokens(path: &Path, pieces: &HashMap<&str, usize>) -> Result<(bool, Vec
         .map(|added| (legacy, added))
 }
 
-/// The names under `bos_token`, `additional_special_tokens` and their like, which are given as
-/// strings, as objects, or as lists of either.
+/// Returns the names under `bos_token`, `additional_special_tokens` and similar keys. They are strings,
+/// objects, or lists of either.
 fn special_names(map: &BTreeMap<String, Value>) -> Vec<String> {
     map.iter()
         .filter(|(key, _)| key.ends_with("_token") || *key == "additional_special_tokens")

@@ -8,7 +8,7 @@ use super::*;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
 
-/// What the released system's tokenizer gives; `make_tokenizer_cases.py` beside it says how.
+/// Results of the released system's tokenizer. `make_tokenizer_cases.py` beside it computes them.
 #[derive(Deserialize)]
 struct Cases {
     encoded: Vec<Encoded>,
@@ -38,10 +38,10 @@ fn cases() -> Cases {
     serde_json::from_slice(&fs::read(format!("{DATA}/tokenizer_cases.json")).unwrap()).unwrap()
 }
 
-/// A way to spoil a JSON file.
+/// A change that makes a JSON file invalid.
 type Change<'a> = &'a dyn Fn(&mut Value);
 
-/// A copy of the tokenizer's folder, to be changed.
+/// Copies the tokenizer's folder for a test that changes it.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(format!("{DATA}/tokenizer")).unwrap() {
@@ -66,7 +66,7 @@ fn with_legacy(legacy: bool) -> TextTokenizer {
     TextTokenizer::open(folder.path()).unwrap()
 }
 
-/// The segments in which a text has its special tokens.
+/// Splits a text into segments at its special tokens.
 fn segments<'a>(tokenizer: &'a TextTokenizer, mut text: &'a str) -> Vec<Segment<'a>> {
     let names = tokenizer.special_tokens();
     let mut segments = Vec::new();
@@ -90,7 +90,7 @@ fn line(error: TokenizerError, words: &[&str]) {
     }
 }
 
-/// Numbers without a pattern, for ids.
+/// Returns pseudo-random numbers for ids.
 fn numbers(seed: u64) -> impl Iterator<Item = u32> {
     std::iter::successors(Some(seed), |state| {
         Some(
@@ -118,7 +118,7 @@ fn segments_give_the_same_ids_as_special_tokens_in_a_text() {
     for legacy in [true, false] {
         let tokenizer = with_legacy(legacy);
         for case in cases().encoded {
-            // It eats the spaces around it, which only a search through a text can do.
+            // This token removes the spaces around it, which happens only in a search through a text.
             if case.text.contains("<trim>") {
                 continue;
             }
@@ -222,7 +222,7 @@ fn special_tokens_in_a_text_stay_text() {
     let ids = tokenizer.encode(&[Segment::Text(text)]).unwrap();
     assert!(ids.iter().all(|&id| !tokenizer.is_special(id)));
     assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
-    // Not even when it is put together from two.
+    // Not even if it is joined from two texts.
     let halves = [
         Segment::Text("<vi"),
         Segment::Text("d></s>[INST]<unk><0x41>"),
@@ -251,7 +251,7 @@ fn a_stream_gives_what_decode_gives() {
     let tokenizer = with_legacy(true);
     let size = tokenizer.vocab_size() as u32;
     for seed in 0..200 {
-        // Half of them bytes.
+        // Half of the ids are bytes.
         let ids: Vec<u32> = numbers(seed)
             .take(60)
             .map(|number| {
@@ -293,7 +293,7 @@ fn a_stream_holds_back_split_characters() {
 fn growth_adds_each_token_once() {
     let mut tokenizer = with_legacy(true);
     let (before, old) = (tokenizer.vocab_size(), tokenizer.clone());
-    // The six marks and four frames are there.
+    // The six marks and four frames exist already.
     let size = tokenizer.add_divot_tokens().unwrap();
     assert_eq!((size, tokenizer.vocab_size()), (before + 252, size));
     assert_eq!(tokenizer.add_divot_tokens().unwrap(), size);
@@ -313,7 +313,7 @@ fn growth_adds_each_token_once() {
         1
     );
 
-    // From a plain model alone.
+    // A model without other files.
     let folder = folder();
     for file in [
         "tokenizer_config.json",
@@ -365,7 +365,7 @@ fn bad_folders_are_one_line() {
             &|json| json["pad_token"] = json!("<pad>"),
             &[config, "<pad>", "no id"],
         ),
-        // A name for an id that is a piece's, one that is there under another id, and a gap.
+        // A name for the id of a piece, an existing name with another id, and a gap.
         (
             &|json| json["added_tokens_decoder"]["300"] = json!({"content": "<x>"}),
             &["<x>", "300"],
@@ -416,7 +416,7 @@ fn bad_models_are_one_line() {
         &["tokenizer.model", "download"],
     );
 
-    // Fields of the protobuf, each tag with the one after it.
+    // Fields of the protobuf, each with the tag of the next field.
     let replaced = |old: &[u8], new: &[u8]| {
         let at = model
             .windows(old.len())

@@ -12,35 +12,36 @@ use super::file;
 use super::sentencepiece::convert;
 use super::special::{BOS, EOS, SPACE, divot_tokens};
 
-/// A part of what [`TextTokenizer::encode`] encodes.
+/// A part of the input of [`TextTokenizer::encode`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment<'a> {
-    /// Text as it is: a special token's name in it stays text.
+    /// Plain text. The name of a special token in it stays text.
     Text(&'a str),
-    /// One special token, by its name.
+    /// A special token, by its name.
     Special(&'a str),
 }
 
-/// A text tokenizer of the Mistral family: text to token ids and back.
+/// A text tokenizer of the Mistral family. It converts text to token ids and back.
 ///
-/// It has nothing to do with the video tokenizer, which turns frames into features.
+/// It is not the video tokenizer, which converts frames to features.
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     pub(super) tokenizer: Tokenizer,
     bos: u32,
     eos: u32,
-    /// Whether a text at the very start gets a dummy prefix.
+    /// Whether text at the very start gets a dummy prefix.
     pub(super) prefix_at_start: bool,
-    /// Whether a text after a special token gets a dummy prefix.
+    /// Whether text after a special token gets a dummy prefix.
     pub(super) prefix_after_special: bool,
 }
 
 impl TextTokenizer {
-    /// Reads a tokenizer from a folder or from one file.
+    /// Reads a tokenizer from a folder or a file.
     ///
     /// In a folder, `tokenizer.json` is preferred to `tokenizer.model`. A file `*.json` is read as a
-    /// `tokenizer.json`, any other as a `tokenizer.model`. Beside the latter, `tokenizer_config.json`,
-    /// `added_tokens.json` and `special_tokens_map.json` are read if they exist.
+    /// `tokenizer.json`, and any other file as a `tokenizer.model`. With a `tokenizer.model`, the files
+    /// `tokenizer_config.json`, `added_tokens.json` and `special_tokens_map.json` beside it are read if
+    /// they exist.
     ///
     /// # Errors
     ///
@@ -78,16 +79,16 @@ impl TextTokenizer {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
+    /// Those of [`open`](Self::open).
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         Self::parse(Path::new("tokenizer.json"), bytes)
     }
 
-    /// Writes a `tokenizer.json`: to `path`, or into it if it is a folder.
+    /// Writes a `tokenizer.json` to `path`, or into `path` if it is a folder.
     ///
     /// # Errors
     ///
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let file = if path.is_dir() {
             path.join("tokenizer.json")
@@ -106,8 +107,10 @@ impl TextTokenizer {
         })
     }
 
-    /// Encodes segments, without a begin token. Texts beside one another count as one text. Spaces
-    /// beside a special token stay, even if its `lstrip` or `rstrip` would eat them in a text.
+    /// Encodes segments, without a begin token.
+    ///
+    /// Adjacent texts count as one text. Spaces beside a special token are kept, even if `lstrip` or
+    /// `rstrip` would remove them in a text.
     ///
     /// # Errors
     ///
@@ -121,14 +124,14 @@ impl TextTokenizer {
             .map_err(TokenizerError::step)
     }
 
-    /// Encodes a text in which special tokens are found by their names, as the released system does,
-    /// without a begin token.
+    /// Encodes a text without a begin token. Special tokens are found by their names, as in the released
+    /// system.
     ///
-    /// Never give it a text from outside: whoever wrote it could put special tokens into the prompt.
+    /// Do not use it for untrusted text, because its author could put special tokens into the prompt.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Step`] where the tokenizer's own file is at fault.
+    /// [`TokenizerError::Step`] if the tokenizer's file is invalid.
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
         self.tokenizer
             .encode_fast(text, false)
@@ -136,27 +139,27 @@ impl TextTokenizer {
             .map_err(TokenizerError::step)
     }
 
-    /// The id of a token, special or not, by its name.
+    /// Returns the id of a token by its name, special or not.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
     }
 
-    /// The number of tokens, special ones included: ids are below it.
+    /// Returns the number of tokens, including special ones. All ids are below it.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// The id of `<s>`, which begins a text.
+    /// Returns the id of `<s>`, which starts a text.
     pub fn bos(&self) -> u32 {
         self.bos
     }
 
-    /// The id of `</s>`, which ends a text.
+    /// Returns the id of `</s>`, which ends a text.
     pub fn eos(&self) -> u32 {
         self.eos
     }
 
-    /// The special tokens and their ids, by ascending id.
+    /// Returns the special tokens with their ids, by ascending id.
     pub fn special_tokens(&self) -> Vec<(&str, u32)> {
         let mut tokens: Vec<_> = self
             .added()
@@ -168,18 +171,18 @@ impl TextTokenizer {
         tokens
     }
 
-    /// Whether an id is a special token's.
+    /// Returns whether an id is that of a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.added().get(&id).is_some_and(|token| token.special)
     }
 
-    /// Adds those of [`divot_tokens`] that are not there yet, at the end of the vocabulary, and
-    /// returns the number of tokens after it, to which the language model's embeddings must grow.
-    /// Tokens that are there keep their ids.
+    /// Adds the missing [`divot_tokens`] at the end of the vocabulary. Existing tokens keep their ids.
+    ///
+    /// Returns the new number of tokens, to which the language model's embeddings must grow.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Step`] where the tokenizer's own file is at fault.
+    /// [`TokenizerError::Step`] if the tokenizer's file is invalid.
     pub fn add_divot_tokens(&mut self) -> Result<usize> {
         let missing: Vec<_> = divot_tokens()
             .filter(|token| !self.id(token).is_some_and(|id| self.is_special(id)))
@@ -203,7 +206,7 @@ impl TextTokenizer {
             .with_truncation(None)
             .map_err(TokenizerError::step)?;
 
-        // The library gives added tokens the next free ids, whatever the file says.
+        // The library gives added tokens the next free ids and ignores those in the file.
         for token in json["added_tokens"].as_array().into_iter().flatten() {
             let content = token["content"].as_str().unwrap_or_default();
             let due = tokenizer.token_to_id(content);
@@ -238,23 +241,23 @@ impl TextTokenizer {
             })
         };
         (this.bos, this.eos) = (special(BOS)?, special(EOS)?);
-        // Normalizers differ from file to file: encode a text to see where this one puts the prefix.
+        // Normalizers differ between files, so encode a text to see where this one puts the prefix.
         this.prefix_at_start = this.prefixes(&[Segment::Text("a")])?;
         this.prefix_after_special = this.prefixes(&[Segment::Special(BOS), Segment::Text("a")])?;
         Ok(this)
     }
 
-    /// Whether the last text gets a dummy prefix.
+    /// Returns whether the last text gets a dummy prefix.
     fn prefixes(&self, segments: &[Segment<'_>]) -> Result<bool> {
         let parts = self.split(segments)?;
         let splits = parts.get_splits(OffsetReferential::Original, OffsetType::None);
         Ok(splits.last().is_some_and(|part| part.0.starts_with(SPACE)))
     }
 
-    /// Splits segments into special tokens and normalized texts, which are still to be tokenized.
+    /// Splits segments into special tokens and normalized texts. The texts are not tokenized yet.
     fn split(&self, segments: &[Segment<'_>]) -> Result<PreTokenizedString> {
         let mut text = String::new();
-        // Where each part ends, and its id if it is a special token.
+        // The end of each part, and its id if it is a special token.
         let mut ends: Vec<(usize, Option<u32>)> = Vec::new();
         for segment in segments {
             let id = match *segment {
@@ -281,7 +284,7 @@ impl TextTokenizer {
                     .filter_map(|&(end, id)| {
                         let part = whole.slice(tokenizers::normalizer::Range::Original(start..end));
                         start = end;
-                        // Only the id is read of the token.
+                        // Only the id of the token is used.
                         let tokens = id.map(|id| vec![Token::new(id, String::new(), (0, 0))]);
                         part.map(|part| (part, tokens))
                     })
@@ -299,7 +302,7 @@ impl TextTokenizer {
         Ok(parts)
     }
 
-    /// Added tokens by id.
+    /// Returns the added tokens by id.
     pub(super) fn added(&self) -> &HashMap<u32, AddedToken, impl std::hash::BuildHasher> {
         self.tokenizer
             .get_added_vocabulary()
@@ -307,8 +310,9 @@ impl TextTokenizer {
     }
 }
 
-/// Checks the model of a `tokenizer.json`: BPE with byte fallback, whose vocabulary has every byte and
-/// the result of every merge. The `tokenizers` crate panics on some models that lack these.
+/// Checks the model of a `tokenizer.json`. It must be BPE with byte fallback, and its vocabulary must
+/// contain every byte and the result of every merge. Otherwise the `tokenizers` crate panics on some
+/// models.
 fn check_model(path: &Path, model: &Value) -> Result<()> {
     let unset = |key: &str| matches!(model[key].as_str(), None | Some(""));
     if model["type"] != "BPE"

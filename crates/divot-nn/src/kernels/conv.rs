@@ -6,9 +6,9 @@ use super::product::{Gather, Rows, Values, Weights, product, weight_gradient};
 use super::winograd::{self, Images, Tiles};
 use super::{Kernel, as_type_of, contiguous, floats, in_order, simd, tensor};
 
-/// Fewest channels of the input and of the result for which [`winograd`] is faster.
+/// Minimum number of input channels and of output channels for which [`winograd`] is faster.
 const FEWEST_CHANNELS: usize = 16;
-/// Fewest tiles for which [`winograd`] is faster.
+/// Minimum number of tiles for which [`winograd`] is faster.
 const FEWEST_TILES: usize = 64;
 
 /// A convolution with channels last: input `[n, …positions, in]`, weights `[out, in, …kernel]` and an
@@ -16,7 +16,7 @@ const FEWEST_TILES: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Conv {
     axes: Vec<Axis>,
-    /// Sizes of the axes after those: positions that the kernel does not reach across.
+    /// Sizes of the remaining axes. The kernel has a single tap along them.
     area: Vec<usize>,
 }
 
@@ -34,8 +34,8 @@ struct Axis {
 }
 
 impl Conv {
-    /// A convolution over height and width. `from` is the size of the input, and `padding` that before and
-    /// after each axis.
+    /// Creates a convolution over height and width. `from` is the size of the input, and `padding` that
+    /// before and after each axis.
     pub fn spatial(
         from: [usize; 2],
         kernel: [usize; 2],
@@ -55,7 +55,7 @@ impl Conv {
         }
     }
 
-    /// A convolution over frames, with `kernel` taps and padding that keeps the number of frames.
+    /// Creates a convolution over frames, with `kernel` taps and padding that keeps the number of frames.
     /// `positions` is the size of a frame.
     pub fn temporal(frames: usize, positions: &[usize], kernel: usize) -> Self {
         Self {
@@ -74,9 +74,9 @@ impl Conv {
         self.gathered(|axis| Gather::axis(axis.from, axis.to, axis.taps, axis.stride, axis.padding))
     }
 
-    /// The tiles of this convolution, if [`winograd`] is faster.
+    /// Returns the tiles of this convolution, if [`winograd`] is faster.
     fn tiles(&self, [rows, channels, outputs]: [usize; 3]) -> Option<Tiles> {
-        // `turned` wraps around where the padding is wider than the kernel.
+        // `turned` wraps around if the padding is wider than the kernel.
         let three = |axis: &Axis| axis.taps == 3 && axis.stride == 1 && axis.padding < 3;
         let tile = |axis: &Axis| axis.to.div_ceil(2);
         let count = rows / self.positions(|axis| axis.to).max(1) * self.positions(tile);
@@ -89,7 +89,7 @@ impl Conv {
         })
     }
 
-    /// The convolution that computes the gradient of the input, with its taps in reverse order.
+    /// Returns the convolution that computes the gradient of the input, with its taps in reverse order.
     fn turned(&self) -> Self {
         let turn = |axis: &Axis| Axis {
             from: axis.to,
@@ -112,7 +112,7 @@ impl Conv {
         })
     }
 
-    /// Number of positions of an image or clip, where `f` returns the size of an axis.
+    /// Returns the number of positions of an image or clip, where `f` returns the size of an axis.
     fn positions(&self, f: impl Fn(&Axis) -> usize) -> usize {
         self.axes
             .iter()
@@ -125,7 +125,7 @@ impl Conv {
         self.axes.iter().map(|axis| axis.taps).product()
     }
 
-    /// Number of rows of the result, of input channels and of output channels.
+    /// Returns the number of rows of the result, of input channels and of output channels.
     fn sizes(&self, x: &FlexTensor, weight: &FlexTensor) -> [usize; 3] {
         let (x, weight) = (x.layout().shape(), weight.layout().shape());
         let (outputs, channels) = (weight[0], weight[1]);
@@ -142,7 +142,7 @@ impl Kernel for Conv {
         "convolution"
     }
 
-    /// Multiplications of the direct convolution, also where [`winograd`] needs fewer.
+    /// Returns the multiplications of the direct convolution, even if [`winograd`] needs fewer.
     fn multiplications(&self, inputs: &[FlexTensor]) -> f64 {
         let [rows, channels, outputs] = self.sizes(&inputs[0], &inputs[1]);
         (rows * channels * outputs * self.taps()) as f64

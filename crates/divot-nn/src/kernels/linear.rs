@@ -4,7 +4,7 @@ use super::norm::column_sums;
 use super::product::{Gather, Rows, Values, Weights, product, weight_gradient};
 use super::{Kernel, as_type_of, contiguous, floats, in_order, matrix, shape, tensor};
 
-/// x · weight + bias, with `x` `[…, in]`, weight `[in, out]` and an optional bias `[out]`.
+/// Linear layer: x · weight + bias, with `x` `[…, in]`, weight `[in, out]` and an optional bias `[out]`.
 #[derive(Debug)]
 pub(crate) struct Linear;
 

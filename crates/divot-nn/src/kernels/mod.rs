@@ -1,10 +1,10 @@
 //! Fused operations for Burn's CPU backend, `flex`.
 //!
-//! A [`Kernel`] is a forward and a backward pass on f32 tensors. [`run`] runs one and records it in
-//! the autodiff graph. The functions of `ops` call kernels where [`apply`] allows it, and Burn's own
-//! operations everywhere else. The tests compare the two.
+//! A [`Kernel`] is a forward and a backward pass on f32 tensors. [`run`] runs one and records it in the
+//! autodiff graph. The functions of `ops` call kernels if [`apply`] allows it, and Burn's own operations
+//! otherwise. The tests compare the two.
 //!
-//! Kernels know nothing of `ops`: a module here uses what is below it only.
+//! Kernels do not depend on `ops`. A module here uses only the modules below it.
 
 #![allow(unsafe_code)]
 
@@ -43,11 +43,11 @@ use crate::switch::kernels_enabled;
 
 /// A fused operation on f32 tensors.
 pub trait Kernel: Debug + Send + Sync + 'static {
-    /// Name in a [`profile`].
+    /// Returns the name in a [`profile`].
     fn name(&self) -> &'static str;
 
-    /// Multiplications in the matrix products that define the forward pass. A kernel that needs fewer
-    /// still reports these.
+    /// Returns the multiplications in the matrix products that define the forward pass, even if the kernel
+    /// needs fewer.
     fn multiplications(&self, _inputs: &[FlexTensor]) -> f64 {
         0.0
     }
@@ -55,8 +55,8 @@ pub trait Kernel: Debug + Send + Sync + 'static {
     /// Computes the result.
     fn forward(&self, inputs: &[FlexTensor]) -> FlexTensor;
 
-    /// Computes the gradients of the inputs marked in `wanted`, from the gradient of the result. There
-    /// is one entry for each input.
+    /// Computes the gradients of the inputs marked in `wanted`, from the gradient of the result. Returns
+    /// one entry for each input.
     fn backward(
         &self,
         inputs: &[FlexTensor],
@@ -76,8 +76,8 @@ fn forward(kernel: &dyn Kernel, inputs: &[FlexTensor]) -> FlexTensor {
 /// Cost of running a kernel again in the backward pass.
 #[derive(Debug, Clone, Copy)]
 pub enum Cost {
-    /// Bound by memory. With gradient checkpointing, the result is computed again in the backward
-    /// pass instead of being kept.
+    /// Bound by memory. With gradient checkpointing, the result is recomputed in the backward pass instead
+    /// of being kept.
     Low,
     /// Bound by compute. The result is always kept.
     High,
@@ -167,8 +167,8 @@ fn record<C: CheckpointStrategy, const N: usize>(
     }
 }
 
-/// Where the backward pass finds an input. The graph keeps tracked inputs or computes them again;
-/// other inputs are stored here.
+/// Where the backward pass finds an input. The graph keeps tracked inputs or recomputes them. Other inputs
+/// are stored here.
 #[derive(Debug, Clone)]
 enum Source {
     Node(NodeId),
@@ -222,7 +222,7 @@ impl<const N: usize> Backward<Flex, N> for Recorded {
     }
 }
 
-/// Whether kernels may run on a tensor: it is f32 and on `flex`, and kernels are switched on.
+/// Returns whether kernels may run on a tensor: it is f32 and on `flex`, and kernels are switched on.
 pub(crate) fn apply<const D: usize>(x: &Tensor<D>) -> bool {
     kernels_enabled()
         && x.dtype() == DType::F32
@@ -246,13 +246,13 @@ pub(crate) fn run<const D: usize, const N: usize>(
     Tensor::from_dispatch(Dispatch::run_kernel(inputs, Arc::new(kernel), cost))
 }
 
-/// A contiguous f32 tensor with the same values. Copies only if the tensor is not contiguous.
+/// Returns a contiguous f32 tensor with the same values. Copies only if the tensor is not contiguous.
 fn contiguous(tensor: &FlexTensor) -> FlexTensor {
     assert_eq!(tensor.dtype(), DType::F32, "kernels compute in f32");
     in_order(tensor)
 }
 
-/// [`contiguous`] for a tensor of any type.
+/// Like [`contiguous`], for a tensor of any type.
 fn in_order(tensor: &FlexTensor) -> FlexTensor {
     match tensor.is_contiguous() {
         true => tensor.clone(),
@@ -268,12 +268,12 @@ fn as_type_of(like: &FlexTensor, grad: FlexTensor) -> FlexTensor {
     }
 }
 
-/// The floats of a [`contiguous`] tensor.
+/// Returns the floats of a [`contiguous`] tensor.
 fn floats(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("made contiguous")
 }
 
-/// A tensor from its values in row-major order.
+/// Creates a tensor from its values in row-major order.
 fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::new(
         Bytes::from_elems(values),
@@ -286,7 +286,7 @@ fn shape(tensor: &FlexTensor) -> Shape {
     tensor.layout().shape().clone()
 }
 
-/// Rows and width of a tensor viewed as `[rows, last axis]`.
+/// Returns the rows and the width of a tensor viewed as `[rows, last axis]`.
 fn matrix(tensor: &FlexTensor) -> (usize, usize) {
     let shape = tensor.layout().shape();
     let width = shape[shape.num_dims() - 1];

@@ -8,7 +8,7 @@ use crate::vectorised;
 /// Number of rows that are summed in f32 before they are added to the total in f64.
 const BLOCK: usize = 128;
 
-/// The sum of the rows of `[rows, width]`.
+/// Sums the rows of `[rows, width]`.
 pub(super) fn column_sums(x: &[f32], width: usize) -> Vec<f32> {
     let rows = x.len() / width.max(1);
     let sums = sums(
@@ -25,7 +25,7 @@ pub(super) fn column_sums(x: &[f32], width: usize) -> Vec<f32> {
     sums.into_iter().map(|x| x as f32).collect()
 }
 
-/// Sums over the rows of each sample: `[samples, width]`. `add` adds one row, by its number, to a sum.
+/// Sums over the rows of each sample: `[samples, width]`. `add` adds the row with this index to a sum.
 fn sums(
     samples: usize,
     rows: usize,
@@ -69,7 +69,7 @@ pub(crate) struct RowNorm {
 }
 
 impl RowNorm {
-    /// Mean and 1 / standard deviation of a row.
+    /// Computes mean and 1 / standard deviation of a row.
     #[inline(always)]
     fn statistics(&self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
@@ -203,7 +203,7 @@ struct Normalised {
 }
 
 impl Normalised {
-    /// x̂ of a row.
+    /// Returns x̂ of a row.
     #[inline(always)]
     fn line<'a>(&'a self, x: &'a [f32], row: usize) -> impl Iterator<Item = f32> + 'a {
         let at = row / self.positions * self.channels;

@@ -15,10 +15,10 @@ pub(crate) fn moment<const D: usize>(
     run(Moment { beta, square }, Cost::High, inputs)
 }
 
-/// The parameter after a step: keep · parameter − rate · m̂ / (√v̂ + epsilon).
+/// Computes the parameter after a step: keep · parameter − rate · m̂ / (√v̂ + epsilon).
 ///
 /// `inputs` are the parameter and its first and second moment, m and v. `settled` are the bias corrections
-/// that they are divided by, 1 − βᵗ.
+/// that the moments are divided by, 1 − βᵗ.
 pub(crate) fn update<const D: usize>(
     inputs: [Tensor<D>; 3],
     settled: [f32; 2],

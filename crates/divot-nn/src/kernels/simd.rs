@@ -1,5 +1,5 @@
-//! Shared by all kernels: tasks on several threads, buffers that are not zeroed first, and `exp` and `erf`
-//! in a form that the compiler vectorises.
+//! Common parts of all kernels: tasks on several threads, buffers that are not zeroed first, and `exp` and
+//! `erf` in a form that the compiler vectorises.
 
 use std::ops::Range;
 
@@ -10,17 +10,17 @@ use crate::vectorised;
 /// Number of elements of a task of an element-wise kernel.
 pub(super) const CHUNK: usize = 1 << 15;
 
-/// A buffer that several threads write, each its own part.
+/// A buffer that several threads write, each a different part.
 #[derive(Clone, Copy)]
 pub(super) struct Shared(pub *mut f32);
 
-// SAFETY: whoever writes to the buffer promises that no other thread has the same part.
+// SAFETY: code that writes to the buffer promises that no other thread has the same part.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// The buffer after its first `count` floats.
+    /// Returns the buffer after its first `count` floats.
     pub fn after(&self, count: usize) -> Self {
         Self(self.0.wrapping_add(count))
     }
@@ -34,21 +34,22 @@ impl Shared {
     }
 }
 
-/// A buffer of `len` floats. `fill` must write all of them.
+/// Creates a buffer of `len` floats. `fill` must write all of them.
 pub(super) fn uninit(len: usize, fill: impl FnOnce(*mut f32)) -> Vec<f32> {
     let mut buffer = Vec::with_capacity(len);
     fill(buffer.as_mut_ptr());
-    // SAFETY: the capacity is there, and `fill` has written all of it.
+    // SAFETY: the buffer has this capacity, and `fill` has written all of it.
     unsafe { buffer.set_len(len) };
     buffer
 }
 
-/// Number of parts to split each of `groups` into, so that all threads stay busy until the end.
+/// Returns the number of parts into which to split each of `groups`, so that all threads stay busy until
+/// the end.
 pub(super) fn tasks(groups: usize) -> usize {
     (4 * rayon::current_num_threads()).div_ceil(groups)
 }
 
-/// Runs `count` tasks, numbered from 0. They run on this thread if `serial`.
+/// Runs `count` tasks, numbered from 0. With `serial`, they run on this thread.
 pub(super) fn each(count: usize, serial: bool, task: impl Fn(usize) + Send + Sync) {
     if serial || count == 1 {
         (0..count).for_each(task);
@@ -57,7 +58,7 @@ pub(super) fn each(count: usize, serial: bool, task: impl Fn(usize) + Send + Syn
     }
 }
 
-/// A buffer of `len` floats. `f` is called with ranges of it, and must write each range.
+/// Creates a buffer of `len` floats. `f` is called with ranges of it, and must write each range.
 #[inline(always)]
 pub(super) fn by_chunks(
     len: usize,
@@ -78,7 +79,7 @@ pub(super) fn by_chunks(
     })
 }
 
-/// A buffer of `rows` rows of `width` floats. `f` is called with each row, and must write it.
+/// Creates a buffer of `rows` rows of `width` floats. `f` is called with each row, and must write it.
 #[inline(always)]
 pub(super) fn by_rows(
     rows: usize,
@@ -119,7 +120,7 @@ pub(super) fn fold(mut parts: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 
     parts[0]
 }
 
-/// The sum of `f` over pairs of values from two rows.
+/// Sums `f` over pairs of values from two rows.
 #[inline(always)]
 pub(super) fn row_sum(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut sums = [0.0; LANES];
@@ -141,7 +142,7 @@ pub(super) fn row_sum(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 
     sum
 }
 
-/// e^x, accurate to 2 units in the last place. It is 0 below −87.3, and stops growing at 88.37.
+/// Computes e^x, accurate to 2 units in the last place. It is 0 below −87.3, and constant above 88.37.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.336;
@@ -162,18 +163,18 @@ pub(super) fn exp(x: f32) -> f32 {
     let p = p * r * r + r + 1.0;
     let y =
         f32::from_bits((p.to_bits() as i32).wrapping_add((shifted.to_bits() << 23) as i32) as u32);
-    // Masked scores must become exactly 0, not denormal numbers: some processors take a hundred times as
-    // long to multiply those.
+    // Masked scores must become exactly 0, not denormal numbers, whose multiplication takes a hundred times
+    // as long on some processors.
     if x <= LOWEST { 0.0 } else { y }
 }
 
-/// 1 / (1 + e^-x).
+/// Computes 1 / (1 + e^-x).
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The error function, accurate to 3e-7: the ratio of an odd and an even polynomial.
+/// Computes the error function, accurate to 3e-7, as the ratio of an odd and an even polynomial.
 #[inline(always)]
 pub(super) fn erf(x: f32) -> f32 {
     if x.abs() >= 4.0 {

@@ -27,20 +27,20 @@ fn numbers(latents: Tensor<5>) -> Vec<f64> {
     latents.into_data().iter::<f64>().collect()
 }
 
-/// Root of the mean square difference.
+/// Returns the root mean square difference.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let sum: f64 = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum();
     (sum / a.len() as f64).sqrt()
 }
 
-/// Orders of convergence. Each error is that of twice as many steps as the one before.
+/// Returns the orders of convergence. Each error is that of twice as many steps as the one before.
 fn falls(errors: &[f64]) -> Vec<f64> {
     let order = |pair: &[f64]| (pair[0] / pair[1]).log2();
     errors.windows(2).map(order).collect()
 }
 
-/// Deterministic noise: approximate quantiles of a normal distribution.
+/// Returns deterministic noise: approximate quantiles of a normal distribution.
 fn quantiles(count: usize) -> Vec<f64> {
     (0..count)
         .map(|i| (i as f64 + 0.5) / count as f64)
@@ -48,8 +48,8 @@ fn quantiles(count: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Data from a mixture of normal distributions with equal shares, these means and one deviation. The clean
-/// estimate of a perfect network has a closed form.
+/// A mixture of normal distributions with equal shares, these means and one deviation. The clean estimate
+/// of a perfect network has a closed form.
 #[derive(Clone, Copy)]
 struct Mixture<'a> {
     means: &'a [f64],
@@ -57,7 +57,7 @@ struct Mixture<'a> {
 }
 
 impl Mixture<'_> {
-    /// E[z₀ | z_t].
+    /// Returns E[z₀ | z_t].
     fn clean(&self, z: Tensor<5>, alpha: f64) -> Tensor<5> {
         let signal = alpha.sqrt();
         let variance = self.deviation.powi(2) * alpha + 1.0 - alpha;
@@ -72,7 +72,7 @@ impl Mixture<'_> {
         sum / weights
     }
 
-    /// The prediction of a perfect network.
+    /// Returns the prediction of a perfect network.
     fn predict(&self, z: Tensor<5>, alpha: f64, prediction: Prediction) -> Tensor<5> {
         let (signal, sigma) = (alpha.sqrt(), (1.0 - alpha).sqrt());
         let clean = self.clean(z.clone(), alpha);
@@ -95,8 +95,8 @@ impl Mixture<'_> {
         numbers(out.unwrap())
     }
 
-    /// The exact solution of the differential equation from ᾱ `from` to `to`, for a single mean. Each number
-    /// keeps its quantile.
+    /// Returns the exact solution of the differential equation from ᾱ `from` to `to`, for a single mean.
+    /// Each number keeps its quantile.
     fn exact(&self, noise: &[f64], from: f64, to: f64) -> Vec<f64> {
         let &[mean] = self.means else {
             panic!("only a single mean has a closed solution");
@@ -140,8 +140,8 @@ fn results_match_an_independent_implementation() {
     }
 }
 
-/// Orders of convergence to the exact solution, from 10 steps to 20, 40 and 80. The steps go from ᾱ `from`
-/// to 0.9, evenly along the circle of α and σ, so that no timestep is rounded.
+/// Returns the orders of convergence to the exact solution, from 10 steps to 20, 40 and 80. The steps go
+/// from ᾱ `from` to 0.9, evenly along the circle of α and σ, so that no timestep is rounded.
 ///
 /// `change` may change the steps of each sampler.
 fn orders(corrected: bool, from: f64, change: fn(&mut [Step], &[Node])) -> Vec<f64> {
@@ -176,7 +176,7 @@ fn orders(corrected: bool, from: f64, change: fn(&mut [Step], &[Node])) -> Vec<f
     falls(&errors)
 }
 
-/// DDIM without fresh noise, but with unrounded ᾱ.
+/// Makes all steps those of DDIM without fresh noise, but with unrounded ᾱ.
 fn all_of_first_order(steps: &mut [Step], nodes: &[Node]) {
     for (step, pair) in steps.iter_mut().zip(nodes.windows(2)) {
         let h = pair[1].log_snr() - pair[0].log_snr();
@@ -205,12 +205,13 @@ fn orders_of_convergence() {
             assert!((1.85..2.15).contains(&order), "UniPC: {order}");
         }
     }
-    // The order of the corrector itself, 3 in the limit, shows without steps of first order at either end.
+    // The order of the corrector itself, 3 in the limit, is visible without steps of first order at the
+    // ends.
     let orders = orders(true, 0.05, last_of_second_order);
     assert!(orders.is_sorted() && orders[2] > 2.7, "UniC: {orders:?}");
 }
 
-/// DDIM on timesteps. With more steps, the rounding of its table would show.
+/// DDIM on timesteps. With more steps, the rounding of its table would be visible.
 #[test]
 fn ddim_is_of_first_order() {
     let data = Mixture {

@@ -1,4 +1,4 @@
-//! What is to be converted: a part and the files that it comes from.
+//! Conversion jobs: a part and its source files.
 
 use std::path::{Path, PathBuf};
 
@@ -6,48 +6,48 @@ use crate::checkpoint::Part;
 use crate::error::{Error, Result};
 use crate::weights::holds_weights;
 
-/// One part to convert: the files it comes from and the folder it goes to.
+/// The conversion of one part from its source files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// The part.
     pub part: Part,
-    /// Files or folders with the tensors, in order of precedence; for a language model, the folder of
-    /// its text tokenizer too.
+    /// Files or folders with the tensors, in order of precedence. For a language model, also the folder of
+    /// its text tokenizer.
     pub sources: Vec<PathBuf>,
-    /// What becomes of LoRA's matrices, where there are any.
+    /// What happens to the matrices of LoRA, if there are any.
     pub lora: Lora,
 }
 
-/// What a conversion does with LoRA's matrices.
+/// What a conversion does with the matrices of LoRA.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Lora {
-    /// They stay apart, to be trained further. Alpha is not in a checkpoint; without it, it is the
-    /// rank, as released.
+    /// They stay separate, for further training. A checkpoint does not contain alpha. Without it, alpha is
+    /// the rank, as released.
     Keep {
-        /// Their product counts alpha / rank times.
+        /// Their product is scaled by alpha / rank.
         alpha: Option<f64>,
     },
-    /// They are folded into the weights.
+    /// They are merged into the weights.
     Merge {
-        /// Their product counts alpha / rank times.
+        /// Their product is scaled by alpha / rank.
         alpha: Option<f64>,
     },
 }
 
-/// The parts of a download.
+/// The parts that a download contains.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// Parts that can be converted.
     pub jobs: Vec<Job>,
-    /// Parts of the released model that cannot, and the file that each lacks.
+    /// Parts of the released model that cannot be converted, with the file that each lacks.
     pub lacking: Vec<(Part, PathBuf)>,
 }
 
 impl Job {
-    /// The parts whose released files are below `from`.
+    /// Finds the parts whose released files are in `from`.
     ///
     /// # Errors
-    /// If there are none.
+    /// If no part is found.
     pub fn find(from: &Path) -> Result<Found> {
         if !from.is_dir() {
             return Err(Error::config(
@@ -89,7 +89,7 @@ impl Job {
         Ok(found)
     }
 
-    /// One part from files, or from folders: sharded checkpoints, or downloads as published.
+    /// Creates a job for one part from files or folders: sharded checkpoints, or downloads as published.
     pub fn of(part: Part, from: &[impl AsRef<Path>]) -> Self {
         let sources = from
             .iter()
@@ -97,8 +97,8 @@ impl Job {
             .flat_map(|from| {
                 let published = published(part, from);
                 let is_download = published.iter().any(|file| file.exists());
-                // A folder that is neither is taken for an incomplete download, so that the missing
-                // file is named, unless it looks like a checkpoint.
+                // A folder that is neither is taken for an incomplete download, so that the error names the
+                // missing file, unless it looks like a checkpoint.
                 let is_checkpoint = from.is_file()
                     || published.is_empty()
                     || (!is_download && (part.is_llm() || holds_weights(from)));
@@ -116,7 +116,7 @@ impl Job {
     }
 }
 
-/// The released files of a part below a folder of downloads.
+/// Returns the released files of a part in a folder of downloads.
 fn published(part: Part, from: &Path) -> Vec<PathBuf> {
     let releases = part.releases();
     let paths = releases
@@ -125,8 +125,8 @@ fn published(part: Part, from: &Path) -> Vec<PathBuf> {
     paths.collect()
 }
 
-/// A published file, or the same saved in another format: `.safetensors` and so on, or a folder of
-/// that name with shards.
+/// Returns a published file, or the same file in another format: with `.safetensors` or another extension,
+/// or a folder of that name with shards.
 fn as_published(from: &Path, file: &str) -> PathBuf {
     let path = from.join(file);
     ["bin", "safetensors", "pt", "pth", "ckpt", ""]

@@ -1,5 +1,5 @@
-//! The language model: a decoder in Mistral's names, merged or with LoRA in PEFT's, the projections
-//! that the released code calls the agent, and the text tokenizer.
+//! Conversion of the language model: the decoder with Mistral's names, merged or with LoRA under PEFT's
+//! names; the projections, which the released code calls the agent; and the text tokenizer.
 
 use std::path::{Path, PathBuf};
 
@@ -17,14 +17,14 @@ use crate::checkpoint::{CONFIG, Part, TEXT_TOKENIZER};
 use crate::error::{Error, Result};
 use crate::weights::{ParamSpec, Source, SourceTensor, WeightsError, holds_weights, module_layout};
 
-/// What new rows of the vocabulary start from: the mean of the old ones, in the embedding table, and
-/// three times the mean in the output head.
+/// New rows of the vocabulary are the mean of the old rows in the embedding table, and this factor times
+/// the mean in the output head.
 const HEAD_FACTOR: f64 = 3.0;
 
-/// What to do about tensors that do not fit each other.
+/// Remedy for tensors that do not fit each other.
 const ONE_MODEL: &str = "give the files of one model";
 
-/// Where a language model's pieces were found.
+/// The pieces of a language model that were found in the sources.
 pub(super) struct Pieces {
     sources: Vec<Source>,
     config: MistralConfig,
@@ -32,7 +32,7 @@ pub(super) struct Pieces {
     adapter: Option<AdapterConfig>,
 }
 
-/// What PEFT keeps beside the matrices of an adapter.
+/// The configuration that PEFT stores with an adapter.
 #[derive(Deserialize)]
 struct AdapterConfig {
     lora_alpha: f64,
@@ -43,7 +43,7 @@ struct AdapterConfig {
 /// Name of an adapter's configuration.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// A decoder's sizes, as its own `config.json` gives them.
+/// The sizes of a decoder in its `config.json`.
 #[derive(Deserialize)]
 struct DecoderConfig {
     vocab_size: usize,
@@ -125,7 +125,7 @@ impl AdapterConfig {
             .map_err(|error| refused(format!("does not say LoRA's alpha ({error})")))
     }
 
-    /// Alpha, where the product counts alpha / rank times.
+    /// Returns alpha. The product is scaled by alpha / rank.
     fn alpha(&self, rank: f64) -> f64 {
         match self.use_rslora {
             true => self.lora_alpha * rank.sqrt(),
@@ -135,8 +135,8 @@ impl AdapterConfig {
 }
 
 impl Pieces {
-    /// Sorts a job's files and folders: weights, the decoder's `config.json`, the text tokenizer. One
-    /// folder may hold all three.
+    /// Finds the weights, the decoder's `config.json` and the text tokenizer in a job's files and folders.
+    /// One folder may contain all three.
     pub fn open(job: &Job) -> Result<Self> {
         let mut sources = Vec::new();
         let mut config = None;
@@ -149,7 +149,7 @@ impl Pieces {
             if is_tokenizer && tokenizer.is_none() {
                 tokenizer = Some(TextTokenizer::open(path).map_err(LlmError::from)?);
             }
-            // In a folder, or beside a checkpoint of training, which is one file.
+            // In the folder, or beside the file if the source is a training checkpoint.
             let beside = |name: &str| match path.is_dir() {
                 true => path.join(name),
                 false => path.with_file_name(name),
@@ -163,7 +163,7 @@ impl Pieces {
             }
             match Source::open(path) {
                 Ok(source) => sources.push(source),
-                // Of a tokenizer, or of a decoder whose sizes are all that is wanted.
+                // The folder of a tokenizer, or of a decoder from which only the sizes are needed.
                 Err(_) if path.is_dir() && !holds_weights(path) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -194,17 +194,17 @@ impl Pieces {
         })
     }
 
-    /// The tensors' files.
+    /// Returns the files of the tensors.
     pub fn sources(&self) -> &[Source] {
         &self.sources
     }
 
-    /// The text tokenizer, which is saved with the weights.
+    /// Returns the text tokenizer, which is saved with the weights.
     pub fn text_tokenizer(&self) -> &TextTokenizer {
         &self.tokenizer
     }
 
-    /// Finds the source of every parameter, and the sizes as JSON.
+    /// Finds the source of every parameter. Returns also the sizes as JSON.
     pub fn plan(&self, job: &Job, sizes: &ReleasedConfig) -> Result<(Vec<TensorPlan<'_>>, String)> {
         let grows = job.part == Part::Mistral;
         let num_queries = sizes.tokenizer.resampler.tokens;
@@ -303,7 +303,7 @@ impl Pieces {
         else {
             return Ok(match self.find(wanted) {
                 Some(source) => Some(Origin::Copy(source)),
-                // Training starts with projections as PyTorch makes them.
+                // Training starts with projections that are initialised as in PyTorch.
                 None if start => Some(Origin::Fresh {
                     bound: 1.0 / (self.fan_in(wanted, spec) as f64).sqrt(),
                     seed: index as u64,
@@ -356,7 +356,7 @@ impl Pieces {
         Ok(Some(Origin::Copy(source)))
     }
 
-    /// LoRA's alpha: as asked for, as PEFT says, or the rank, as released.
+    /// Returns alpha of LoRA: the requested one, that of PEFT's configuration, or the rank, as released.
     fn alpha(&self, asked: Option<f64>, rank: f64) -> f64 {
         asked
             .or_else(|| Some(self.adapter.as_ref()?.alpha(rank)))
@@ -371,20 +371,20 @@ impl Pieces {
         Error::config(self.path(), problem, remedy)
     }
 
-    /// Inputs of the linear layer that a parameter of a projection belongs to.
+    /// Returns the number of inputs of the linear layer in a projection to which a parameter belongs.
     fn fan_in(&self, wanted: &str, spec: &ParamSpec) -> usize {
         let hidden = self.config.hidden_size;
         match spec.shape[..] {
             [input, _] => input,
-            // A bias: the first layer of a projection reads what the projection reads.
+            // A bias. The first layer of a projection has the input of the projection.
             [width] if wanted.contains("proj.2") => width,
             _ if wanted.starts_with("input") => GmmConfig::new().dim,
             _ => hidden,
         }
     }
 
-    /// The mixture that the output projection's width is made for, or the released one where there is
-    /// no such projection yet.
+    /// Returns the mixture that matches the width of the output projection, or the released mixture if
+    /// there is no such projection yet.
     fn head(&self, sizes: &ReleasedConfig) -> Result<HeadConfig> {
         let shape = |name: &str| self.find(name).map(|tensor| tensor.shape.clone());
         let (Some(input), Some(output)) = (
@@ -398,7 +398,7 @@ impl Pieces {
             input.last().copied().unwrap_or(0),
             output.first().copied().unwrap_or(0),
         );
-        // k means and variances of `dim` numbers and k weights.
+        // k means and variances of `dim` values each, and k weights.
         if dim == 0 || width == 0 || width % (2 * dim + 1) != 0 {
             return Err(self.refused(
                 format!("has an output projection of {width}, which holds no mixture over {dim}"),
@@ -411,7 +411,7 @@ impl Pieces {
         Ok(HeadConfig::Gmm(head))
     }
 
-    /// The LoRA that is in the files, if one is.
+    /// Returns the LoRA configuration if the files contain LoRA.
     fn lora(&self, alpha: Option<f64>) -> Result<Option<LoraConfig>> {
         let matrix = |target: LoraTarget| {
             let group = match target {
@@ -439,8 +439,8 @@ impl Pieces {
         ))
     }
 
-    /// A tensor of the decoder, by Mistral's name, or by the name that PEFT or the agent around it
-    /// makes of that. What PEFT trained in full goes before what it started from.
+    /// Finds a tensor of the decoder, by Mistral's name or by the name that PEFT or the agent derives from
+    /// it. A tensor that PEFT trained in full takes precedence over its original.
     fn decoder_tensor(&self, name: &str) -> Option<&SourceTensor> {
         let names: Vec<String> = decoder_names(name).collect();
         self.sources.iter().find_map(|source| {
@@ -449,7 +449,7 @@ impl Pieces {
         })
     }
 
-    /// What is called so, or as PEFT or the agent call it, and is not a tensor that can be read.
+    /// Finds an unreadable tensor of this name, or of the name that PEFT or the agent derives from it.
     fn unreadable(&self, name: &str) -> Option<(&Source, &str)> {
         let names = std::iter::once(name.to_owned()).chain(decoder_names(name));
         let mut names = names.into_iter();
@@ -463,7 +463,7 @@ impl Pieces {
     }
 }
 
-/// The names that a tensor of the decoder may have, those that count first.
+/// Returns the possible names of a decoder's tensor, in order of precedence.
 fn decoder_names(name: &str) -> impl Iterator<Item = String> {
     let forms = ["modules_to_save.default.", "", "default.", "base_layer."];
     let prefixes = ["", "llm.", "base_model.model.", "llm.base_model.model."];
@@ -482,7 +482,7 @@ fn is_decoder(released: &str) -> bool {
     !released.contains("put_resampler.")
 }
 
-/// The released name of a parameter of ours.
+/// Returns the released name of one of our parameters.
 fn released_name(path: &str) -> String {
     let name = match path.strip_suffix("gamma") {
         Some(stem) => format!("{stem}weight"),

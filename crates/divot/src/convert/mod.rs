@@ -1,4 +1,4 @@
-//! Conversion of the released PyTorch checkpoints into ours, tensor by tensor.
+//! Conversion of the released PyTorch checkpoints to ours, tensor by tensor.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -41,25 +41,25 @@ use crate::progress::Progress;
 use crate::weights::{Source, TensorSpec};
 use plan::{Origin, TensorPlan};
 
-/// What a conversion did.
+/// The result of a conversion.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// The part.
     pub part: Part,
-    /// Where it was written.
+    /// The folder that was written.
     pub folder: PathBuf,
-    /// Tensors converted.
+    /// Number of converted tensors.
     pub converted: usize,
-    /// The number of parameters in them.
+    /// Number of their parameters.
     pub parameters: usize,
     /// Tensors of the sources that the part does not need.
     pub ignored: Vec<String>,
-    /// Parameters that are not in the source and were set to a value without effect.
+    /// Parameters that are missing in the source and were set to a value that has no effect.
     pub defaulted: Vec<String>,
-    /// Parameters that were never released, with the values that training starts from.
+    /// Parameters that were never released, which have initial values for training.
     pub fresh: Vec<String>,
     /// Why the tokens of a mid-grey clip are not stored with the video tokenizer, on one line. Guidance
-    /// computes them then.
+    /// then computes them.
     pub not_stored: Option<String>,
 }
 
@@ -95,16 +95,17 @@ impl fmt::Display for Report {
     }
 }
 
-/// Converts one part into `to/<part>`, as elements of `dtype`.
+/// Converts one part into `to/<part>`, with elements of `dtype`.
 ///
-/// One tensor is in memory at a time. The part is written as [`Checkpoint::save`] writes it: its folder
-/// appears when it is complete, an older one is replaced then, and with the video tokenizer the tokens of
-/// a mid-grey clip are stored. `progress` is told about each tensor and may stop the conversion, which
-/// leaves nothing behind.
+/// One tensor is in memory at a time. The part is written as by [`Checkpoint::save`]. Its folder appears,
+/// and replaces an older one, when it is complete. With the video tokenizer, the tokens of a mid-grey clip
+/// are stored.
+///
+/// `progress` is called for each tensor and may stop the conversion. Nothing is left behind then.
 ///
 /// # Errors
-/// If a source cannot be read, lacks a tensor, or has one of another shape or with numbers that
-/// `dtype` cannot hold; if `to` cannot be written; if another process wrote the same part meanwhile; if
+/// If a source cannot be read, lacks a tensor, or has one of another shape or with values that `dtype`
+/// cannot represent; if `to` cannot be written; if another process wrote the same part in the meantime; if
 /// `progress` stops it ([`Error::Stopped`](crate::Error::Stopped)).
 pub fn convert(
     job: &Job,
@@ -146,7 +147,7 @@ pub fn convert(
     planned.write(to, dtype, progress)
 }
 
-/// A part that is ready to be written.
+/// The plan for a part, ready to be written.
 struct Planned<'a> {
     part: Part,
     sources: &'a [Source],

@@ -1,10 +1,10 @@
-//! Names of the released tensors: ours, rewritten.
+//! Maps the names of our parameters to the released names.
 
 use regex::{Captures, Regex};
 
 use crate::weights::{ParamSpec, Source, SourceTensor};
 
-/// A network whose tensors have released names.
+/// A network with released names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Network {
     Vision,
@@ -16,7 +16,7 @@ pub(super) enum Network {
 }
 
 impl Network {
-    /// What our names start with, in the part that the network belongs to.
+    /// Returns the prefix of our names in the part that the network belongs to.
     pub fn prefix(self) -> &'static str {
         match self {
             Self::Vision => "vision.",
@@ -27,7 +27,7 @@ impl Network {
         }
     }
 
-    /// Patterns and what takes their place, applied in this order.
+    /// Returns patterns and their replacements, in the order in which they are applied.
     fn rules(self) -> Vec<(&'static str, &'static str)> {
         match self {
             Self::Vision => [
@@ -80,8 +80,7 @@ impl Network {
     }
 }
 
-/// Blocks as OpenCLIP names them, which the temporal transformer keeps and the spatial-temporal one does
-/// not.
+/// OpenCLIP's names of blocks. The temporal transformer uses them too, the spatial-temporal one does not.
 const OPEN_CLIP_BLOCK: &[(&str, &str)] = &[
     (r"(resblocks\.\d+)\.norm1\.", "$1.ln_1."),
     (r"(resblocks\.\d+)\.norm2\.", "$1.ln_2."),
@@ -101,7 +100,7 @@ const PERCEIVER: &[(&str, &str)] = &[
 ];
 
 const UNET: &[(&str, &str)] = &[
-    // Residual blocks, whose temporal convolutions the released names misspell.
+    // Residual blocks. The released names misspell their temporal convolutions.
     (r"\.temporal\.layers\.0\.norm\.", ".temopral_conv.conv1.0."),
     (r"\.temporal\.layers\.0\.conv\.", ".temopral_conv.conv1.2."),
     (
@@ -125,7 +124,7 @@ const UNET: &[(&str, &str)] = &[
     (r"\.split\.alpha", ".alpha"),
     (r"\.ff\.fc1\.", ".ff.net.0.proj."),
     (r"\.ff\.fc2\.", ".ff.net.2."),
-    // Places in the network.
+    // Positions in the network.
     (r"^time_embed\.fc1\.", "time_embed.0."),
     (r"^time_embed\.fc2\.", "time_embed.2."),
     (r"^fs_embed\.fc1\.", "fps_embedding.0."),
@@ -174,14 +173,14 @@ const VAE: &[(&str, &str)] = &[
     (r"^", "first_stage_model."),
 ];
 
-/// The released names of one network's parameters.
+/// Maps the names of one network's parameters.
 pub(super) struct Released {
     network: Network,
     rules: Vec<(Regex, &'static str)>,
     sums: Regex,
-    /// Index of the last level, which the autoencoder's decoder counts down from.
+    /// Index of the last level. The decoder of the autoencoder counts down from it.
     last_level: usize,
-    /// Output blocks with transformers, after which the upsampling stands two places later.
+    /// Output blocks with transformers. In these, the upsampling is two positions later.
     with_attention: Vec<String>,
 }
 
@@ -216,7 +215,7 @@ impl Released {
         }
     }
 
-    /// The released name of our parameter.
+    /// Returns the released name of our parameter.
     pub fn name(&self, path: &str) -> String {
         let mut name = path
             .strip_suffix("gamma")
@@ -241,7 +240,7 @@ impl Released {
             .into_owned()
     }
 
-    /// `{1+1}` and `{last-1}`: blocks and levels are not all counted from the same end.
+    /// Evaluates `{1+1}` and `{last-1}`, because blocks and levels are not all counted from the same end.
     fn sum(&self, captures: &Captures<'_>) -> String {
         let left = captures[1].parse().unwrap_or(self.last_level);
         let right: usize = captures[3].parse().unwrap_or(0);
@@ -252,20 +251,20 @@ impl Released {
         sum.to_string()
     }
 
-    /// Whether a released tensor is a bare matrix `[input, output]` rather than a linear layer's.
+    /// Returns whether a released tensor is a bare `[input, output]` matrix instead of a linear layer's.
     pub fn is_plain_matrix(&self, path: &str) -> bool {
         matches!(self.network, Network::Vision | Network::Text) && path == "proj.weight"
     }
 }
 
-/// The tensor of a name, or of that name inside what Lightning calls the `model`.
+/// Finds the tensor of this name, or of this name inside Lightning's `model`.
 pub(super) fn find<'a>(source: &'a Source, name: &str) -> Option<&'a SourceTensor> {
     source
         .get(name)
         .or_else(|| source.get(&format!("model.{name}")))
 }
 
-/// What is called so, and is not a tensor that can be read.
+/// Finds an entry of this name that cannot be read as a tensor.
 pub(super) fn unreadable<'a>(sources: &'a [Source], name: &str) -> Option<(&'a Source, &'a str)> {
     sources.iter().find_map(|source| {
         let what = source

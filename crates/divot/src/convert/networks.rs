@@ -1,4 +1,4 @@
-//! The networks of every part but the language models, and where each of their parameters comes from.
+//! The networks of every part except language models, and the sources of their parameters.
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use crate::checkpoint::Part;
 use crate::error::{Error, Result};
 use crate::weights::{ParamSpec, Source, WeightsError, module_layout};
 
-/// The networks of a part with their parameters, and the part's configuration as JSON. No parameter is
-/// initialised: only names and shapes are read.
+/// Returns the parameters of each network of a part, and the part's configuration as JSON. Only names and
+/// shapes are read. No parameter is initialised.
 pub(super) fn networks(
     part: Part,
     sizes: &ReleasedConfig,
@@ -52,7 +52,7 @@ pub(super) fn networks(
     }
 }
 
-/// Finds the source of every parameter, before anything is read.
+/// Finds the source of every parameter before any tensor is read.
 pub(super) fn plan<'a>(
     networks: &[(Network, Vec<ParamSpec>)],
     sources: &'a [Source],
@@ -75,18 +75,18 @@ pub(super) fn plan<'a>(
                     .in_file(source.path())
                     .into());
             }
-            // DynamiCrafter's smaller models have no alpha: zero gives their factor of one.
+            // DynamiCrafter's smaller models have no alpha. Zero gives their factor of one.
             if source.is_none() && !(part == Part::DynamiCrafter && ours.ends_with(".alpha")) {
                 missing.push(wanted.clone());
             }
             let name = format!("{}{}", network.prefix(), spec.path);
-            // Messages call the tensor by its name in the source.
+            // Messages use the tensor's name in the source.
             let mut spec = ParamSpec {
                 path: source.map_or(wanted, |source| source.name.clone()),
                 ..spec.clone()
             };
             if released.is_plain_matrix(ours) {
-                // Stored as [input, output] already, unlike a PyTorch linear layer.
+                // It is already stored as [input, output], unlike a linear layer of PyTorch.
                 spec.container = String::new();
             }
             let narrow = part == Part::DynamiCrafter

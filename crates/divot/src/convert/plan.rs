@@ -1,38 +1,38 @@
-//! How a parameter of ours is made from released tensors.
+//! Plans for making our parameters from released tensors.
 
 use burn::tensor::{DType, TensorData};
 use divot_nn::Noise;
 
 use crate::weights::{ParamSpec, SourceTensor, WeightsError, check_shape, convert_tensor};
 
-/// A parameter of ours and what it is made from.
+/// One of our parameters and its origin.
 pub(super) struct TensorPlan<'a> {
     /// Its name in our file.
     pub name: String,
     /// Its container and shape. The path is the released name, for messages.
     pub spec: ParamSpec,
-    /// What it is made from.
+    /// Its origin.
     pub origin: Origin<'a>,
 }
 
-/// What a parameter is made from.
+/// The origin of a parameter.
 pub(super) enum Origin<'a> {
     /// A released tensor.
     Copy(&'a SourceTensor),
-    /// A released tensor whose second axis is cut to the parameter's length.
+    /// A released tensor. Its second axis is cut to the parameter's length.
     Narrow(&'a SourceTensor),
-    /// Zeros, which have no effect: nothing was released for it.
+    /// Zeros, which have no effect, because nothing was released.
     Zeros,
-    /// The values of a new layer, uniform within the bound: nothing was released for it.
+    /// Initial values of a new layer, uniform within the bound, because nothing was released.
     Fresh { bound: f64, seed: u64 },
-    /// A matrix with LoRA's product folded in: W + scale · B A.
+    /// A matrix with the product of LoRA merged: W + scale · B A.
     Merged {
         base: &'a SourceTensor,
         a: &'a SourceTensor,
         b: &'a SourceTensor,
         scale: f64,
     },
-    /// A table whose new rows are the mean of its own, times a factor.
+    /// A table with new rows, which are the mean of its own rows times a factor.
     Grown {
         table: &'a SourceTensor,
         rows: usize,
@@ -41,7 +41,7 @@ pub(super) enum Origin<'a> {
 }
 
 impl<'a> Origin<'a> {
-    /// The released tensors that it is made from.
+    /// Returns the released tensors that it is made from.
     pub fn sources(&self) -> Vec<&'a SourceTensor> {
         match *self {
             Self::Copy(source) | Self::Narrow(source) | Self::Grown { table: source, .. } => {
@@ -52,25 +52,25 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// Whether it is made from no released tensor.
+    /// Returns whether it is made from no released tensor.
     pub fn is_new(&self) -> bool {
         self.sources().is_empty()
     }
 }
 
 impl TensorPlan<'_> {
-    /// Makes the parameter, in elements of `dtype`.
+    /// Computes the parameter, in elements of `dtype`.
     pub fn read(&self, dtype: DType) -> Result<TensorData, WeightsError> {
         let shape = &self.spec.shape;
         let data = match &self.origin {
             Origin::Copy(source) => {
-                // Before memory is taken for it.
+                // Check before memory is allocated for it.
                 check_shape(&self.spec, &source.shape)
                     .map_err(|error| error.in_file(&source.file))?;
                 source.read()?
             }
             Origin::Narrow(source) => narrow_second_axis(source.read()?, shape[1]),
-            // New parameters are made in our own layout.
+            // New parameters are already in our layout.
             Origin::Zeros => {
                 let zeros = vec![0f32; shape.iter().product()];
                 return self.cast(TensorData::new(zeros, shape.clone()), dtype);
@@ -95,7 +95,7 @@ impl TensorPlan<'_> {
         })
     }
 
-    /// Casts values that have our layout already.
+    /// Casts values that are already in our layout.
     fn cast(&self, data: TensorData, dtype: DType) -> Result<TensorData, WeightsError> {
         let spec = ParamSpec {
             container: String::new(),
@@ -119,7 +119,7 @@ fn narrow_second_axis(data: TensorData, keep: usize) -> TensorData {
     TensorData::from_bytes_vec(bytes, dims, dtype)
 }
 
-/// W + scale · B A in f32, of `[output, input]`, `[output, rank]` and `[rank, input]`.
+/// Computes W + scale · B A in f32, from `[output, input]`, `[output, rank]` and `[rank, input]`.
 fn merge(
     base: &SourceTensor,
     a: &SourceTensor,

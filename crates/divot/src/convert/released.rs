@@ -1,4 +1,4 @@
-//! Sizes as the released system's arguments give them.
+//! The sizes in the released system's configuration.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::weights::Source;
 use crate::{DetokenizerConfig, TokenizerConfig};
 
-/// Sizes of everything in a released checkpoint, whose files hold none themselves.
+/// All sizes of a released checkpoint. The released files do not contain them.
 #[derive(Debug, Clone)]
 pub struct ReleasedConfig {
     /// The tokenizer with its vision tower.
@@ -23,7 +23,7 @@ pub struct ReleasedConfig {
     pub text: TextTowerConfig,
 }
 
-/// The arguments as the released system's configuration files name them.
+/// The arguments, named as in the released system's configuration files.
 #[derive(Deserialize)]
 struct Arguments {
     vit: Vit,
@@ -125,12 +125,12 @@ impl ReleasedConfig {
         }
     }
 
-    /// Sizes from a JSON file with the released system's arguments: `vit`, `clip_embed`, `text`,
+    /// Reads sizes from a JSON file with the released system's arguments: `vit`, `clip_embed`, `text`,
     /// `tok`, `proj`, `unet`, `vae` and `latent`.
     ///
     /// # Errors
-    /// If the file cannot be read, lacks an argument, or asks for a variant of a network that was
-    /// never released.
+    /// If the file cannot be read, lacks an argument, or requests a variant of a network that was never
+    /// released.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             Error::config(
@@ -177,8 +177,8 @@ impl ReleasedConfig {
         Ok(sizes)
     }
 
-    /// These sizes with those of DynamiCrafter's image projection, which is not of the sizes of Divot's
-    /// Perceiver. They are read from the shapes of its tensors.
+    /// Returns these sizes with those of DynamiCrafter's image projection, which differ from the sizes of
+    /// Divot's Perceiver. They are read from the shapes of its tensors.
     pub(super) fn for_dynamicrafter(&self, sources: &[Source]) -> Result<Self> {
         let shape = |name: &str| {
             sources
@@ -187,7 +187,7 @@ impl ReleasedConfig {
                 .map(|tensor| tensor.shape.clone())
                 .unwrap_or_default()
         };
-        // The shapes do not say how wide a head is. DynamiCrafter's are as wide as Divot's.
+        // The shapes do not determine the width of a head. It is the same as in Divot.
         let head_dim = self.detokenizer.resampler.head_dim;
         let (latents, proj_in, proj_out, to_q) = (
             shape("image_proj_model.latents"),
@@ -219,7 +219,7 @@ impl ReleasedConfig {
 }
 
 impl Arguments {
-    /// Checks that arguments which change a network's structure have their released values.
+    /// Checks that arguments which change the structure of a network have their released values.
     fn check(&self) -> Result<(), String> {
         let unet = &self.unet;
         let fixed = [
@@ -258,7 +258,7 @@ impl Arguments {
         if !self.vae.attn_resolutions.is_empty() {
             return Err("asks for attention outside the middle of the autoencoder".to_owned());
         }
-        // The rest is checked with our own sizes. This one is a divisor before that.
+        // The other sizes are checked in our own configuration. This one is a divisor before that.
         if self.vit.head_width == 0 {
             return Err("says vit.head_width = 0".to_owned());
         }

@@ -1,4 +1,4 @@
-//! The cache that HuggingFace tools share, and the folder of downloads whose files are links into it.
+//! The cache that HuggingFace tools share, and the folder of downloads with links into it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,30 +15,30 @@ use super::{Fetched, HubError};
 use crate::checkpoint::Release;
 use crate::progress::{Progress, Step, Watch};
 
-/// A file of a repository and its places.
+/// A file of a repository and its locations.
 pub(super) struct Item {
     pub repository: &'static str,
     pub name: String,
     pub commit: String,
-    /// The checksum, by which the cache calls it.
+    /// The checksum, which is its name in the cache.
     pub etag: String,
     pub size: u64,
     /// Its contents in the cache.
     pub blob: PathBuf,
-    /// Its name in the cache, a link to the contents.
+    /// Its name in the cache, which links to the contents.
     pub pointer: PathBuf,
-    /// Its place in the layout.
+    /// Its path in the folder of downloads.
     pub path: PathBuf,
 }
 
 impl Item {
-    /// What errors call it.
+    /// Returns the name for error messages.
     pub fn title(&self) -> String {
         format!("{}/{}", self.repository, self.name)
     }
 
-    /// The file in the cache, complete. Where links cannot be made, tools keep the contents under the
-    /// file's name instead.
+    /// Returns the complete file in the cache. If links are not possible, tools store the contents under
+    /// the name of the file instead.
     pub fn stored(&self) -> Option<&Path> {
         [&self.blob, &self.pointer]
             .into_iter()
@@ -46,7 +46,7 @@ impl Item {
             .map(PathBuf::as_path)
     }
 
-    /// A file beside the contents, named as hf-hub names them.
+    /// Returns the path of a file beside the contents, named as in hf-hub.
     pub fn beside(&self, extension: &str) -> PathBuf {
         let mut path = OsString::from(&self.blob);
         path.push(".");
@@ -64,16 +64,16 @@ impl Item {
     }
 }
 
-/// One call of [`Hub::download`].
+/// A call of [`Hub::download`].
 pub(super) struct Run<'a> {
-    /// None when offline.
+    /// `None` when offline.
     pub client: Option<Client<'a>>,
     pub cache: Cache,
     pub to: &'a Path,
 }
 
 impl Run<'_> {
-    /// Adds the files of `releases`, all of one repository.
+    /// Adds the files of `releases`, which all belong to one repository.
     pub fn find(
         &self,
         repository: &'static str,
@@ -132,7 +132,7 @@ impl Run<'_> {
         }
     }
 
-    /// Where the names of a repository's files are kept for a time without a network.
+    /// Returns the path that stores the names of a repository's files for use without a network.
     fn listing(&self, repository: &str, commit: &str) -> PathBuf {
         let folder = Repo::model(repository.to_owned()).folder_name();
         self.cache.path().join(folder).join("files").join(commit)
@@ -144,8 +144,8 @@ impl Run<'_> {
         fs::write(&path, names.join("\n")).map_err(HubError::io("write it", &path))
     }
 
-    /// A repository's commit and files, as the cache remembers them. A cache that another tool filled
-    /// has no list: then they are the files that are there.
+    /// Returns the commit and files of a repository from the cache. If another tool filled the cache, there
+    /// is no list, and the files are those in the cache.
     fn listed(&self, repository: &str) -> Result<(String, Vec<String>), HubError> {
         let cached = Repo::model(repository.to_owned()).folder_name();
         let head = self.cache.path().join(cached).join("refs/main");
@@ -173,7 +173,7 @@ impl Run<'_> {
         Ok((commit, names))
     }
 
-    /// Refuses what the disk has no room for before any of it is downloaded.
+    /// Returns an error if the disk has too little space, before anything is downloaded.
     pub fn check_room(&self, items: &[Item]) -> Result<(), HubError> {
         let Some(client) = &self.client else {
             return Ok(());
@@ -200,7 +200,7 @@ impl Run<'_> {
         }
     }
 
-    /// Puts one file in its place: downloaded, checked and linked.
+    /// Provides one file: downloads, verifies and links it.
     pub fn obtain(&self, item: Item, watch: &mut Watch<'_>) -> Result<Fetched, HubError> {
         let mut downloaded = 0;
         if is_regular(&item.path) {
@@ -227,10 +227,10 @@ impl Run<'_> {
         })
     }
 
-    /// Makes the cache's name for the file and its place in the layout.
+    /// Creates the file's name in the cache and its path in the folder of downloads.
     fn link(&self, item: &Item) -> Result<(), HubError> {
         if !item.pointer.exists() {
-            // Relative, so that the whole cache can be moved.
+            // A relative link, so that the whole cache can be moved.
             let up = Path::new(&item.name).components().count() + 1;
             let mut target: PathBuf = std::iter::repeat_n("..", up).collect();
             target.push("blobs");
@@ -257,7 +257,7 @@ impl Run<'_> {
     }
 }
 
-/// The checksum and size of a file in the cache.
+/// Returns the checksum and size of a file in the cache.
 pub(super) fn identify(pointer: &Path) -> Option<(String, u64)> {
     let blob = fs::canonicalize(pointer).ok()?;
     let etag = blob.file_name()?.to_str()?.to_owned();
@@ -265,7 +265,7 @@ pub(super) fn identify(pointer: &Path) -> Option<(String, u64)> {
     metadata.is_file().then_some((etag, metadata.len()))
 }
 
-/// Makes `at` a link to `target`, or where there are no links another name or a copy of `source`.
+/// Makes `at` a link to `target`. If links are not possible, makes it a hard link or a copy of `source`.
 pub(super) fn place(at: &Path, target: &Path, source: &Path) -> Result<(), HubError> {
     create_parent(at)?;
     if at.is_symlink() {
@@ -291,7 +291,7 @@ pub(super) fn symlink(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// The last step of a copy is a rename, so that half a copy is never taken for the file.
+/// Hard-links or copies a file. A copy is renamed at the end, so that an incomplete one never has the name.
 pub(super) fn hard_link_or_copy(source: &Path, at: &Path) -> io::Result<()> {
     fs::hard_link(source, at).or_else(|_| {
         let mut copy = OsString::from(at);
@@ -308,7 +308,7 @@ pub(super) fn create_parent(path: &Path) -> Result<(), HubError> {
     }
 }
 
-/// The names of all files below a folder, with slashes.
+/// Collects the names of all files in a folder, with slashes.
 pub(super) fn collect_files(folder: &Path, prefix: &str, names: &mut Vec<String>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let Ok(name) = entry.file_name().into_string() else {
@@ -323,7 +323,7 @@ pub(super) fn collect_files(folder: &Path, prefix: &str, names: &mut Vec<String>
     }
 }
 
-/// Whether something other than a link is there.
+/// Returns whether the path exists and is not a link.
 pub(super) fn is_regular(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_symlink())
 }
@@ -332,7 +332,7 @@ pub(super) fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// Bytes that may be stored in a folder, or in the one that it will be created in.
+/// Returns the free space in bytes for a folder. The folder may not exist yet.
 #[cfg(unix)]
 pub(super) fn free_space(folder: &Path) -> Option<u64> {
     let folder = folder.ancestors().find(|folder| folder.is_dir())?;
@@ -349,7 +349,7 @@ pub(super) fn free_space(_: &Path) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Linking fails across file systems, which is where copies are for.
+    /// Linking fails across file systems. Files are copied then.
     #[test]
     fn without_links_there_are_copies() {
         let here = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Checksums: a file is kept only if it is what the hub says.
+//! Checksums. A file is kept only if it matches the hub's checksum.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -14,7 +14,7 @@ use super::cache::{Item, create_parent, length};
 use super::transfer::{CHUNK, tell};
 use crate::progress::{Step, Watch};
 
-/// Keeps a file of the cache only if it is what the hub says it is.
+/// Verifies a file of the cache, and removes it if it does not match the hub's checksum.
 pub(super) fn accept(item: &Item, path: &Path, watch: &mut Watch<'_>) -> Result<(), HubError> {
     if verify(item, path, watch)? {
         return Ok(());
@@ -28,13 +28,13 @@ pub(super) fn accept(item: &Item, path: &Path, watch: &mut Watch<'_>) -> Result<
     })
 }
 
-/// Whether the file at `path` has the checksum that names the item. It is remembered beside the
-/// contents, so that a file is not read again until its size or time of change is another.
+/// Returns whether the file at `path` has the item's checksum. The result is stored beside the contents.
+/// The file is read again only if its size or modification time changes.
 pub(super) fn verify(item: &Item, path: &Path, watch: &mut Watch<'_>) -> Result<bool, HubError> {
     if length(path) != item.size {
         return Ok(false);
     }
-    // Other servers than the hub may call a file anything.
+    // Servers other than the hub may use any names.
     let Some(mut hasher) = hasher(&item.etag, item.size) else {
         return Ok(true);
     };
@@ -63,7 +63,7 @@ pub(super) fn verify(item: &Item, path: &Path, watch: &mut Watch<'_>) -> Result<
     if sum != item.etag {
         return Ok(false);
     }
-    // Without the marker the file is read again next time: no reason to fail.
+    // Without the marker, the file is only read again next time.
     if let Some(stamp) = stamp
         && create_parent(&marker).is_ok()
     {
@@ -72,7 +72,8 @@ pub(super) fn verify(item: &Item, path: &Path, watch: &mut Watch<'_>) -> Result<
     Ok(true)
 }
 
-/// The hub calls large files by their SHA-256, and others by the SHA-1 that git gives them.
+/// Returns the hash function of a checksum. The hub uses SHA-256 for large files and git's SHA-1 for
+/// others.
 pub(super) fn hasher(etag: &str, size: u64) -> Option<Box<dyn DynDigest>> {
     if !etag
         .bytes()
@@ -87,7 +88,7 @@ pub(super) fn hasher(etag: &str, size: u64) -> Option<Box<dyn DynDigest>> {
     }
 }
 
-/// A file's size and time of change.
+/// Returns the size and the modification time of a file.
 pub(super) fn stamp(path: &Path) -> Option<String> {
     let metadata = fs::metadata(path).ok()?;
     let time = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;

@@ -1,11 +1,11 @@
-//! The environment variables of HuggingFace tools, in the order in which `huggingface_hub` looks at them.
+//! The environment variables of HuggingFace tools, in the order of precedence of `huggingface_hub`.
 
 use std::path::{Path, PathBuf};
 
 use super::{ENDPOINT, Hub, HubError};
 
 impl Hub {
-    /// The hub and cache that the environment variables and the token file name.
+    /// Creates a hub from the environment variables and the token file.
     ///
     /// # Errors
     /// If no variable names a cache and there is no home folder.
@@ -13,8 +13,8 @@ impl Hub {
         Self::from_lookup(|name| std::env::var(name).ok())
     }
 
-    /// As [`from_env`](Self::from_env), with the variables looked up elsewhere. An empty one counts as
-    /// not set.
+    /// Like [`from_env`](Self::from_env), but with another lookup of variables. An empty variable counts as
+    /// unset.
     ///
     /// # Errors
     /// If no variable names a cache and there is no home folder.
@@ -50,7 +50,7 @@ impl Hub {
     }
 }
 
-/// A path with `~` for the home folder, and `$NAME` and `${NAME}` for variables; unknown ones stay.
+/// Expands `~` to the home folder, and `$NAME` and `${NAME}` to variables. Unknown variables stay.
 fn expand(path: &str, home: Option<&Path>, get: &impl Fn(&str) -> Option<String>) -> PathBuf {
     let mut expanded = String::new();
     let mut rest = path;

@@ -1,15 +1,15 @@
-//! Why a download failed.
+//! The errors of a download.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ENDPOINT;
 
-/// Why a download failed; each message is one line that names the file and the remedy.
+/// Why a download failed. Each message is one line that names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// There is no place for a cache.
+    /// No folder for the cache is known.
     #[error("the home folder is not known; set HF_HOME to the folder that downloads are to go to")]
     NoHome,
     /// The hub's address is not a web address.
@@ -17,13 +17,13 @@ pub enum HubError {
         "{endpoint:?} is not a web address; set HF_ENDPOINT to one such as {ENDPOINT}, or unset it"
     )]
     Endpoint {
-        /// What was given.
+        /// The given address.
         endpoint: String,
     },
-    /// The token has spaces or other characters that no token has.
+    /// The token has spaces or other characters that no token contains.
     #[error("the token holds characters that no token has; set HF_TOKEN to one from your account")]
     Token,
-    /// The hub knows no such repository, or does not show it.
+    /// The repository does not exist, or is not visible.
     #[error(
         "{repository}: there is no such repository at {endpoint}; check HF_ENDPOINT, and set HF_TOKEN if it is private"
     )]
@@ -40,10 +40,10 @@ pub enum HubError {
     NoFile {
         /// The repository's name.
         repository: String,
-        /// The file's name, perhaps with a `*` for anything.
+        /// The file's name. A `*` stands for any characters.
         file: String,
     },
-    /// Not everyone may read it.
+    /// Access to the repository is restricted.
     #[error(
         "{repository}: access refused (HTTP {status}); ask for access at {endpoint}/{repository}, then set HF_TOKEN to a token of that account"
     )]
@@ -52,7 +52,7 @@ pub enum HubError {
         repository: String,
         /// The hub's address.
         endpoint: String,
-        /// HTTP's status.
+        /// HTTP status.
         status: u16,
     },
     /// The hub answered with another error.
@@ -60,10 +60,10 @@ pub enum HubError {
     Status {
         /// The repository and file.
         file: String,
-        /// HTTP's status.
+        /// HTTP status.
         status: u16,
     },
-    /// The hub's answer is not one of a model hub.
+    /// The answer is not that of a model hub.
     #[error("{file}: the hub's answer {problem}; check that HF_ENDPOINT is a model hub")]
     Answer {
         /// The repository and file.
@@ -71,25 +71,25 @@ pub enum HubError {
         /// What is wrong with it, to follow "answer".
         problem: String,
     },
-    /// The hub did not answer at all.
+    /// The hub did not answer.
     #[error(
         "{endpoint} cannot be reached ({problem}); check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use what is in the cache"
     )]
     Unreachable {
         /// The hub's address.
         endpoint: String,
-        /// What was wrong.
+        /// The problem.
         problem: String,
     },
-    /// The connection broke, again and again.
+    /// The connection broke repeatedly.
     #[error("{file}: the connection broke ({problem}); run again, it goes on where it was")]
     Interrupted {
         /// The repository and file.
         file: String,
-        /// What was wrong.
+        /// The problem.
         problem: String,
     },
-    /// A file is not what the hub says it is. It was removed.
+    /// A file does not match the hub's checksum. It was removed.
     #[error(
         "{file}: damaged ({size} bytes whose checksum is not {checksum}) and removed from the cache; run again to download it anew"
     )]
@@ -98,32 +98,32 @@ pub enum HubError {
         file: String,
         /// Its size in bytes.
         size: u64,
-        /// The checksum that it should have.
+        /// The expected checksum.
         checksum: String,
     },
-    /// Nothing may be asked of the network, and the cache lacks a file.
+    /// The network may not be used, and the cache lacks a file.
     #[error(
         "{file}: not in the cache {}; go online once to download it (unset HF_HUB_OFFLINE), or set HF_HOME to the cache that has it", .cache.display()
     )]
     Offline {
-        /// The repository, and the file where one is known.
+        /// The repository, and the file if known.
         file: String,
         /// The cache.
         cache: PathBuf,
     },
-    /// The disk is full, or would be.
+    /// The disk is full, or would be full.
     #[error("{}: no room for {file}{}; make room, or set HF_HOME to a folder on a larger disk, and run again", .folder.display(), room(*.needed, *.free))]
     Full {
-        /// The repository and file, or what else is to be stored.
+        /// The repository and file, or a description of the data.
         file: String,
         /// The folder that it does not fit into.
         folder: PathBuf,
-        /// Bytes to store, where it was known before.
+        /// Number of bytes to store, if known.
         needed: Option<u64>,
-        /// Bytes that are free, where it was known before.
+        /// Number of free bytes, if known.
         free: Option<u64>,
     },
-    /// Another file is where a downloaded one should be.
+    /// Another file is at the path of a downloaded file.
     #[error(
         "{}: is not the file that {repository} publishes; move it away and run again", .path.display()
     )]
@@ -144,18 +144,18 @@ pub enum HubError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was being done, to follow "cannot".
+        /// The attempted action, to follow "cannot".
         action: &'static str,
         /// The operating system's error.
         source: io::Error,
     },
-    /// The caller stopped the download. What has arrived is kept for the next time.
+    /// The caller stopped the download. The received data is kept for the next download.
     #[error("stopped; run again, it goes on where it was")]
     Stopped,
 }
 
 impl HubError {
-    /// Whether trying again at once may help.
+    /// Returns whether an immediate retry may help.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Interrupted { .. } => true,
@@ -184,7 +184,7 @@ impl HubError {
     }
 }
 
-/// The numbers of [`HubError::Full`], as far as they are known.
+/// Formats the numbers of [`HubError::Full`], if known.
 fn room(needed: Option<u64>, free: Option<u64>) -> String {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     match (needed, free) {

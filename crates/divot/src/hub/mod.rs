@@ -1,7 +1,7 @@
 //! Download of the released checkpoints from a model hub.
 //!
-//! Files are kept in the cache that every HuggingFace tool shares, and linked from a folder laid out
-//! as [`Job::find`](crate::convert::Job::find) reads it:
+//! Files are stored in the cache that all HuggingFace tools share. A folder with the layout of
+//! [`Job::find`](crate::convert::Job::find) links to them:
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -21,17 +21,17 @@
 //! # }
 //! ```
 //!
-//! A download that was interrupted or stopped goes on where it was. What arrives is checked against
-//! the hub's checksum: SHA-256 for large files, git's SHA-1 for small ones.
+//! An interrupted or stopped download is resumed. Received files are verified with the hub's checksum:
+//! SHA-256 for large files, git's SHA-1 for small ones.
 //!
-//! The environment variables are those of `huggingface_hub`. Where several are set, the first counts:
+//! The environment variables are those of `huggingface_hub`. If several are set, the first one counts:
 //!
 //! | what | variables | default |
 //! | --- | --- | --- |
 //! | the hub's address | `HF_ENDPOINT` | `https://huggingface.co` |
 //! | the cache of downloads | `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE` | `hub` in the next folder |
-//! | where tools keep their files | `HF_HOME`, `huggingface` in `XDG_CACHE_HOME` | `~/.cache/huggingface` |
-//! | the token, for repositories that not everyone may read | `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH` | the file `token` in that folder |
+//! | the folder of the tools' files | `HF_HOME`, `huggingface` in `XDG_CACHE_HOME` | `~/.cache/huggingface` |
+//! | the token, for restricted repositories | `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, the file `HF_TOKEN_PATH` | the file `token` in that folder |
 //! | `1`: use the cache only | `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE` | `0` |
 
 mod cache;
@@ -59,22 +59,22 @@ use transfer::Client;
 /// The address of the public hub.
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// A file that was downloaded, or was there already.
+/// A file that was downloaded or existed already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
-    /// The repository that it is from.
+    /// Its repository.
     pub repository: &'static str,
-    /// Its name there.
+    /// Its name in the repository.
     pub file: String,
-    /// Where it lies now.
+    /// Its path.
     pub path: PathBuf,
     /// Its size in bytes.
     pub size: u64,
-    /// How many of them this run downloaded.
+    /// Number of bytes that this run downloaded.
     pub downloaded: u64,
 }
 
-/// A model hub and the cache of what was downloaded from it.
+/// A model hub with a cache of downloads.
 #[derive(Clone)]
 pub struct Hub {
     endpoint: String,
@@ -98,7 +98,7 @@ impl fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// The public hub, asked without a token, with `cache` as the cache.
+    /// Creates the public hub without a token, with this cache.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             endpoint: ENDPOINT.to_owned(),
@@ -111,71 +111,69 @@ impl Hub {
         }
     }
 
-    /// Another hub's address.
+    /// Sets the address of the hub.
     pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.endpoint = endpoint.into();
         self
     }
 
-    /// Another cache.
+    /// Sets the cache.
     pub fn with_cache(mut self, cache: impl Into<PathBuf>) -> Self {
         self.cache = Cache::new(cache.into());
         self
     }
 
-    /// The token to ask with, if any.
+    /// Sets the token.
     pub fn with_token(mut self, token: Option<String>) -> Self {
         self.token = token;
         self
     }
 
-    /// Whether only the cache is used.
+    /// Sets whether only the cache is used.
     pub fn with_offline(mut self, offline: bool) -> Self {
         self.offline = offline;
         self
     }
 
-    /// How often a failed request is repeated without a byte having arrived (4 times by default), and how
-    /// long to wait before the first repetition (one second). The wait doubles each time.
+    /// Sets how often a failed request is retried if no data arrived (4 times by default), and the wait
+    /// before the first retry (one second). The wait doubles each time.
     pub fn with_retries(mut self, retries: u32, wait: Duration) -> Self {
         self.retries = retries;
         self.wait = wait;
         self
     }
 
-    /// How long a connection may be silent before it counts as broken (30 seconds by default).
+    /// Sets how long a connection may be silent before it counts as broken (30 seconds by default).
     pub fn with_timeout(mut self, silence: Duration) -> Self {
         self.silence = silence;
         self
     }
 
-    /// The hub's address.
+    /// Returns the address of the hub.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// The cache's folder.
+    /// Returns the folder of the cache.
     pub fn cache(&self) -> &Path {
         self.cache.path()
     }
 
-    /// Whether nothing is asked of the network.
+    /// Returns whether the network is not used.
     pub fn is_offline(&self) -> bool {
         self.offline
     }
 
-    /// Downloads the released files that `parts` are made from ([`Part::releases`]), as far as the cache
-    /// does not have them, and links all of them from `to` in the layout that
-    /// [`convert::Job::find`](crate::convert::Job::find) reads.
+    /// Downloads the released files of `parts` ([`Part::releases`]) that the cache lacks. Links all of them
+    /// from `to`, in the layout that [`convert::Job::find`](crate::convert::Job::find) reads.
     ///
-    /// Where links cannot be made, files are copied. `progress` may stop the download; what has arrived
-    /// by then is kept, and the next call goes on from there. A file that lies in `to` already is left
-    /// there, if it is the published one.
+    /// If links are not possible, files are copied. A published file that is already in `to` stays there.
+    /// `progress` may stop the download. The received data is kept, and the next call continues from there.
     ///
     /// # Errors
-    /// If a repository or a file is not there or may not be read; if the connection breaks and stays
-    /// broken; if a file does not have the checksum that the hub states; if a file cannot be stored;
-    /// if `progress` stops it. When offline: if the cache lacks a file.
+    /// If a repository or a file does not exist or is restricted; if the connection breaks and retries
+    /// fail; if a file does not have the hub's checksum; if a file cannot be stored; if `progress` stops
+    /// it. When offline: if the cache lacks a file.
     pub fn download(
         &self,
         parts: &[Part],

@@ -1,8 +1,8 @@
-//! Names of files in repositories, which come from the network and are not trusted.
+//! Names of files in repositories. They come from the network and are not trusted.
 
 use std::path::{Component, Path};
 
-/// Whether a name fits a pattern with at most one `*`.
+/// Returns whether a name matches a pattern with at most one `*`.
 pub(super) fn fits(name: &str, pattern: &str) -> bool {
     match pattern.split_once('*') {
         None => name == pattern,
@@ -12,13 +12,13 @@ pub(super) fn fits(name: &str, pattern: &str) -> bool {
     }
 }
 
-/// Whether it can be a file's name by itself.
+/// Returns whether it can be the name of a file, without folders.
 pub(super) fn is_plain(name: &str) -> bool {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=128).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(known)
 }
 
-/// Whether a name stays inside the folder that it is put into.
+/// Returns whether a name stays inside the folder that it is put into.
 pub(super) fn is_inside(name: &str) -> bool {
     let odd = |c: char| c.is_control() || c == '\\' || c == ':';
     let mut components = Path::new(name).components();
@@ -27,7 +27,7 @@ pub(super) fn is_inside(name: &str) -> bool {
         && components.all(|component| matches!(component, Component::Normal(_)))
 }
 
-/// A file's name as a URL has it.
+/// Escapes the name of a file for a URL.
 pub(super) fn escaped(name: &str) -> String {
     name.bytes()
         .map(|byte| match byte {

@@ -1,4 +1,4 @@
-//! What is asked of the hub: which files there are, what they are, and their contents.
+//! Requests to the hub: the list of files, their checksums and sizes, and their contents.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -23,12 +23,12 @@ use super::names::{escaped, is_inside, is_plain};
 use super::{Hub, HubError};
 use crate::progress::{Progress, Step, Watch};
 
-/// How many redirections within the hub are followed.
+/// Maximum number of redirections within the hub.
 const REDIRECTIONS: usize = 5;
-/// Bytes read at a time, between two calls of the progress callback.
+/// Number of bytes that are read between two calls of the progress callback.
 pub(super) const CHUNK: usize = 1 << 18;
 
-/// Tells the caller, who may stop.
+/// Reports progress to the caller, who may stop the work.
 pub(super) fn tell(watch: &mut Watch<'_>, progress: Progress<'_>) -> Result<(), HubError> {
     match watch(progress) {
         ControlFlow::Continue(()) => Ok(()),
@@ -36,11 +36,11 @@ pub(super) fn tell(watch: &mut Watch<'_>, progress: Progress<'_>) -> Result<(), 
     }
 }
 
-/// What speaks to the hub.
+/// A client of the hub.
 pub(super) struct Client<'a> {
     pub hub: &'a Hub,
     agent: Agent,
-    /// The address without a slash at its end.
+    /// The address without a trailing slash.
     endpoint: &'a str,
     /// The address without its path.
     origin: String,
@@ -95,7 +95,7 @@ impl<'a> Client<'a> {
         request.call().map_err(Box::new)
     }
 
-    /// The newest commit of a repository and the names of its files.
+    /// Returns the newest commit of a repository and the names of its files.
     pub fn list(
         &self,
         repository: &str,
@@ -147,7 +147,7 @@ impl<'a> Client<'a> {
         )
     }
 
-    /// Where a file of a commit is.
+    /// Returns the address of a file of a commit.
     fn url(&self, repository: &str, commit: &str, name: &str) -> String {
         format!(
             "{}/{repository}/resolve/{commit}/{}",
@@ -156,10 +156,10 @@ impl<'a> Client<'a> {
         )
     }
 
-    /// A file's checksum and size.
+    /// Returns the checksum and size of a file.
     ///
-    /// The hub states them before it redirects to where the contents are, hence no redirection is
-    /// followed but those within the hub.
+    /// The hub states them before it redirects to the contents. Therefore only redirections within the hub
+    /// are followed.
     pub fn locate(
         &self,
         repository: &str,
@@ -217,16 +217,16 @@ impl<'a> Client<'a> {
         )
     }
 
-    /// Downloads a file into the cache and checks it. Gives the bytes that were downloaded.
+    /// Downloads a file into the cache and verifies it. Returns the number of downloaded bytes.
     pub fn fetch(&self, item: &Item, watch: &mut Watch<'_>) -> Result<u64, HubError> {
         let part = item.beside("part");
         create_parent(&part)?;
         let lock = item.beside("lock");
-        // hf-hub takes the same lock and leaves the same partial file.
+        // hf-hub uses the same lock and the same partial file.
         let lock = File::create(&lock).map_err(HubError::io("write it", &lock))?;
         match lock.try_lock() {
             Err(TryLockError::WouldBlock) => return Err(HubError::Busy { file: item.title() }),
-            // Some network file systems have no locks.
+            // Some network file systems do not support locks.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
         let mut file = OpenOptions::new()
@@ -247,7 +247,7 @@ impl<'a> Client<'a> {
         Ok(downloaded)
     }
 
-    /// Appends what a partial file lacks.
+    /// Appends the missing rest of a partial file.
     fn transfer(
         &self,
         item: &Item,
@@ -297,7 +297,7 @@ impl<'a> Client<'a> {
                     });
                 }
             }
-            // The whole file, from a server that knows no ranges.
+            // The server does not support ranges and sends the whole file.
             StatusCode::OK if done > 0 => {
                 file.set_len(0).map_err(stored)?;
                 done = 0;
@@ -322,7 +322,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Tries until it succeeds, or fails for good, or fails too often without `done` having grown.
+    /// Retries until it succeeds, fails permanently, or fails too often without progress in `done`.
     fn patiently<T>(
         &self,
         mut waiting: Progress<'_>,
@@ -346,7 +346,7 @@ impl<'a> Client<'a> {
             if failures > self.hub.retries {
                 return Err(error);
             }
-            // In slices, so that a caller who wants to stop does not wait with us.
+            // In short steps, so that a caller can stop the wait.
             let doublings = 2u32.saturating_pow(failures - 1);
             let mut wait = self.hub.wait.saturating_mul(doublings);
             while !wait.is_zero() {
@@ -358,7 +358,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// What an answer other than success means.
+    /// Returns the error for an unsuccessful response.
     fn refusal(&self, repository: &str, file: Option<&str>, response: &Response<Body>) -> HubError {
         let code = response.headers().get("x-error-code");
         let unknown = code.is_some_and(|code| code == "RepoNotFound");
@@ -370,7 +370,7 @@ impl<'a> Client<'a> {
                 repository,
                 file: file.to_owned(),
             },
-            // The hub does not tell strangers whether a repository is private or none.
+            // The hub does not reveal whether a repository is private or does not exist.
             (404, _) => HubError::NoRepository {
                 repository,
                 endpoint,

@@ -17,20 +17,20 @@ pub struct Answer {
     pub text: String,
     /// The text's tokens, special ones included.
     pub ids: Vec<u32>,
-    /// How many tokens the model read before it answered, those of the clips included.
+    /// Number of tokens that the model read before the answer, including those of clips.
     pub prompt_tokens: usize,
-    /// Whether the model ended the answer, rather than running out of tokens.
+    /// Whether the model ended the answer itself, instead of reaching the limit of tokens.
     pub complete: bool,
 }
 
-/// A conversation. Each question is answered with everything before it in mind.
+/// A conversation. Each answer takes everything before it into account.
 ///
 /// Weights are shared: one model serves many conversations.
 #[derive(Debug)]
 pub struct Chat {
     llm: Arc<VideoLlm>,
     context: Option<Context>,
-    /// Tokens that were said and are not read yet.
+    /// Tokens that were generated but not read yet.
     pending: Vec<u32>,
     noise: Noise,
     config: GenerationConfig,
@@ -48,16 +48,16 @@ impl Chat {
         }
     }
 
-    /// Asks the first question, which shows the model something
+    /// Asks the first question, which shows something to the model
     /// ([`OpenLlm::question_prompt`](super::OpenLlm::question_prompt)).
     ///
-    /// `features` are the tokens of the clips that the prompt has places for, `[clips, tokens, width]`.
-    /// `on_text` gets the text that each token completes, and may stop the answer.
+    /// `features` are the tokens of the prompt's clips, `[clips, tokens, width]`. `on_text` receives the
+    /// text that each token completes, and may stop the answer.
     ///
     /// # Errors
-    /// If the conversation is too long, the features do not fit the prompt, an option is out of range, or
-    /// a number overflowed; [`Error::Stopped`] if `on_text` stopped it. The conversation then stays as it
-    /// was.
+    /// If the conversation is too long, the features do not fit the prompt, an option is out of range, or a
+    /// value is not finite; [`Error::Stopped`] if `on_text` stops it. The conversation does not change
+    /// then.
     pub fn start(
         &mut self,
         prompt: &Prompt,

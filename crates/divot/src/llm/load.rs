@@ -1,4 +1,4 @@
-//! Opening and loading a language model.
+//! Opens and loads a language model.
 
 use std::path::Path;
 
@@ -15,14 +15,14 @@ use crate::error::{Error, Result};
 /// What a language model is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
-    /// Describing and answering.
+    /// Describing videos and answering questions.
     Comprehension,
-    /// Making clips and stories.
+    /// Generating clips and stories.
     Generation,
 }
 
 impl Task {
-    /// The parts that can do the task, the best first.
+    /// Returns the parts that can do the task, the best first.
     pub fn parts(self) -> [Part; 4] {
         match self {
             Self::Comprehension => [
@@ -40,7 +40,7 @@ impl Task {
         }
     }
 
-    /// The best part for the task in a checkpoint's folder.
+    /// Returns the best part for the task in a checkpoint.
     ///
     /// # Errors
     /// If there is no language model.
@@ -60,12 +60,12 @@ impl Task {
     }
 }
 
-/// A language model whose sizes and text tokenizer were read, and whose weights were not.
+/// A language model whose sizes and text tokenizer were read, but not its weights.
 ///
-/// Prompts are encoded and checked here, before [`load`](Self::load) takes its time.
+/// Prompts are encoded and checked here, before the slow [`load`](Self::load).
 #[derive(Debug)]
 pub struct OpenLlm {
-    /// Which part of the checkpoint it is.
+    /// The part of the checkpoint.
     pub part: Part,
     /// Sizes.
     pub config: DivotLlmConfig,
@@ -76,18 +76,18 @@ pub struct OpenLlm {
 }
 
 impl OpenLlm {
-    /// Opens the language model of a checkpoint that is best at `task`.
+    /// Opens the best language model of a checkpoint for `task`.
     ///
     /// # Errors
-    /// If there is none, or a file is missing, damaged, or does not fit the others.
+    /// If there is none, or a file is missing, damaged, or does not match the others.
     pub fn best(checkpoint: &Checkpoint<'_>, task: Task) -> Result<Self> {
         Self::open(checkpoint, task.part(checkpoint.folder())?)
     }
 
-    /// Opens a certain part.
+    /// Opens the given part.
     ///
     /// # Errors
-    /// If a file is missing, damaged, or does not fit the others.
+    /// If a file is missing, damaged, or does not match the others.
     pub fn open(checkpoint: &Checkpoint<'_>, part: Part) -> Result<Self> {
         let config: DivotLlmConfig = checkpoint.config(part)?;
         let path = part.folder(checkpoint.folder()).join(TEXT_TOKENIZER);
@@ -112,7 +112,7 @@ impl OpenLlm {
         })
     }
 
-    /// The prompt of a question about `shown`.
+    /// Builds the prompt of a question about `shown`.
     ///
     /// # Errors
     /// If the question is empty, or too long for the model's window.
@@ -120,7 +120,7 @@ impl OpenLlm {
         self.fits(Prompt::question(&self.text, &self.tokens, shown, question)?)
     }
 
-    /// The prompt of a clip to make from a caption.
+    /// Builds the prompt for generating a clip from a caption.
     ///
     /// # Errors
     /// If the caption is empty, or too long for the model's window.
@@ -128,7 +128,7 @@ impl OpenLlm {
         self.fits(Prompt::generation(&self.text, caption)?)
     }
 
-    /// The prompt of a story.
+    /// Builds the prompt of a story.
     ///
     /// # Errors
     /// If the instruction is empty, or too long for the model's window.
@@ -146,12 +146,12 @@ impl OpenLlm {
 
     /// Loads the weights.
     ///
-    /// With `quantization`, the decoder's weights keep 8 or 4 bits. They are read and packed a matrix
-    /// at a time, so that memory holds the packed model and one matrix.
+    /// With `quantization`, the decoder's weights are kept in 8 or 4 bits. They are read and packed one
+    /// matrix at a time, so that memory holds the packed model and one matrix.
     ///
     /// # Errors
-    /// If a file is missing, damaged, or does not fit the others; or if LoRA stands beside weights that
-    /// are to be quantised.
+    /// If a file is missing, damaged, or does not match the others; or if weights with LoRA are to be
+    /// quantised.
     pub fn load(
         self,
         checkpoint: &mut Checkpoint<'_>,
@@ -179,8 +179,8 @@ impl OpenLlm {
     }
 }
 
-/// Reads and packs the decoder a matrix at a time. Embeddings stay as stored. On the CPU everything else
-/// that is not packed is in f32.
+/// Reads and packs the decoder one matrix at a time. Embeddings keep the stored type. On the CPU,
+/// everything else that is not packed is in f32.
 fn load_quantized(
     checkpoint: &mut Checkpoint<'_>,
     part: Part,
@@ -191,7 +191,7 @@ fn load_quantized(
     let mut loading = checkpoint.loading(part)?;
     let dtype = loading.dtype();
     let quantize = |loading: &mut Loading<'_, '_>, prefix: &str, slot: &mut Projection| {
-        // What is packed is read as stored, which takes the least memory.
+        // Matrices to be packed are read in the stored type, which takes the least memory.
         let dtype = match slot.can_quantize(on_host) {
             true => None,
             false => dtype,

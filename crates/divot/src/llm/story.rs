@@ -1,4 +1,4 @@
-//! Stories: text and clips in turns.
+//! Stories of alternating text and clips.
 
 use std::ops::ControlFlow;
 
@@ -8,21 +8,21 @@ use divot_nn::Noise;
 use super::{GenerationConfig, Scene, VideoLlm};
 use crate::error::{Error, Result};
 
-/// A story: scenes, and what was said after the last one.
+/// A story: scenes, and the text after the last one.
 #[derive(Debug, Clone, Default)]
 pub struct Story {
-    /// Text and clip in turns.
+    /// The scenes, each with its text and clip.
     pub scenes: Vec<Scene>,
-    /// Text after the last clip; empty if the story ends with a clip.
+    /// Text after the last clip. Empty if the story ends with a clip.
     pub ending: String,
-    /// Why the story ends.
+    /// Why the story ended.
     pub end: StoryEnd,
 }
 
-/// Why a story ends.
+/// Why a story ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum StoryEnd {
-    /// It has as many scenes as were asked for.
+    /// It has the requested number of scenes.
     #[default]
     Scenes,
     /// The model ended its text.
@@ -31,25 +31,25 @@ pub enum StoryEnd {
     Window,
 }
 
-/// A piece of a story, as it is told.
+/// A piece of a story that is being generated.
 #[derive(Debug, Clone, Copy)]
 pub enum StoryPart<'a> {
     /// More text.
     Text(&'a str),
-    /// A scene was drawn: its number, from 1, and what it is.
+    /// A new scene, with its number from 1.
     Scene(usize, &'a Scene),
 }
 
 impl VideoLlm {
-    /// Tells a story of at most `scenes` clips: text and clip in turns, each clip read again before
-    /// the next. The story ends early when the model ends its text.
+    /// Generates a story of at most `scenes` clips, with text before each clip. Each clip is read again
+    /// before the next one. The story ends early if the model ends its text.
     ///
-    /// `prompt` comes from [`OpenLlm::instruction_prompt`](super::OpenLlm::instruction_prompt).
-    /// `on_part` gets each piece of text and each scene, and may stop the story.
+    /// `prompt` comes from [`OpenLlm::instruction_prompt`](super::OpenLlm::instruction_prompt). `on_part`
+    /// receives each piece of text and each scene, and may stop the story.
     ///
     /// # Errors
-    /// If no scene was asked for, an option is out of range, the window has no room for the first
-    /// scene, or a number overflowed; [`Error::Stopped`] if `on_part` stopped it.
+    /// If `scenes` is 0, an option is out of range, the window has no room for the first scene, or a value
+    /// is not finite; [`Error::Stopped`] if `on_part` stops it.
     pub fn story(
         &self,
         prompt: &Prompt,
@@ -75,7 +75,7 @@ impl VideoLlm {
             story.end = match turn {
                 Ok(StoryEnd::Scenes) => continue,
                 Ok(end) => end,
-                // What was told so far is kept when the window is full.
+                // When the window is full, the story so far is kept.
                 Err(Error::Llm(LlmError::TooLong { .. })) if !story.scenes.is_empty() => {
                     StoryEnd::Window
                 }
@@ -86,7 +86,7 @@ impl VideoLlm {
         Ok(story)
     }
 
-    /// The next scene of a story. Returns [`StoryEnd::Scenes`] if there may be another one.
+    /// Generates the next scene of a story. Returns [`StoryEnd::Scenes`] if another one may follow.
     fn turn(
         &self,
         context: &mut Context,

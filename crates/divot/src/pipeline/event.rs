@@ -1,27 +1,27 @@
-//! What a pipeline says while it works.
+//! Events of a pipeline.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use crate::{Progress, Scene};
 
-/// What a pipeline does, as it does it.
+/// An event of a running pipeline.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// How far it is.
+    /// Progress of the current step.
     Progress(Progress<'a>),
     /// More text of the language model.
     Text(&'a str),
-    /// The language model drew a scene of a story: its number, from 1, and what it is.
+    /// The language model generated a scene of a story. The number starts at 1.
     Scene(usize, &'a Scene),
-    /// Something that a user should know, on one line.
+    /// A remark for the user, on one line.
     Remark(&'a str),
-    /// A stage is over.
+    /// A stage has finished, after this time.
     Finished(Stage, Duration),
 }
 
-/// A stage of a pipeline. Each network is loaded before its own.
+/// A stage of a pipeline. The loading of a network is a separate stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Loading weights.
@@ -35,7 +35,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Its name.
+    /// Returns its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Loading => "loading",
@@ -46,11 +46,11 @@ impl Stage {
     }
 }
 
-/// A callback that is told about events. [`ControlFlow::Break`] stops the work, which then ends in
+/// A callback for events. [`ControlFlow::Break`] stops the work, with the error
 /// [`Error::Stopped`](crate::Error::Stopped).
 pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
 
-/// An observer that lets everything go on.
+/// An observer that ignores all events.
 pub fn ignore(_: Event<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }

@@ -1,7 +1,8 @@
-//! From a video or a prompt to files' contents: what the program and the examples do.
+//! Complete tasks, from a video or a prompt to the contents of output files, as in the program and the
+//! examples.
 //!
-//! A [`Pipeline`] checks everything that can be checked before weights are loaded. It has one network in
-//! memory at a time, so that the largest decides how much memory a job takes.
+//! A [`Pipeline`] checks everything that can be checked before weights are loaded. One network is in memory
+//! at a time, so that the largest determines the memory of a task.
 
 mod event;
 mod options;
@@ -29,19 +30,19 @@ use crate::{
 pub use event::{Event, Observer, Stage, ignore};
 pub use options::{Clips, Decoding, Precision};
 
-/// A clip to the tokenizer and back.
+/// The result of a reconstruction.
 #[derive(Debug)]
 pub struct Reconstruction {
-    /// What went in.
+    /// The original clip.
     pub clip: Clip,
-    /// `[1, tokens, width]`.
+    /// The tokens, `[1, tokens, width]`.
     pub tokens: Tensor<3>,
-    /// What came out.
+    /// The reconstructed frames.
     pub frames: Vec<Frame>,
 }
 
 impl Reconstruction {
-    /// The frames that went in, as large as those that came out.
+    /// Returns the original frames in the size of the reconstructed ones.
     ///
     /// # Errors
     /// If there are no frames.
@@ -54,10 +55,10 @@ impl Reconstruction {
             .collect::<Result<_, _>>()?)
     }
 
-    /// How alike what came out is to `originals`.
+    /// Computes how similar the reconstructed frames are to `originals`.
     ///
     /// # Errors
-    /// If they are not as many frames of the same size.
+    /// If the numbers or the sizes of the frames differ.
     pub fn fidelity(&self, originals: &[Frame]) -> Result<Fidelity> {
         Ok(Fidelity {
             psnr: metrics::mean(originals, &self.frames, metrics::psnr)?,
@@ -66,12 +67,12 @@ impl Reconstruction {
     }
 }
 
-/// How alike two clips are, averaged over their frames.
+/// Similarity of two clips, averaged over their frames.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fidelity {
     /// Peak signal-to-noise ratio in decibels.
     pub psnr: f64,
-    /// Structural similarity, at most 1. Frames below 11 pixels have none.
+    /// Structural similarity, at most 1. `None` for frames with a side under 11 pixels.
     pub ssim: Option<f64>,
 }
 
@@ -85,7 +86,7 @@ impl fmt::Display for Fidelity {
     }
 }
 
-/// A model's folder and how its networks are loaded and run.
+/// A model's folder, with the options for loading and running its networks.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     folder: PathBuf,
@@ -94,10 +95,10 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Finds a model's folder. Nothing is read yet.
+    /// Opens the folder of a model. Nothing is read yet.
     ///
     /// # Errors
-    /// If there is no such folder.
+    /// If the folder does not exist.
     pub fn open(folder: impl Into<PathBuf>, device: &Device) -> Result<Self> {
         let folder = folder.into();
         if !folder.is_dir() {
@@ -120,17 +121,17 @@ impl Pipeline {
         self
     }
 
-    /// The model's folder.
+    /// Returns the folder of the model.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The device that networks run on.
+    /// Returns the device that networks run on.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The model's checkpoint, to load parts by hand.
+    /// Returns the model's checkpoint, for loading single parts.
     pub fn checkpoint(&self) -> Checkpoint<'_> {
         let checkpoint = Checkpoint::new(&self.folder, &self.device);
         match self.precision.dtype {
@@ -139,7 +140,7 @@ impl Pipeline {
         }
     }
 
-    /// Reads clips as this model's tokenizer wants them.
+    /// Returns a reader of clips for this model's tokenizer.
     ///
     /// # Errors
     /// If the tokenizer's configuration is missing or invalid.
@@ -147,7 +148,7 @@ impl Pipeline {
         Ok(self.tokenizer_config()?.clip_reader())
     }
 
-    /// Checks that a video has such clips, and counts them. Nothing is loaded.
+    /// Checks that a video has these clips and returns their number. No weights are loaded.
     ///
     /// # Errors
     /// If there are none, or the tokenizer's configuration is missing or invalid.
@@ -160,10 +161,10 @@ impl Pipeline {
         })
     }
 
-    /// Turns a video into tokens, and stores the unconditional ones with them.
+    /// Tokenizes a video. The result includes the unconditional tokens.
     ///
     /// # Errors
-    /// If the model or the video cannot be read, or the observer stopped it.
+    /// If the model or the video cannot be read, or the observer stops it.
     pub fn tokenize(
         &self,
         video: &Video,
@@ -180,11 +181,11 @@ impl Pipeline {
         })
     }
 
-    /// Turns tokens into video, a clip at a time: `frames[clip][frame]`.
+    /// Decodes tokens to video, one clip at a time: `frames[clip][frame]`.
     ///
     /// # Errors
-    /// If the model cannot be read, the tokens are of another model, an option is out of range, a number
-    /// overflowed, or the observer stopped it.
+    /// If the model cannot be read, the tokens belong to another model, an option is out of range, a value
+    /// is not finite, or the observer stops it.
     pub fn detokenize(
         &self,
         tokens: &VideoTokens,
@@ -205,11 +206,11 @@ impl Pipeline {
         self.decode(part, clips, guidance.as_ref(), decoding, observer)
     }
 
-    /// Takes the clip of a video that starts at `start` seconds to tokens and back.
+    /// Reconstructs the clip that starts at `start` seconds: tokenizes it and decodes the tokens.
     ///
     /// # Errors
-    /// If the model or the video cannot be read, an option is out of range, a number overflowed, or the
-    /// observer stopped it.
+    /// If the model or the video cannot be read, an option is out of range, a value is not finite, or the
+    /// observer stops it.
     pub fn reconstruct(
         &self,
         video: &Video,
@@ -249,12 +250,12 @@ impl Pipeline {
         })
     }
 
-    /// Asks the language model that is best at answering a question about a video. The conversation that
-    /// comes with the answer goes on with [`Chat::ask`].
+    /// Asks the best language model for comprehension a question about a video. The returned conversation
+    /// continues with [`Chat::ask`].
     ///
     /// # Errors
     /// If the model or the video cannot be read, the question is empty or too long, an option is out of
-    /// range, a number overflowed, or the observer stopped it.
+    /// range, a value is not finite, or the observer stops it.
     pub fn describe(
         &self,
         video: &Video,
@@ -286,11 +287,11 @@ impl Pipeline {
         Ok((chat, answer))
     }
 
-    /// Makes a clip from a caption.
+    /// Generates a clip from a caption.
     ///
     /// # Errors
-    /// If the model cannot be read, the caption is empty or too long, an option is out of range, a number
-    /// overflowed, or the observer stopped it.
+    /// If the model cannot be read, the caption is empty or too long, an option is out of range, a value is
+    /// not finite, or the observer stops it.
     pub fn generate(
         &self,
         caption: &str,
@@ -311,11 +312,11 @@ impl Pipeline {
         Ok((scene, clips.remove(0)))
     }
 
-    /// Tells a story of at most `scenes` clips: `frames[scene][frame]` with it.
+    /// Generates a story of at most `scenes` clips. Returns it with its frames: `frames[scene][frame]`.
     ///
     /// # Errors
     /// If the model cannot be read, the instruction is empty or too long, an option is out of range, a
-    /// number overflowed, or the observer stopped it.
+    /// value is not finite, or the observer stops it.
     pub fn story(
         &self,
         instruction: &str,
@@ -350,7 +351,7 @@ impl Pipeline {
         self.checkpoint().config(Part::Tokenizer)
     }
 
-    /// The language model that is best at drawing, and the de-tokenizer for what it draws.
+    /// Opens the best language model for generation, and the de-tokenizer for its features.
     fn open_generation(
         &self,
         config: &GenerationConfig,
@@ -364,7 +365,7 @@ impl Pipeline {
         Ok((llm, part))
     }
 
-    /// Checks that a de-tokenizer reads tokens of a width.
+    /// Checks that a de-tokenizer accepts tokens of this width.
     fn check_width(&self, part: Part, found: usize) -> Result<()> {
         let config: DetokenizerConfig = self.checkpoint().config(part)?;
         let expected = config.resampler.input_dim;
@@ -374,7 +375,7 @@ impl Pipeline {
         }
     }
 
-    /// The same for tokens that another part of the model makes.
+    /// Checks the same for tokens from another part of the model.
     fn check_parts(&self, part: Part, found: usize) -> Result<()> {
         self.check_width(part, found).map_err(|error| match error {
             Error::TokenWidth { found, expected } => Error::config(
@@ -388,7 +389,7 @@ impl Pipeline {
         })
     }
 
-    /// Checks that a language model reads what the tokenizer writes.
+    /// Checks that a language model accepts the tokenizer's features.
     fn check_features(&self, llm: &OpenLlm) -> Result<()> {
         let found = self.tokenizer_config()?.resampler.output_size();
         let (tokens, width) = (llm.config.num_queries, llm.config.head.token_dim());
@@ -406,7 +407,7 @@ impl Pipeline {
         }
     }
 
-    /// Loads a network, and lets the observer see how far that is.
+    /// Loads a network and reports the progress to the observer.
     fn load<T>(
         &self,
         observer: &mut Observer<'_>,
@@ -426,8 +427,8 @@ impl Pipeline {
         })
     }
 
-    /// Guidance for a de-tokenizer, if there is to be any: with the stored unconditional tokens, or with
-    /// those of the tokenizer, which is loaded for it.
+    /// Returns the guidance for a de-tokenizer, if it is enabled. It uses the stored unconditional tokens,
+    /// or loads the tokenizer to compute them.
     fn guidance(
         &self,
         part: Part,
@@ -457,7 +458,8 @@ impl Pipeline {
         self.stored_or(observer, |_| Ok(tokenizer.unconditional()))
     }
 
-    /// The stored unconditional tokens if they belong to the weights beside them, or else computed ones.
+    /// Returns the stored unconditional tokens if they belong to the weights beside them. Otherwise
+    /// computes them.
     fn stored_or(
         &self,
         observer: &mut Observer<'_>,
@@ -479,7 +481,7 @@ impl Pipeline {
         }
     }
 
-    /// Turns the tokens of clips into frames.
+    /// Decodes the tokens of clips to frames.
     fn decode(
         &self,
         part: Part,
@@ -513,7 +515,7 @@ impl Pipeline {
     }
 }
 
-/// Tokens of a video's clips, `[clips, tokens, width]`.
+/// Tokenizes the clips of a video: `[clips, tokens, width]`.
 fn tokenize(
     tokenizer: &Tokenizer,
     video: &Video,
@@ -535,7 +537,7 @@ fn tokenize(
     }
 }
 
-/// Does the work of a stage and says how long it took.
+/// Runs a stage and reports its time.
 fn stage<T>(
     stage: Stage,
     observer: &mut Observer<'_>,

@@ -1,4 +1,4 @@
-//! What a pipeline is asked for.
+//! Options of a pipeline.
 
 use burn::tensor::FloatDType;
 use divot_llm::Quantization;
@@ -6,18 +6,18 @@ use divot_llm::Quantization;
 use crate::error::{Error, Result};
 use crate::{GuidanceConfig, SamplingConfig};
 
-/// What element type weights have in memory.
+/// Element type of weights in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Precision {
-    /// Element type of all networks. Without one it is f32 on the CPU, which computes in it, and the
-    /// stored one elsewhere.
+    /// Element type of all networks. The default is f32 on the CPU, which computes in f32, and the stored
+    /// type elsewhere.
     pub dtype: Option<FloatDType>,
-    /// Bits that the language model's weights keep.
+    /// Quantisation of the language model's weights.
     pub quantization: Option<Quantization>,
 }
 
 impl Precision {
-    /// The names that [`FromStr`](std::str::FromStr) knows. `q8` and `q4` concern language models only.
+    /// The names that [`FromStr`](std::str::FromStr) accepts. `q8` and `q4` affect language models only.
     pub const NAMES: [&str; 6] = ["auto", "f32", "f16", "bf16", "q8", "q4"];
 }
 
@@ -48,23 +48,23 @@ impl std::str::FromStr for Precision {
 /// Which clips of a video are tokenized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Clips {
-    /// The whole video in clips of two seconds. A video of more than that many gives so many, spread
-    /// evenly; the released system reads 20.
+    /// Clips of two seconds that cover the whole video. A video with more clips than this number gives
+    /// this many, spread evenly. The released system reads 20.
     AtMost(usize),
-    /// One clip, from that second on.
+    /// One clip, which starts at this second.
     From(f64),
     /// The first frame, as an image.
     Image,
 }
 
-/// How tokens are turned into video.
+/// Options for decoding tokens to video.
 #[derive(Debug, Clone)]
 pub struct Decoding {
-    /// Sampler and frames.
+    /// Options of the sampler, and the number of frames.
     pub sampling: SamplingConfig,
     /// Classifier-free guidance.
     pub guidance: GuidanceConfig,
-    /// Seed of the noise. Each clip starts from it.
+    /// Seed of the noise. It is the same for each clip.
     pub seed: u64,
 }
 
@@ -80,7 +80,7 @@ impl Default for Decoding {
 }
 
 impl Decoding {
-    /// Checks the options. No weights are needed for it.
+    /// Checks the options. This needs no weights.
     ///
     /// # Errors
     /// The first option that is out of range.

@@ -1,11 +1,11 @@
-//! Functions that no checkpoint has a reason to name.
+//! Functions that no checkpoint needs to name.
 //!
-//! Reading a pickle here never calls anything, so one that was made to run code is harmless here. It would
-//! look like a normal checkpoint until its owner opens it with PyTorch, hence it is refused.
+//! Pickles are read here without calling anything, so a pickle that was made to run code does no harm here.
+//! It is refused nevertheless, because it would look like a normal checkpoint until PyTorch opens it.
 
-/// Whether a function runs programs or code, or fetches them, so that no checkpoint has a reason to name
-/// it. `getattr` is not among them, although it can reach anything: some Python releases pickle enums
-/// through it.
+/// Returns whether a function runs programs or code, or downloads them, so that no checkpoint needs to name
+/// it. `getattr` is not among these functions, although it can reach anything, because some Python releases
+/// pickle enums with it.
 pub(super) fn runs_code(module: &str, name: &str) -> bool {
     let root = module.split('.').next().unwrap_or(module);
     match root {
@@ -81,7 +81,7 @@ pub(super) fn runs_code(module: &str, name: &str) -> bool {
     }
 }
 
-/// The name a person knows the function by: Python pickles `os.system` as `posix.system`.
+/// Returns the usual name of the function. Python pickles `os.system` as `posix.system`.
 pub(super) fn display_name(module: &str, name: &str) -> String {
     match module {
         "posix" | "nt" => format!("os.{name}"),

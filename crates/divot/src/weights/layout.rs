@@ -1,4 +1,4 @@
-//! What a module wants its parameters to look like, and how a released tensor becomes that.
+//! The layout of a module's parameters, and the conversion of released tensors to it.
 
 use super::WeightsError;
 use burn::module::{Module, ModuleVisitor, Param};
@@ -9,17 +9,17 @@ use half::slice::HalfFloatSliceExt;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamSpec {
     /// Field names and indices from the module's root, joined by dots: `blocks.0.attn.qkv.weight`.
-    /// `Vec`, array and tuple fields add the element's index, `Option` adds nothing, and the variants
-    /// of an enum are left out.
+    /// `Vec`, array and tuple fields add the index of the element. `Option` and the variants of an enum add
+    /// nothing.
     pub path: String,
-    /// What directly holds the parameter: `Struct:Linear`, `Struct:Embedding`, `Vec`, ...
+    /// The type that directly holds the parameter: `Struct:Linear`, `Struct:Embedding`, `Vec`, ...
     pub container: String,
     /// Extents, outermost first, in Burn's order.
     pub shape: Vec<usize>,
 }
 
 impl ParamSpec {
-    /// Whether this is the weight of a `Linear`, which Burn keeps as `[input, output]` and PyTorch
+    /// Returns whether this is the weight of a `Linear`, which Burn stores as `[input, output]` and PyTorch
     /// as `[output, input]`.
     pub fn is_linear_weight(&self) -> bool {
         self.container == "Struct:Linear" && self.shape.len() == 2
@@ -28,9 +28,9 @@ impl ParamSpec {
 
 /// Lists the float parameters of a module in the order of its fields.
 ///
-/// Parameters that were not initialised yet stay so: the list of a network with billions of
-/// parameters costs nothing. Integer and boolean parameters are not listed; they are no weights.
-/// `Linear`s are expected in Burn's default layout, `LinearLayout::Row`.
+/// Parameters that are not initialised stay so, so that listing a network with billions of parameters costs
+/// nothing. Integer and boolean parameters are not weights and are not listed. `Linear`s must be in Burn's
+/// default layout, `LinearLayout::Row`.
 pub fn module_layout<M: Module>(module: &M) -> Vec<ParamSpec> {
     let mut layout = Layout::default();
     module.visit(&mut layout);
@@ -61,7 +61,7 @@ impl ModuleVisitor for Layout {
     }
 }
 
-/// The path of the parameter that a visitor or mapper of a module has come to.
+/// The path of the current parameter in a visitor or mapper of a module.
 ///
 /// The visitor forwards `enter_module` and `exit_module` to it. Paths are those of [`ParamSpec::path`].
 #[derive(Debug, Default)]
@@ -94,17 +94,17 @@ impl ParamPath {
     }
 }
 
-/// Turns a tensor of a PyTorch checkpoint into the parameter `spec` with elements of type `dtype`
-/// (f32, f16 or bf16).
+/// Converts a tensor of a PyTorch checkpoint to the parameter `spec`, with elements of type `dtype` (f32,
+/// f16 or bf16).
 ///
-/// The weight of a `Linear` is transposed from `[output, input]` to `[input, output]`. Axes of length
-/// one may be missing or additional: a 1x1 convolution stored as `[output, input, 1, 1]` is a `Linear`
-/// too.
+/// The weight of a `Linear` is transposed from `[output, input]` to `[input, output]`. Axes of length one
+/// may be missing or additional. A 1x1 convolution stored as `[output, input, 1, 1]` is therefore a
+/// `Linear` too.
 ///
 /// # Errors
 ///
-/// Another shape, a type that is not floating point, NaN or an infinity in the data, or a value that
-/// `dtype` cannot hold.
+/// If the shape is another one, the type is not floating point, or a value is NaN, infinite, or not
+/// representable in `dtype`.
 pub fn convert_tensor(
     data: TensorData,
     spec: &ParamSpec,
@@ -125,11 +125,12 @@ pub fn convert_tensor(
     Ok(TensorData::from_bytes(bytes, spec.shape.clone(), dtype))
 }
 
-/// The shape that a released tensor for `spec` has, if `found` is one that can be made into it.
+/// Returns the expected shape of a released tensor for `spec`, if a tensor of shape `found` can be
+/// converted.
 ///
 /// # Errors
 ///
-/// Another shape.
+/// If the shape is another one.
 pub(crate) fn check_shape(spec: &ParamSpec, found: &[usize]) -> Result<Vec<usize>, WeightsError> {
     let mut expected = spec.shape.clone();
     if spec.is_linear_weight() {
@@ -151,11 +152,12 @@ pub(super) fn wrong_shape(tensor: &str, expected: &[usize], found: &[usize]) -> 
     )
 }
 
-/// The transpose of a `rows` x `columns` matrix whose elements take `size` bytes.
+/// Transposes a `rows` x `columns` matrix whose elements have `size` bytes.
 fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> {
     fn typed<const SIZE: usize>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
-        // Tiles go through a buffer in the first-level cache. Walking down the matrix itself would
-        // be slow: with rows of a power of two, a column's elements share a few cache lines.
+        // Copy tiles through a buffer in the first-level cache. Going down a column of the matrix itself
+        // would be slow: if rows have a power of two of elements, those of a column share a few cache
+        // lines.
         const TILE: usize = 32;
         let mut tile = [[[0; SIZE]; TILE]; TILE];
         let (from, _) = bytes.as_chunks::<SIZE>();
@@ -187,7 +189,7 @@ fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> 
     }
 }
 
-/// Why elements could not be cast; an index is that of the first offender.
+/// Why elements could not be cast. The index is that of the first invalid element.
 #[derive(Debug, PartialEq)]
 pub(super) enum CastProblem {
     NotFloat(DType),
@@ -226,11 +228,11 @@ impl CastProblem {
     }
 }
 
-/// Elements cast at a time: their f32 form stays in the first-level cache.
+/// Number of elements that are cast at a time. Their f32 values fit into the first-level cache.
 const BLOCK: usize = 4096;
 
-/// Casts float elements, making sure that every one is finite before and after. Elements that have
-/// the type already are only looked at.
+/// Casts float elements, and checks that every one is finite before and after. Elements that already have
+/// the type are only checked.
 pub(super) fn cast(bytes: Bytes, from: DType, to: DType) -> Result<Bytes, CastProblem> {
     if from == to {
         check_finite(&bytes, from)?;
@@ -239,7 +241,7 @@ pub(super) fn cast(bytes: Bytes, from: DType, to: DType) -> Result<Bytes, CastPr
     cast_slice(&bytes, from, to)
 }
 
-/// [`cast`] from borrowed bytes.
+/// Like [`cast`], from borrowed bytes.
 pub(super) fn cast_slice(bytes: &[u8], from: DType, to: DType) -> Result<Bytes, CastProblem> {
     if from == to {
         check_finite(bytes, from)?;
@@ -279,15 +281,15 @@ pub(super) fn cast_slice(bytes: &[u8], from: DType, to: DType) -> Result<Bytes, 
     }
 }
 
-/// Hands the elements to `each` as f32, block by block, once a block's elements are known to be
-/// finite and within the range of `to`.
+/// Passes the elements to `each` as f32, block by block. Each block is first checked to be finite and
+/// within the range of `to`.
 fn blocks(
     bytes: &[u8],
     from: DType,
     to: DType,
     mut each: impl FnMut(&[f32]),
 ) -> Result<(), CastProblem> {
-    // The largest magnitude that does not round to infinity: half a step above the largest number.
+    // The largest magnitude that is not rounded to infinity: half a step above the largest number.
     let limit = match to {
         DType::F16 => 65520f32.next_down(),
         DType::BF16 => f32::from_bits(0x7f7f_7fff),
@@ -297,7 +299,7 @@ fn blocks(
     for (number, raw) in bytes.chunks(BLOCK * from.size()).enumerate() {
         let block = &mut block[..raw.len() / from.size()];
         decode(raw, from, block);
-        // NaN compares false, so it is caught here too.
+        // The comparison is false for NaN, so NaN is found too.
         if !all(block, |x| x.abs() <= limit) {
             check_finite_block(raw, from, number * BLOCK)?;
             let at = block.iter().position(|x| x.abs() > limit).unwrap_or(0);
@@ -312,7 +314,7 @@ fn blocks(
     Ok(())
 }
 
-/// `Iterator::all` without the early exit, which would keep the compiler from using vectors.
+/// Like `Iterator::all` without the early exit, which would prevent vectorisation.
 fn all(block: &[f32], test: impl Fn(f32) -> bool) -> bool {
     block.iter().fold(true, |good, &x| good & test(x))
 }
@@ -355,7 +357,7 @@ fn check_finite(bytes: &[u8], dtype: DType) -> Result<(), CastProblem> {
     Ok(())
 }
 
-/// A float is not finite exactly when its exponent's bits are all set.
+/// Finds elements that are not finite: exactly those whose exponent bits are all set.
 fn check_finite_block(raw: &[u8], dtype: DType, first: usize) -> Result<(), CastProblem> {
     let finite = match dtype {
         DType::F64 => fold(raw, |x| {

@@ -1,4 +1,4 @@
-//! Our own checkpoints: `model.safetensors` with one network, or several under prefixes.
+//! Our own checkpoint files: a `model.safetensors` with one network, or with several under prefixes.
 
 use super::layout::{ParamPath, cast_slice, wrong_shape};
 use super::safetensors::{Entry, SafetensorsFile};
@@ -37,7 +37,7 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// A file that is missing, unreadable, truncated or not in the safetensors format.
+    /// If the file is missing, unreadable, truncated or not in the safetensors format.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let file = SafetensorsFile::open(path)?;
         if let Some((name, what)) = file.unreadable.first_key_value() {
@@ -49,25 +49,25 @@ impl Weights {
         })
     }
 
-    /// The file's own notes: what its writer put there, by key.
+    /// Returns the file's metadata, by key.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.file.metadata
     }
 
-    /// The names of the file's tensors, sorted.
+    /// Returns the names of the file's tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.file.tensors.keys().map(String::as_str)
     }
 
-    /// A number that tells these weights from others: a hash of the tensors' names, types, shapes, and
-    /// of 64 bytes from the middle of each, after `seed`.
+    /// Returns a fingerprint of these weights: a hash of the names, types and shapes of the tensors, and of
+    /// 64 bytes from the middle of each, after `seed`.
     ///
-    /// It reads little, whatever the file's size. Training changes every tensor it touches all over, so
-    /// that other weights are seen; somebody who edits a few numbers by hand is not.
+    /// It reads little of the file, whatever its size. Training changes all values of the tensors that it
+    /// trains, so other weights are detected. A manual change of a few values is not.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read.
+    /// If the file cannot be read.
     pub(crate) fn fingerprint(&self, seed: &[u8]) -> Result<u64, WeightsError> {
         let mut hash = Fnv::new();
         hash.add(seed);
@@ -86,7 +86,7 @@ impl Weights {
         Ok(hash.0)
     }
 
-    /// Bytes that the file's tensors take in elements of `dtype`, or else of their own types.
+    /// Returns the size of the file's tensors in elements of `dtype`, or of their own types, in bytes.
     pub fn bytes_as(&self, dtype: Option<FloatDType>) -> u64 {
         let entries = self.file.tensors.values();
         let bytes = entries.map(|entry| match dtype {
@@ -96,22 +96,23 @@ impl Weights {
         bytes.sum::<usize>() as u64
     }
 
-    /// Fills every float parameter of `module` from the tensor called `prefix` + its path (see
-    /// [`ParamSpec::path`](super::ParamSpec::path)), on `device`, as elements of `dtype` or else of
-    /// the file's own type. Vectors are f32 on the CPU,
-    /// which computes in it.
+    /// Fills every float parameter of `module` from the tensor named `prefix` + its path (see
+    /// [`ParamSpec::path`](super::ParamSpec::path)), on `device`.
     ///
-    /// Parameters that were not initialised yet never are: the file's values take their place.
-    /// Each keeps its id, whether it requires a gradient, and whether it is part of an autodiff
-    /// graph, which is the module's to say and not `device`'s. Several modules may read the same
-    /// tensors. Names, shapes and types are checked before the first tensor is read.
+    /// The elements have the type `dtype`, or that of the file. Vectors are f32 on the CPU, which computes
+    /// in f32.
+    ///
+    /// Parameters that are not initialised are replaced without initialising them. Each parameter keeps its
+    /// id, whether it requires a gradient, and whether it is part of an autodiff graph, which depends on
+    /// the module and not on `device`. Several modules may use the same tensors. Names, shapes and types
+    /// are checked before the first tensor is read.
     ///
     /// Besides the module, one tensor is in memory at a time.
     ///
     /// # Errors
     ///
-    /// A tensor that is missing, has another shape, is not floating point, holds NaN, an infinity or
-    /// a value outside the range of `dtype`; a device that cannot compute in `dtype`.
+    /// If a tensor is missing, has another shape, is not floating point, or contains NaN, an infinity or a
+    /// value outside the range of `dtype`; if the device does not support `dtype`.
     pub fn load<M: Module>(
         &mut self,
         prefix: &str,
@@ -124,7 +125,7 @@ impl Weights {
         })
     }
 
-    /// [`load`](Self::load), calling `progress` after each tensor with the bytes read so far and
+    /// Like [`load`](Self::load), but calls `progress` after each tensor with the bytes read so far and
     /// those of the whole file. It may stop the loading.
     ///
     /// # Errors
@@ -139,7 +140,7 @@ impl Weights {
         progress: impl FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<M, WeightsError> {
         self.check(prefix, &module, device, dtype)?;
-        // Moving is free for parameters that were not initialised, unless a clone shares them.
+        // Moving costs nothing for uninitialised parameters, unless a clone shares them.
         let module = if module.devices().iter().all(|found| found == device) {
             module
         } else {
@@ -161,11 +162,11 @@ impl Weights {
         }
     }
 
-    /// Makes sure that every tensor of the file went into a module.
+    /// Checks that every tensor of the file was used by a module.
     ///
     /// # Errors
     ///
-    /// Tensors that nothing asked for.
+    /// If tensors were not used.
     pub fn finish(self) -> Result<(), WeightsError> {
         let names: Vec<_> = self
             .file
@@ -180,7 +181,7 @@ impl Weights {
         Err(WeightsError::Unexpected { path, names })
     }
 
-    /// Bytes of the tensors that were used, and of all.
+    /// Returns the bytes of the tensors that were used, and of all tensors.
     fn bytes(&self) -> (u64, u64) {
         self.file
             .tensors
@@ -192,7 +193,7 @@ impl Weights {
             })
     }
 
-    /// Everything that can be known to be wrong before a tensor is read.
+    /// Checks everything that can be checked before a tensor is read.
     fn check<M: Module>(
         &self,
         prefix: &str,
@@ -236,7 +237,7 @@ impl Weights {
 
     /// Reads and casts one tensor.
     fn read(&self, name: &str, dtype: Option<FloatDType>) -> Result<TensorData, WeightsError> {
-        // `check` has seen every name.
+        // `check` has found all names.
         let entry = self.file.tensors.get(name).cloned();
         let entry = entry.ok_or_else(|| WeightsError::Missing {
             path: self.file.path.clone(),
@@ -273,21 +274,21 @@ impl Fnv {
     }
 }
 
-/// Maps one tensor's bytes.
+/// Maps the bytes of one tensor.
 ///
-/// One tensor and not the file, because the pages of a map count as resident memory until it is
-/// dropped: with the whole file mapped, loading would take twice the model's size.
+/// Not the whole file, because the pages of a map count as resident memory until it is dropped. With the
+/// whole file mapped, loading would take twice the size of the model.
 #[allow(unsafe_code)]
 fn map(file: &SafetensorsFile, entry: &Entry) -> io::Result<Mmap> {
     let handle = file.file.lock().unwrap_or_else(PoisonError::into_inner);
-    // The header was checked against the file's length when it was opened. A file that has shrunk
-    // since would end the process when its pages are touched, an error is better.
+    // The header was checked against the file's length when the file was opened. If the file has shrunk
+    // since then, accessing its pages would end the process, so return an error instead.
     if handle.metadata()?.len() < entry.offset + entry.len as u64 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    // SAFETY: the map is read-only and private to the caller, which drops it once the bytes are
-    // copied. Should another process write to the file meanwhile, the bytes copied are undefined as
-    // values but any bytes are valid elements. Our own writers replace files and never change them.
+    // SAFETY: the map is read-only and private to the caller, which drops it once the bytes are copied. If
+    // another process writes to the file in the meantime, the copied bytes are arbitrary, but any bytes are
+    // valid elements. Our own writers replace files and never change them.
     unsafe {
         MmapOptions::new()
             .offset(entry.offset)
@@ -296,7 +297,7 @@ fn map(file: &SafetensorsFile, entry: &Entry) -> io::Result<Mmap> {
     }
 }
 
-/// Host memory that may wait for its upload to a device, in bytes.
+/// Maximum amount of host memory that waits for its upload to a device, in bytes.
 const MAX_UNSYNCED: usize = 256 << 20;
 
 struct Loader<'a, P> {
@@ -305,7 +306,7 @@ struct Loader<'a, P> {
     dtype: Option<FloatDType>,
     place: ParamPath,
     unsynced: usize,
-    /// The first error; nothing is read after it.
+    /// The first error. Nothing is read after it.
     error: Option<WeightsError>,
     progress: P,
 }
@@ -324,10 +325,10 @@ impl<P: FnMut(u64, u64) -> ControlFlow<()>> ModuleMapper for Loader<'_, P> {
             return param;
         }
         let name = format!("{}{}", self.prefix, self.place.path());
-        // The parameter's own device, which also says whether it is part of an autodiff graph.
+        // The parameter's own device, which also determines whether it is part of an autodiff graph.
         let device = param.lazy_device();
-        // The CPU computes in f32 whatever the matrices are kept in; what computes with them asks the
-        // vectors (of norms, biases) for the type.
+        // The CPU computes in f32, whatever type the matrices are stored in. The operations take the type
+        // to compute in from the vectors (of norms, biases).
         let dtype = match D == 1 && is_cpu(&device) {
             true => Some(FloatDType::F32),
             false => self.dtype,
@@ -347,7 +348,7 @@ impl<P: FnMut(u64, u64) -> ControlFlow<()>> ModuleMapper for Loader<'_, P> {
         }
 
         let dtype = data.dtype();
-        // Devices take data in their own time. Without a stop now and then all of the model would
+        // Devices upload data asynchronously. Without synchronising now and then, the whole model would
         // wait in host memory.
         self.unsynced += data.as_bytes().len();
         if self.unsynced > MAX_UNSYNCED {
@@ -367,12 +368,12 @@ impl<P: FnMut(u64, u64) -> ControlFlow<()>> ModuleMapper for Loader<'_, P> {
     }
 }
 
-/// Fills `module` from a file that holds nothing else: [`Weights::open`], [`Weights::load`] without
-/// a prefix, [`Weights::finish`].
+/// Fills `module` from a file that contains nothing else: [`Weights::open`], [`Weights::load`] without a
+/// prefix, [`Weights::finish`].
 ///
 /// # Errors
 ///
-/// Those of the three.
+/// Those of these three functions.
 pub fn load_module<M: Module>(
     module: M,
     file: &Path,
@@ -387,9 +388,9 @@ pub fn load_module<M: Module>(
 
 /// Writes modules to a `model.safetensors` that [`Weights`] reads.
 ///
-/// A parameter that was not initialised yet is initialised for as long as it is written, so a random
-/// model of any size can be saved. That is why modules are taken by value: keeping a clone keeps
-/// those parameters.
+/// A parameter that is not initialised is initialised only while it is written, so a random model of any
+/// size can be saved. Modules are taken by value for this reason: a clone would keep those parameters in
+/// memory.
 pub struct Saver<'a> {
     path: PathBuf,
     dtype: FloatDType,
@@ -402,8 +403,8 @@ pub struct Saver<'a> {
 type WriteModule<'a> = Box<dyn FnOnce(&mut Writing<'_>) + 'a>;
 
 impl<'a> Saver<'a> {
-    /// Prepares a file at `path` whose tensors have elements of `dtype` (f32, f16 or bf16). Nothing
-    /// is written before [`finish`](Self::finish).
+    /// Prepares a file at `path` with elements of `dtype` (f32, f16 or bf16). Nothing is written before
+    /// [`finish`](Self::finish).
     pub fn new(path: impl Into<PathBuf>, dtype: FloatDType) -> Self {
         Self {
             path: path.into(),
@@ -414,7 +415,7 @@ impl<'a> Saver<'a> {
         }
     }
 
-    /// Adds a note to the file, which [`Weights::metadata`] gives back.
+    /// Adds an entry to the file's metadata, which [`Weights::metadata`] returns.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
@@ -435,18 +436,18 @@ impl<'a> Saver<'a> {
         self
     }
 
-    /// Writes the file, one tensor at a time, and puts it in place once it is complete.
+    /// Writes the file, one tensor at a time, and moves it to its path when it is complete.
     ///
     /// # Errors
     ///
-    /// Two parameters of one name, NaN or an infinity in a parameter, a value that `dtype` cannot
-    /// hold, a folder that cannot be written to, a full disk. Nothing is left behind then.
+    /// If two parameters have the same name, a parameter contains NaN, an infinity or a value that `dtype`
+    /// cannot represent, the folder cannot be written, or the disk is full. Nothing is left behind then.
     pub fn finish(self) -> Result<(), WeightsError> {
         self.finish_with(|_, _| ControlFlow::Continue(()))
     }
 
-    /// [`finish`](Self::finish), calling `progress` after each tensor with the bytes written so far and
-    /// those of all tensors. It may stop the writing.
+    /// Like [`finish`](Self::finish), but calls `progress` after each tensor with the bytes written so far
+    /// and those of all tensors. It may stop the writing.
     ///
     /// # Errors
     ///
@@ -506,7 +507,7 @@ impl ModuleMapper for Writing<'_> {
             let data = param.transform_for_save().into_value().into_data();
             self.error = self.write(data).err();
         }
-        // A stand-in that holds no memory. The module it becomes a part of is dropped at once.
+        // A placeholder that takes no memory. Its module is dropped at once.
         let shape = param.lazy_shape();
         let size = shape.clone();
         Param::uninitialized(

@@ -1,16 +1,16 @@
-//! Weights on disk: reading released checkpoints, converting them, and our own checkpoint files.
+//! Files of weights: released checkpoints, their conversion, and our own checkpoint files.
 //!
 //! | part | what it does |
 //! | --- | --- |
 //! | [`Source`] | reads PyTorch and safetensors checkpoints, one tensor at a time |
-//! | [`module_layout`], [`convert_tensor`] | say what a module wants, and turn a released tensor into it |
+//! | [`module_layout`], [`convert_tensor`] | describe a module's parameters, and convert a released tensor to one |
 //! | [`write_safetensors`], [`SafetensorsWriter`] | write a safetensors file, one tensor at a time |
 //! | [`Weights`], [`load_module`] | fill modules from a `model.safetensors` |
 //! | [`Saver`] | writes modules to a `model.safetensors` |
 //!
-//! Nothing here ever holds more than one tensor besides the module being filled, so a checkpoint
-//! may be larger than memory. Every failure is a [`WeightsError`], whose message is one line that
-//! names the file, the tensor, what is wrong with it and what to do about it.
+//! At most one tensor is in memory besides the module that is being filled, so a checkpoint may be larger
+//! than memory. Every error is a [`WeightsError`], whose message is one line with the file, the tensor, the
+//! problem and the remedy.
 
 mod callable;
 mod layout;
@@ -31,8 +31,8 @@ pub(crate) use source::holds_weights;
 use std::io;
 use std::path::{Path, PathBuf};
 
-// Checkpoints are little-endian and Burn's `TensorData` is native-endian: bytes are passed from one
-// to the other as they are.
+// Checkpoints are little-endian and Burn's `TensorData` is native-endian. Bytes are copied between them
+// unchanged.
 const _: () = assert!(
     cfg!(target_endian = "little"),
     "weights are read on little-endian machines only"
@@ -40,7 +40,7 @@ const _: () = assert!(
 
 /// Why a checkpoint could not be read, converted, loaded or written.
 ///
-/// Displayed as one line: the file, the tensor where there is one, the problem, the remedy.
+/// The message is one line: the file, the tensor if there is one, the problem, and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightsError {
@@ -49,24 +49,24 @@ pub enum WeightsError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was being done, to follow "cannot".
+        /// The attempted action, to follow "cannot".
         action: &'static str,
-        /// What to do about it.
+        /// How to fix it.
         remedy: &'static str,
         /// The operating system's error.
         source: io::Error,
     },
-    /// A file is not what it should be: damaged, truncated, of another format, or incomplete.
+    /// A file is damaged, truncated, of another format, or incomplete.
     #[error("{}: {problem}; {remedy}", one_line(.path.display()))]
     File {
         /// The file or folder.
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
-        /// What to do about it.
+        /// How to fix it.
         remedy: String,
     },
-    /// A pickle names a function that no checkpoint needs. It was not called.
+    /// A pickle names a function that no checkpoint needs. The function was not called.
     #[error(
         "{}: refused: would run code ({callable}) when unpickled, nothing was run; do not open this file with PyTorch, and get the checkpoint from its publisher",
         one_line(.path.display())
@@ -77,16 +77,16 @@ pub enum WeightsError {
         /// The function, as `module.name`.
         callable: String,
     },
-    /// One tensor is not what it should be: wrong shape or type, NaN, out of range, damaged.
+    /// A tensor is invalid: wrong shape or type, NaN, out of range, or damaged.
     #[error("{}tensor `{}` {problem}; {remedy}", file_prefix(.path), one_line(.tensor))]
     Tensor {
-        /// The file, where it is known.
+        /// The file, if known.
         path: Option<PathBuf>,
         /// The tensor's name.
         tensor: String,
         /// What is wrong with it, to follow the tensor's name.
         problem: String,
-        /// What to do about it.
+        /// How to fix it.
         remedy: String,
     },
     /// The caller stopped the work. As a [`crate::Error`] it is [`crate::Error::Stopped`].
@@ -103,7 +103,7 @@ pub enum WeightsError {
         /// All of them, sorted.
         names: Vec<String>,
     },
-    /// A checkpoint that is to be converted lacks tensors.
+    /// A checkpoint lacks tensors that the conversion needs.
     #[error(
         "{}: {} missing: {}; it is of another model or other sizes: check the part and the sizes, or download it again",
         one_line(.path.display()), count(names), some_names(names)
@@ -114,7 +114,7 @@ pub enum WeightsError {
         /// All of them, sorted.
         names: Vec<String>,
     },
-    /// The file holds tensors that no module asked for.
+    /// The file contains tensors that no module used.
     #[error(
         "{}: {} that the model does not have: {}; the file was written for another configuration or a newer version: convert the weights again",
         one_line(.path.display()), count(names), some_names(names)
@@ -128,7 +128,7 @@ pub enum WeightsError {
 }
 
 impl WeightsError {
-    /// The same error, naming `path` as the tensor's file where none was named yet.
+    /// Returns the error with `path` as the file of the tensor, if it has none yet.
     pub fn in_file(mut self, file: &Path) -> Self {
         if let Self::Tensor { path, .. } = &mut self {
             path.get_or_insert_with(|| file.to_path_buf());
@@ -153,7 +153,7 @@ impl WeightsError {
         }
     }
 
-    /// An entry that is needed and is not a tensor that can be read.
+    /// Returns the error for a required entry that cannot be read as a tensor.
     pub(crate) fn unreadable(name: &str, what: &str) -> Self {
         let problem = format!("is {what}, which cannot be read");
         Self::tensor(
@@ -199,7 +199,7 @@ impl WeightsError {
 
 const DAMAGED: &str = "the file is damaged or incomplete: download it again";
 
-/// `text` on one line: names and messages come from files, which may hold anything.
+/// Returns `text` on one line. Names and messages come from files and may contain anything.
 fn one_line(text: impl ToString) -> String {
     text.to_string()
         .chars()
@@ -220,7 +220,7 @@ fn count(names: &[String]) -> String {
     }
 }
 
-/// The first three names and how many more there are.
+/// Formats the first three names and the number of others.
 fn some_names(names: &[String]) -> String {
     let shown: Vec<_> = names
         .iter()

@@ -1,4 +1,4 @@
-//! PyTorch checkpoints, as zip archives and in the format before version 1.6, read tensor by tensor.
+//! Reads PyTorch checkpoints tensor by tensor: zip archives, and the format before version 1.6.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,10 +15,10 @@ use zip::{CompressionMethod, ZipArchive};
 use super::pickle::{self, Pickle, PickleError, Storage, TensorInfo, Value};
 use super::{DAMAGED, WeightsError, one_line};
 
-/// What to do about a file that holds other objects than tensors.
+/// Remedy for a file that contains other objects than tensors.
 pub(super) const STATE_DICT: &str = "save the model's state_dict() in PyTorch and use that";
 
-/// Entries of a training checkpoint that may hold the weights, the likeliest first.
+/// Entries of a training checkpoint that may contain the weights, the likeliest first.
 const WRAPPERS: [&str; 10] = [
     "state_dict",
     "model_state_dict",
@@ -32,48 +32,48 @@ const WRAPPERS: [&str; 10] = [
     "ema",
 ];
 
-/// How deep dictionaries are searched for tensors.
+/// Maximum depth of dictionaries in the search for tensors.
 const MAX_DEPTH: usize = 32;
-/// How many entries of dictionaries are visited, each as often as it is referred to.
+/// Maximum number of visited entries of dictionaries. An entry counts each time it is referred to.
 const MAX_ENTRIES: usize = 1 << 22;
-/// The most elements that a tensor may have beyond those of its storage, which it then repeats.
+/// Maximum number of elements that a tensor may have beyond those of its storage, by repetition.
 const MAX_REPEATED: usize = 1 << 24;
-/// The number that files of PyTorch 0.1.10 to 1.5 begin with.
+/// The number at the start of files of PyTorch 0.1.10 to 1.5.
 const LEGACY_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
-/// What a file holds.
+/// The contents of a file.
 pub(super) struct Contents {
     pub tensors: BTreeMap<String, PytorchTensor>,
-    /// Entries that are not tensors which can be read, and what they are.
+    /// Entries that cannot be read as tensors, with descriptions.
     pub unreadable: BTreeMap<String, String>,
 }
 
-/// One tensor, not read yet.
+/// A tensor that is not read yet.
 #[derive(Debug, Clone)]
 pub(super) struct PytorchTensor {
     pub shape: Vec<usize>,
     pub dtype: DType,
     strides: Vec<usize>,
-    /// In elements from the beginning of the storage.
+    /// Offset in elements from the beginning of the storage.
     offset: usize,
     /// The name of the storage.
     storage: String,
     file: Arc<PytorchFile>,
 }
 
-/// Where the storages are.
+/// The locations of the storages.
 enum PytorchFile {
     Zip {
         archive: Mutex<ZipArchive<BufReader<File>>>,
-        /// What is before `data/` in the names of storages.
+        /// The prefix before `data/` in the names of storages.
         prefix: String,
         file_len: u64,
-        /// Storages whose checksum was computed.
+        /// Storages whose checksum was verified.
         checked: Mutex<HashSet<String>>,
     },
     Legacy {
         file: Mutex<File>,
-        /// Where each storage begins and how many bytes it takes.
+        /// The offset and the length in bytes of each storage.
         storages: HashMap<String, (u64, u64)>,
     },
 }
@@ -87,7 +87,7 @@ impl std::fmt::Debug for PytorchFile {
     }
 }
 
-/// Opens a PyTorch file and finds its tensors. None is read.
+/// Opens a PyTorch file and finds its tensors without reading them.
 pub(super) fn open(path: &Path) -> Result<Contents, WeightsError> {
     let reading = |err| WeightsError::reading(path, err);
     let mut reader = BufReader::new(File::open(path).map_err(reading)?);
@@ -170,7 +170,7 @@ fn open_zip(
                 return Err(WeightsError::file(path, problem, remedy));
             }
         }
-        // Each of them is looked over for functions that run code.
+        // Check each of them for functions that run code.
         if name.ends_with(".pkl") {
             let pickle =
                 pickle::read(&mut BufReader::new(entry)).map_err(|err| refused(path, err, true))?;
@@ -200,15 +200,15 @@ fn open_zip(
     Ok((pickle, Arc::new(file)))
 }
 
-/// Five pickles (a magic number, the protocol's version, facts about the system, the saved object, the
-/// names of the storages), and then every storage with its length before it.
+/// Opens a file of five pickles (a magic number, the version of the protocol, information about the system,
+/// the saved object, the names of the storages), followed by every storage with its length.
 fn open_legacy(
     path: &Path,
     mut reader: BufReader<File>,
 ) -> Result<(Pickle, Arc<PytorchFile>), WeightsError> {
     let reading = |err| WeightsError::reading(path, err);
     let start = reader.fill_buf().map_err(reading)?;
-    // Every pickle of a Python 3 starts with this opcode, text may as well be a pickle's.
+    // Every pickle of Python 3 starts with this opcode. Other pickles may look like text.
     let is_pickle = start.starts_with(b"\x80");
     let is_legacy = start
         .get(2..)
@@ -263,17 +263,17 @@ fn open_legacy(
     Ok((pickle, Arc::new(file)))
 }
 
-/// The search for tensors in what a pickle holds.
+/// The search for tensors in a pickle.
 struct Search<'a> {
     pickle: &'a Pickle,
     file: &'a Arc<PytorchFile>,
-    /// Entries visited.
+    /// Number of visited entries.
     visited: Cell<usize>,
     contents: Contents,
 }
 
 impl Search<'_> {
-    /// The dictionary of tensors in a training checkpoint, or else `root` itself.
+    /// Returns the dictionary of tensors in a training checkpoint, or `root` itself.
     fn state_dict(&self, root: usize) -> usize {
         let wrapped = WRAPPERS.into_iter().find_map(|wrapper| {
             let entries = self.pickle.dicts[root].iter().rev();
@@ -304,8 +304,8 @@ impl Search<'_> {
         false
     }
 
-    /// Takes the tensors of a dictionary and of those in it, whose keys are joined by dots. Keys that are
-    /// not strings name nothing that a network has.
+    /// Collects the tensors of a dictionary and of nested ones, whose keys are joined by dots. Keys that
+    /// are not strings are ignored, because no network has such names.
     fn collect(&mut self, dict: usize, prefix: &str, depth: usize) -> Result<(), String> {
         let pickle = self.pickle;
         for (key, value) in &pickle.dicts[dict] {
@@ -340,7 +340,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// A tensor whose place fits its storage, or what is the matter with it.
+    /// Returns a tensor whose position fits its storage, or a description of the problem.
     fn tensor(&self, info: &Rc<TensorInfo>) -> Result<PytorchTensor, String> {
         let Storage {
             key,
@@ -353,7 +353,7 @@ impl Search<'_> {
             Some(name) => named_dtype(name).ok_or_else(|| format!("a tensor of {name}"))?,
         };
         let elements = match info.dtype {
-            // Of bytes.
+            // The storage is in bytes.
             Some(_) => elements / dtype.size(),
             None => *elements,
         };
@@ -388,7 +388,7 @@ impl PytorchTensor {
         self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
     }
 
-    /// How many elements of the storage lie between its first element and its last, with both.
+    /// Returns the number of elements of the storage from its first element to its last, inclusive.
     fn span(&self) -> Option<usize> {
         if self.shape.contains(&0) {
             return Some(0);
@@ -400,7 +400,7 @@ impl PytorchTensor {
             })
     }
 
-    /// Reads its elements, in the order of its axes.
+    /// Reads its elements in the order of its axes.
     pub fn read(&self) -> io::Result<Vec<u8>> {
         let size = self.dtype.size();
         let overflow = || io::Error::new(io::ErrorKind::InvalidData, "its size is impossible");
@@ -506,13 +506,13 @@ impl PytorchFile {
                     return Err(short());
                 }
                 io::copy(&mut (&mut entry).take(start), &mut io::sink())?;
-                // What a compressed storage claims shows only when it is read.
+                // The length of a compressed storage is known only after it is read.
                 bytes.reserve_exact(if is_stored { len } else { 0 });
                 (&mut entry).take(len as u64).read_to_end(&mut bytes)?;
                 if bytes.len() < len {
                     return Err(short());
                 }
-                // Its checksum is compared at its end, once.
+                // Its checksum is verified at its end, once.
                 if !seen {
                     io::copy(&mut entry, &mut io::sink())?;
                     checked.insert(storage.to_owned());
@@ -523,7 +523,7 @@ impl PytorchFile {
     }
 }
 
-/// The element type of a class of storages.
+/// Returns the element type of a class of storages.
 fn class_dtype(class: &str) -> Option<DType> {
     Some(match class {
         "DoubleStorage" => DType::F64,
@@ -540,7 +540,7 @@ fn class_dtype(class: &str) -> Option<DType> {
     })
 }
 
-/// The element type of a name such as `torch.uint16`.
+/// Returns the element type of a name such as `torch.uint16`.
 fn named_dtype(name: &str) -> Option<DType> {
     Some(match name {
         "torch.float64" => DType::F64,
@@ -560,7 +560,7 @@ fn named_dtype(name: &str) -> Option<DType> {
     })
 }
 
-/// Bytes of an element of a class of storages, those that cannot be read too.
+/// Returns the bytes per element of a class of storages, including classes that cannot be read.
 fn element_size(class: &str) -> Option<u64> {
     Some(match class {
         "UntypedStorage" | "QInt8Storage" | "QUInt8Storage" | "QUInt4x2Storage"

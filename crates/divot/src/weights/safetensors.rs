@@ -1,4 +1,4 @@
-//! The safetensors format: a JSON header, then every tensor's bytes.
+//! The safetensors format: a JSON header, and then the bytes of every tensor.
 
 use super::{DAMAGED, WeightsError};
 use ::safetensors::tensor::{Dtype, Metadata};
@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tempfile::NamedTempFile;
 
-/// The largest header the format allows, in bytes.
+/// The largest header that the format allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Whether a file whose first bytes are `start` is in the safetensors format: the header's length
-/// as a little-endian `u64`, then the brace that opens it.
+/// Returns whether a file that begins with `start` is in the safetensors format: the header's length as a
+/// little-endian `u64`, and then the opening brace.
 pub(super) fn is_safetensors(start: &[u8]) -> bool {
     start.get(8) == Some(&b'{')
         && start
@@ -22,15 +22,15 @@ pub(super) fn is_safetensors(start: &[u8]) -> bool {
             .is_some_and(|len| (1..=MAX_HEADER).contains(&u64::from_le_bytes(*len)))
 }
 
-/// A safetensors file that was opened and whose header was checked against the file's length.
+/// An open safetensors file. Its header was checked against its length.
 #[derive(Debug)]
 pub(super) struct SafetensorsFile {
     pub path: PathBuf,
-    /// Behind a lock because reading moves the cursor.
+    /// Behind a lock, because reading moves the cursor.
     pub file: Mutex<File>,
     pub metadata: BTreeMap<String, String>,
     pub tensors: BTreeMap<String, Entry>,
-    /// Tensors of element types that Burn does not have, and what they are.
+    /// Tensors of element types that Burn does not have, with descriptions.
     pub unreadable: BTreeMap<String, String>,
 }
 
@@ -39,9 +39,9 @@ pub(super) struct SafetensorsFile {
 pub(super) struct Entry {
     pub dtype: DType,
     pub shape: Vec<usize>,
-    /// Where its bytes start in the file.
+    /// Offset of its bytes in the file.
     pub offset: u64,
-    /// How many bytes there are.
+    /// Number of bytes.
     pub len: usize,
 }
 
@@ -121,8 +121,8 @@ impl SafetensorsFile {
         })
     }
 
-    /// Reads one tensor's bytes. Not through a memory map: its pages would count as resident until
-    /// the file is closed, and whoever streams through a file bigger than memory minds.
+    /// Reads the bytes of one tensor. It uses no memory map, whose pages would count as resident until the
+    /// file is closed. This matters for files that are larger than memory.
     pub fn read(&self, entry: &Entry) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; entry.len];
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,10 +170,10 @@ fn dtype_name(dtype: DType) -> Option<&'static str> {
     })
 }
 
-/// What a safetensors file says about a tensor before its bytes are written.
+/// The header entry of a tensor in a safetensors file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorSpec {
-    /// Unique in its file.
+    /// Its name, unique in the file.
     pub name: String,
     /// Extents, outermost first; empty for a scalar.
     pub shape: Vec<usize>,
@@ -182,7 +182,7 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    /// The bytes it takes, or `None` where that overflows or the type has no safetensors name.
+    /// Returns its size in bytes, or `None` if that overflows or safetensors has no name for the type.
     fn byte_len(&self) -> Option<usize> {
         dtype_name(self.dtype)?;
         let elements = self
@@ -193,11 +193,11 @@ impl TensorSpec {
     }
 }
 
-/// Writes a safetensors file one tensor at a time, in the order that was announced.
+/// Writes a safetensors file one tensor at a time, in the order of the header.
 ///
-/// The file is written under a temporary name in the same folder, and takes its own name only in
-/// [`finish`](Self::finish), after everything has reached the disk. Dropping the writer before that
-/// removes what was written and leaves an older file of that name as it was.
+/// The file has a temporary name in the same folder until [`finish`](Self::finish), which renames it after
+/// everything has reached the disk. Dropping the writer before that removes the temporary file. An older
+/// file stays unchanged.
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     path: PathBuf,
@@ -207,12 +207,12 @@ pub struct SafetensorsWriter {
 }
 
 impl SafetensorsWriter {
-    /// Writes the header of a file at `path` that will hold `specs`, in their order, and `metadata`.
+    /// Writes the header of a file at `path` with `specs`, in their order, and `metadata`.
     ///
     /// # Errors
     ///
-    /// Two specs with one name, an element type that safetensors has no name for, or a folder that
-    /// cannot be written to.
+    /// If two specs have the same name, safetensors has no name for an element type, or the folder cannot
+    /// be written.
     pub fn create(
         path: &Path,
         specs: &[TensorSpec],
@@ -235,7 +235,7 @@ impl SafetensorsWriter {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".weights-").suffix(".partial");
         // A temporary file is private by default. This one becomes the user's file, so it gets the
-        // permissions that any new file gets.
+        // permissions of any new file.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder_of(path)).map_err(writing)?;
@@ -256,7 +256,7 @@ impl SafetensorsWriter {
     ///
     /// # Errors
     ///
-    /// A tensor that is not as announced, one more than announced, or a full disk.
+    /// If the tensor does not match its spec, there are no more specs, or the disk is full.
     pub fn write(&mut self, data: &TensorData) -> Result<(), WeightsError> {
         let Some(spec) = self.specs.get(self.written) else {
             let problem = format!("more than the {} tensors announced", self.specs.len());
@@ -284,7 +284,7 @@ impl SafetensorsWriter {
         Ok(())
     }
 
-    /// Bytes of the tensors that were written, and of all that were announced.
+    /// Returns the bytes of the tensors that were written, and of all tensors.
     pub fn bytes(&self) -> (u64, u64) {
         let bytes = |specs: &[TensorSpec]| {
             let bytes = specs.iter().filter_map(TensorSpec::byte_len);
@@ -293,11 +293,11 @@ impl SafetensorsWriter {
         (bytes(&self.specs[..self.written]), bytes(&self.specs))
     }
 
-    /// Flushes everything to the disk and gives the file its name.
+    /// Flushes everything to the disk and renames the file.
     ///
     /// # Errors
     ///
-    /// A tensor that was announced and not written, a full disk, or a name that cannot be taken.
+    /// If tensors are missing, the disk is full, or the file cannot be renamed.
     pub fn finish(self) -> Result<(), WeightsError> {
         let Self {
             path,
@@ -313,7 +313,7 @@ impl SafetensorsWriter {
         let file = file.into_inner().map_err(|err| writing(err.into_error()))?;
         file.as_file().sync_all().map_err(writing)?;
         file.persist(&path).map_err(|err| writing(err.error))?;
-        // The new name is on the disk only once the folder is.
+        // The new name is on the disk only after the folder is flushed.
         #[cfg(unix)]
         File::open(folder_of(&path))
             .and_then(|folder| folder.sync_all())
@@ -322,15 +322,15 @@ impl SafetensorsWriter {
     }
 }
 
-/// Writes the tensors `specs` to a safetensors file at `path`, in their order, asking `tensor` for
-/// the `i`-th one's data when its turn comes.
+/// Writes the tensors `specs` to a safetensors file at `path`, in their order. `tensor` is called for the
+/// data of the `i`-th tensor when it is needed.
 ///
-/// The header is padded to a multiple of eight bytes, as the format wants. See
-/// [`SafetensorsWriter`] for what is left behind when something fails: nothing.
+/// The header is padded to a multiple of eight bytes, as the format requires. If anything fails, nothing is
+/// left behind, see [`SafetensorsWriter`].
 ///
 /// # Errors
 ///
-/// Those of `tensor`, of a tensor that is not as its spec says, and of the disk.
+/// Those of `tensor`, of a tensor that does not match its spec, and of the disk.
 pub fn write_safetensors(
     path: &Path,
     specs: &[TensorSpec],
@@ -346,8 +346,8 @@ pub fn write_safetensors(
 
 const BUG: &str = "this is a bug, please report it";
 
-/// The header as bytes. Written by hand because the order of the tensors is the file's order and the
-/// same weights must give the same bytes, where the crate's own serializer goes through a hash map.
+/// Returns the header as bytes. It is written by hand because the order of the tensors is that of the file,
+/// and the same weights must give the same bytes. The crate's own serializer uses a hash map.
 fn header(
     specs: &[TensorSpec],
     metadata: &BTreeMap<String, String>,

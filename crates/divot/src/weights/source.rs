@@ -1,4 +1,4 @@
-//! Released checkpoints, read one tensor at a time.
+//! Reads released checkpoints, one tensor at a time.
 
 use super::pytorch::{self, PytorchTensor};
 use super::safetensors::{Entry, SafetensorsFile, is_safetensors};
@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Prefixes that a wrapper around the network leaves on every name: Lightning, DeepSpeed,
+/// Prefixes that wrappers around the network add to every name: Lightning, DeepSpeed,
 /// `DistributedDataParallel`, `torch.compile`.
 const PREFIXES: [&str; 5] = [
     "module.",
@@ -20,7 +20,7 @@ const PREFIXES: [&str; 5] = [
     "model.",
 ];
 
-/// Files that lie beside weights, have an extension of theirs, and are none.
+/// Files beside weights that have the same extension but are not weights.
 const NOT_WEIGHTS: [&str; 6] = [
     "training_args",
     "optimizer",
@@ -32,11 +32,12 @@ const NOT_WEIGHTS: [&str; 6] = [
 
 /// A released checkpoint: one file or several shards, PyTorch or safetensors.
 ///
-/// Opening reads names, shapes and element types only. A PyTorch pickle is parsed and never run.
+/// Opening reads only names, shapes and element types. A PyTorch pickle is parsed and never run.
 ///
-/// Names are the state dict's own. The entry of a training checkpoint that holds the state dict
-/// (`state_dict`, `model`, `module` and the like) is found and its key left out, and so are the
-/// prefixes `module.`, `_forward_module.`, `_orig_mod.` and `model.` where **every** tensor has them.
+/// Names are those of the state dict. In a training checkpoint, the entry with the state dict
+/// (`state_dict`, `model`, `module` and the like) is found, and its key is removed from the names. The
+/// prefixes `module.`, `_forward_module.`, `_orig_mod.` and `model.` are removed if **every** tensor has
+/// them.
 ///
 /// ```no_run
 /// # use divot::weights::Source;
@@ -54,16 +55,16 @@ pub struct Source {
     prefix: String,
 }
 
-/// One tensor of a [`Source`], not read yet.
+/// A tensor of a [`Source`] that is not read yet.
 #[derive(Debug, Clone)]
 pub struct SourceTensor {
     /// Its name in the state dict.
     pub name: String,
     /// Extents, outermost first, in PyTorch's order.
     pub shape: Vec<usize>,
-    /// Element type as stored.
+    /// Stored element type.
     pub dtype: DType,
-    /// The file that holds it.
+    /// The file that contains it.
     pub file: PathBuf,
     data: TensorSource,
 }
@@ -75,11 +76,11 @@ enum TensorSource {
 }
 
 impl SourceTensor {
-    /// Reads this tensor and nothing else. Nothing is kept: reading again reads the file again.
+    /// Reads only this tensor. The data is not cached, so another call reads the file again.
     ///
     /// # Errors
     ///
-    /// A file that is shorter than it declared, whose checksum is wrong, or that cannot be read.
+    /// If the file is shorter than stated, its checksum is wrong, or it cannot be read.
     pub fn read(&self) -> Result<TensorData, WeightsError> {
         let bytes = match &self.data {
             TensorSource::Pytorch(tensor) => tensor.read(),
@@ -104,15 +105,14 @@ impl SourceTensor {
 impl Source {
     /// Opens a checkpoint.
     ///
-    /// `path` is a PyTorch or safetensors file (told apart by content, whatever the extension), the
-    /// `*.index.json` of a sharded checkpoint, or a folder that holds such an index, the shards of
-    /// one checkpoint, or a single such file.
+    /// `path` is a PyTorch or safetensors file (detected by content, not by extension), the `*.index.json`
+    /// of a sharded checkpoint, or a folder that contains such an index, the shards of one checkpoint, or a
+    /// single file.
     ///
     /// # Errors
     ///
-    /// A missing or unreadable file; a file that is neither format, truncated, or made to run code;
-    /// a folder with no checkpoint or with several; a shard that the index names and that is not
-    /// there; a tensor in two shards.
+    /// If a file is missing, unreadable, truncated, of neither format, or made to run code; if a folder has
+    /// no checkpoint or several; if a shard of the index is missing; if a tensor is in two shards.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let info = fs::metadata(path).map_err(|err| WeightsError::reading(path, err))?;
         let found = if info.is_dir() {
@@ -147,17 +147,17 @@ impl Source {
         })
     }
 
-    /// What was opened: a file or a folder.
+    /// Returns the path that was opened: a file or a folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The tensors, sorted by name.
+    /// Returns the tensors, sorted by name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &SourceTensor> {
         self.tensors.iter()
     }
 
-    /// The tensor called `name`, if there is one.
+    /// Returns the tensor called `name`, if it exists.
     pub fn get(&self, name: &str) -> Option<&SourceTensor> {
         self.tensors
             .binary_search_by(|tensor| tensor.name.as_str().cmp(name))
@@ -165,17 +165,17 @@ impl Source {
             .map(|i| &self.tensors[i])
     }
 
-    /// What `name` is instead of a tensor that can be read: a sparse or quantised tensor, one of an
-    /// element type that Burn does not have, an object. `None` if there is nothing of that name, or a
-    /// tensor.
+    /// Describes the entry `name` if it cannot be read as a tensor: a sparse or quantised tensor, a tensor
+    /// of an element type that Burn does not have, or an object. Returns `None` for tensors and missing
+    /// names.
     ///
-    /// Such entries stop nobody who does not need them.
+    /// Such an entry is an error only for code that needs it.
     pub fn unreadable(&self, name: &str) -> Option<&str> {
         let what = self.unreadable.get(&format!("{}{name}", self.prefix));
         what.map(String::as_str)
     }
 
-    /// What was taken off the front of every name, such as `module.`; empty when nothing was.
+    /// Returns the prefix that was removed from every name, such as `module.`. Empty if none was.
     pub fn stripped_prefix(&self) -> &str {
         &self.prefix
     }
@@ -183,18 +183,18 @@ impl Source {
 
 type Tensors = BTreeMap<String, SourceTensor>;
 
-/// What one or several files hold.
+/// The contents of one or several files.
 #[derive(Default)]
 struct Found {
     tensors: Tensors,
-    /// Names of what is not a tensor that can be read, and what it is.
+    /// Entries that cannot be read as tensors, with descriptions.
     unreadable: BTreeMap<String, String>,
 }
 
-/// Takes the [`PREFIXES`] off that every tensor shares, until none is left.
+/// Removes the [`PREFIXES`] that all tensors share, repeatedly.
 fn strip_prefixes(mut tensors: Tensors) -> (Tensors, String) {
     let mut stripped = String::new();
-    // A tensor called just "model." would be left without a name.
+    // A tensor called just "model." would have no name left.
     while let Some(prefix) = PREFIXES.into_iter().find(|prefix| {
         tensors
             .keys()
@@ -216,7 +216,7 @@ fn open_folder(path: &Path) -> Result<Found, WeightsError> {
     let reading = |err| WeightsError::reading(path, err);
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(reading)? {
-        // What is not UTF-8 is not one of the names looked for.
+        // Names that are not UTF-8 are not searched for.
         if let Ok(name) = entry.map_err(reading)?.file_name().into_string() {
             names.push(name);
         }
@@ -247,10 +247,10 @@ fn open_folder(path: &Path) -> Result<Found, WeightsError> {
     }
 }
 
-/// Extensions of files that hold weights.
+/// Extensions of files of weights.
 const EXTENSIONS: [&str; 5] = ["safetensors", "bin", "pt", "pth", "ckpt"];
 
-/// Whether a folder looks as if it held a checkpoint, complete or not.
+/// Returns whether a folder looks like a checkpoint, complete or not.
 pub(crate) fn holds_weights(folder: &Path) -> bool {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).any(|path| {
@@ -260,7 +260,7 @@ pub(crate) fn holds_weights(folder: &Path) -> bool {
     })
 }
 
-/// Publishers often offer the same weights in both formats: safetensors is taken then.
+/// Prefers safetensors, because publishers often offer the same weights in both formats.
 fn prefer_safetensors(mut names: Vec<&str>) -> Vec<&str> {
     if names.iter().any(|name| name.contains(".safetensors")) {
         names.retain(|name| name.contains(".safetensors"));
@@ -302,7 +302,7 @@ impl<'a> Shard<'a> {
     }
 }
 
-/// Opens the files of one folder as the shards of one checkpoint, which needs them all.
+/// Opens the files of a folder as the shards of one checkpoint, which must be complete.
 fn open_shards(folder: &Path, files: &[&str]) -> Result<Found, WeightsError> {
     let shards: Option<Vec<_>> = files.iter().map(|name| Shard::parse(name)).collect();
     match shards.as_deref() {
@@ -311,7 +311,7 @@ fn open_shards(folder: &Path, files: &[&str]) -> Result<Found, WeightsError> {
                 return Err(ambiguous(folder, files));
             }
             let there: BTreeSet<_> = rest.iter().chain([first]).map(|s| s.number).collect();
-            // Numbers start at 1; the total comes from a file's name, so it is not counted up to.
+            // Numbers start at 1. The total comes from a file name, so do not loop up to it.
             if let Some(missing) = (1..=there.len() + 1)
                 .find(|number| !there.contains(number))
                 .filter(|&number| number <= first.total)
@@ -326,7 +326,7 @@ fn open_shards(folder: &Path, files: &[&str]) -> Result<Found, WeightsError> {
                 return Err(missing_shard(&folder.join(name), folder));
             }
         }
-        // `pytorch_model-0.bin`, `pytorch_model-1.bin`: the same name but for a number.
+        // `pytorch_model-0.bin`, `pytorch_model-1.bin`: the same name except for a number.
         _ => {
             let stem = |name: &str| {
                 let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
@@ -348,7 +348,7 @@ fn missing_shard(shard: &Path, named_by: &Path) -> WeightsError {
     WeightsError::file(shard, problem, "download it into the same folder")
 }
 
-/// Opens every file and puts their tensors together.
+/// Opens every file and joins their tensors.
 fn merge(paths: &[PathBuf]) -> Result<Found, WeightsError> {
     let mut all = Found::default();
     for path in paths {
@@ -366,10 +366,10 @@ fn merge(paths: &[PathBuf]) -> Result<Found, WeightsError> {
     Ok(all)
 }
 
-/// The part of a `*.index.json` that matters here.
+/// The relevant part of a `*.index.json`.
 #[derive(serde::Deserialize)]
 struct Index {
-    /// Tensor to file name.
+    /// File name of each tensor.
     weight_map: BTreeMap<String, String>,
 }
 
@@ -388,7 +388,7 @@ fn open_index(path: &Path) -> Result<Found, WeightsError> {
     let shards: BTreeSet<_> = index.weight_map.values().collect();
     let mut paths = Vec::with_capacity(shards.len());
     for shard in shards {
-        // An index is as untrusted as any download: it may name files beside it, none elsewhere.
+        // An index is as untrusted as any download. It may name files beside it, but not elsewhere.
         if Path::new(shard).file_name() != Some(shard.as_ref()) {
             let problem = format!("names the shard `{shard}`, which is not a file beside it");
             return Err(WeightsError::file(path, problem, DAMAGED));

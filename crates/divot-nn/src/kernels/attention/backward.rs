@@ -1,4 +1,4 @@
-//! A task of the backward pass.
+//! The backward pass.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! A task of the forward pass.
+//! The forward pass.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use super::softmax::QUERIES;
 use crate::kernels::product::{Packed, Strided};
 use crate::kernels::simd::Shared;
 
-/// With up to this many queries for the same keys and values, packing takes longer than it saves.
+/// With up to this number of queries for the same keys and values, packing does not pay off.
 const FEW: usize = 8;
 
 /// A range of the heads of all batches, and a range of their queries.

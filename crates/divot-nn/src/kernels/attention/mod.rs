@@ -27,18 +27,19 @@ use softmax::QUERIES;
 /// The result is `[batch, heads, queries, width]`, in memory `[batch, queries, heads, width]`.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    /// Whether query i sees keys 0 to i only.
+    /// Whether query i sees only keys 0 to i.
     pub causal: bool,
 }
 
-/// A tensor with contiguous rows. Copies only if its rows are not contiguous.
+/// Returns a tensor with contiguous rows. Copies only if the rows are not contiguous.
 fn with_rows(x: &FlexTensor) -> FlexTensor {
     let strides = x.layout().strides();
     let fits = strides[3] == 1 && strides.iter().all(|stride| *stride >= 0);
     if fits { x.clone() } else { x.to_contiguous() }
 }
 
-/// A tensor `[batch, heads, tokens, width]` from values in the order `[batch, tokens, heads, width]`.
+/// Creates a tensor `[batch, heads, tokens, width]` from values in the order
+/// `[batch, tokens, heads, width]`.
 fn heads_inside(values: Vec<f32>, [batch, heads, tokens, width]: [usize; 4]) -> FlexTensor {
     tensor(values, Shape::from([batch, tokens, heads, width])).transpose(1, 2)
 }
@@ -71,8 +72,8 @@ impl Kernel for Attention {
         let values = uninit(size.iter().product(), |out| {
             let (arch, out) = (arch(), Shared(out));
             let serial = problem.serial();
-            // Heads that share keys stay in one task where there are enough tasks for all threads. Few
-            // heads are split along their queries; many heads are grouped.
+            // Heads that share keys are in one task if there are enough tasks for all threads. Few heads
+            // are split along their queries. Many heads are grouped.
             let sharing: usize = problem.sharing().iter().product();
             let groups = total / sharing;
             let (parts, step) = if serial {
@@ -131,7 +132,7 @@ impl Kernel for Attention {
             });
         });
         let found = buffers.into_iter().zip(sizes).map(|(mut buffer, size)| {
-            // SAFETY: the capacity is there, and the tasks have written all of it.
+            // SAFETY: the buffer has this capacity, and the tasks have written all of it.
             unsafe { buffer.set_len(size.iter().product()) };
             heads_inside(buffer, size)
         });

@@ -9,7 +9,7 @@ use super::softmax::{softmax, softmax_of_columns};
 use crate::kernels::product::{Packed, Strided, add_lines};
 use crate::kernels::simd::row_sum;
 
-/// An attention with fewer multiplications runs on one thread.
+/// An attention with fewer multiplications than this runs on one thread.
 const SERIAL: usize = 1 << 19;
 
 /// A tensor `[batch, heads, tokens, width]` with contiguous rows.
@@ -30,14 +30,14 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The tokens of one head, from `first` on.
+    /// Returns the tokens of one head, from `first` on.
     #[inline(always)]
     pub fn tokens(&self, batch: usize, head: usize, first: usize) -> &'a [f32] {
         let [b, h, t] = self.stride;
         &self.data[batch * b + head * h + first * t..]
     }
 
-    /// All tokens of one head as the left operand of a product.
+    /// Returns all tokens of one head as the left operand of a product.
     #[inline(always)]
     pub fn left(&self, [batch, head]: [usize; 2]) -> Strided<'a> {
         Strided {
@@ -58,7 +58,7 @@ pub(super) struct Problem<'a> {
     causal: bool,
 }
 
-/// Buffers that a task uses again for each head.
+/// Buffers that a task reuses for each head.
 #[derive(Default)]
 pub(super) struct Scratch {
     queries: Packed,
@@ -83,7 +83,7 @@ impl<'a> Problem<'a> {
             v.size,
             q.size
         );
-        // Zero divides zero only.
+        // Zero divides only zero.
         let divides = |of: usize, all: usize| of == all || all.checked_rem(of) == Some(0);
         assert!(
             divides(shared, batch) && divides(kv_heads, heads),
@@ -106,20 +106,20 @@ impl<'a> Problem<'a> {
         }
     }
 
-    /// Whether there are no queries or no keys.
+    /// Returns whether there are no queries or no keys.
     pub fn is_empty(&self) -> bool {
         self.q.size.contains(&0) || self.keys() == 0
     }
 
-    /// How many batches and how many heads share the same keys and values.
+    /// Returns how many batches and how many heads share the same keys and values.
     #[inline(always)]
     pub fn sharing(&self) -> [usize; 2] {
         [0, 1].map(|i| self.q.size[i] / self.k.size[i])
     }
 
-    /// Batch and head of queries number `i`, and batch and head of their keys and values. Numbers run
-    /// through `[shared, kv_heads, batches, heads]`, where the last two are those of
-    /// [`sharing`](Self::sharing): neighbours share keys and values.
+    /// Returns batch and head of queries number `i`, and batch and head of their keys and values. Numbers
+    /// run through `[shared, kv_heads, batches, heads]`, where the last two are those of
+    /// [`sharing`](Self::sharing). Neighbours share keys and values.
     #[inline(always)]
     pub fn place(&self, i: usize) -> [[usize; 2]; 2] {
         let [batches, group] = self.sharing();
@@ -141,12 +141,12 @@ impl<'a> Problem<'a> {
         self.q.size[3]
     }
 
-    /// Whether the whole attention runs on one thread.
+    /// Returns whether the whole attention runs on one thread.
     pub fn serial(&self) -> bool {
         self.q.size.iter().product::<usize>() * self.keys() < SERIAL
     }
 
-    /// Number of keys that the last query of a range sees.
+    /// Returns the number of keys that the last query of a range sees.
     #[inline(always)]
     pub fn seen(&self, queries: &Range<usize>) -> usize {
         match self.causal {
@@ -207,7 +207,7 @@ impl<'a> Problem<'a> {
         softmax_of_columns(scores, count, scale);
     }
 
-    /// Scales and masks the scores of one query, and turns them into attention weights in place.
+    /// Scales and masks the scores of one query, and converts them to attention weights in place.
     #[inline(always)]
     fn softmax(&self, batch: usize, query: usize, scale: f32, row: &mut [f32]) {
         let keys = row.len();
@@ -234,8 +234,8 @@ impl<'a> Problem<'a> {
         hidden.fill(0.0);
     }
 
-    /// The result of one query, without packing keys or values. `scores` is a buffer with one float for
-    /// each key.
+    /// Computes the result of one query without packing keys or values. `scores` is a buffer with one float
+    /// for each key.
     #[inline(always)]
     pub fn single(
         &self,

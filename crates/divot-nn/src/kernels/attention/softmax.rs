@@ -2,11 +2,11 @@
 
 use crate::kernels::simd::{self, LANES, exp, row_sum};
 
-/// Number of queries whose scores are computed at a time. The scores are laid out as a line of queries
-/// for each key: keys are then read in order, and no sum runs within a vector.
+/// Number of queries whose scores are computed at a time. The scores are laid out as a line of queries for
+/// each key. Keys are then read in order, and no sum runs within a vector.
 pub(super) const QUERIES: usize = 64;
 
-/// Softmax of a row, in place.
+/// Computes the softmax of a row, in place.
 #[inline(always)]
 pub(super) fn softmax(row: &mut [f32]) {
     let mut top = [f32::NEG_INFINITY; LANES];
@@ -35,7 +35,7 @@ pub(super) fn softmax(row: &mut [f32]) {
     }
 }
 
-/// Softmax of each column times `scale`, in place. `lines` are lines of `count` floats.
+/// Computes the softmax of each column times `scale`, in place. `lines` are lines of `count` floats.
 #[inline(always)]
 pub(super) fn softmax_of_columns(lines: &mut [f32], count: usize, scale: f32) {
     let (mut top, mut sum) = ([f32::NEG_INFINITY; QUERIES], [0.0; QUERIES]);
@@ -61,14 +61,14 @@ pub(super) fn softmax_of_columns(lines: &mut [f32], count: usize, scale: f32) {
     }
 }
 
-/// The larger of two numbers. `f32::max` would take more instructions, for NaN.
+/// Returns the larger of two numbers. `f32::max` takes more instructions, to handle NaN.
 #[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// The gradient of [`softmax_of_columns`]: turns the gradients of the attention weights, `slopes`, into
-/// those of the scores, in place. Both are lines of `count` queries.
+/// Computes the gradient of [`softmax_of_columns`]. Converts the gradients of the attention weights,
+/// `slopes`, to those of the scores, in place. Both are lines of `count` queries.
 #[inline(always)]
 pub(super) fn softmax_slopes(weights: &[f32], slopes: &mut [f32], count: usize, scale: f32) {
     let mut mean = [0.0; QUERIES];

@@ -1,4 +1,4 @@
-//! The product itself.
+//! The forward product.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::{DEPTH, GROUP, Gather, LINE, MIN_CHUNK, PANELS, Rows, SERIAL, Weights
 use crate::kernels::simd::{self, Shared, uninit};
 use crate::vectorised::arch;
 
-/// The product of rows and weights, summed over taps and channels, plus the bias: `[m, outputs]`.
+/// Computes the product of rows and weights, summed over taps and channels, plus the bias: `[m, outputs]`.
 pub(crate) fn product(
     rows: Rows<'_>,
     weights: Weights<'_>,
@@ -53,8 +53,8 @@ pub(crate) fn product(
     })
 }
 
-/// Splits a product into tasks: the number of rows of a task, and the number of groups of panels. Every
-/// thread gets the same number of tasks, and each packed panel serves many rows.
+/// Splits a product into tasks. Returns the number of rows of a task, and the number of groups of panels.
+/// Every thread gets the same number of tasks, and each packed panel is used for many rows.
 fn shares(rows: usize, panels: usize, serial: bool) -> (usize, usize) {
     let least = panels.div_ceil(GROUP);
     if serial {
@@ -64,7 +64,7 @@ fn shares(rows: usize, panels: usize, serial: bool) -> (usize, usize) {
     let most = (rows / MIN_CHUNK).clamp(1, tasks);
     let groups = tasks.div_ceil(most).max(least);
     let chunks = tasks.div_ceil(groups);
-    // Split the rows evenly between threads, or the panels where there are few rows.
+    // Split the rows evenly between threads. With few rows, split the panels instead.
     let (chunks, groups) = match most / threads {
         0 => (chunks.min(most), groups.next_multiple_of(threads)),
         times => (

@@ -1,11 +1,11 @@
 //! The left operand of a product: rows of the input, gathered by a table.
 
-/// Which rows of the input make a row of the result: one for each tap of a convolution, or none where
-/// the kernel reaches over the edge. The pattern repeats for each image or clip.
+/// The rows of the input for each row of the result: one for each tap of a convolution, or none if the tap
+/// is outside the input. The pattern repeats for each image or clip.
 #[derive(Debug, Clone)]
 pub(crate) struct Gather {
-    /// Rows of the input, `[period, taps]`, counted from the first row of the image or clip;
-    /// [`Gather::EDGE`] where there is none.
+    /// Rows of the input, `[period, taps]`, counted from the first row of the image or clip.
+    /// [`Gather::EDGE`] means none.
     pub table: Vec<u32>,
     /// Number of taps.
     pub taps: usize,
@@ -18,7 +18,7 @@ pub(crate) struct Gather {
 impl Gather {
     pub const EDGE: u32 = u32::MAX;
 
-    /// A gather for a plain matrix: each row of the result reads the row with the same index.
+    /// Creates the gather of a plain matrix: each row of the result reads the row with the same index.
     pub fn identity() -> Self {
         Self {
             table: vec![0],
@@ -28,8 +28,8 @@ impl Gather {
         }
     }
 
-    /// The gather of a convolution along one axis, from `from` positions to `to`, with `padding` before
-    /// the first.
+    /// Creates the gather of a convolution along one axis, from `from` positions to `to`, with `padding`
+    /// before the first.
     pub fn axis(from: usize, to: usize, taps: usize, stride: usize, padding: usize) -> Self {
         assert!(from < Self::EDGE as usize);
         let places = (0..to).flat_map(|at| (0..taps).map(move |tap| at * stride + tap));
@@ -45,7 +45,7 @@ impl Gather {
         }
     }
 
-    /// The gather of a convolution over several axes: those of `self`, then those of `inner`.
+    /// Creates the gather of a convolution over several axes: those of `self`, then those of `inner`.
     pub fn within(&self, inner: &Self) -> Self {
         assert!(self.source * inner.source < Self::EDGE as usize);
         let size = self.table.len() * inner.table.len();
@@ -72,8 +72,8 @@ impl Gather {
         self.table == [0] && self.source == 1
     }
 
-    /// The gather of the input's gradient: the rows of the result that a row of the input contributed
-    /// to.
+    /// Creates the gather of the input's gradient: the rows of the result to which a row of the input
+    /// contributed.
     pub fn inverse(&self) -> Self {
         let mut table = vec![Self::EDGE; self.source * self.taps];
         for (to, taps) in self.table.chunks(self.taps).enumerate() {
@@ -91,8 +91,8 @@ impl Gather {
         }
     }
 
-    /// The offset of row `m` of the result in the table, and the first row of its image or clip in the
-    /// input.
+    /// Returns the offset of row `m` of the result in the table, and the first row of its image or clip in
+    /// the input.
     #[inline(always)]
     pub fn place(&self, m: usize) -> (usize, usize) {
         (m % self.period * self.taps, m / self.period * self.source)

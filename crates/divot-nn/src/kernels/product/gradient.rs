@@ -11,12 +11,12 @@ use super::{
 use crate::kernels::simd::{self, Shared, uninit};
 use crate::vectorised::arch;
 
-/// Longest inner dimension of a packed panel here. The left operand is read along its columns, so each
-/// step touches another cache line.
+/// Maximum inner dimension of a packed panel for the gradient. The left operand is read along its columns,
+/// so each step uses another cache line.
 const TRANSPOSED_DEPTH: usize = 128;
 
-/// The gradient of the weights of [`product`](super::product): gradᵀ · rows, `[taps, outputs, channels]`,
-/// where `grad` is `[m, outputs]`.
+/// Computes the gradient of the weights of [`product`](super::product): gradᵀ · rows,
+/// `[taps, outputs, channels]`, where `grad` is `[m, outputs]`.
 pub(crate) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: usize) -> Vec<f32> {
     let (channels, taps) = (rows.channels, rows.gather.taps);
     assert!(grad.len() == m * outputs);
@@ -26,7 +26,7 @@ pub(crate) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
     }
     let size = taps * outputs * channels;
     let serial = m * size < SERIAL;
-    // A small gradient has few tiles to share between threads. Split the rows too; each part has its own
+    // A small gradient has few tiles to share between threads. Split the rows too. Each part has its own
     // sums.
     let parts = match size <= MAX_PARTIAL {
         true => (m / (4 * MIN_CHUNK / 3)).clamp(1, 8),

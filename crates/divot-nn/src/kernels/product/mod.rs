@@ -29,23 +29,23 @@ pub(super) use tile::{ROWS, Start, Target, TileWidth, block, vectors};
 pub(super) use vector::add_lines;
 pub(super) use weights::{Values, Weights};
 
-/// Longest inner dimension of a packed panel.
+/// Maximum inner dimension of a packed panel.
 pub(super) const DEPTH: usize = 704;
 
 /// Number of panels that a task packs together.
 pub(super) const GROUP: usize = 4;
 /// Number of floats in a cache line.
 pub(super) const LINE: usize = 16;
-/// A product with fewer multiplications runs on one thread.
+/// A product with fewer multiplications than this runs on one thread.
 pub(super) const SERIAL: usize = 1 << 19;
 
-/// Fewest rows for which it is worth packing a panel again on another thread.
+/// Minimum number of rows for which packing a panel again on another thread pays off.
 const MIN_CHUNK: usize = 768;
-/// A weight gradient of up to this many floats is computed by several threads, each of which sums a
-/// part of the rows.
+/// Maximum number of floats of a weight gradient that several threads compute, each of which sums a part of
+/// the rows.
 pub(super) const MAX_PARTIAL: usize = 1 << 17;
 
-/// The row that is read where a convolution reaches over the edge.
+/// The row for taps outside the input.
 pub(super) static ZEROS: [f32; DEPTH] = [0.0; DEPTH];
 
 thread_local! {
@@ -53,7 +53,7 @@ thread_local! {
     static PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// At least `len` floats of a buffer, which grows if needed. They begin with a cache line, because a
+/// Returns at least `len` floats of a buffer, which grows if needed. They start at a cache line, because a
 /// vector that crosses cache lines takes twice as long to load.
 pub(super) fn lines(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len + LINE {

@@ -44,7 +44,7 @@ impl Packed {
     /// Multiplies `rows` rows of the left operand: `out[r] = Σₖ left[r·step + k·stride] · packed[k]`, for
     /// k below the left operand's depth. With `add`, the products are added to the values in `out`.
     ///
-    /// `out` is the beginning of the first row of the result, and the distance from one row to the next.
+    /// `out` is the start of the first row of the result, and the distance between rows.
     ///
     /// # Safety
     /// The rows of the result are writable, and readable with `add`. No other thread touches them.
@@ -80,7 +80,8 @@ impl Packed {
                 for r in 0..ROWS {
                     from[r] = left.data[(first + r).min(rows - 1) * left.step..].as_ptr();
                 }
-                // SAFETY: the assertions above hold for the operands, the caller's promise for the result.
+                // SAFETY: the assertions above cover the operands, and the caller's promise covers the
+                // result.
                 unsafe {
                     let (stride, depth) = (left.stride, left.depth);
                     block(simd, &[from], stride, panel, depth, &target, start);
@@ -100,7 +101,7 @@ pub(crate) struct Strided<'a> {
 }
 
 impl Strided<'_> {
-    /// Index of the last value of the last row.
+    /// Returns the index of the last value of the last row.
     fn last(&self, rows: usize) -> usize {
         (rows - 1) * self.step + (self.depth - 1) * self.stride
     }

@@ -7,7 +7,7 @@ pub(crate) const ROWS: usize = 6;
 /// Number of floats in the widest row of a tile: four AVX-512 vectors.
 const MAX_WIDTH: usize = 64;
 
-/// Dispatches to the number of floats in a row of a tile on this processor.
+/// Returns the number of floats in a row of a tile on this processor.
 pub(crate) struct TileWidth;
 
 impl WithSimd for TileWidth {
@@ -19,13 +19,14 @@ impl WithSimd for TileWidth {
     }
 }
 
-/// Number of vectors in a row of a tile. With [`ROWS`] rows, the tile and the operands fill the registers.
+/// Returns the number of vectors in a row of a tile. With [`ROWS`] rows, the tile and the operands fill the
+/// registers.
 #[inline(always)]
 pub(crate) const fn vectors<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 4 } else { 2 }
 }
 
-/// `acc[r][v] + Σₖ left[r][k·stride] · panel[k][v]`.
+/// Computes `acc[r][v] + Σₖ left[r][k·stride] · panel[k][v]`.
 ///
 /// # Safety
 /// Each `left` is readable at `k·stride` for k below `depth`, and the panel for `depth·V` vectors.
@@ -73,7 +74,7 @@ impl Target {
         let mut acc = [[simd.splat_f32s(0.0); V]; ROWS];
         let mut padded = [0.0f32; MAX_WIDTH];
         for r in 0..self.rows {
-            // SAFETY: as the caller promises; a line that ends within a vector goes through `padded`.
+            // SAFETY: as the caller promises. A line that ends within a vector uses `padded`.
             unsafe {
                 let mut line = self.first.add(r * self.stride).cast_const();
                 if self.columns < V * S::F32_LANES {
@@ -94,7 +95,7 @@ impl Target {
     unsafe fn store<S: Simd, const V: usize>(&self, acc: &[[S::f32s; V]; ROWS]) {
         let mut padded = [0.0f32; MAX_WIDTH];
         for r in 0..self.rows {
-            // SAFETY: as the caller promises; a line that ends within a vector goes through `padded`.
+            // SAFETY: as the caller promises. A line that ends within a vector uses `padded`.
             unsafe {
                 let line = self.first.add(r * self.stride);
                 let whole = self.columns == V * S::F32_LANES;
@@ -115,7 +116,7 @@ impl Target {
 pub(crate) enum Start {
     /// The same line for each row, as long as a row of the tile, rounded up to whole vectors.
     Line(*const f32),
-    /// The values that are in the result already.
+    /// The values that are already in the result.
     There,
 }
 
@@ -123,8 +124,8 @@ pub(crate) enum Start {
 /// part of a panel. The lines of the panel are as long as a row of the tile, rounded up to whole vectors.
 ///
 /// # Safety
-/// As [`tile`] for each tap. The target is writable, and readable with [`Start::There`], and no other
-/// thread touches it. A [`Start::Line`] is readable for a row of the tile, rounded up to whole vectors.
+/// Those of [`tile`] for each tap. The target is writable, and readable with [`Start::There`], and no other
+/// thread accesses it. A [`Start::Line`] is readable for a row of the tile, rounded up to whole vectors.
 #[inline(always)]
 pub(crate) unsafe fn block<S: Simd>(
     simd: S,
@@ -151,10 +152,10 @@ pub(crate) unsafe fn block<S: Simd>(
     }
 }
 
-/// [`block`] for a tile of `V` vectors.
+/// Computes [`block`] for a tile of `V` vectors.
 ///
 /// # Safety
-/// As [`block`]. The columns of the target fill `V` vectors, the last one perhaps in part.
+/// Those of [`block`]. The columns of the target fill `V` vectors, the last one possibly only in part.
 #[inline(always)]
 unsafe fn block_of<S: Simd, const V: usize>(
     simd: S,

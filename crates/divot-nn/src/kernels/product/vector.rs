@@ -4,12 +4,12 @@ use super::{Rows, SERIAL, Values, Weights, add_parts};
 use crate::kernels::simd::{self, Shared, uninit};
 use crate::vectorised;
 
-/// Longest part of a line of weights that is multiplied at once. The sums and four lines of this length
+/// Maximum length of a line of weights that is multiplied at once. The sums and four lines of this length
 /// fit into the first-level cache.
 const MAX_LINE: usize = 4096;
 
-/// [`product`](super::product) for one or two rows. Reading the weights takes most of the time, so each
-/// thread reads its part of them once and in order.
+/// Computes [`product`](super::product) for one or two rows. Reading the weights takes most of the time, so
+/// each thread reads its part of them once and in order.
 pub(crate) fn vector_product(
     rows: Rows<'_>,
     weights: Weights<'_>,
@@ -17,7 +17,7 @@ pub(crate) fn vector_product(
     m: usize,
 ) -> Vec<f32> {
     let (n, channels) = (weights.outputs, rows.channels);
-    // Whole lines of weights where possible.
+    // Whole lines of weights if possible.
     let width = n.min(MAX_LINE);
     let blocks = n.div_ceil(width);
     let depth = channels

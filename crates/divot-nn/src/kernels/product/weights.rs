@@ -1,4 +1,4 @@
-//! The right operand of a product, and how it is packed into panels.
+//! The right operand of a product, and its packing into panels.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use pulp::Simd;
 
 use super::{DEPTH, LINE, ZEROS};
 
-/// Weights in the type in which they are stored. They are converted to f32 when they are packed.
+/// Weights in their stored type. They are converted to f32 when they are packed.
 #[derive(Clone, Copy)]
 pub(crate) enum Values<'a> {
     F32(&'a [f32]),
@@ -18,7 +18,7 @@ pub(crate) enum Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    /// The values of a contiguous tensor.
+    /// Returns the values of a contiguous tensor.
     pub fn of(tensor: &'a FlexTensor) -> Self {
         let contiguous = "made contiguous";
         match tensor.dtype() {

@@ -1,4 +1,4 @@
-//! The convolution itself.
+//! The forward convolution.
 
 use std::ops::Range;
 
@@ -13,9 +13,9 @@ use crate::kernels::product::{
 use crate::kernels::simd::{self, Shared, uninit};
 use crate::vectorised::arch;
 
-/// The product of images and weights, summed over taps and channels, plus the bias: one row of
-/// `weights.outputs` floats for each row of the result. With `reversed`, the last tap of the weights comes
-/// first. No size may be 0.
+/// Computes the product of images and weights, summed over taps and channels, plus the bias: one row of
+/// `weights.outputs` floats for each row of the result. With `reversed`, the taps of the weights are in
+/// reverse order. No size may be 0.
 pub(crate) fn product(
     images: Images<'_>,
     weights: Weights<'_>,

@@ -13,11 +13,11 @@ use crate::kernels::product::{
 use crate::kernels::simd::{self, Shared, uninit};
 use crate::vectorised::arch;
 
-/// Most tiles whose gradients are summed at once.
+/// Maximum number of tiles whose gradients are summed at once.
 const GRADIENT_TILES: usize = 128;
 
-/// The gradient of the weights of [`product`](super::product), `[outputs, channels, taps]`, where `grad` is
-/// the gradient of its result. No size may be 0.
+/// Computes the gradient of the weights of [`product`](super::product), `[outputs, channels, taps]`, where
+/// `grad` is the gradient of its result. No size may be 0.
 pub(crate) fn weight_gradient(images: Images<'_>, grad: &[f32], outputs: usize) -> Vec<f32> {
     let arch = arch();
     let (channels, count) = (images.channels, images.count());
@@ -26,7 +26,7 @@ pub(crate) fn weight_gradient(images: Images<'_>, grad: &[f32], outputs: usize) 
     assert!(grad.len() == images.images() * to.source * outputs);
     let places = from.taps;
     let size = places * outputs * channels;
-    // A small gradient has few outputs and channels to share between threads. Split the tiles too; each
+    // A small gradient has few outputs and channels to share between threads. Split the tiles too. Each
     // part has its own sums.
     let parts = match size <= MAX_PARTIAL {
         true => (count / (2 * GRADIENT_TILES)).clamp(1, 8),
@@ -41,7 +41,7 @@ pub(crate) fn weight_gradient(images: Images<'_>, grad: &[f32], outputs: usize) 
         let groups = panels.div_ceil(GROUP);
         let group = panels.div_ceil(groups) * width;
         let threads = rayon::current_num_threads();
-        // Each split transforms the input again: as few as keep every thread busy.
+        // Each split transforms the input again, so use as few as keep every thread busy.
         let splits = simd::tasks(groups * parts)
             .min(outputs / FEWEST_OUTPUTS)
             .max(threads.div_ceil(groups * parts));
@@ -68,7 +68,8 @@ pub(crate) fn weight_gradient(images: Images<'_>, grad: &[f32], outputs: usize) 
     }
 }
 
-/// The gradient of the weights from the gradient of the transformed weights, `[places, outputs, channels]`.
+/// Computes the gradient of the weights from that of the transformed weights,
+/// `[places, outputs, channels]`.
 fn from_places<const AXES: usize>(sums: &[f32], outputs: usize, channels: usize) -> Vec<f32> {
     let (places, taps) = (4usize.pow(AXES as u32), 3usize.pow(AXES as u32));
     simd::by_rows(
@@ -88,7 +89,7 @@ fn from_places<const AXES: usize>(sums: &[f32], outputs: usize, channels: usize)
     )
 }
 
-/// The gradient of three weights along an axis from that of four places.
+/// Computes the gradient of three weights along an axis from that of four places.
 #[inline(always)]
 fn of_gradients([a, b, c, d]: [f32; 4]) -> [f32; 3] {
     let even = 0.5 * (b + c);

@@ -22,9 +22,9 @@ pub(super) use gradient::weight_gradient;
 
 use super::product::{Gather, ROWS};
 
-/// Most tiles of a task. Each thread keeps them transformed, 16 floats for each channel.
+/// Maximum number of tiles of a task. Each thread keeps them transformed, with 16 floats for each channel.
 const TILES: usize = 12 * ROWS;
-/// Fewest outputs for which it is worth transforming the input again in another task.
+/// Minimum number of outputs for which transforming the input again in another task pays off.
 const FEWEST_OUTPUTS: usize = 64;
 /// Number of places of a tile with two axes.
 const PLACES: usize = 16;
@@ -34,7 +34,7 @@ thread_local! {
     static TRANSFORMED: Cell<[Vec<f32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
 }
 
-/// Which rows of the input a tile reads, and which rows of the result it writes.
+/// The rows of the input that a tile reads, and the rows of the result that it writes.
 #[derive(Debug)]
 pub(super) struct Tiles {
     /// The 4 or 4x4 rows that each tile reads.
@@ -52,7 +52,7 @@ pub(super) struct Images<'a> {
 }
 
 impl Images<'_> {
-    /// Number of images.
+    /// Returns the number of images.
     fn images(&self) -> usize {
         let size = self.tiles.from.source * self.channels;
         let images = self.data.len() / size;
@@ -60,7 +60,7 @@ impl Images<'_> {
         images
     }
 
-    /// Number of tiles of all images.
+    /// Returns the number of tiles of all images.
     fn count(&self) -> usize {
         let Tiles { from, to } = self.tiles;
         assert!(matches!((from.taps, to.taps), (4, 2) | (16, 4)) && from.period == to.period);

@@ -1,9 +1,9 @@
-//! Python's pickle format, read without Python: a stack machine that builds numbers, strings, tuples, lists
+//! Reads Python's pickle format without Python: a stack machine that builds numbers, strings, tuples, lists
 //! and dictionaries, and the tensors of PyTorch.
 //!
-//! Nothing is ever called. Every other object, of whatever class, becomes [`Value::Other`], which keeps
-//! no more than its name. The machine reads its input once, as a stream; what it keeps is limited by
-//! [`MAX_KEPT`], whatever counts and lengths the input claims.
+//! Nothing is ever called. Every other object, of any class, becomes [`Value::Other`], which keeps only its
+//! name. The machine reads its input once, as a stream. The memory that it keeps is limited by
+//! [`MAX_KEPT`], whatever counts and lengths the input states.
 
 mod value;
 
@@ -16,18 +16,17 @@ use value::{Global, Tuple, rebuilt};
 
 pub(super) use value::{Pickle, Storage, TensorInfo, Value};
 
-/// The longest pickle that is read, in bytes. Those of checkpoints have a few hundred bytes for each
-/// tensor.
+/// Maximum length of a pickle in bytes. Pickles of checkpoints have a few hundred bytes for each tensor.
 pub(super) const MAX_LENGTH: u64 = 256 << 20;
-/// The most memory that the objects of one pickle may take, in bytes, beside their strings.
+/// Maximum memory of the objects of one pickle in bytes, without their strings.
 const MAX_KEPT: usize = 512 << 20;
-/// The longest string that is kept, in bytes. Longer ones are stepped over.
+/// Maximum length of a string that is kept, in bytes. Longer strings are skipped.
 const MAX_STRING: u64 = 1 << 16;
-/// The longest list that is kept. What is in longer ones is passed over.
+/// Maximum length of a list that is kept. The contents of longer lists are skipped.
 const MAX_LIST: usize = 1 << 20;
-/// How deep tuples may be nested, which Rust's drop visits recursively.
+/// Maximum nesting of tuples, because Rust's drop is recursive.
 const MAX_DEPTH: usize = 100;
-/// What one object takes, about: its place on the stack, in a dictionary or in the memo.
+/// Approximate size of one object: its place on the stack, in a dictionary or in the memo.
 const COST: usize = 64;
 
 /// Why a pickle was not read.
@@ -35,7 +34,7 @@ const COST: usize = 64;
 pub(super) enum PickleError {
     /// It names a function that runs code.
     RunsCode(String),
-    /// It could not be read, or is broken.
+    /// It could not be read, or is damaged.
     Io(io::Error),
 }
 
@@ -68,7 +67,7 @@ pub(super) fn read(reader: &mut impl BufRead) -> Result<Pickle, PickleError> {
 struct Machine<R> {
     input: R,
     stack: Vec<Value>,
-    /// Lengths of the stack where groups begin.
+    /// Lengths of the stack at which groups start.
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
     kept: usize,
@@ -80,7 +79,7 @@ fn broken(problem: impl Into<String>) -> io::Error {
 }
 
 impl<R: BufRead> Machine<R> {
-    /// Runs one opcode: false at the end.
+    /// Runs one opcode. Returns false at the end.
     fn step(&mut self) -> Result<bool, PickleError> {
         let opcode = self.bytes::<1>()?[0];
         let value = match opcode {
@@ -93,7 +92,7 @@ impl<R: BufRead> Machine<R> {
                 self.marks.push(self.stack.len());
                 return Ok(true);
             }
-            // POP takes a mark where that is what comes next; POP_MARK takes a group.
+            // POP removes a mark if that is on top. POP_MARK removes a group.
             b'0' => {
                 match self.marks.last() {
                     Some(&mark) if mark == self.stack.len() => drop(self.marks.pop()),
@@ -138,7 +137,7 @@ impl<R: BufRead> Machine<R> {
             b'C' => self.skip_bytes::<1>()?,
             b'B' => self.skip_bytes::<4>()?,
             0x8e | 0x96 => self.skip_bytes::<8>()?,
-            // NEXT_BUFFER, and READONLY_BUFFER which leaves what is there.
+            // NEXT_BUFFER. READONLY_BUFFER leaves the stack as it is.
             0x97 => other("buffer"),
             0x98 => return Ok(true),
 
@@ -165,7 +164,7 @@ impl<R: BufRead> Machine<R> {
                 self.set_items(&dict, items)?;
                 dict
             }
-            // Sets, frozen or not, hold no tensors.
+            // Sets and frozen sets contain no tensors.
             0x8f => other("set"),
             0x91 => {
                 self.group()?;
@@ -212,7 +211,7 @@ impl<R: BufRead> Machine<R> {
                 };
                 self.global(module.to_string(), name.to_string())?
             }
-            // Codes that a registry of the writing program gives a meaning.
+            // Codes from the extension registry of the writing program.
             0x82 => {
                 self.skip(1)?;
                 other("extension")
@@ -225,7 +224,7 @@ impl<R: BufRead> Machine<R> {
                 self.skip(4)?;
                 other("extension")
             }
-            // REDUCE and NEWOBJ call or make what came before their arguments.
+            // REDUCE and NEWOBJ call or create the object before their arguments.
             b'R' | 0x81 => {
                 let (arguments, callee) = (self.pop()?, self.pop()?);
                 self.call(&callee, &arguments)?
@@ -234,7 +233,7 @@ impl<R: BufRead> Machine<R> {
                 let (_, arguments, callee) = (self.pop()?, self.pop()?, self.pop()?);
                 self.call(&callee, &arguments)?
             }
-            // INST names its class, OBJ has it as the first of its group.
+            // INST contains the name of its class. For OBJ, the class is the first of its group.
             b'i' => {
                 let (module, name) = (self.line()?, self.line()?);
                 let callee = self.global(module, name)?;
@@ -251,7 +250,7 @@ impl<R: BufRead> Machine<R> {
                 let arguments = self.tuple(items)?;
                 self.call(&callee, &arguments)?
             }
-            // BUILD gives an object its state, which is not kept.
+            // BUILD sets the state of an object, which is not kept.
             b'b' => {
                 self.pop()?;
                 self.top()?;
@@ -296,7 +295,7 @@ impl<R: BufRead> Machine<R> {
         Ok(true)
     }
 
-    /// Counts objects that are kept, and refuses too many.
+    /// Counts objects that are kept. Returns an error for too many.
     fn keep(&mut self, objects: usize) -> io::Result<()> {
         self.kept = self.kept.saturating_add(objects.saturating_mul(COST));
         match self.kept > MAX_KEPT {
@@ -318,7 +317,7 @@ impl<R: BufRead> Machine<R> {
             .ok_or_else(|| broken("its stack is empty"))
     }
 
-    /// Where the last `count` values begin, which must be of the current group.
+    /// Returns where the last `count` values start. They must be in the current group.
     fn start_of(&self, count: usize) -> io::Result<usize> {
         let bottom = self.marks.last().copied().unwrap_or(0);
         self.stack
@@ -328,7 +327,7 @@ impl<R: BufRead> Machine<R> {
             .ok_or_else(|| broken("its stack is empty"))
     }
 
-    /// The values since the last mark.
+    /// Removes and returns the values since the last mark.
     fn group(&mut self) -> io::Result<Vec<Value>> {
         let mark = self
             .marks
@@ -394,7 +393,7 @@ impl<R: BufRead> Machine<R> {
         Ok(Value::Global(Rc::new(Global { module, name })))
     }
 
-    /// What a call would give, if that is known without making it.
+    /// Returns the result of a call if it is known without making the call.
     fn call(&mut self, callee: &Value, arguments: &Value) -> io::Result<Value> {
         let Value::Global(global) = callee else {
             return Ok(other("result of a call"));
@@ -408,7 +407,7 @@ impl<R: BufRead> Machine<R> {
             &tuple.items[..],
         ) {
             ("torch._utils", name, items) => rebuilt(name, items),
-            // A tensor with attributes, or of a class of its own.
+            // A tensor with attributes, or of a subclass.
             ("torch._tensor", "_rebuild_from_type_v2", [Value::Global(inner), _, args, ..]) => {
                 match args {
                     Value::Tuple(args) if inner.module == "torch._utils" => {
@@ -421,7 +420,7 @@ impl<R: BufRead> Machine<R> {
             | ("builtins" | "__builtin__", "dict", items) => {
                 let dict = self.dict()?;
                 match items.last() {
-                    // As it was pickled, or as pairs, which Python 2 pickled.
+                    // A dictionary, or pairs as pickled by Python 2.
                     Some(&Value::Dict(from)) => {
                         let entries = self.pickle.dicts[from].clone();
                         self.keep(2 * entries.len())?;
@@ -453,7 +452,7 @@ impl<R: BufRead> Machine<R> {
         Ok(found.unwrap_or_else(|| Value::Other(global.full_name().into())))
     }
 
-    /// The storage of a persistent id: `("storage", class, key, location, elements)`.
+    /// Returns the storage of a persistent id: `("storage", class, key, location, elements)`.
     fn storage(&mut self, id: &Value) -> Value {
         let unknown = other("persistent object");
         let Value::Tuple(id) = id else {
@@ -475,7 +474,7 @@ impl<R: BufRead> Machine<R> {
             Value::Int(key) => key.to_string().into(),
             _ => return unknown,
         };
-        // PyTorch before 0.4 let a storage be a part of another.
+        // In PyTorch before 0.4, a storage could be a part of another.
         let start = match view {
             [Value::Tuple(view)] => match view.items[..] {
                 [_, Value::Int(start), _] => start,
@@ -528,7 +527,7 @@ impl<R: BufRead> Machine<R> {
         Ok(())
     }
 
-    /// A string with its length before it.
+    /// Reads a string after its length.
     fn text<const N: usize>(&mut self) -> Result<Value, PickleError> {
         let length = self.unsigned::<N>()?;
         if length > MAX_STRING {
@@ -546,7 +545,7 @@ impl<R: BufRead> Machine<R> {
         Ok(other("bytes"))
     }
 
-    /// An integer of any length, in two's complement.
+    /// Reads an integer of any length, in two's complement.
     fn long<const N: usize>(&mut self) -> Result<Value, PickleError> {
         let length = self.unsigned::<N>()?;
         if length > 8 {

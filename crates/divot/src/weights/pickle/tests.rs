@@ -1,4 +1,4 @@
-//! The machine by itself, on bytes.
+//! Tests of the stack machine on bytes.
 
 use super::*;
 
@@ -39,10 +39,10 @@ fn a_call_whose_result_is_dropped_is_found() {
 fn names_from_the_memo_and_hidden_ones_are_found() {
     let memo = b"\x8c\x02os\x940\x8c\x06system\x940h\x00h\x01\x93.";
     assert_eq!(refused(memo), "os.system");
-    // Another value was pushed between, and taken off again.
+    // Another value was pushed in between and removed again.
     let between = b"\x8c\x02os\x8c\x06system\x8c\x01x0\x93.";
     assert_eq!(refused(between), "os.system");
-    // A name that is the result of a call is not known.
+    // A name that is the result of a call is unknown.
     let computed = b"\x8c\x02oscmy\nname\n)R\x93.";
     assert!(refused(computed).contains("hidden"));
 }
@@ -62,7 +62,7 @@ fn truncated_and_foreign_bytes_are_errors() {
     assert_eq!(kind(b"\x80\x02ccoll"), UnexpectedEof);
     assert_eq!(kind(b"X\xff\xff\xff\xffab"), UnexpectedEof);
     assert_eq!(kind(b"\xff"), InvalidData);
-    // Lengths and marks that are not there.
+    // Missing data and missing marks.
     for bytes in [
         &b"\x8b\xff\xff\xff\xff"[..],
         b"\x8e\xff\xff\xff\xff\xff\xff\xff\xff",
@@ -84,7 +84,7 @@ fn truncated_and_foreign_bytes_are_errors() {
     }
 }
 
-/// Tuples in tuples, a million deep, and dictionaries within each other.
+/// Tuples nested a million deep, and dictionaries in each other.
 #[test]
 fn depth_is_limited() {
     let mut deep = b")".to_vec();
@@ -101,7 +101,7 @@ fn depth_is_limited() {
     assert_eq!(read(&mut &dicts[..]).unwrap().dicts.len(), 1 << 20);
 }
 
-/// A byte of input is not to become a hundred of memory for long.
+/// A byte of input must not become a hundred bytes of memory.
 #[test]
 fn memory_is_limited() {
     let many = vec![b'N'; 64 << 20];

@@ -1,4 +1,4 @@
-//! The objects of a pickle, and the tensors of PyTorch among them.
+//! The objects of a pickle, including PyTorch's tensors.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -13,71 +13,71 @@ pub(in crate::weights) enum Value {
     Int(i64),
     Str(Rc<str>),
     Tuple(Rc<Tuple>),
-    /// By its number in [`Pickle::lists`].
+    /// Index into [`Pickle::lists`].
     List(usize),
-    /// By its number in [`Pickle::dicts`].
+    /// Index into [`Pickle::dicts`].
     Dict(usize),
     /// A class or a function.
     Global(Rc<Global>),
     Storage(Rc<Storage>),
     Tensor(Rc<TensorInfo>),
-    /// Any other object, by the name of its class or of the function that makes it.
+    /// Any other object, with the name of its class or of the function that makes it.
     Other(Rc<str>),
 }
 
 #[derive(Debug)]
 pub(in crate::weights) struct Tuple {
     pub items: Vec<Value>,
-    /// How deep tuples are nested in it, itself included.
+    /// Nesting depth of tuples in it, including itself.
     pub depth: usize,
 }
 
-/// A class or a function, by its full name.
+/// A class or a function with its full name.
 #[derive(Debug)]
 pub(in crate::weights) struct Global {
     pub module: String,
     pub name: String,
 }
 
-/// The elements of one or several tensors, in one piece.
+/// The elements of one or several tensors, contiguous.
 #[derive(Debug)]
 pub(in crate::weights) struct Storage {
     /// Its name in the file.
     pub key: Rc<str>,
     /// Its class: `FloatStorage`, `UntypedStorage`, …
     pub class: String,
-    /// Where a view begins in it, in elements.
+    /// Start of a view in it, in elements.
     pub start: usize,
     /// Its length, in elements.
     pub elements: usize,
 }
 
-/// A tensor's place in a storage.
+/// A tensor's position in a storage.
 #[derive(Debug)]
 pub(in crate::weights) struct TensorInfo {
     pub storage: Rc<Storage>,
-    /// The element type where the storage's class does not say it: `torch.uint16`.
+    /// The element type if the storage's class does not determine it: `torch.uint16`.
     pub dtype: Option<String>,
-    /// In elements from the beginning of the storage.
+    /// Offset in elements from the beginning of the storage.
     pub offset: usize,
     pub shape: Vec<usize>,
-    /// In elements, for each axis.
+    /// Stride of each axis, in elements.
     pub strides: Vec<usize>,
 }
 
-/// What a pickle holds.
+/// The contents of a pickle.
 #[derive(Debug)]
 pub(in crate::weights) struct Pickle {
     pub root: Value,
     pub lists: Vec<Vec<Value>>,
-    /// Keys and values in their order. A key may come twice, the last one counts.
+    /// Keys and values in order. If a key occurs twice, the last one counts.
     pub dicts: Vec<Vec<(Value, Value)>>,
-    /// Every storage that was named.
+    /// All storages that the pickle refers to.
     pub storages: HashMap<Rc<str>, Rc<Storage>>,
 }
 
 impl Value {
-    /// What it is, for messages.
+    /// Describes the object, for messages.
     pub fn describe(&self) -> String {
         match self {
             Self::None => "None".to_owned(),
@@ -100,14 +100,13 @@ impl Global {
     }
 }
 
-/// A tensor from the arguments of a function of `torch._utils`, if the function is one that makes plain
-/// tensors.
+/// Returns the tensor for a call of a function of `torch._utils`, if the function makes plain tensors.
 pub(super) fn rebuilt(function: &str, arguments: &[Value]) -> Option<Value> {
     let (storage, offset, shape, strides, dtype) = match (function, arguments) {
         ("_rebuild_tensor" | "_rebuild_tensor_v2", [storage, offset, shape, strides, ..]) => {
             (storage, offset, shape, strides, None)
         }
-        // Storages of bytes; the element type comes after the hooks.
+        // The storage is in bytes. The element type is after the hooks.
         ("_rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, ..]) => {
             let Value::Global(dtype) = dtype else {
                 return None;

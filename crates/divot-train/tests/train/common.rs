@@ -60,6 +60,18 @@ primary_context = 8
 channels = 32
 channel_mult = [1, 1, 1]
 
+[model.llm]
+num_queries = 8
+[model.llm.llm]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+[model.llm.head.Gmm]
+num_components = 2
+dim = 16
+
 [model.text]
 context_length = 16
 width = 32

@@ -1,0 +1,6 @@
+//! Training samples from files of every format, sound and broken.
+
+mod archives;
+mod files;
+mod formats;
+mod make;

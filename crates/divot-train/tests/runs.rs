@@ -1,0 +1,243 @@
+//! Runs: interrupted ones end as uninterrupted ones do, to the bit.
+
+#[path = "train/common.rs"]
+mod common;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use burn::tensor::Device;
+use common::{recipe, samples};
+use divot::data::write_mp4;
+use divot_train::{Error, Event, Recipe, RunOptions, checkpoint, run};
+
+/// A recipe with everything that a checkpoint has to keep: an average, dropped conditions, dropout,
+/// accumulation.
+fn diffusion(clips: &Path, changes: &[&str]) -> Recipe {
+    let head = format!(
+        r#"steps = 6
+batch = 2
+micro_batch = 1
+average = 0.9
+log_every = 1
+frozen = ["tokenizer.vision", "detokenizer.vae"]
+
+[objective]
+kind = "diffusion"
+dropped = 0.2
+sampling_steps = 2
+
+[[data]]
+source = {{ format = "videos", path = {clips:?}, filter = {{ min_side = 16 }} }}
+
+[rate]
+warmup = 2
+
+[validation]
+every = 3
+batches = 1
+
+[checkpoints]
+every = 2
+"#
+    );
+    let changes: Vec<&str> = ["model.detokenizer.unet.dropout=0.1"]
+        .iter()
+        .chain(changes)
+        .copied()
+        .collect();
+    recipe(&head, &changes).expect("a valid recipe")
+}
+
+fn clips(folder: &Path) {
+    for (number, sample) in samples(3, 32).iter().enumerate() {
+        let path = folder.join(format!("{number}.mp4"));
+        write_mp4(&path, sample.clips[0].frames(), 8.0).expect("a clip is written");
+    }
+}
+
+fn options() -> RunOptions {
+    RunOptions {
+        resume: false,
+        allow_changes: false,
+        workers: 2,
+    }
+}
+
+/// Dropout is drawn by the device, whose generator all runs of a process share.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Runs until `stop` steps are done, or to the end. Returns the losses that were logged.
+fn go(recipe: &Recipe, folder: &Path, options: &RunOptions, stop: usize) -> Vec<f64> {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut losses = Vec::new();
+    let result = run(recipe, folder, &Device::default(), options, &mut |event| {
+        match event {
+            Event::Step(Some(status)) => losses.push(status.loss.expect("it is logged")),
+            Event::Warning(warning) => panic!("{warning}"),
+            _ => {}
+        }
+        match losses.len() == stop {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    match result {
+        Ok(_) => {}
+        Err(Error::Stopped) => assert_eq!(losses.len(), stop),
+        Err(error) => panic!("{error}"),
+    }
+    losses
+}
+
+/// The files of the newest checkpoint, but for the state.
+fn weights(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let newest = checkpoint::newest(folder)
+        .expect("readable")
+        .expect("a checkpoint");
+    let mut files: Vec<(String, Vec<u8>)> = fs::read_dir(newest.folder())
+        .expect("its folder")
+        .map(|entry| {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            (name.into_owned(), fs::read(&path).expect("a file"))
+        })
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 4);
+    files
+}
+
+#[test]
+fn a_stopped_run_goes_on_to_the_bit() {
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let recipe = diffusion(data.path(), &[]);
+    let [whole, parts] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    let losses = go(&recipe, whole.path(), &options(), usize::MAX);
+    assert_eq!(losses.len(), 6);
+
+    let resume = RunOptions {
+        resume: true,
+        workers: 1,
+        ..options()
+    };
+    let mut found = Vec::new();
+    // After one step, which no checkpoint was due after, then after two more, then to the end.
+    for stop in [1, 2, usize::MAX] {
+        found.extend(go(&recipe, parts.path(), &resume, stop));
+    }
+    assert_eq!(found, losses);
+    assert_eq!(weights(parts.path()), weights(whole.path()));
+
+    let metrics = |folder: &Path| {
+        let text = fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
+        text.lines()
+            .map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+                [&line["step"], &line["train/loss"], &line["validation/loss"]].map(Clone::clone)
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(metrics(parts.path()), metrics(whole.path()));
+    assert!(whole.path().join("report.html").exists());
+    assert_eq!(
+        fs::read_dir(whole.path().join("samples"))
+            .expect("sheets")
+            .count(),
+        2
+    );
+}
+
+#[test]
+fn what_a_kill_leaves_is_passed_over() {
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let recipe = diffusion(data.path(), &["validation.every=0"]);
+    let [whole, killed] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    go(&recipe, whole.path(), &options(), usize::MAX);
+    go(&recipe, killed.path(), &options(), 3);
+    // A checkpoint that was being written, and steps that were logged after the last one.
+    let partial = killed.path().join("checkpoints/.partial-abc/step-00000004");
+    fs::create_dir_all(&partial).expect("a folder");
+    fs::write(partial.join("weights.safetensors"), b"half").expect("a file");
+    let metrics = killed.path().join("metrics.jsonl");
+    let mut text = fs::read_to_string(&metrics).expect("metrics");
+    text += "{\"step\":4,\"seconds\":1.0,\"train/loss\":9.0}\n{\"step\":5,\"sec";
+    fs::write(&metrics, text).expect("metrics");
+
+    let resume = RunOptions {
+        resume: true,
+        ..options()
+    };
+    go(&recipe, killed.path(), &resume, usize::MAX);
+    assert_eq!(weights(killed.path()), weights(whole.path()));
+    assert!(!killed.path().join("checkpoints/.partial-abc").exists());
+    let text = fs::read_to_string(&metrics).expect("metrics");
+    assert_eq!(text.lines().count(), 6, "{text}");
+}
+
+#[test]
+fn a_folder_is_not_overwritten_and_a_changed_recipe_is_named() {
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = diffusion(data.path(), &["validation.every=0"]);
+    go(&recipe, folder.path(), &options(), 2);
+    let refusal = |recipe: &Recipe, options: &RunOptions| {
+        let device = Device::default();
+        let result = run(recipe, folder.path(), &device, options, &mut |_| {
+            ControlFlow::Continue(())
+        });
+        result.expect_err("it is refused").to_string()
+    };
+    let text = refusal(&recipe, &options());
+    assert!(text.contains("got to step 2"), "{text}");
+
+    let resume = RunOptions {
+        resume: true,
+        ..options()
+    };
+    let changed = diffusion(data.path(), &["validation.every=0", "rate.peak=0.5"]);
+    let text = refusal(&changed, &resume);
+    assert!(
+        text.contains("`rate.peak` was nothing and is 0.5"),
+        "{text}"
+    );
+
+    let allowed = RunOptions {
+        allow_changes: true,
+        ..resume
+    };
+    assert_eq!(go(&changed, folder.path(), &allowed, usize::MAX).len(), 4);
+    // What was trained last is what the checkpoint says.
+    let newest = checkpoint::newest(folder.path())
+        .expect("readable")
+        .expect("there");
+    assert_eq!(newest.state().expect("a state").recipe, changed.text);
+}
+
+#[test]
+fn the_last_checkpoints_and_the_best_stay() {
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let folder = tempfile::tempdir().expect("a folder");
+    // The rate is so high that the loss only rises.
+    let changes = [
+        "checkpoints.every=1",
+        "validation.every=1",
+        "rate.peak=0.5",
+        "average=0.0",
+    ];
+    let recipe = diffusion(data.path(), &changes);
+    go(&recipe, folder.path(), &options(), usize::MAX);
+    let all = checkpoint::all(folder.path()).expect("readable");
+    let steps: Vec<usize> = all.iter().map(|checkpoint| checkpoint.step).collect();
+    let state = all.last().expect("there").state().expect("a state");
+    let (_, best) = state.best.expect("it was measured");
+    assert!(steps.ends_with(&[5, 6]), "{steps:?}");
+    assert!(steps.contains(&best), "{steps:?}, best {best}");
+    assert!(steps.len() <= 3, "{steps:?}");
+}

@@ -1,0 +1,5 @@
+//! Tests of training at sizes at which a step takes a fraction of a second.
+
+mod common;
+mod objectives;
+mod recipes;

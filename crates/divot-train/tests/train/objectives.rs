@@ -1,0 +1,173 @@
+//! Every objective learns, and its loss does not depend on how a batch is divided.
+
+use crate::common::{recipe, samples};
+use burn::tensor::Device;
+use divot::data::dataset::{Sample, Text, Turn};
+use divot_train::Trainer;
+
+const RATE: &str = "rate = { peak = 3e-3, warmup = 0, decay = \"constant\" }";
+
+fn head(objective: &str, frozen: &str) -> String {
+    format!(
+        "steps = 1000\nbatch = 4\nfrozen = {frozen}\n{RATE}\n\
+         objective = {objective}\n[[data]]\nsource = {{ format = \"videos\", path = \"clips\" }}\n"
+    )
+}
+
+fn diffusion() -> String {
+    head(
+        "{ kind = \"diffusion\", dropped = 0.1 }",
+        "[\"tokenizer.vision\", \"detokenizer.vae\"]",
+    )
+}
+
+/// The first and the last loss of `steps` steps on one batch with the same noise.
+fn learn(head: &str, steps: usize) -> [f64; 2] {
+    learn_from(head, &[], &samples(4, 32), steps)
+}
+
+fn learn_from(head: &str, changes: &[&str], batch: &[Sample], steps: usize) -> [f64; 2] {
+    let recipe = recipe(head, changes).expect("a valid recipe");
+    let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+    let losses: Vec<f64> = (0..steps)
+        .map(|_| {
+            let report = trainer.step(0, 0, batch).expect("a step");
+            assert!(report.learned);
+            report.loss
+        })
+        .collect();
+    [losses[0], losses[steps - 1]]
+}
+
+#[test]
+fn diffusion_learns() {
+    let [first, last] = learn(&diffusion(), 20);
+    assert!(last < first / 2.0, "{first} → {last}");
+}
+
+#[test]
+fn the_autoencoder_learns() {
+    let [first, last] = learn(&head("{ kind = \"autoencoder\" }", "[]"), 30);
+    assert!(last < first / 2.0, "{first} → {last}");
+}
+
+#[test]
+fn contrast_learns() {
+    let [first, last] = learn(&head("{ kind = \"contrastive\" }", "[]"), 20);
+    assert!(last < first / 2.0, "{first} → {last}");
+}
+
+/// A recipe of the language model, with keys of its source.
+fn language(source: &str) -> (String, String) {
+    let text = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixture/pretrained/cvlm_mistral_instruct_tokenizer"
+    );
+    let head = format!(
+        "steps = 1000\nbatch = 4\nfrozen = [\"tokenizer\"]\n{RATE}\n\
+         objective = {{ kind = \"language\" }}\n\
+         [[data]]\nsource = {{ format = \"captions\", path = \"clips\" }}\n{source}\n"
+    );
+    (head, format!("model.text_tokenizer={text:?}"))
+}
+
+const FROZEN: &str = "model.start={tokenizer=\"random\"}";
+
+#[test]
+fn captions_are_learned() {
+    for instructions in [false, true] {
+        let (head, text) = language(&format!(
+            "task = \"comprehension\"\ninstructions = {instructions}"
+        ));
+        let [first, last] = learn_from(&head, &[FROZEN, &text], &samples(4, 32), 30);
+        assert!(last < first / 2.0, "{first} → {last}");
+    }
+}
+
+#[test]
+fn clips_are_learned_from_captions() {
+    let (head, text) = language("task = \"generation\"\ninstructions = true");
+    let [first, last] = learn_from(&head, &[FROZEN, &text], &samples(4, 32), 30);
+    // The likelihood is a density, so that its logarithm has no lower bound.
+    assert!(last < first / 2.0, "{first} → {last}");
+}
+
+#[test]
+fn questions_and_stories_are_learned() {
+    let turn = |question: &str, answer: &str| Turn {
+        question: question.to_owned(),
+        answer: answer.to_owned(),
+    };
+    let questions = Text::Turns(vec![
+        turn("What is it?", "A square."),
+        turn("Which way?", "To the right."),
+    ]);
+    let story = Text::Story {
+        instruction: Some("Tell me a story.".to_owned()),
+        scenes: vec!["A square wakes up.".to_owned(), "It leaves.".to_owned()],
+        ending: "The end.".to_owned(),
+    };
+    for text in [questions, story] {
+        let scenes = match text {
+            Text::Story { .. } => 2,
+            _ => 1,
+        };
+        let batch: Vec<Sample> = samples(4, 32)
+            .into_iter()
+            .map(|sample| Sample {
+                clips: vec![sample.clips[0].clone(); scenes],
+                text: text.clone(),
+                ..sample
+            })
+            .collect();
+        let (head, tokenizer) = language("");
+        let [first, last] = learn_from(&head, &[FROZEN, &tokenizer], &batch, 30);
+        assert!(last < first / 2.0, "{first} → {last}");
+    }
+}
+
+#[test]
+fn a_tokenizer_learns_from_captions_through_a_frozen_language_model() {
+    let (head, text) = language("task = \"comprehension\"");
+    let changes = [
+        "frozen=[\"tokenizer.vision\", \"llm\"]",
+        "model.start={\"tokenizer.vision\"=\"random\", llm=\"random\"}",
+        &text,
+    ];
+    let [first, last] = learn_from(&head, &changes, &samples(4, 32), 30);
+    assert!(last < first, "{first} → {last}");
+}
+
+#[test]
+fn rows_that_do_not_fit_are_left_out() {
+    let (head, text) = language("task = \"generation\"\nmax_length = 16");
+    let recipe = recipe(&head, &[FROZEN, &text]).expect("a valid recipe");
+    let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+    let mut batch = samples(4, 32);
+    batch[2].text = Text::Caption("a square".to_owned());
+    let report = trainer.step(0, 0, &batch).expect("a step");
+    // `<s>`, four marks, eight queries and the end token leave room for two tokens.
+    assert!(report.learned);
+    assert!(report.left_out < 4, "{report:?}");
+    let none = trainer.step(1, 0, &batch[..0]).expect("a step");
+    assert_eq!(none.left_out, 0);
+}
+
+#[test]
+fn micro_batches_change_nothing() {
+    let batch = samples(4, 32);
+    let [whole, halves] = ["micro_batch=4", "micro_batch=2"].map(|change| {
+        let recipe = recipe(&diffusion(), &[change]).expect("a valid recipe");
+        let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+        let reports = (0..3).map(|step| trainer.step(step, 0, &batch).expect("a step"));
+        reports.collect::<Vec<_>>()
+    });
+    for (whole, halves) in whole.iter().zip(&halves) {
+        let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-4;
+        assert!(close(whole.loss, halves.loss), "{whole:?} {halves:?}");
+        assert!(
+            close(whole.gradient_norm, halves.gradient_norm),
+            "{whole:?} {halves:?}"
+        );
+    }
+}

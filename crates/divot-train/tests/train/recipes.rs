@@ -1,0 +1,126 @@
+//! Recipes: what is refused, and with which line.
+
+use crate::common::recipe;
+use divot_train::Recipe;
+
+const HEAD: &str = r#"steps = 10
+batch = 4
+frozen = ["tokenizer.vision", "detokenizer.vae"]
+
+[objective]
+kind = "diffusion"
+
+[[data]]
+source = { format = "videos", path = "clips" }
+
+[rate]
+warmup = 2
+"#;
+
+fn refusal(head: &str, changes: &[&str]) -> String {
+    let error = recipe(head, changes).expect_err("it is to be refused");
+    let text = error.to_string();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+#[test]
+fn a_recipe_is_read() {
+    let recipe = recipe(HEAD, &["rate.peak=2e-4", "data.0.weight=3", "seed=7"]).expect("valid");
+    assert_eq!(recipe.settings.rate.peak, 2e-4);
+    assert_eq!(recipe.settings.data[0].weight, 3.0);
+    assert_eq!(recipe.settings.seed, 7);
+    assert_eq!(recipe.settings.micro_batch(), 4);
+    assert_eq!(recipe.model.tokenizer.frame_size, 32);
+}
+
+#[test]
+fn mistakes_are_named_with_their_line() {
+    let cases = [
+        // What is changed in the recipe, its line, and what the message holds.
+        (("steps = 10", "steps = 0"), 1, "`steps`"),
+        (("steps = 10", "stepps = 10"), 1, "stepps"),
+        (("batch = 4", "batch = \"four\""), 2, "string"),
+        (("batch = 4", "batch = 4\nmicro_batch = 3"), 3, "divisor"),
+        (("warmup = 2", "warmup = 10"), 12, "less than `steps`"),
+        (("warmup = 2", "peek = 1"), 12, "peek"),
+        (("\"videos\"", "\"vidoes\""), 9, "vidoes"),
+        (("\"diffusion\"", "\"difusion\""), 6, "difusion"),
+        (
+            ("kind = \"diffusion\"", "kind = \"diffusion\"\ndropped = 2"),
+            7,
+            "from 0 to 1",
+        ),
+        (
+            (
+                "\"tokenizer.vision\", ",
+                "\"tokenizer\", \"detokenizer.unet\", ",
+            ),
+            3,
+            "detokenizer.unet",
+        ),
+        (("steps = 10", "steps = = 10"), 1, ""),
+    ];
+    for ((from, to), line, what) in cases {
+        assert!(HEAD.contains(from), "{from}");
+        let text = refusal(&HEAD.replace(from, to), &[]);
+        assert!(
+            text.contains(&format!("tiny.toml:{line}: ")),
+            "{to}: {text}"
+        );
+        assert!(text.contains(what), "{to}: {text}");
+    }
+}
+
+#[test]
+fn settings_are_named_where_they_are_wrong() {
+    for (change, what) in [
+        ("steps", "no `key=value`"),
+        ("steps=none", "string"),
+        ("rate.warmup=99", "less than `steps`"),
+        ("data.1.weight=2", "a list of 1"),
+        ("steps.more=2", "no keys below it"),
+        ("model.tokenizer.vision.widht=2", "widht"),
+        ("model.sizes=tiny", "tiny"),
+    ] {
+        let text = refusal(HEAD, &[change]);
+        assert!(text.contains(change), "{change}: {text}");
+        assert!(text.contains(what), "{change}: {text}");
+    }
+}
+
+#[test]
+fn differences_are_named() {
+    let [old, new] = [&[][..], &["rate.peak=0.5", "micro_batch=2"]]
+        .map(|changes| recipe(HEAD, changes).expect("valid"));
+    assert_eq!(
+        new.differences(&old.text),
+        [
+            (
+                "micro_batch".to_owned(),
+                "nothing".to_owned(),
+                "2".to_owned()
+            ),
+            (
+                "rate.peak".to_owned(),
+                "nothing".to_owned(),
+                "0.5".to_owned()
+            ),
+        ]
+    );
+    assert_eq!(old.differences(&old.text), []);
+}
+
+/// Paths of data and weights may be missing here; everything else is to be right.
+#[test]
+fn the_recipes_of_the_examples_are_valid() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).expect("the recipes") {
+        let path = entry.expect("an entry").path();
+        let recipe = Recipe::read(&path, &[]);
+        recipe.unwrap_or_else(|error| panic!("{error}"));
+        count += 1;
+    }
+    assert!(count >= 4, "{count}");
+}
