@@ -1,8 +1,8 @@
 //! Training samples: where they are, in which order they are seen, and threads that read them ahead.
 //!
-//! A [`Loader`] mixes sources and makes batches. A [`Source`] finds the samples of files in one [`Format`] and reads them one by one: the clips of a video or
-//! image, and its text. What cannot be used is left out with a [`Reason`]. A source is described by a
-//! [`SourceConfig`]:
+//! A [`Loader`] mixes sources and makes batches. A [`Source`] finds the samples of files in one [`Format`] and
+//! reads them one by one: the clips of a video or image, and its text. What cannot be used is left out with a
+//! [`Reason`]. A source is described by a [`SourceConfig`]:
 //!
 //! ```toml
 //! format = "captions"
@@ -65,6 +65,15 @@
 //! Clips start at random ([`sampling::train_indices`](crate::sampling::train_indices)). Those for questions are
 //! spread over the whole video ([`sampling::spread_indices`](crate::sampling::spread_indices)). An image is one
 //! clip of equal frames.
+//!
+//! # Batches
+//!
+//! The samples of a step are a function of the seed and the step alone ([`Loader`], [`Order`]). A broken sample
+//! is replaced by another of its source, counted, and named in the log of [`LoaderConfig`], once in a run:
+//! ```json
+//! {"source": "captions.jsonl", "index": 7, "key": "captions.jsonl:8", "reason": "missing", "message": "…"}
+//! ```
+//! A source of which nothing can be used is an error.
 //!
 //! # Limits
 //!
