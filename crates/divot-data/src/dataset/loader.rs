@@ -1,35 +1,19 @@
 //! Batches of samples, read ahead by threads.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use chacha20::ChaCha8Rng;
-use rand_core::{Rng, SeedableRng};
-
-use super::order::{Order, mix};
-use super::sample::{Reason, Sample, Samples, Skip};
+use super::order::Mixture;
+use super::ordered::{MixedSource, OrderedSource, lock};
+use super::sample::{Reason, Sample};
+use super::skipped::Skipped;
 use crate::{Error, Result};
 
-/// A source is given up after so many broken samples in a row.
-const MAX_BROKEN: u64 = 200;
-
-/// A source in a mixture.
-pub struct MixedSource {
-    /// Its name in errors and in the log.
-    pub name: String,
-    /// Its samples.
-    pub samples: Box<dyn Samples>,
-    /// How often a batch is of this source, in proportion to the others' weights.
-    pub weight: f64,
-    /// Samples of a batch, on each rank.
-    pub batch: usize,
-}
+/// The largest batch.
+const MAX_BATCH: usize = 1 << 16;
 
 /// How batches are made.
 #[derive(Debug, Clone)]
@@ -42,13 +26,15 @@ pub struct LoaderConfig {
     pub ranks: usize,
     /// Threads that read samples.
     pub workers: usize,
-    /// Batches that may be read ahead.
-    pub max_ahead: u64,
-    /// Bytes of frames that may be read ahead. The next batch is read in any case.
+    /// Batches that may be read ahead. The next batch is read in any case.
+    pub max_ahead: usize,
+    /// Bytes of frames that may be read ahead, besides those of the next batch and of the sample that each
+    /// thread is at.
     pub max_bytes: usize,
     /// The step whose batch comes first.
     pub first_step: u64,
-    /// The file that broken samples are named in, a JSON object on each line.
+    /// The file that broken samples are named in, a JSON object on each line. Samples that it names already
+    /// are counted and not named again. Each rank needs its own.
     pub log: Option<PathBuf>,
 }
 
@@ -80,12 +66,21 @@ pub struct Batch {
     pub samples: Vec<Sample>,
 }
 
-/// An endless iterator over batches.
+/// An endless iterator over batches, which ends after an error.
 ///
-/// Which samples a step sees is a function of the seed and the step (FACTS: "Training data"): a source is
-/// drawn in proportion to the weights, and its next samples follow in an order that is a function of the seed
-/// and the epoch. So reading can start at any step. A broken sample is replaced by another of its source,
-/// which is a function of its place.
+/// Which samples a step sees is a function of the seed and the step, so reading can start at any step: a
+/// source is drawn in proportion to the weights (FACTS: "Training data"), and its next samples follow in its
+/// [`Order`](super::Order). A broken sample is replaced by another of its source, which is a function of its
+/// position. What is random in a sample is a function of its position, too. The number of threads changes
+/// nothing.
+///
+/// With several ranks, a step's samples are those of one rank with a batch of all ranks' size: rank 0 has the
+/// first of them, rank 1 the next and so on.
+///
+/// A fixed validation set is the first batches of a loader with another seed, or with other sources:
+/// `loader.take(n)`.
+///
+/// Dropping a loader waits until each thread is done with the sample that it is at.
 pub struct Loader {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -93,9 +88,9 @@ pub struct Loader {
 }
 
 struct Shared {
-    sources: Vec<MixedSource>,
-    orders: Vec<Order>,
     config: LoaderConfig,
+    mixture: Mixture,
+    sources: Vec<OrderedSource>,
     state: Mutex<State>,
     /// A sample was read, a batch was taken, or everything ends.
     changed: Condvar,
@@ -104,12 +99,12 @@ struct Shared {
 
 struct State {
     /// The step that is taken next.
-    taken: u64,
-    /// The sample that is read next: its step and its place in the batch.
-    next: (u64, usize),
-    /// Batches of each source before the step that is read next.
+    step: u64,
+    /// The batches from that step on. Only of the last one, samples may be left to be read.
+    ahead: VecDeque<Pending>,
+    /// How many batches of each source came before the first that is not in `ahead`.
     batches: Vec<u64>,
-    pending: BTreeMap<u64, Pending>,
+    /// Bytes of the frames in `ahead`.
     bytes: usize,
     ended: bool,
 }
@@ -117,94 +112,80 @@ struct State {
 /// A batch that is being read.
 struct Pending {
     source: usize,
-    /// Its number among the batches of its source.
-    number: u64,
-    samples: Vec<Option<Result<Sample>>>,
-    missing: usize,
+    /// Position of its first sample.
+    position: u64,
+    samples: Vec<Option<Sample>>,
+    /// Samples that a thread has read or is at.
+    begun: usize,
+    read: usize,
+    error: Option<Error>,
 }
 
-/// Broken samples that were met.
-#[derive(Default)]
-struct Skipped {
-    seen: BTreeSet<(usize, usize)>,
-    counts: BTreeMap<(usize, Reason), u64>,
-    read: BTreeMap<usize, u64>,
-    log: Option<File>,
-    log_error: Option<String>,
+/// A sample that is to be read.
+struct Task {
+    step: u64,
+    place: usize,
+    source: usize,
+    position: u64,
 }
 
 impl Loader {
     /// Starts to read.
     ///
+    /// A log that cannot be read or written is no error; see [`Loader::take_log_error`].
+    ///
     /// # Errors
-    /// If there is no source, or a weight, a batch or another number is out of range.
+    /// If there is no source, a source is empty, or a weight, a batch or another number is out of range.
     pub fn new(sources: Vec<MixedSource>, config: LoaderConfig) -> Result<Self> {
-        let wrong = |what: String| Err(Error::Argument(what));
-        if sources.is_empty() || config.workers == 0 || config.rank >= config.ranks {
-            return wrong(
-                "a loader needs a source, a thread, and a rank below the number of ranks".into(),
-            );
+        check(&sources, &config)?;
+        let weights = sources.iter().map(|source| source.weight);
+        let mixture = Mixture::new(weights, config.seed);
+        let mut batches = vec![0; sources.len()];
+        for step in 0..config.first_step {
+            batches[mixture.source(step)] += 1;
         }
+        let mut skipped = Skipped::new(config.log.as_deref());
         for source in &sources {
-            let weighted = source.weight.is_finite() && source.weight > 0.0;
-            if !weighted || source.batch == 0 || source.samples.is_empty() {
-                return wrong(format!(
-                    "{}: a source needs samples, a weight above 0 and a batch of at least 1",
-                    source.name
-                ));
+            for skip in source.samples.passed_over() {
+                skipped.add(&source.name, None, skip);
             }
         }
-        let orders = sources.iter().enumerate().map(|(number, source)| {
-            Order::new(
-                source.samples.groups(),
-                mix(config.seed ^ mix(number as u64)),
-            )
-        });
-        let mut shared = Shared {
-            orders: orders.collect(),
+        let ordered = |(number, source)| {
+            let yielded = batches[number] > 0;
+            OrderedSource::new(source, number as u64, config.seed, yielded)
+        };
+        let sources = sources.into_iter().enumerate().map(ordered);
+        let sources = sources.collect::<Result<_>>()?;
+        let shared = Arc::new(Shared {
+            mixture,
+            sources,
             state: Mutex::new(State {
-                taken: config.first_step,
-                next: (config.first_step, 0),
-                batches: vec![0; sources.len()],
-                pending: BTreeMap::new(),
+                step: config.first_step,
+                ahead: VecDeque::new(),
+                batches,
                 bytes: 0,
                 ended: false,
             }),
             changed: Condvar::new(),
-            skipped: Mutex::default(),
-            sources,
+            skipped: Mutex::new(skipped),
             config,
-        };
-        let mut batches = vec![0; shared.sources.len()];
-        for step in 0..shared.config.first_step {
-            batches[shared.source_of(step)] += 1;
-        }
-        lock(&shared.state).batches = batches;
-        let skipped = shared.skipped.get_mut();
-        let skipped = skipped.unwrap_or_else(PoisonError::into_inner);
-        if let Some(path) = &shared.config.log {
-            match OpenOptions::new().create(true).append(true).open(path) {
-                Ok(file) => skipped.log = Some(file),
-                Err(error) => skipped.log_error = Some(error.to_string()),
-            }
-        }
-        for (number, source) in shared.sources.iter().enumerate() {
-            for skip in source.samples.passed_over() {
-                skipped.record(&source.name, number, skip);
-            }
-        }
-        let shared = Arc::new(shared);
-        let workers = (0..shared.config.workers)
-            .map(|_| {
-                let shared = shared.clone();
-                std::thread::spawn(move || shared.work())
-            })
-            .collect();
-        Ok(Self {
+        });
+        let mut loader = Self {
             shared,
-            workers,
+            workers: Vec::new(),
             waited: Duration::ZERO,
-        })
+        };
+        for _ in 0..loader.shared.config.workers {
+            let shared = loader.shared.clone();
+            let worker = thread::Builder::new().spawn(move || shared.work());
+            let refused = |error| {
+                Error::Argument(format!(
+                    "a thread that reads samples could not be started ({error}); ask for fewer"
+                ))
+            };
+            loader.workers.push(worker.map_err(refused)?);
+        }
+        Ok(loader)
     }
 
     /// How long batches were waited for, since this was asked last.
@@ -212,20 +193,57 @@ impl Loader {
         std::mem::take(&mut self.waited)
     }
 
-    /// How many broken samples were met, by source and reason. Each is counted once.
+    /// How many broken samples were met, by source and reason. Each is counted once, and so are those that
+    /// the log named before.
     pub fn skipped(&self) -> Vec<(String, Reason, u64)> {
         let skipped = lock(&self.shared.skipped);
-        let counts = skipped.counts.iter();
+        let counts = skipped.counts();
         counts
-            .map(|(&(source, reason), &count)| {
-                (self.shared.sources[source].name.clone(), reason, count)
-            })
+            .map(|(source, reason, count)| (source.to_owned(), reason, count))
             .collect()
     }
 
-    /// Why the log cannot be written, told once.
-    pub fn take_log_error(&self) -> Option<String> {
-        lock(&self.shared.skipped).log_error.take()
+    /// Why the log is not written any more, told once.
+    pub fn take_log_error(&self) -> Option<Error> {
+        lock(&self.shared.skipped).take_problem()
+    }
+}
+
+fn check(sources: &[MixedSource], config: &LoaderConfig) -> Result<()> {
+    let wrong = |what: String| Err(Error::Argument(what));
+    if sources.is_empty() {
+        return wrong("there is no source to read samples of; name one".into());
+    }
+    if config.workers == 0 {
+        return wrong("0 threads read no samples; ask for at least 1".into());
+    }
+    let LoaderConfig { rank, ranks, .. } = config;
+    if rank >= ranks {
+        return wrong(format!(
+            "there is no rank {rank} of {ranks}; ranks count from 0"
+        ));
+    }
+    for source in sources {
+        let MixedSource {
+            name,
+            weight,
+            batch,
+            ..
+        } = source;
+        if !(weight.is_finite() && *weight > 0.0) {
+            return wrong(format!(
+                "{name}: a weight of {weight}; give one above 0, or leave the source out"
+            ));
+        }
+        if !(1..=MAX_BATCH).contains(batch) {
+            return wrong(format!(
+                "{name}: a batch of {batch} samples; give 1 to {MAX_BATCH}"
+            ));
+        }
+    }
+    match sources.iter().map(|source| source.weight).sum::<f64>() {
+        sum if sum.is_finite() => Ok(()),
+        _ => wrong("the weights of the sources are too large to be added; divide them".into()),
     }
 }
 
@@ -235,34 +253,30 @@ impl Iterator for Loader {
     fn next(&mut self) -> Option<Self::Item> {
         let started = Instant::now();
         let mut state = lock(&self.shared.state);
-        let step = state.taken;
-        while state
-            .pending
-            .get(&step)
-            .is_none_or(|pending| pending.missing > 0)
-        {
+        while !state.ended && !state.ahead.front().is_some_and(Pending::is_done) {
             let changed = self.shared.changed.wait(state);
             state = changed.unwrap_or_else(PoisonError::into_inner);
         }
         self.waited += started.elapsed();
-        let pending = state.pending.remove(&step)?;
-        state.taken += 1;
-        let samples: Result<Vec<Sample>> = pending.samples.into_iter().flatten().collect();
-        if let Ok(samples) = &samples {
-            state.bytes -= samples.iter().map(bytes).sum::<usize>();
+        if state.ended {
+            return None;
         }
+        let pending = state.ahead.pop_front()?;
+        let step = state.step;
+        state.step += 1;
+        state.bytes -= pending.samples.iter().flatten().map(bytes).sum::<usize>();
+        state.ended = pending.error.is_some();
         drop(state);
         self.shared.changed.notify_all();
-        Some(samples.map(|samples| Batch {
+        if let Some(error) = pending.error {
+            return Some(Err(error));
+        }
+        let last = pending.position + pending.samples.len() as u64 - 1;
+        Some(Ok(Batch {
             step,
             source: pending.source,
-            epoch: {
-                let last = self
-                    .shared
-                    .position(pending.source, pending.number, samples.len() - 1);
-                self.shared.orders[pending.source].at(last).0
-            },
-            samples,
+            epoch: self.shared.sources[pending.source].order.epoch(last),
+            samples: pending.samples.into_iter().flatten().collect(),
         }))
     }
 }
@@ -272,8 +286,35 @@ impl Drop for Loader {
         lock(&self.shared.state).ended = true;
         self.shared.changed.notify_all();
         for worker in self.workers.drain(..) {
-            // It catches its own panics.
+            // Panics of readers were caught.
             let _ = worker.join();
+        }
+    }
+}
+
+impl Pending {
+    fn is_done(&self) -> bool {
+        self.read == self.samples.len() || self.error.is_some()
+    }
+}
+
+impl State {
+    /// Adds a sample that was read, or why there is none.
+    fn add(&mut self, task: &Task, sample: Result<Sample>) {
+        // The batch is gone if another of its samples was an error.
+        let Some(number) = task.step.checked_sub(self.step) else {
+            return;
+        };
+        let Some(pending) = self.ahead.get_mut(number as usize) else {
+            return;
+        };
+        match sample {
+            Ok(sample) => {
+                self.bytes += bytes(&sample);
+                pending.samples[task.place] = Some(sample);
+                pending.read += 1;
+            }
+            Err(error) => pending.error = Some(error),
         }
     }
 }
@@ -281,174 +322,70 @@ impl Drop for Loader {
 impl Shared {
     /// Reads samples until everything ends.
     fn work(&self) {
-        while let Some((step, place, source, number)) = self.claim() {
-            let sample = self.sample(source, self.position(source, number, place));
-            let mut state = lock(&self.state);
-            if let Ok(sample) = &sample {
-                state.bytes += bytes(sample);
-            }
-            if let Some(pending) = state.pending.get_mut(&step) {
-                pending.samples[place] = Some(sample);
-                pending.missing -= 1;
-            }
-            drop(state);
+        while let Some(task) = self.next_task() {
+            let stopped = || lock(&self.state).ended;
+            let sample = self.sources[task.source].read(task.position, &self.skipped, stopped);
+            lock(&self.state).add(&task, sample);
             self.changed.notify_all();
         }
     }
 
-    /// The next sample that is to be read, when there is room for it: step, place in the batch, source, and
-    /// the batch's number among those of its source. `None` in the end.
-    fn claim(&self) -> Option<(u64, usize, usize, u64)> {
+    /// The next sample that is to be read, once there is room for it. `None` in the end.
+    fn next_task(&self) -> Option<Task> {
         let mut state = lock(&self.state);
         loop {
             if state.ended {
                 return None;
             }
-            let (step, place) = state.next;
-            let room =
-                step < state.taken + self.config.max_ahead && state.bytes < self.config.max_bytes;
-            if step == state.taken || room {
-                if place == 0 {
-                    let source = self.source_of(step);
-                    let batch = self.sources[source].batch;
-                    let number = state.batches[source];
-                    state.batches[source] += 1;
-                    state.pending.insert(
-                        step,
-                        Pending {
-                            source,
-                            number,
-                            samples: (0..batch).map(|_| None).collect(),
-                            missing: batch,
-                        },
-                    );
+            let last = state.ahead.back();
+            let in_last = last.is_some_and(|batch| batch.begun < batch.samples.len());
+            let batches = state.ahead.len() + usize::from(!in_last);
+            let LoaderConfig {
+                max_ahead,
+                max_bytes,
+                ..
+            } = self.config;
+            if batches == 1 || batches <= max_ahead && state.bytes < max_bytes {
+                if !in_last {
+                    let pending = self.pending(&mut state);
+                    state.ahead.push_back(pending);
                 }
-                let pending = &state.pending[&step];
-                let (source, number) = (pending.source, pending.number);
-                state.next = match place + 1 < self.sources[source].batch {
-                    true => (step, place + 1),
-                    false => (step + 1, 0),
-                };
-                return Some((step, place, source, number));
+                let step = state.step + batches as u64 - 1;
+                let pending = state.ahead.back_mut()?;
+                pending.begun += 1;
+                let place = pending.begun - 1;
+                return Some(Task {
+                    step,
+                    place,
+                    source: pending.source,
+                    position: pending.position + place as u64,
+                });
             }
             let changed = self.changed.wait(state);
             state = changed.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// The source that a step is of.
-    fn source_of(&self, step: u64) -> usize {
-        let total: f64 = self.sources.iter().map(|source| source.weight).sum();
-        let mut left = total * uniform(&mut self.rng([step, u64::MAX, 0]));
-        for (number, source) in self.sources.iter().enumerate() {
-            left -= source.weight;
-            if left < 0.0 {
-                return number;
-            }
-        }
-        self.sources.len() - 1
-    }
-
-    /// The position of a sample in the order of its source.
-    fn position(&self, source: usize, number: u64, place: usize) -> u64 {
+    /// The batch after the last one of `state`.
+    fn pending(&self, state: &mut State) -> Pending {
+        let source = self.mixture.source(state.step + state.ahead.len() as u64);
+        let number = state.batches[source];
+        state.batches[source] += 1;
+        let batch = self.sources[source].source.batch;
         let LoaderConfig { rank, ranks, .. } = self.config;
-        let batch = self.sources[source].batch as u64;
-        number * batch * ranks as u64 + rank as u64 * batch + place as u64
-    }
-
-    /// Random numbers, as a function of the seed and of what they are for.
-    fn rng(&self, [a, b, c]: [u64; 3]) -> ChaCha8Rng {
-        let mut seed = [0; 32];
-        for (bytes, part) in seed.chunks_exact_mut(8).zip([self.config.seed, a, b, c]) {
-            bytes.copy_from_slice(&part.to_le_bytes());
-        }
-        ChaCha8Rng::from_seed(seed)
-    }
-
-    /// Reads the sample at a position, or one that stands for it.
-    fn sample(&self, source: usize, position: u64) -> Result<Sample> {
-        let MixedSource { name, samples, .. } = &self.sources[source];
-        let mut first = None;
-        for attempt in 0..MAX_BROKEN {
-            let mut rng = self.rng([source as u64, position, attempt]);
-            let index = match attempt {
-                0 => self.orders[source].at(position).1,
-                _ => (uniform(&mut rng) * samples.len() as f64) as usize,
-            };
-            let read = catch_unwind(AssertUnwindSafe(|| {
-                samples.read(index, &mut || uniform(&mut rng))
-            }));
-            let skip = match read {
-                Ok(Ok(sample)) => {
-                    *lock(&self.skipped).read.entry(source).or_default() += 1;
-                    return Ok(sample);
-                }
-                Ok(Err(skip)) => skip,
-                Err(_) => Skip {
-                    key: format!("sample {index}"),
-                    reason: Reason::Panicked,
-                    message: "reading it panicked, which is a bug".to_owned(),
-                },
-            };
-            lock(&self.skipped).add(name, source, index, &skip);
-            first.get_or_insert(skip);
-            if lock(&self.state).ended {
-                break;
-            }
-        }
-        let first = first.map_or_else(String::new, |skip| {
-            format!("{}: {}", skip.key, skip.message)
-        });
-        let skipped = lock(&self.skipped);
-        let good = skipped.read.get(&source).copied().unwrap_or_default();
-        let counts = skipped
-            .counts
-            .range((source, Reason::Malformed)..(source + 1, Reason::Malformed));
-        let counts = counts.map(|((_, reason), count)| format!("{count} {reason}"));
-        Err(Error::Argument(format!(
-            "{name}: {MAX_BROKEN} samples in a row could not be used ({}; {good} could), the first one: \
-             {first}; mend the source or relax its filter",
-            counts.collect::<Vec<_>>().join(", ")
-        )))
-    }
-}
-
-impl Skipped {
-    /// Counts and logs a broken sample, if it is met for the first time.
-    fn add(&mut self, name: &str, source: usize, index: usize, skip: &Skip) {
-        if self.seen.insert((source, index)) {
-            self.record(name, source, skip);
+        Pending {
+            source,
+            position: (number * ranks as u64 + rank as u64) * batch as u64,
+            samples: (0..batch).map(|_| None).collect(),
+            begun: 0,
+            read: 0,
+            error: None,
         }
     }
-
-    fn record(&mut self, name: &str, source: usize, skip: &Skip) {
-        *self.counts.entry((source, skip.reason)).or_default() += 1;
-        let Some(log) = &mut self.log else { return };
-        let line = serde_json::json!({
-            "source": name,
-            "sample": skip.key,
-            "reason": skip.reason.name(),
-            "message": skip.message,
-        });
-        if let Err(error) = writeln!(log, "{line}") {
-            self.log = None;
-            self.log_error = Some(error.to_string());
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A number from [0, 1).
-fn uniform(rng: &mut ChaCha8Rng) -> f64 {
-    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Bytes of a sample's frames.
 fn bytes(sample: &Sample) -> usize {
-    let clips = sample.clips.iter();
-    let frames = clips.flat_map(|clip| clip.frames());
+    let frames = sample.clips.iter().flat_map(|clip| clip.frames());
     frames.map(|frame| frame.rgb.len()).sum()
 }

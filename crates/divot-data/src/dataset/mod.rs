@@ -1,8 +1,8 @@
 //! Training samples: where they are, in which order they are seen, and threads that read them ahead.
 //!
-//! A [`Loader`] mixes sources and makes batches. A [`Source`] finds the samples of files in one [`Format`] and reads them one by one: the clips of a video or
-//! image, and its text. What cannot be used is left out with a [`Reason`]. A source is described by a
-//! [`SourceConfig`]:
+//! A [`Loader`] mixes sources and makes batches. A [`Source`] finds the samples of files in one [`Format`] and
+//! reads them one by one: the clips of a video or image, and its text. What cannot be used is left out with a
+//! [`Reason`]. A source is described by a [`SourceConfig`]:
 //!
 //! ```toml
 //! format = "captions"
@@ -66,6 +66,15 @@
 //! spread over the whole video ([`sampling::spread_indices`](crate::sampling::spread_indices)). An image is one
 //! clip of equal frames.
 //!
+//! # Batches
+//!
+//! The samples of a step are a function of the seed and the step alone ([`Loader`], [`Order`]). A broken sample
+//! is replaced by another of its source, counted, and named in the log of [`LoaderConfig`], once in a run:
+//! ```json
+//! {"source": "captions.jsonl", "index": 7, "key": "captions.jsonl:8", "reason": "missing", "message": "…"}
+//! ```
+//! A source of which nothing can be used is an error.
+//!
 //! # Limits
 //!
 //! A line, a record and the text of a sample have at most 1 MiB. An index takes 12 bytes a line, 20 a sample of an
@@ -79,14 +88,17 @@ mod files;
 mod loader;
 mod media;
 mod order;
+mod ordered;
 mod python;
 mod records;
 mod sample;
+mod skipped;
 mod source;
 mod table;
 
 pub use config::{Columns, Filter, Format, SourceConfig};
-pub use loader::{Batch, Loader, LoaderConfig, MixedSource};
+pub use loader::{Batch, Loader, LoaderConfig};
 pub use order::Order;
+pub use ordered::MixedSource;
 pub use sample::{Medium, Reason, Sample, Samples, Skip, Text, Turn};
 pub use source::Source;

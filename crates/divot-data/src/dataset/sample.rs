@@ -68,7 +68,10 @@ pub struct Skip {
 }
 
 /// Why samples are left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
     /// Its line or entry cannot be understood.
@@ -101,7 +104,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Its name in the log.
+    /// Its name where a person reads it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
