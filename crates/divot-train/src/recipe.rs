@@ -350,7 +350,7 @@ impl Recipe {
             }
         };
 
-        for (key, wanted) in settings.problems() {
+        if let Some((key, wanted)) = settings.problems().into_iter().next() {
             return Err(refuse(key, format!("`{key}` is to be {wanted}")));
         }
         let sizes = match ModelConfig::preset(&settings.model.sizes) {
