@@ -21,7 +21,8 @@ pub use model::{Model, ModelConfig, Network, Start};
 pub use optimizer::{Optimizer, OptimizerConfig, gradient_norm};
 pub use parameters::{Count, count};
 pub use recipe::{
-    CheckpointSettings, ModelSettings, ObjectiveSettings, Recipe, Settings, ValidationSettings,
+    CheckpointSettings, DataSettings, ModelSettings, ObjectiveSettings, Recipe, Settings,
+    ValidationSettings,
 };
 
 pub use run::{Event, RunOptions, run};

@@ -6,9 +6,10 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::Device;
 use divot::checkpoint::{CONFIG, Part, WEIGHTS};
+use divot::data::sampling::CLIP_FRAMES;
 use divot::gmm::{GmmConfig, HeadConfig};
 use divot::language::{DivotLlm, DivotLlmConfig, LoraConfig, MistralConfig};
-use divot::resampler::{PerceiverResamplerConfig, VideoResamplerConfig};
+use divot::resampler::{PerceiverResampler, PerceiverResamplerConfig, VideoResamplerConfig};
 use divot::unet::{NoiseScheduleConfig, UnetConfig, Vae, VaeConfig};
 use divot::vit::{TextTower, TextTowerConfig, VisionTower, VisionTowerConfig};
 use divot::weights::Source;
@@ -35,6 +36,8 @@ pub struct Model {
     pub vae: Option<Vae>,
     /// The language model.
     pub llm: Option<DivotLlm>,
+    /// DynamiCrafter's image Perceiver: an image's patch tokens to context tokens for each frame.
+    pub image: Option<PerceiverResampler>,
 }
 
 /// The networks that a checkpoint's folder may hold, and its parts; the last one that is there counts.
@@ -56,6 +59,7 @@ impl Default for Model {
             text: None,
             vae: None,
             llm: None,
+            image: None,
         }
     }
 }
@@ -75,6 +79,8 @@ pub enum Network {
     Vae,
     /// [`Model::llm`].
     Llm,
+    /// [`Model::image`].
+    Image,
 }
 
 /// Sizes of every network; those that a run does not need are not built.
@@ -88,6 +94,8 @@ pub struct ModelConfig {
     pub text: TextTowerConfig,
     /// The language model.
     pub llm: DivotLlmConfig,
+    /// The image Perceiver of stage 0, with as many queries for each of 16 frames as a frame gets tokens.
+    pub image: PerceiverResamplerConfig,
 }
 
 impl ModelConfig {
@@ -110,6 +118,9 @@ impl ModelConfig {
             DetokenizerConfig::divot(),
             TextTowerConfig::vit_h_14(),
             DivotLlmConfig::divot().with_lora(Some(LoraConfig::new())),
+            PerceiverResamplerConfig::new(16 * 16, 1280, 1024, 1024)
+                .with_depth(4)
+                .with_heads(12),
         )
     }
 
@@ -139,12 +150,15 @@ impl ModelConfig {
             .with_num_res_blocks(1);
         let detokenizer = DetokenizerConfig::new(context, unet, vae, NoiseScheduleConfig::new())
             .with_latent_size([8, 8]);
-        let text = TextTowerConfig::new(77, 49408, 192, 4, 3, 128);
+        let text = TextTowerConfig::new(77, 49408, 128, 4, 2, 128);
         let decoder =
             MistralConfig::new(32_262, 256, 704, 6, 8, 4).with_max_position_embeddings(4096);
         let head = HeadConfig::Gmm(GmmConfig::new().with_dim(32));
         let llm = DivotLlmConfig::new(decoder, head);
-        Self::new(tokenizer, detokenizer, text, llm)
+        let image = PerceiverResamplerConfig::new(16 * 16, 192, 192, 128)
+            .with_depth(2)
+            .with_heads(3);
+        Self::new(tokenizer, detokenizer, text, llm, image)
     }
 
     /// Sizes of the parts that are in a checkpoint's folder; the others are the released ones.
@@ -201,9 +215,38 @@ impl ModelConfig {
         let refused = |problem: String| ("model".to_owned(), problem);
         let changed = Self::load_binary(text.as_bytes())
             .map_err(|error| refused(format!("a size is of another kind: {error}")))?;
+        // A variant that took the place of another was not looked at before.
+        merge(
+            &mut json(&changed),
+            &toml::Value::Table(changes.clone()),
+            "model",
+        )?;
         let checked = changed.check_sizes();
         checked.map_err(|error| refused(format!("an invalid configuration: {error}")))?;
         Ok(changed)
+    }
+
+    /// Checks that texts and images fit the UNet as stage 0 has them.
+    ///
+    /// # Errors
+    /// The first sizes that do not.
+    pub fn check_stage0(&self) -> Result<(), divot_nn::SizeError> {
+        let unet = &self.detokenizer.unet;
+        let context = ("the UNet's context_dim", unet.context_dim);
+        divot_nn::check_same(("the text tower's width", self.text.width), context)?;
+        divot_nn::check_same(("the image's output_dim", self.image.output_dim), context)?;
+        divot_nn::check_same(
+            ("the text tower's context_length", self.text.context_length),
+            ("the UNet's primary_context", unet.primary_context),
+        )?;
+        divot_nn::check_same(
+            ("the image's input_dim", self.image.input_dim),
+            ("the vision tower's width", self.tokenizer.vision.width),
+        )?;
+        divot_nn::check_divides(
+            ("a clip's frames", CLIP_FRAMES),
+            ("the image's queries", self.image.queries),
+        )
     }
 
     /// Builds the networks `wanted`, with random weights.
@@ -216,6 +259,7 @@ impl ModelConfig {
             text: wanted(Network::Text).then(|| self.text.init(device)),
             vae: wanted(Network::Vae).then(|| self.detokenizer.vae.init(device)),
             llm: wanted(Network::Llm).then(|| self.llm.init(device)),
+            image: wanted(Network::Image).then(|| self.image.init(device)),
         }
     }
 }
@@ -226,6 +270,7 @@ impl CheckSizes for ModelConfig {
         self.detokenizer.check_sizes()?;
         self.text.check_sizes()?;
         self.llm.check_sizes()?;
+        self.image.check_sizes()?;
         divot_nn::check_same(
             (
                 "the tokenizer's token_dim",
@@ -246,6 +291,12 @@ fn json(config: &impl Config) -> Value {
 /// Puts `change` over `value`. An error names the dotted key.
 fn merge(value: &mut Value, change: &toml::Value, path: &str) -> Result<(), (String, String)> {
     match (value, change) {
+        // Another variant of an enum takes the place of the one that is there.
+        (value @ Value::Object(_), toml::Value::Table(changes)) if is_other(value, changes) => {
+            let change = serde_json::to_value(changes);
+            *value = change.map_err(|error| (path.to_owned(), error.to_string()))?;
+            Ok(())
+        }
         (Value::Object(fields), toml::Value::Table(changes)) => {
             for (name, change) in changes {
                 let path = format!("{path}.{name}");
@@ -270,12 +321,40 @@ fn merge(value: &mut Value, change: &toml::Value, path: &str) -> Result<(), (Str
     }
 }
 
+/// Whether `value` and `changes` are different variants of an enum, each a table under the variant's name.
+fn is_other(value: &Value, changes: &toml::Table) -> bool {
+    let variant = |name: &String| name.starts_with(|first: char| first.is_uppercase());
+    let Value::Object(fields) = value else {
+        return false;
+    };
+    let mut names = fields.keys().zip(changes.keys());
+    fields.len() == 1
+        && changes.len() == 1
+        && names.all(|(from, to)| from != to && variant(from) && variant(to))
+}
+
 impl Model {
     // The accessors panic where an objective asks for a network that it did not name.
 
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         self.tokenizer.as_ref().expect("the objective names it")
+    }
+
+    /// Number of video tokens of a clip, and the width of one.
+    pub fn token_size(&self) -> [usize; 2] {
+        let resampler = &self.tokenizer().resampler;
+        match &resampler.resampler {
+            Some(perceiver) => [
+                perceiver.latents.dims()[1],
+                perceiver.proj_out.weight.dims()[1],
+            ],
+            None => {
+                let transformer = &resampler.spatial_temporal;
+                let [frames, width] = transformer.temporal_embedding.dims();
+                [frames * resampler.pool_size.pow(2), width]
+            }
+        }
     }
 
     /// The de-tokenizer.
@@ -296,6 +375,11 @@ impl Model {
     /// The language model.
     pub fn llm(&self) -> &DivotLlm {
         self.llm.as_ref().expect("the objective names it")
+    }
+
+    /// The image Perceiver.
+    pub fn image(&self) -> &PerceiverResampler {
+        self.image.as_ref().expect("the objective names it")
     }
 
     /// Height and width of the images that the vision tower wants, in pixels.

@@ -247,6 +247,8 @@ pub(crate) fn load<M: Module>(
 }
 
 /// An exponential moving average of a model's trained parameters.
+///
+/// Its decay rises to what is asked for, so that an average of few steps is not that of the first weights.
 #[derive(Debug)]
 pub(crate) struct Average<M> {
     /// The model with averaged parameters, which is not trained itself.
@@ -268,8 +270,8 @@ impl<M: Module> Average<M> {
         self.decay
     }
 
-    /// Moves a little towards the model's values.
-    pub fn update(self, model: &M) -> Self {
+    /// Moves a little towards the model's values, after `step` steps.
+    pub fn update(self, model: &M, step: usize) -> Self {
         struct Collecting(GradientsParams);
         impl ModuleVisitor for Collecting {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -289,10 +291,12 @@ impl<M: Module> Average<M> {
                 param.map(|average| average * decay + value * (1.0 - decay))
             }
         }
+        let step = step as f64;
+        let decay = self.decay.min((1.0 + step) / (10.0 + step));
         let mut collecting = Collecting(GradientsParams::new());
         model.visit(&mut collecting);
         Self {
-            model: self.model.map(&mut Moving(collecting.0, self.decay)),
+            model: self.model.map(&mut Moving(collecting.0, decay)),
             decay: self.decay,
         }
     }

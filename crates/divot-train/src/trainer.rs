@@ -165,7 +165,7 @@ impl Trainer {
             let model = std::mem::take(&mut self.model);
             self.model = self.optimizer.step(rate, model, gradients, gradient_norm);
             let average = self.average.take();
-            self.average = average.map(|average| average.update(&self.model));
+            self.average = average.map(|average| average.update(&self.model, step));
         }
         Ok(StepReport {
             loss,

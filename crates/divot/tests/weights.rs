@@ -392,7 +392,7 @@ fn files_that_are_no_checkpoint_say_so() {
         (
             "empty-header.safetensors",
             [&0u64.to_le_bytes()[..], b"{"].concat(),
-            "neither",
+            "not a safetensors file",
         ),
         (
             "long.safetensors",

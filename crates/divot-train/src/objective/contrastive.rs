@@ -2,11 +2,11 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use divot::data::dataset::{Sample, Text};
+use divot::data::dataset::Sample;
 use divot::vit::{BpeTokenizer, normalize, preprocess};
 
-use super::{Draws, Objective, Prepared, Shown, Term, dense};
-use crate::error::{Error, Result};
+use super::{Draws, Objective, Prepared, Shown, Term, captions, dense};
+use crate::error::Result;
 use crate::model::{Model, Network};
 
 /// The largest scale of the scores, as in CLIP.
@@ -48,15 +48,7 @@ impl Contrastive {
             .collect();
         let images: Tensor<4> = Tensor::cat(images, 0);
 
-        let texts = samples.iter().map(|sample| match &sample.text {
-            Text::Caption(text) => Ok(text.as_str()),
-            _ => Err(Error::run(
-                sample.key.as_ref(),
-                "has no caption",
-                "give sources of captions to this objective",
-            )),
-        });
-        let texts = texts.collect::<Result<Vec<_>>>()?;
+        let texts = captions(samples)?;
         let length = model.text().positional_embedding.dims()[0];
         let ids = self.text.encode_batch(&texts, length);
         let ids = ids.expect("the context length was checked with the sizes");

@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use divot::data::dataset::Sample;
 use divot::data::metrics;
-use divot::unet::{DiffusionBatch, diffusion_loss};
+use divot::unet::{Context, DiffusionBatch, diffusion_loss};
 use divot::{GuidanceConfig, SamplingConfig};
 
 use super::{Draws, Objective, Prepared, Shown, Term, dense, sparse};
@@ -15,16 +15,26 @@ use crate::model::{Model, Network};
 /// The UNet predicts the noise that was added to a clip's latents, conditioned on the clip's tokens.
 ///
 /// The latents are drawn from the autoencoder's distribution. A dropped condition is that of a mid-grey
-/// clip, which the unconditional branch of guidance has when frames are decoded.
+/// clip, which the unconditional branch of guidance has when frames are decoded. A variational tokenizer's
+/// tokens are drawn, and their divergence from the standard normal distribution is a term of the loss.
 #[derive(Debug, Clone)]
 pub struct Diffusion {
     /// Share of the samples whose condition is dropped. Released: 0.05 in stage 2.
     pub dropped: f64,
     /// γ of the Min-SNR weights, if they are used.
     pub min_snr_gamma: Option<f64>,
+    /// Weight of the divergence of a variational tokenizer's tokens.
+    pub kl_weight: f64,
     /// How clips are made for a person to see.
+    pub show: ShowClips,
+}
+
+/// How clips are made for a person to see.
+#[derive(Debug, Clone)]
+pub struct ShowClips {
+    /// The sampler.
     pub sampling: SamplingConfig,
-    /// Guidance of those clips.
+    /// Its guidance.
     pub guidance: GuidanceConfig,
 }
 
@@ -34,10 +44,8 @@ impl Objective for Diffusion {
     }
 
     fn terms(&self) -> Vec<Term> {
-        vec![Term {
-            name: "diffusion",
-            weight: 1.0,
-        }]
+        let term = |name, weight| Term { name, weight };
+        vec![term("diffusion", 1.0), term("kl", self.kl_weight)]
     }
 
     fn prepare(
@@ -47,79 +55,144 @@ impl Objective for Diffusion {
         samples: &[Sample],
         draws: &Draws,
     ) -> Result<Prepared> {
-        let detokenizer = model.detokenizer();
-        let device = detokenizer.unet.conv_in.weight.device();
-        let channels = detokenizer.unet.conv_in.weight.dims()[1];
-        let [height, width] = detokenizer.latent_size;
-        let seen = sparse(samples, &device)?;
-        let clip = dense(samples, &device)?;
-        let shape = [1, channels, clip.dims()[2], height, width];
-        let timesteps = detokenizer.schedule.betas.len() as f64;
-
-        let mut batch = DiffusionDraws::default();
-        for index in 0..samples.len() {
-            let mut noise = draws.of(index);
-            batch.timesteps.push((noise.uniform() * timesteps) as usize);
-            let kept = noise.uniform() >= self.dropped;
-            batch.kept.push(f32::from(u8::from(kept)));
-            batch.posterior.push(noise.normal(shape, &device));
-            batch.noise.push(noise.normal(shape, &device));
-        }
-        let kept = Tensor::<1>::from_floats(batch.kept.as_slice(), &device);
-        let seen = seen * kept.reshape([samples.len(), 1, 1, 1, 1]);
-        let posterior = Tensor::cat(batch.posterior, 0);
-        let noise = Tensor::cat(batch.noise, 0);
-        let timesteps = batch.timesteps;
+        let noisy = Noisy::draw(model, samples, draws, self.dropped)?;
+        let device = noisy.clip.device();
+        let seen = sparse(samples, &device)? * noisy.kept.clone().unsqueeze_dims(&[-1, -1]);
+        let [tokens, width] = model.token_size();
+        let token_noise = (0..samples.len())
+            .map(|index| draws.other(index).normal([1, tokens, width], &device))
+            .collect();
+        let token_noise: Tensor<3> = Tensor::cat(token_noise, 0);
         let min_snr_gamma = self.min_snr_gamma;
         Ok(Prepared {
-            counts: vec![noise.shape().num_elements()],
+            counts: vec![noisy.count(), token_noise.shape().num_elements()],
             left_out: 0,
             losses: Box::new(move |model: &Model| {
-                let detokenizer = model.detokenizer();
-                let clip = clip.cast(detokenizer.dtype);
-                let tokens = model.tokenizer().tokenize(seen);
-                let batch = DiffusionBatch {
-                    latents: detokenizer.vae.encode_clip(clip, Some(posterior)),
-                    noise,
-                    timesteps,
-                    context: detokenizer.context(tokens).into(),
-                    fs: None,
+                let tokenizer = model.tokenizer();
+                let patches = tokenizer.patch_tokens(seen);
+                let (tokens, kl) = match tokenizer.resampler.distribution(patches.clone()) {
+                    None => {
+                        let tokens = tokenizer.resampler.forward(patches);
+                        let nothing = Tensor::zeros([1], (&device, DType::F32));
+                        (tokens.cast(DType::F32), nothing)
+                    }
+                    Some(moments) => {
+                        let [mean, logvar] = moments.map(|moment| moment.cast(DType::F32));
+                        let variance = logvar.clone().exp();
+                        let tokens = mean.clone() + variance.clone().sqrt() * token_noise;
+                        (
+                            tokens,
+                            (mean.square() + variance - 1.0 - logvar).sum() * 0.5,
+                        )
+                    }
                 };
-                let unet = &detokenizer.unet;
-                vec![diffusion_loss(unet, &detokenizer.schedule, batch, min_snr_gamma).sum]
+                let context = model.detokenizer().context(tokens).into();
+                vec![noisy.loss(model, context, min_snr_gamma), kl]
             }),
         })
     }
 
     fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown> {
-        let (tokenizer, detokenizer) = (model.tokenizer(), model.detokenizer());
-        let guidance = self.guidance.is_on();
-        let guidance = guidance.then(|| self.guidance.with_tokens(tokenizer.unconditional()));
-        let mut shown = Shown::default();
-        let mut psnr = 0.0;
-        for (index, sample) in samples.iter().enumerate() {
-            let device = detokenizer.unet.conv_in.weight.device();
-            let tokens = tokenizer.tokenize(sparse(std::slice::from_ref(sample), &device)?);
-            let given = sample.clips[0].frames().to_vec();
-            let sampling = self.sampling.clone().with_frames(given.len());
-            let go_on = |_| ControlFlow::Continue(());
-            let made =
-                detokenizer.frames(tokens, guidance.as_ref(), &sampling, index as u64, go_on)?;
-            psnr += metrics::mean(&given, &made, metrics::psnr)?;
-            shown.rows.extend([given, made]);
-        }
-        shown
-            .numbers
-            .push(("psnr", psnr / samples.len().max(1) as f64));
-        Ok(shown)
+        let tokenizer = model.tokenizer();
+        self.show.clips(model, samples, |sample| {
+            let device = model.detokenizer().unet.conv_in.weight.device();
+            Ok(tokenizer.tokenize(sparse(std::slice::from_ref(sample), &device)?))
+        })
     }
 }
 
-/// What is drawn for each sample.
-#[derive(Default)]
-struct DiffusionDraws {
+/// Clips with the noise that is added to them.
+pub(super) struct Noisy {
+    /// `[batch, 3, frames, height, width]`.
+    pub clip: Tensor<5>,
+    /// 0 where the condition is dropped, 1 elsewhere: `[batch, 1, 1]`.
+    pub kept: Tensor<3>,
     timesteps: Vec<usize>,
-    kept: Vec<f32>,
-    posterior: Vec<Tensor<5>>,
-    noise: Vec<Tensor<5>>,
+    posterior: Tensor<5>,
+    noise: Tensor<5>,
+}
+
+impl Noisy {
+    /// Draws timesteps, noise, and which conditions are `dropped`.
+    pub fn draw(model: &Model, samples: &[Sample], draws: &Draws, dropped: f64) -> Result<Self> {
+        let detokenizer = model.detokenizer();
+        let device = detokenizer.unet.conv_in.weight.device();
+        let channels = detokenizer.unet.conv_in.weight.dims()[1];
+        let [height, width] = detokenizer.latent_size;
+        let clip = dense(samples, &device)?;
+        let shape = [1, channels, clip.dims()[2], height, width];
+        let count = detokenizer.schedule.betas.len() as f64;
+
+        let (mut timesteps, mut kept) = (Vec::new(), Vec::<f32>::new());
+        let (mut posterior, mut noise) = (Vec::new(), Vec::new());
+        for index in 0..samples.len() {
+            let mut draw = draws.of(index);
+            timesteps.push((draw.uniform() * count) as usize);
+            kept.push(match draw.uniform() < dropped {
+                true => 0.0,
+                false => 1.0,
+            });
+            posterior.push(draw.normal(shape, &device));
+            noise.push(draw.normal(shape, &device));
+        }
+        let kept = Tensor::<1>::from_floats(kept.as_slice(), &device);
+        Ok(Self {
+            clip,
+            kept: kept.reshape([samples.len(), 1, 1]),
+            timesteps,
+            posterior: Tensor::cat(posterior, 0),
+            noise: Tensor::cat(noise, 0),
+        })
+    }
+
+    /// How many numbers the loss sums over.
+    pub fn count(&self) -> usize {
+        self.noise.shape().num_elements()
+    }
+
+    /// The sum of the loss, `[1]`, of clips with this context.
+    pub fn loss(self, model: &Model, context: Context, min_snr_gamma: Option<f64>) -> Tensor<1> {
+        let detokenizer = model.detokenizer();
+        let clip = self.clip.cast(detokenizer.dtype);
+        let batch = DiffusionBatch {
+            latents: detokenizer.vae.encode_clip(clip, Some(self.posterior)),
+            noise: self.noise,
+            timesteps: self.timesteps,
+            context: context.cast(detokenizer.dtype),
+            fs: None,
+        };
+        let unet = &detokenizer.unet;
+        diffusion_loss(unet, &detokenizer.schedule, batch, min_snr_gamma).sum
+    }
+}
+
+impl ShowClips {
+    /// Decodes the tokens of samples, and compares the clips with what they are of.
+    pub(super) fn clips(
+        &self,
+        model: &Model,
+        samples: &[Sample],
+        tokens: impl Fn(&Sample) -> Result<Tensor<3>>,
+    ) -> Result<Shown> {
+        let detokenizer = model.detokenizer();
+        let guidance = self.guidance.is_on().then(|| {
+            let unconditional = model.tokenizer().unconditional();
+            self.guidance.with_tokens(unconditional)
+        });
+        let mut shown = Shown::default();
+        let mut psnr = 0.0;
+        for (index, sample) in samples.iter().enumerate() {
+            let given = sample.clips[0].frames().to_vec();
+            let sampling = self.sampling.clone().with_frames(given.len());
+            let tokens = tokens(sample)?;
+            let go_on = |_| ControlFlow::Continue(());
+            let guidance = guidance.as_ref();
+            let made = detokenizer.frames(tokens, guidance, &sampling, index as u64, go_on)?;
+            psnr += metrics::mean(&given, &made, metrics::psnr)?;
+            shown.rows.extend([given, made]);
+        }
+        let mean = psnr / samples.len().max(1) as f64;
+        shown.numbers.push(("psnr", mean));
+        Ok(shown)
+    }
 }

@@ -52,6 +52,31 @@ pub struct Language {
 }
 
 impl Language {
+    /// Whether a sample has a row.
+    pub(super) fn fits(&self, source: usize, sample: &Sample) -> bool {
+        let row = self.row(self.tasks[source], sample, &mut Noise::new(0));
+        row.is_ok_and(|row| !row.outputs.is_empty())
+    }
+
+    /// The rows of samples, with the features of their clips.
+    pub(super) fn batch(
+        &self,
+        model: &Model,
+        source: usize,
+        samples: &[&Sample],
+        noise: &mut Noise,
+    ) -> Result<Batch> {
+        let rows = samples
+            .iter()
+            .map(|sample| self.row(self.tasks[source], sample, noise))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| Error::Model(error.into()))?;
+        let clips: Vec<usize> = samples.iter().map(|sample| sample.clips.len()).collect();
+        let device = model.llm().llm.norm.gamma.device();
+        let features = tokenize(model.tokenizer(), batch::clips(samples, &device)?);
+        Ok(with_features(rows, &clips, &features))
+    }
+
     /// The row of a sample.
     fn row(
         &self,
@@ -156,7 +181,7 @@ impl Objective for Language {
         let frames = batch::clips(&used, &device)?;
         let clips: Vec<usize> = used.iter().map(|sample| sample.clips.len()).collect();
         // For a head that adds noise itself.
-        let mut noise = Noise::keyed([draws.seed, draws.step, draws.first, 1]);
+        let mut noise = draws.other(0);
         Ok(Prepared {
             counts,
             left_out,
@@ -165,14 +190,9 @@ impl Objective for Language {
                     let nothing = || Tensor::zeros([1], (&device, DType::F32));
                     return vec![nothing(), nothing()];
                 }
-                let llm = model.llm();
                 let features = tokenize(model.tokenizer(), frames);
-                let batch = Batch {
-                    inputs: select(&rows, &clips, &features, |row| !row.inputs.is_empty()),
-                    targets: select(&rows, &clips, &features, |row| !row.outputs.is_empty()),
-                    sequences: rows,
-                };
-                let losses = llm.forward(&batch, DType::F32, &mut noise);
+                let batch = with_features(rows, &clips, &features);
+                let losses = model.llm().forward(&batch, DType::F32, &mut noise);
                 vec![losses.lm.sum, losses.head.sum]
             }),
         })
@@ -189,6 +209,15 @@ fn tokenize(tokenizer: &Tokenizer, frames: Tensor<5>) -> Tensor<3> {
     let clips = frames.split(1, 0).into_iter();
     let tokens = clips.map(|clip| tokenizer.tokenize(clip)).collect();
     Tensor::cat(tokens, 0)
+}
+
+/// Rows with the features that they read and predict. `clips` says how many each row has.
+fn with_features(rows: Vec<Sequence>, clips: &[usize], features: &Tensor<3>) -> Batch {
+    Batch {
+        inputs: select(&rows, clips, features, |row| !row.inputs.is_empty()),
+        targets: select(&rows, clips, features, |row| !row.outputs.is_empty()),
+        sequences: rows,
+    }
 }
 
 /// Features of the clips of those rows that are `wanted`, or `None` if there are no such rows.

@@ -1,25 +1,29 @@
 //! Objectives: what a stage of training makes smaller.
 
+mod adaptation;
 mod autoencoder;
 mod batch;
 mod contrastive;
 mod diffusion;
 mod instructions;
 mod language;
+mod stage0;
 
 use burn::tensor::Tensor;
 use divot::Noise;
 use divot::data::Frame;
-use divot::data::dataset::Sample;
+use divot::data::dataset::{Sample, Text};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Model, Network};
 
+pub use adaptation::Adaptation;
 pub use autoencoder::{Autoencoder, PixelError};
 pub use batch::{dense, sparse};
 pub use contrastive::Contrastive;
-pub use diffusion::Diffusion;
+pub use diffusion::{Diffusion, ShowClips};
 pub use language::{Language, LanguageTask, TaskKind};
+pub use stage0::Stage0;
 
 /// A term of the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -101,4 +105,25 @@ impl Draws {
     pub fn of(&self, index: usize) -> Noise {
         Noise::keyed([self.seed, self.step, self.first + index as u64, 0])
     }
+
+    /// More draws of it, for another use.
+    pub fn other(&self, index: usize) -> Noise {
+        Noise::keyed([self.seed, self.step, self.first + index as u64, 1])
+    }
+}
+
+/// The captions of samples.
+///
+/// # Errors
+/// If a sample has none.
+fn captions(samples: &[Sample]) -> Result<Vec<&str>> {
+    let captions = samples.iter().map(|sample| match &sample.text {
+        Text::Caption(text) => Ok(text.as_str()),
+        _ => Err(Error::run(
+            sample.key.as_ref(),
+            "has no caption",
+            "give sources of captions to this objective",
+        )),
+    });
+    captions.collect()
 }

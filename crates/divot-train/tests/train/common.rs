@@ -72,6 +72,15 @@ num_key_value_heads = 1
 num_components = 2
 dim = 16
 
+[model.image]
+queries = 32
+input_dim = 32
+width = 32
+output_dim = 32
+depth = 1
+heads = 2
+head_dim = 16
+
 [model.text]
 context_length = 16
 width = 32

@@ -46,6 +46,42 @@ fn diffusion_learns() {
 }
 
 #[test]
+fn stage_0_learns() {
+    let head = head(
+        "{ kind = \"stage0\", dropped = 0.2 }",
+        "[\"vision\", \"text\", \"detokenizer.vae\", \"detokenizer.resampler\"]",
+    );
+    let start = "model.start={vision=\"random\", text=\"random\", detokenizer=\"random\"}";
+    // As many states as the UNet takes for text.
+    let changes = [start, "model.text.context_length=8"];
+    let [first, last] = learn_from(&head, &changes, &samples(4, 32), 20);
+    assert!(last < first / 2.0, "{first} → {last}");
+}
+
+#[test]
+fn ablations_of_the_tokenizer_learn() {
+    for changes in [
+        &[
+            "model.tokenizer.resampler.variational=true",
+            "objective.kl_weight=1e-4",
+        ][..],
+        // Five frames of 2 x 2 positions, 32 wide.
+        &[
+            "model.tokenizer.resampler.perceiver=false",
+            "model.detokenizer.resampler.input_dim=32",
+        ],
+        &[
+            "model.detokenizer.schedule.prediction=Epsilon",
+            "model.detokenizer.schedule.zero_terminal_snr=false",
+        ],
+        &["objective.min_snr_gamma=5.0"],
+    ] {
+        let [first, last] = learn_from(&diffusion(), changes, &samples(2, 32), 20);
+        assert!(last < first / 2.0, "{changes:?}: {first} → {last}");
+    }
+}
+
+#[test]
 fn the_autoencoder_learns() {
     let [first, last] = learn(&head("{ kind = \"autoencoder\" }", "[]"), 30);
     assert!(last < first / 2.0, "{first} → {last}");
@@ -89,6 +125,33 @@ fn clips_are_learned_from_captions() {
     let (head, text) = language("task = \"generation\"\ninstructions = true");
     let [first, last] = learn_from(&head, &[FROZEN, &text], &samples(4, 32), 30);
     // The likelihood is a density, so that its logarithm has no lower bound.
+    assert!(last < first / 2.0, "{first} → {last}");
+}
+
+#[test]
+fn ablations_of_the_language_model_learn() {
+    let (head, text) = language("task = \"generation\"\ninstructions = true");
+    for change in [
+        "model.llm.head={Regression={dim=16}}",
+        "model.llm.head={Denoising={dim=16,cond_dim=32,width=32,depth=1,timestep_width=16}}",
+        "model.llm.query_mechanism=Causal",
+        "model.llm.query_mechanism=Autoregressive",
+    ] {
+        let [first, last] = learn_from(&head, &[FROZEN, &text, change], &samples(4, 32), 30);
+        assert!(last < first / 2.0, "{change}: {first} → {last}");
+    }
+}
+
+#[test]
+fn the_detokenizer_adapts_to_drawn_features() {
+    let (head, text) = language("instructions = true");
+    let changes = [
+        "frozen=[\"tokenizer\", \"llm\", \"detokenizer.vae\"]",
+        "model.start={tokenizer=\"random\", llm=\"random\", \"detokenizer.vae\"=\"random\"}",
+        "objective={kind=\"adaptation\", dropped=0.3}",
+        &text,
+    ];
+    let [first, last] = learn_from(&head, &changes, &samples(4, 32), 20);
     assert!(last < first / 2.0, "{first} → {last}");
 }
 

@@ -1,0 +1,102 @@
+//! Adaptation of the de-tokenizer to the features that the language model draws (paper, section 3.3).
+
+use burn::tensor::{DType, Tensor};
+use divot::Noise;
+use divot::data::dataset::Sample;
+use divot::gmm::{SampleOptions, TokenHead};
+
+use super::diffusion::{Noisy, ShowClips};
+use super::{Draws, Language, Objective, Prepared, Shown, Term};
+use crate::error::Result;
+use crate::model::{Model, Network};
+
+/// The diffusion objective, conditioned on features that the frozen language model draws for the clip's
+/// caption instead of the clip's own tokens. The tokenizer is frozen too: it gives the condition of a dropped
+/// sample, and what an autoregressive language model reads.
+pub struct Adaptation {
+    /// How captions become rows: those of generation.
+    pub language: Language,
+    /// How features are drawn.
+    pub features: SampleOptions,
+    /// Share of the samples whose condition is dropped.
+    pub dropped: f64,
+    /// γ of the Min-SNR weights, if they are used.
+    pub min_snr_gamma: Option<f64>,
+    /// How clips are made for a person to see.
+    pub show: ShowClips,
+}
+
+impl Adaptation {
+    /// Features of one clip for each row, `[rows, tokens, width]`.
+    fn draw(
+        &self,
+        model: &Model,
+        source: usize,
+        samples: &[&Sample],
+        noise: &mut Noise,
+    ) -> Result<Tensor<3>> {
+        let batch = self.language.batch(model, source, samples, noise)?;
+        let llm = model.llm();
+        let params = llm.head_params(llm.hidden(&batch, DType::F32), &batch);
+        let params = params.expect("rows of generation predict a clip");
+        Ok(llm.head.sample(params, &self.features, noise).detach())
+    }
+}
+
+impl Objective for Adaptation {
+    fn networks(&self) -> Vec<Network> {
+        vec![Network::Tokenizer, Network::Detokenizer, Network::Llm]
+    }
+
+    fn terms(&self) -> Vec<Term> {
+        vec![Term {
+            name: "diffusion",
+            weight: 1.0,
+        }]
+    }
+
+    fn prepare(
+        &self,
+        model: &Model,
+        source: usize,
+        samples: &[Sample],
+        draws: &Draws,
+    ) -> Result<Prepared> {
+        let fits = |sample: &&Sample| self.language.fits(source, sample);
+        let used: Vec<Sample> = samples.iter().filter(fits).cloned().collect();
+        let left_out = samples.len() - used.len();
+        if used.is_empty() {
+            let device = model.detokenizer().unet.conv_in.weight.device();
+            return Ok(Prepared {
+                counts: vec![0],
+                left_out,
+                losses: Box::new(move |_| vec![Tensor::zeros([1], (&device, DType::F32))]),
+            });
+        }
+        let noisy = Noisy::draw(model, &used, draws, self.dropped)?;
+        let rows: Vec<&Sample> = used.iter().collect();
+        let drawn = self.draw(model, source, &rows, &mut draws.other(0))?;
+        let grey = model.tokenizer().unconditional();
+        let kept = noisy.kept.clone();
+        let tokens = drawn * kept.clone() + grey * (kept.neg() + 1.0);
+        let min_snr_gamma = self.min_snr_gamma;
+        Ok(Prepared {
+            counts: vec![noisy.count()],
+            left_out,
+            losses: Box::new(move |model| {
+                let context = model.detokenizer().context(tokens).into();
+                vec![noisy.loss(model, context, min_snr_gamma)]
+            }),
+        })
+    }
+
+    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown> {
+        let fitting = samples
+            .iter()
+            .filter(|sample| self.language.fits(0, sample));
+        let fitting: Vec<Sample> = fitting.cloned().collect();
+        self.show.clips(model, &fitting, |sample| {
+            self.draw(model, 0, &[sample], &mut Noise::new(0))
+        })
+    }
+}

@@ -1,0 +1,119 @@
+//! Stage 0: the UNet learns to make video from a text and an image, as DynamiCrafter does, but without the
+//! image's latents beside the noise (paper, section 3.1.3; FACTS: "Where stage 0 starts").
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use divot::data::dataset::Sample;
+use divot::unet::Context;
+use divot::vit::{BpeTokenizer, preprocess};
+
+use super::diffusion::Noisy;
+use super::{Draws, Objective, Prepared, Shown, Term, captions};
+use crate::error::Result;
+use crate::model::{Model, Network};
+
+/// The context is 77 states of the text tower from its last but one block, and for each frame 16 tokens that
+/// the image Perceiver reads off a random frame of the clip.
+///
+/// One number r is drawn for each sample. The text is replaced by the empty one where r is below twice
+/// `dropped`, and the image by a mid-grey one where r is from once to three times `dropped`. The released
+/// training has 0.05. The frame stride is the UNet's default, which is that of clips at 8 frames per second.
+#[derive(Debug)]
+pub struct Stage0 {
+    text: BpeTokenizer,
+    /// Share of the samples that lose their text only, of those that lose their image only, and of those that lose
+    /// both.
+    pub dropped: f64,
+    /// γ of the Min-SNR weights, if they are used.
+    pub min_snr_gamma: Option<f64>,
+}
+
+impl Stage0 {
+    /// The objective with CLIP's own text tokenizer.
+    pub fn new(dropped: f64, min_snr_gamma: Option<f64>) -> Self {
+        Self {
+            text: BpeTokenizer::clip().expect("the vocabulary comes with the crate"),
+            dropped,
+            min_snr_gamma,
+        }
+    }
+}
+
+impl Objective for Stage0 {
+    fn networks(&self) -> Vec<Network> {
+        vec![
+            Network::Detokenizer,
+            Network::Vision,
+            Network::Text,
+            Network::Image,
+        ]
+    }
+
+    fn terms(&self) -> Vec<Term> {
+        vec![Term {
+            name: "diffusion",
+            weight: 1.0,
+        }]
+    }
+
+    fn prepare(
+        &self,
+        model: &Model,
+        _source: usize,
+        samples: &[Sample],
+        draws: &Draws,
+    ) -> Result<Prepared> {
+        // Conditions are dropped here, text and image apart.
+        let noisy = Noisy::draw(model, samples, draws, 0.0)?;
+        let frames = noisy.clip.dims()[2];
+        let mut texts = captions(samples)?;
+        let mut images = Vec::with_capacity(samples.len());
+        for (index, text) in texts.iter_mut().enumerate() {
+            let mut draw = draws.other(index);
+            let (share, frame) = (draw.uniform(), (draw.uniform() * frames as f64) as usize);
+            if share < 2.0 * self.dropped {
+                *text = "";
+            }
+            let clip = noisy.clip.clone().narrow(0, index, 1);
+            let image = clip.narrow(2, frame, 1).squeeze_dim::<4>(2);
+            let dropped = (self.dropped..3.0 * self.dropped).contains(&share);
+            images.push(match dropped {
+                true => image.zeros_like(),
+                false => image,
+            });
+        }
+        let images: Tensor<4> = Tensor::cat(images, 0);
+        let length = model.text().positional_embedding.dims()[0];
+        let ids = self.text.encode_batch(&texts, length);
+        let ids = ids.expect("the context length was checked with the sizes");
+        let data = TensorData::new(ids.concat(), [samples.len(), length]);
+        let ids = Tensor::<2, Int>::from_data(data, &images.device());
+        let min_snr_gamma = self.min_snr_gamma;
+        Ok(Prepared {
+            counts: vec![noisy.count()],
+            left_out: 0,
+            losses: Box::new(move |model: &Model| {
+                let context = context(model, ids, images, frames);
+                vec![noisy.loss(model, context, min_snr_gamma)]
+            }),
+        })
+    }
+
+    /// Shows nothing: the images that a clip is made of are no part of the model that is shipped.
+    fn show(&self, _model: &Model, _samples: &[Sample]) -> Result<Shown> {
+        Ok(Shown::default())
+    }
+}
+
+/// The context of texts, `[batch, tokens]`, and images, `[batch, 3, height, width]` in [-1, 1].
+fn context(model: &Model, ids: Tensor<2, Int>, images: Tensor<4>, frames: usize) -> Context {
+    let text = model.text().penultimate_states(ids, DType::F32);
+    let tokens = model
+        .vision()
+        .tokens(preprocess(images, model.vision_size()));
+    let tokens = model.image().forward(tokens);
+    let [batch, count, width] = tokens.dims();
+    Context::PerFrame {
+        text,
+        frames: tokens.reshape([batch, frames, count / frames, width]),
+    }
+}

@@ -1,0 +1,294 @@
+//! Recipes: what a run trains, on what, and how, in TOML.
+//!
+//! A key that is not known, a value out of range and two values that contradict each other are errors which
+//! name the line.
+
+mod settings;
+mod text;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use divot::gmm::SampleOptions;
+use divot::language::{SpecialTokens, TextTokenizer};
+use divot::{GuidanceConfig, SamplingConfig};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::model::{ModelConfig, Start};
+use crate::objective::{
+    Adaptation, Autoencoder, Contrastive, Diffusion, Language, LanguageTask, Objective, ShowClips,
+    Stage0, TaskKind,
+};
+use crate::parameters::is_below;
+use text::{change_table, line, offset_of, values};
+
+pub use settings::{
+    CheckpointSettings, DataSettings, ModelSettings, ObjectiveSettings, Settings,
+    ValidationSettings,
+};
+
+/// A recipe, checked.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// Its name: that of its file.
+    pub name: String,
+    /// What it says, with the settings given beside it, in TOML.
+    pub text: String,
+    /// Sizes of the networks.
+    pub model: ModelConfig,
+    /// Where their weights come from; the others are random.
+    pub start: Vec<Start>,
+    /// Everything else.
+    pub settings: Settings,
+}
+
+impl Recipe {
+    /// Reads a recipe. `changes` are settings put over it, each `key=value` with a dotted key and a value
+    /// in TOML.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a key is not known, a value is out of range, or two contradict each
+    /// other.
+    pub fn read(path: &Path, changes: &[String]) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        Self::parse(path, &name, &text, changes)
+    }
+
+    /// Reads the text of a recipe, which errors call `path`. `changes` are as in [`read`](Self::read).
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read), but that the file cannot be read.
+    pub fn parse(path: &Path, name: &str, text: &str, changes: &[String]) -> Result<Self> {
+        let at = |offset: usize, problem: String| Error::Recipe {
+            path: path.to_path_buf(),
+            line: line(text, offset),
+            problem,
+        };
+        let wrong = |error: toml::de::Error| {
+            let offset = error.span().map_or(0, |span| span.start);
+            at(offset, error.message().replace('\n', " "))
+        };
+        let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
+        let mut settings: Settings = toml::from_str(text).map_err(wrong)?;
+        for change in changes {
+            let wrong = |problem: String| Error::Setting {
+                setting: change.clone(),
+                problem,
+            };
+            change_table(&mut table, change).map_err(wrong)?;
+            settings = Settings::deserialize(table.clone())
+                .map_err(|error| wrong(error.message().replace('\n', " ")))?;
+        }
+        // A problem is one of the setting that was given last, or of the recipe's line.
+        let refuse = |key: &str, problem: String| {
+            let given = changes.iter().rev().find(|change| {
+                let changed = change.split('=').next().unwrap_or_default().trim();
+                is_below(key, changed) || is_below(changed, key)
+            });
+            match given {
+                Some(change) => Error::Setting {
+                    setting: change.clone(),
+                    problem,
+                },
+                None => at(offset_of(text, key), problem),
+            }
+        };
+
+        if let Some((key, wanted)) = settings.problems().into_iter().next() {
+            return Err(refuse(key, format!("`{key}` is to be {wanted}")));
+        }
+        let sizes = match ModelConfig::preset(&settings.model.sizes) {
+            Some(sizes) => sizes,
+            None => {
+                let folder = Path::new(&settings.model.sizes);
+                ModelConfig::of_checkpoint(folder)
+                    .map_err(|error| refuse("model.sizes", error.to_string()))?
+            }
+        };
+        let mut changed = toml::Table::new();
+        let ModelSettings {
+            tokenizer,
+            detokenizer,
+            text: text_tower,
+            llm,
+            image,
+            ..
+        } = &settings.model;
+        for (name, sizes) in [
+            ("tokenizer", tokenizer),
+            ("detokenizer", detokenizer),
+            ("text", text_tower),
+            ("llm", llm),
+            ("image", image),
+        ] {
+            changed.insert(name.to_owned(), sizes.clone().into());
+        }
+        let model = sizes
+            .with_changes(&changed)
+            .map_err(|(key, problem)| refuse(&key, problem))?;
+        let start = settings.model.start.iter().map(|(part, folder)| Start {
+            part: part.clone(),
+            folder: folder.clone(),
+        });
+        let start: Vec<Start> = start
+            .filter(|start| start.folder != Path::new("random"))
+            .collect();
+        for frozen in &settings.frozen {
+            let named = settings.model.start.keys();
+            if !named
+                .clone()
+                .any(|part| is_below(frozen, part) || is_below(part, frozen))
+            {
+                let problem = format!(
+                    "`{frozen}` is frozen and has no weights to start from; name their folder in \
+                     [model.start], or `random`"
+                );
+                return Err(refuse("frozen", problem));
+            }
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            text: toml::to_string(&table).unwrap_or_default(),
+            model,
+            start,
+            settings,
+        })
+    }
+
+    /// The objective.
+    ///
+    /// # Errors
+    /// If the text tokenizer of a language model is not named, cannot be read, or does not fit the model.
+    pub fn objective(&self) -> Result<Box<dyn Objective>> {
+        let show = |steps, scale| ShowClips {
+            sampling: SamplingConfig::new().with_steps(steps),
+            guidance: GuidanceConfig::new().with_scale(scale),
+        };
+        Ok(match self.settings.objective {
+            ObjectiveSettings::Diffusion {
+                dropped,
+                min_snr_gamma,
+                kl_weight,
+                sampling_steps,
+                guidance,
+            } => Box::new(Diffusion {
+                dropped,
+                min_snr_gamma,
+                kl_weight,
+                show: show(sampling_steps, guidance),
+            }),
+            ObjectiveSettings::Adaptation {
+                dropped,
+                min_snr_gamma,
+                var_scale,
+                sampling_steps,
+                guidance,
+            } => Box::new(Adaptation {
+                language: self.language(0.0, 1.0)?,
+                features: SampleOptions::new().with_var_scale(var_scale),
+                dropped,
+                min_snr_gamma,
+                show: show(sampling_steps, guidance),
+            }),
+            ObjectiveSettings::Stage0 {
+                dropped,
+                min_snr_gamma,
+            } => {
+                let sizes = self.model.check_stage0();
+                sizes.map_err(|error| Error::Setting {
+                    setting: "model".to_owned(),
+                    problem: error.to_string(),
+                })?;
+                Box::new(Stage0::new(dropped, min_snr_gamma))
+            }
+            ObjectiveSettings::Contrastive {} => Box::new(Contrastive::new()),
+            ObjectiveSettings::Autoencoder {
+                frames,
+                error,
+                kl_weight,
+            } => Box::new(Autoencoder {
+                frames,
+                error,
+                kl_weight,
+            }),
+            ObjectiveSettings::Language {
+                text_weight,
+                head_weight,
+            } => Box::new(self.language(text_weight, head_weight)?),
+        })
+    }
+
+    fn language(&self, text_weight: f64, head_weight: f64) -> Result<Language> {
+        let setting = |problem: String| Error::Setting {
+            setting: "model.text_tokenizer".to_owned(),
+            problem,
+        };
+        let path = self.settings.model.text_tokenizer.as_ref();
+        let path = path
+            .ok_or_else(|| setting("is to name the language model's text tokenizer".to_owned()))?;
+        let text = TextTokenizer::open(path).map_err(|error| setting(error.to_string()))?;
+        let rows = self.model.llm.llm.vocab_size;
+        if text.vocab_size() > rows {
+            let tokens = text.vocab_size();
+            let problem =
+                format!("has {tokens} tokens, and the language model has rows for {rows}");
+            return Err(setting(problem));
+        }
+        let ModelConfig { tokenizer, llm, .. } = &self.model;
+        let [read, made] = [
+            tokenizer.resampler.output_size(),
+            [llm.num_queries, llm.head.token_dim()],
+        ];
+        if read != made {
+            let problem = format!(
+                "the tokenizer gives {} tokens of width {}, and the language model takes {} of {}",
+                read[0], read[1], made[0], made[1]
+            );
+            let setting = "model".to_owned();
+            return Err(Error::Setting { setting, problem });
+        }
+        let tokens = SpecialTokens::of(&text, self.model.llm.num_queries);
+        let tokens = tokens.map_err(|error| setting(error.to_string()))?;
+        let kind = match self.settings.objective {
+            ObjectiveSettings::Adaptation { .. } => TaskKind::Generation,
+            _ => TaskKind::Comprehension,
+        };
+        let tasks = self.settings.data.iter().map(|data| LanguageTask {
+            kind: data.task.unwrap_or(kind),
+            instructions: data.instructions,
+            max_length: data.max_length,
+        });
+        Ok(Language {
+            text,
+            tokens,
+            tasks: tasks.collect(),
+            text_weight,
+            head_weight,
+        })
+    }
+
+    /// Every value of the recipe, by its dotted key.
+    pub fn values(&self) -> Vec<(String, String)> {
+        values(&self.text).into_iter().collect()
+    }
+
+    /// What differs from the recipe `older`, in TOML: key, value there, value here.
+    pub fn differences(&self, older: &str) -> Vec<(String, String, String)> {
+        let [older, newer] = [older, &self.text].map(values);
+        let absent = || "nothing".to_owned();
+        let mut keys: Vec<&String> = older.keys().chain(newer.keys()).collect();
+        keys.sort();
+        keys.dedup();
+        keys.into_iter()
+            .filter(|key| older.get(*key) != newer.get(*key))
+            .map(|key| {
+                let value = |of: &BTreeMap<String, String>| of.get(key).cloned();
+                let before = value(&older).unwrap_or_else(absent);
+                (key.clone(), before, value(&newer).unwrap_or_else(absent))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,396 @@
+//! What a recipe may say, and what is checked of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use divot::data::dataset::SourceConfig;
+use divot::gmm::SampleOptions;
+use divot::{GuidanceConfig, SamplingConfig};
+use serde::Deserialize;
+
+use crate::objective::{PixelError, TaskKind};
+use crate::optimizer::OptimizerConfig;
+use crate::schedule::RateConfig;
+
+/// What a recipe says, apart from the model's sizes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Samples of a step.
+    pub batch: usize,
+    /// Samples that are in memory at a time; their gradients are accumulated. The whole batch if absent.
+    pub micro_batch: Option<usize>,
+    /// Seed of everything that is random.
+    #[serde(default)]
+    pub seed: u64,
+    /// Paths of the parts that are not trained.
+    #[serde(default)]
+    pub frozen: Vec<String>,
+    /// Decay of the moving average of the parameters; none is kept if absent.
+    pub average: Option<f64>,
+    /// Recomputes cheap operations in the backward pass instead of keeping their results.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
+    /// Steps between two lines of the log.
+    #[serde(default = "ten")]
+    pub log_every: usize,
+    /// The networks.
+    pub model: ModelSettings,
+    /// What is made smaller.
+    pub objective: ObjectiveSettings,
+    /// The samples.
+    pub data: Vec<DataSettings>,
+    /// The optimiser.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// The learning rate.
+    #[serde(default)]
+    pub rate: RateConfig,
+    /// Measurements on a fixed set of samples.
+    #[serde(default)]
+    pub validation: ValidationSettings,
+    /// Checkpoints.
+    #[serde(default)]
+    pub checkpoints: CheckpointSettings,
+}
+
+fn ten() -> usize {
+    10
+}
+
+/// The networks of a recipe.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSettings {
+    /// A preset's name, or the folder of a converted model whose sizes are taken.
+    pub sizes: String,
+    /// Folders that parts of the model start from, by their paths; `random` for none.
+    #[serde(default)]
+    pub start: BTreeMap<String, PathBuf>,
+    /// Sizes that differ.
+    #[serde(default)]
+    pub tokenizer: toml::Table,
+    /// Sizes that differ.
+    #[serde(default)]
+    pub detokenizer: toml::Table,
+    /// Sizes that differ.
+    #[serde(default)]
+    pub text: toml::Table,
+    /// Sizes that differ.
+    #[serde(default)]
+    pub llm: toml::Table,
+    /// Sizes that differ.
+    #[serde(default)]
+    pub image: toml::Table,
+    /// The language model's text tokenizer: a `tokenizer.json`, or a folder with SentencePiece's files.
+    pub text_tokenizer: Option<PathBuf>,
+}
+
+/// A source of samples.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Where the samples are, and which of them are taken.
+    pub source: SourceConfig,
+    /// How often a batch is of this source, in proportion to the others' weights.
+    #[serde(default = "one_weight")]
+    pub weight: f64,
+    /// Samples of a batch of this source; the recipe's batch if absent.
+    pub batch: Option<usize>,
+    /// What a language model learns from it.
+    pub task: Option<TaskKind>,
+    /// Whether a language model's rows begin with an instruction.
+    #[serde(default)]
+    pub instructions: bool,
+    /// Largest number of tokens of a language model's row.
+    #[serde(default = "row_length")]
+    pub max_length: usize,
+}
+
+fn one_weight() -> f64 {
+    1.0
+}
+
+fn row_length() -> usize {
+    1400
+}
+
+/// An objective with its settings.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ObjectiveSettings {
+    /// [`Diffusion`].
+    Diffusion {
+        /// Share of dropped conditions.
+        #[serde(default)]
+        dropped: f64,
+        /// γ of the Min-SNR weights.
+        min_snr_gamma: Option<f64>,
+        /// Weight of the divergence of a variational tokenizer's tokens.
+        #[serde(default = "kl_weight")]
+        kl_weight: f64,
+        /// Sampling steps of the clips that are shown.
+        #[serde(default = "fifty")]
+        sampling_steps: usize,
+        /// Guidance scale of the clips that are shown.
+        #[serde(default = "released_guidance")]
+        guidance: f64,
+    },
+    /// [`Stage0`](crate::objective::Stage0).
+    Stage0 {
+        /// Share of dropped texts, of dropped images, and of both.
+        #[serde(default = "released_dropped")]
+        dropped: f64,
+        /// γ of the Min-SNR weights.
+        min_snr_gamma: Option<f64>,
+    },
+    /// [`Adaptation`](crate::objective::Adaptation).
+    Adaptation {
+        /// Share of dropped conditions.
+        #[serde(default)]
+        dropped: f64,
+        /// γ of the Min-SNR weights.
+        min_snr_gamma: Option<f64>,
+        /// What the variances of the mixture are multiplied by.
+        #[serde(default = "released_variance")]
+        var_scale: f64,
+        /// Sampling steps of the clips that are shown.
+        #[serde(default = "fifty")]
+        sampling_steps: usize,
+        /// Guidance scale of the clips that are shown.
+        #[serde(default = "released_guidance")]
+        guidance: f64,
+    },
+    /// [`Contrastive`].
+    Contrastive {},
+    /// [`Language`].
+    Language {
+        /// What the cross-entropy counts for.
+        #[serde(default = "one_weight")]
+        text_weight: f64,
+        /// What the head's loss counts for.
+        #[serde(default = "one_weight")]
+        head_weight: f64,
+    },
+    /// [`Autoencoder`].
+    Autoencoder {
+        /// Random frames of each clip.
+        #[serde(default = "one")]
+        frames: usize,
+        /// The error between pixels.
+        #[serde(default = "l1")]
+        error: PixelError,
+        /// Weight of the divergence.
+        #[serde(default = "kl_weight")]
+        kl_weight: f64,
+    },
+}
+
+fn fifty() -> usize {
+    50
+}
+
+fn released_guidance() -> f64 {
+    GuidanceConfig::new().scale
+}
+
+fn released_dropped() -> f64 {
+    0.05
+}
+
+fn released_variance() -> f64 {
+    SampleOptions::new().var_scale
+}
+
+fn one() -> usize {
+    1
+}
+
+fn l1() -> PixelError {
+    PixelError::L1
+}
+
+fn kl_weight() -> f64 {
+    1e-6
+}
+
+impl ObjectiveSettings {
+    /// Keys of values that are out of range, and what would be right.
+    fn problems(&self) -> Vec<(&'static str, &'static str)> {
+        let mut problems = Vec::new();
+        let mut check = |fine: bool, key, wanted| {
+            if !fine {
+                problems.push((key, wanted));
+            }
+        };
+        match self {
+            Self::Diffusion {
+                dropped,
+                min_snr_gamma,
+                kl_weight: scale,
+                sampling_steps,
+                guidance,
+            }
+            | Self::Adaptation {
+                dropped,
+                min_snr_gamma,
+                var_scale: scale,
+                sampling_steps,
+                guidance,
+            } => {
+                let key = match self {
+                    Self::Diffusion { .. } => "objective.kl_weight",
+                    _ => "objective.var_scale",
+                };
+                check(*scale >= 0.0, key, "0 or more");
+                let share = (0.0..=1.0).contains(dropped);
+                check(share, "objective.dropped", "a share from 0 to 1");
+                let gamma = min_snr_gamma.is_none_or(|gamma| gamma > 0.0);
+                check(gamma, "objective.min_snr_gamma", "a number above 0");
+                let sampling = SamplingConfig::new().with_steps(*sampling_steps).check();
+                check(
+                    sampling.is_ok(),
+                    "objective.sampling_steps",
+                    "1 to 1000 steps",
+                );
+                check(
+                    guidance.is_finite(),
+                    "objective.guidance",
+                    "a finite number",
+                );
+            }
+            Self::Stage0 {
+                dropped,
+                min_snr_gamma,
+            } => {
+                let share = (0.0..=1.0 / 3.0).contains(dropped);
+                check(share, "objective.dropped", "a share from 0 to 1/3");
+                let gamma = min_snr_gamma.is_none_or(|gamma| gamma > 0.0);
+                check(gamma, "objective.min_snr_gamma", "a number above 0");
+            }
+            Self::Contrastive {} => {}
+            Self::Language {
+                text_weight,
+                head_weight,
+            } => {
+                check(*text_weight >= 0.0, "objective.text_weight", "0 or more");
+                check(*head_weight >= 0.0, "objective.head_weight", "0 or more");
+            }
+            Self::Autoencoder {
+                frames, kl_weight, ..
+            } => {
+                check(*frames > 0, "objective.frames", "at least 1");
+                check(*kl_weight >= 0.0, "objective.kl_weight", "0 or more");
+            }
+        }
+        problems
+    }
+}
+
+/// Measurements on a fixed set of samples.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ValidationSettings {
+    /// Steps between two measurements; 0 for none.
+    pub every: usize,
+    /// Batches whose loss is measured.
+    pub batches: usize,
+    /// Samples that are shown.
+    pub shown: usize,
+    /// The samples; those of training if there are none.
+    pub data: Vec<DataSettings>,
+}
+
+impl Default for ValidationSettings {
+    fn default() -> Self {
+        Self {
+            every: 1000,
+            batches: 4,
+            shown: 4,
+            data: Vec::new(),
+        }
+    }
+}
+
+/// When checkpoints are saved, and how many stay.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSettings {
+    /// Steps between two checkpoints.
+    pub every: usize,
+    /// How many of the last stay, beside the best.
+    pub keep: usize,
+}
+
+impl Default for CheckpointSettings {
+    fn default() -> Self {
+        Self {
+            every: 1000,
+            keep: 2,
+        }
+    }
+}
+
+impl Settings {
+    /// Samples that are in memory at a time.
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch.unwrap_or(self.batch)
+    }
+
+    /// Keys of values that are out of range or contradict others, and what would be right.
+    pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        let mut check = |fine: bool, key, wanted: &str| {
+            if !fine {
+                problems.push((key, wanted.to_owned()));
+            }
+        };
+        check(self.steps > 0, "steps", "at least 1");
+        check(self.batch > 0, "batch", "at least 1");
+        let divides = self.micro_batch() > 0 && self.batch.is_multiple_of(self.micro_batch());
+        check(divides, "micro_batch", "a divisor of `batch`");
+        let together = matches!(self.objective, ObjectiveSettings::Contrastive {});
+        let whole = !together || self.micro_batch() == self.batch;
+        let wanted = "all of `batch`, which this objective compares";
+        check(whole, "micro_batch", wanted);
+        let average = self.average.is_none_or(|decay| (0.0..1.0).contains(&decay));
+        check(average, "average", "from 0 to below 1");
+        check(self.log_every > 0, "log_every", "at least 1");
+        check(!self.data.is_empty(), "data", "at least one source");
+        let OptimizerConfig {
+            betas,
+            epsilon,
+            weight_decay,
+            max_gradient_norm,
+        } = &self.optimizer;
+        let inside = betas.iter().all(|beta| (0.0..1.0).contains(beta));
+        check(inside, "optimizer.betas", "from 0 to below 1");
+        check(*epsilon > 0.0, "optimizer.epsilon", "above 0");
+        check(*weight_decay >= 0.0, "optimizer.weight_decay", "0 or more");
+        let key = "optimizer.max_gradient_norm";
+        check(*max_gradient_norm >= 0.0, key, "0 or more");
+        let RateConfig {
+            peak,
+            warmup,
+            floor,
+            ..
+        } = &self.rate;
+        check(*peak > 0.0 && peak.is_finite(), "rate.peak", "above 0");
+        check(*warmup < self.steps, "rate.warmup", "less than `steps`");
+        check((0.0..=1.0).contains(floor), "rate.floor", "from 0 to 1");
+        let ValidationSettings { every, batches, .. } = &self.validation;
+        let measured = *every == 0 || *batches > 0;
+        check(measured, "validation.batches", "at least 1");
+        check(
+            self.checkpoints.every > 0,
+            "checkpoints.every",
+            "at least 1",
+        );
+        check(self.checkpoints.keep > 0, "checkpoints.keep", "at least 1");
+        let objective = self.objective.problems().into_iter();
+        problems.extend(objective.map(|(key, wanted)| (key, wanted.to_owned())));
+        problems
+    }
+}

@@ -1,0 +1,98 @@
+//! Recipes as text: dotted keys, and the lines that they stand in.
+
+use std::collections::BTreeMap;
+
+use toml::de::{DeTable, DeValue};
+
+/// Puts `key=value` into a table.
+pub(super) fn change_table(table: &mut toml::Table, change: &str) -> Result<(), String> {
+    let (key, value) = change
+        .split_once('=')
+        .ok_or("is no `key=value`; give a dotted key and a value")?;
+    let value = value.trim();
+    // What is no value of TOML is text.
+    let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| value.into());
+    let mut names: Vec<&str> = key.trim().split('.').collect();
+    let last = names.pop().unwrap_or_default();
+    let mut place = table;
+    let mut names = names.into_iter();
+    while let Some(name) = names.next() {
+        let inner = place
+            .entry(name)
+            .or_insert_with(|| toml::Table::new().into());
+        place = match inner {
+            toml::Value::Table(inner) => inner,
+            // Items of a list have their numbers as keys.
+            toml::Value::Array(items) => {
+                let count = items.len();
+                let number = names.next().and_then(|number| number.parse::<usize>().ok());
+                let item = number.and_then(|number| items.get_mut(number));
+                item.and_then(toml::Value::as_table_mut).ok_or_else(|| {
+                    format!("`{name}` is a list of {count}; name one of them by its number from 0")
+                })?
+            }
+            _ => return Err(format!("`{name}` has no keys below it")),
+        };
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// The line of a byte, from 1.
+pub(super) fn line(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().iter().take(offset);
+    1 + before.filter(|&&byte| byte == b'\n').count()
+}
+
+/// Where the value of a dotted key begins, or the nearest table that it would be in.
+pub(super) fn offset_of(text: &str, key: &str) -> usize {
+    let Ok(table) = DeTable::parse(text) else {
+        return 0;
+    };
+    let mut offset = 0;
+    let mut table = table.get_ref();
+    for name in key.split('.') {
+        let Some((_, value)) = table.iter().find(|(found, _)| found.get_ref() == name) else {
+            break;
+        };
+        offset = value.span().start;
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    offset
+}
+
+/// Every value of a text in TOML, by its dotted key.
+pub(super) fn values(text: &str) -> BTreeMap<String, String> {
+    let mut flat = BTreeMap::new();
+    let table: toml::Table = toml::from_str(text).unwrap_or_default();
+    flatten(&toml::Value::Table(table), String::new(), &mut flat);
+    flat
+}
+
+fn flatten(value: &toml::Value, key: String, flat: &mut BTreeMap<String, String>) {
+    let below = |name: &str| match key.is_empty() {
+        true => name.to_owned(),
+        false => format!("{key}.{name}"),
+    };
+    match value {
+        toml::Value::Table(table) => {
+            for (name, value) in table {
+                flatten(value, below(name), flat);
+            }
+        }
+        toml::Value::Array(values) if values.iter().any(toml::Value::is_table) => {
+            for (index, value) in values.iter().enumerate() {
+                flatten(value, below(&index.to_string()), flat);
+            }
+        }
+        value => {
+            flat.insert(key, value.to_string());
+        }
+    }
+}
