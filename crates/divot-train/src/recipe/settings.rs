@@ -121,7 +121,7 @@ fn row_length() -> usize {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ObjectiveSettings {
-    /// [`Diffusion`].
+    /// [`Diffusion`](crate::objective::Diffusion).
     Diffusion {
         /// Share of dropped conditions.
         #[serde(default)]
@@ -163,9 +163,9 @@ pub enum ObjectiveSettings {
         #[serde(default = "released_guidance")]
         guidance: f64,
     },
-    /// [`Contrastive`].
+    /// [`Contrastive`](crate::objective::Contrastive).
     Contrastive {},
-    /// [`Language`].
+    /// [`Language`](crate::objective::Language).
     Language {
         /// What the cross-entropy counts for.
         #[serde(default = "one_weight")]
@@ -174,7 +174,7 @@ pub enum ObjectiveSettings {
         #[serde(default = "one_weight")]
         head_weight: f64,
     },
-    /// [`Autoencoder`].
+    /// [`Autoencoder`](crate::objective::Autoencoder).
     Autoencoder {
         /// Random frames of each clip.
         #[serde(default = "one")]
