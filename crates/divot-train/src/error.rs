@@ -52,7 +52,7 @@ pub enum Error {
         steps: usize,
     },
     /// A file could not be read or written.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: cannot be read or written ({source}); check the path, its permissions and the free space", .path.display())]
     Io {
         /// The file.
         path: PathBuf,

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -66,7 +66,7 @@ pub fn run(
     watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<State> {
     let settings = &recipe.settings;
-    let _lock = lock(folder)?;
+    let _lock = Lock::new(folder)?;
     checkpoint::clean(folder);
     let resumed = resumable(recipe, folder, options)?;
     let mut trainer = Trainer::new(recipe, device)?;
@@ -305,19 +305,44 @@ fn resumable(
     ))
 }
 
-/// Makes sure that no other process works in a run's folder.
-fn lock(folder: &Path) -> Result<File> {
-    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-    let path = folder.join(".lock");
-    let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::run(
-            folder,
-            "is in use by another process",
-            "wait for it, or choose another folder",
-        )),
-        Err(TryLockError::Error(error)) => Err(Error::io(&path, error)),
+/// Makes sure that no other process works in a run's folder. A folder in which nothing was written is removed
+/// in the end.
+struct Lock {
+    folder: PathBuf,
+    file: Option<File>,
+}
+
+const LOCK: &str = ".lock";
+
+impl Lock {
+    fn new(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        let path = folder.join(LOCK);
+        let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self {
+                folder: folder.to_path_buf(),
+                file: Some(file),
+            }),
+            Err(TryLockError::WouldBlock) => Err(Error::run(
+                folder,
+                "is in use by another process",
+                "wait for it, or choose another folder",
+            )),
+            Err(TryLockError::Error(error)) => Err(Error::io(&path, error)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Some systems do not remove an open file.
+        self.file = None;
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        if entries.map(|entry| entry.file_name()).eq([LOCK]) {
+            let _ = fs::remove_file(self.folder.join(LOCK));
+            let _ = fs::remove_dir(&self.folder);
+        }
     }
 }
 

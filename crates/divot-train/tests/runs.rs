@@ -224,6 +224,20 @@ fn a_folder_is_not_overwritten_and_a_changed_recipe_is_named() {
 }
 
 #[test]
+fn a_run_that_cannot_start_leaves_nothing() {
+    let data = tempfile::tempdir().expect("a folder");
+    let folder = data.path().join("runs/first");
+    let recipe = diffusion(&data.path().join("nowhere"), &[]);
+    let device = Device::default();
+    let result = run(&recipe, &folder, &device, &options(), &mut |_| {
+        ControlFlow::Continue(())
+    });
+    let text = result.expect_err("there is no data").to_string();
+    assert!(text.contains("nowhere"), "{text}");
+    assert!(!folder.exists());
+}
+
+#[test]
 fn the_last_checkpoints_and_the_best_stay() {
     let data = tempfile::tempdir().expect("a folder");
     clips(data.path());

@@ -328,8 +328,10 @@ fn index_shard(
             inner: MultiGzDecoder::new(BufReader::with_capacity(1 << 16, file)),
             count: count.clone(),
         });
-        let outcome = index(archive.entries()?, entries);
-        (outcome, count.get())
+        let (outcome, end) = index(archive.entries()?, entries);
+        // The checksum stands behind the archive's end.
+        let rest = io::copy(&mut archive.into_inner(), &mut io::sink());
+        ((outcome.and(rest.map(drop)), end), count.get())
     } else {
         let length = file.metadata()?.len();
         let mut archive = tar::Archive::new(file);
