@@ -1,9 +1,9 @@
 //! Checkpoints of a run: everything that an interrupted run needs to go on as if it had not been.
 //!
-//! A checkpoint is a folder `checkpoints/step-00001000` below the run's. It holds the trained parameters
+//! A checkpoint is a folder `checkpoints/step-00001000` below the run's. It holds the parameters
 //! (`weights.safetensors`), their moving average (`average.safetensors`), the optimiser's moments
-//! (`optimizer.safetensors`), all by the parameters' paths, and `state.json`. Frozen parameters are not in
-//! it: they come from where the recipe says. A folder is written beside its place and renamed, so that a
+//! (`optimizer.safetensors`), all by the parameters' paths, and `state.json`. Frozen parameters that
+//! come from another folder are not in it. A folder is written beside its place and renamed, so that a
 //! checkpoint is whole or not there.
 
 use std::collections::BTreeMap;
@@ -18,6 +18,7 @@ use divot::weights::{SafetensorsWriter, Source, TensorSpec, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::model::Start;
 use crate::optimizer::Optimizer;
 use crate::parameters::{self, Average, Named, spec};
 
@@ -47,6 +48,8 @@ pub struct State {
     pub not_finite_in_a_row: usize,
     /// The lowest validation loss, and the step after which it was measured.
     pub best: Option<(f64, usize)>,
+    /// Where the weights came from that are not in the checkpoint.
+    pub start: Vec<Start>,
     /// The recipe, with the settings given beside it, in TOML.
     pub recipe: String,
 }
@@ -136,8 +139,8 @@ impl Checkpoint {
             false => {
                 let missing = expected.into_iter().find(|&name| !filled.contains(name));
                 let problem = match missing {
-                    Some(name) => format!("does not hold `{name}`, which is trained now"),
-                    None => "holds parameters that are not trained now".to_owned(),
+                    Some(name) => format!("does not hold `{name}`, which this recipe needs"),
+                    None => "holds parameters that this recipe does not need".to_owned(),
                 };
                 let remedy =
                     "resume with the recipe that it was trained with, or start anew from it";
@@ -186,6 +189,8 @@ impl Checkpoint {
 pub(crate) struct Contents<'a, M> {
     pub state: &'a State,
     pub model: &'a M,
+    /// The parameters that are saved, in the order of the fields.
+    pub names: &'a [Named],
     pub average: Option<&'a Average<M>>,
     pub optimizer: &'a Optimizer,
 }
@@ -210,6 +215,7 @@ pub(crate) fn save<M: Module>(
     let Contents {
         state,
         model,
+        names,
         average,
         optimizer,
     } = contents;
@@ -217,12 +223,11 @@ pub(crate) fn save<M: Module>(
     // Not the temporary folder itself, which nobody but its owner may read.
     let made = staging.path().join(&name);
     fs::create_dir(&made).map_err(failed)?;
-    let names = parameters::trained(*model);
-    parameters::save(&made.join(WEIGHTS), *model, &names)?;
+    parameters::save(&made.join(WEIGHTS), *model, names)?;
     if let Some(average) = average {
-        parameters::save(&made.join(AVERAGE), &average.model, &names)?;
+        parameters::save(&made.join(AVERAGE), &average.model, names)?;
     }
-    save_optimizer(&made.join(OPTIMIZER), optimizer, &names)?;
+    save_optimizer(&made.join(OPTIMIZER), optimizer, names)?;
     let text = serde_json::to_string_pretty(state).unwrap_or_default();
     let written = File::create(made.join(STATE)).and_then(|mut file| {
         file.write_all(text.as_bytes())?;

@@ -48,11 +48,12 @@ pub fn count<M: Module>(model: &M) -> Vec<Count> {
 /// A float parameter that is written to a file.
 pub(crate) type Named = (String, Vec<usize>);
 
-/// Path and shape of every trained parameter, in the order of the fields.
-pub(crate) fn trained<M: Module>(model: &M) -> Vec<Named> {
+/// Path and shape of the parameters that are `wanted`, in the order of the fields. `wanted` gets the path, and
+/// whether the parameter is trained.
+pub(crate) fn named<M: Module>(model: &M, wanted: impl Fn(&str, bool) -> bool) -> Vec<Named> {
     let mut found = Vec::new();
     visit(model, |path, shape, trained| {
-        if trained {
+        if wanted(path, trained) {
             found.push((path.to_owned(), shape.to_vec()));
         }
     });

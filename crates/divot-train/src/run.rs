@@ -73,6 +73,7 @@ pub fn run(
     let mut state = State::new(recipe);
     if let Some(checkpoint) = &resumed {
         state = State {
+            start: recipe.start.clone(),
             recipe: recipe.text.clone(),
             ..checkpoint.state()?
         };
@@ -355,6 +356,7 @@ impl State {
             not_finite: 0,
             not_finite_in_a_row: 0,
             best: None,
+            start: recipe.start.clone(),
             recipe: recipe.text.clone(),
         }
     }

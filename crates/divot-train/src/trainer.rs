@@ -8,10 +8,10 @@ use divot::data::dataset::Sample;
 
 use crate::checkpoint::{Checkpoint, Contents, State};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, fill};
 use crate::objective::{Draws, Objective, Prepared, Shown, Term};
 use crate::optimizer::{Optimizer, gradient_norm};
-use crate::parameters::{self, Average};
+use crate::parameters::{self, Average, Named, is_below};
 use crate::recipe::Recipe;
 
 /// The model of a run with everything that changes it.
@@ -23,6 +23,8 @@ pub struct Trainer {
     model: Model,
     optimizer: Optimizer,
     average: Option<Average<Model>>,
+    /// What checkpoints hold: all but what is frozen and comes from another folder.
+    saved: Vec<Named>,
 }
 
 /// What a step did.
@@ -55,23 +57,29 @@ impl Trainer {
             device = device.gradient_checkpointing();
         }
         let objective = recipe.objective()?;
-        let mut model = recipe.model.init(&objective.networks(), &device);
+        let model = recipe.model.init(&objective.networks(), &device);
         let paths = parameters::paths(&model);
         for frozen in &settings.frozen {
-            if !paths.iter().any(|path| parameters::is_below(path, frozen)) {
+            if !paths.iter().any(|path| is_below(path, frozen)) {
                 return Err(Error::Setting {
                     setting: format!("frozen = [{frozen:?}]"),
                     problem: "is no part of this recipe's model".to_owned(),
                 });
             }
         }
-        for start in &recipe.start {
-            model = start.fill(model)?;
-        }
+        let model = fill(&recipe.start, model)?;
         let model = parameters::freeze(model, &settings.frozen);
         // Random weights are drawn by the device, in the order of the fields.
         device.seed(settings.seed);
-        if parameters::trained(&model).is_empty() {
+        let saved = parameters::named(&model, |path, trained| {
+            let starts = recipe
+                .start
+                .iter()
+                .filter(|start| is_below(path, &start.part));
+            let last = starts.max_by_key(|start| start.part.len());
+            trained || last.is_none_or(|start| start.folder.is_none())
+        });
+        if parameters::named(&model, |_, trained| trained).is_empty() {
             return Err(Error::Setting {
                 setting: "frozen".to_owned(),
                 problem: "covers the whole model, and nothing is left to train".to_owned(),
@@ -84,6 +92,7 @@ impl Trainer {
             terms: objective.terms(),
             objective,
             recipe: recipe.clone(),
+            saved,
             device,
             model,
         })
@@ -99,13 +108,13 @@ impl Trainer {
     /// # Errors
     /// If the checkpoint is damaged, or of another model.
     pub fn resume(mut self, checkpoint: &Checkpoint) -> Result<Self> {
-        let names = parameters::trained(&self.model);
-        self.model = checkpoint.load(&checkpoint.weights(), self.model, &names)?;
+        let names = &self.saved;
+        self.model = checkpoint.load(&checkpoint.weights(), self.model, names)?;
         if let Some(average) = self.average {
             // A run that had no average yet starts one where it is.
             let mut average = Average::new(&self.model, average.decay());
             if let Some(path) = checkpoint.average() {
-                average.model = checkpoint.load(&path, average.model, &names)?;
+                average.model = checkpoint.load(&path, average.model, names)?;
             }
             self.average = Some(average);
         }
@@ -119,6 +128,7 @@ impl Trainer {
         Contents {
             state,
             model: &self.model,
+            names: &self.saved,
             average: self.average.as_ref(),
             optimizer: &self.optimizer,
         }

@@ -13,9 +13,7 @@ use common::{recipe, samples};
 use divot::checkpoint::Checkpoint;
 use divot::data::write_mp4;
 use divot::{Detokenizer, Tokenizer};
-use divot_train::{
-    Error, Event, Recipe, RunOptions, Start, Trainer, Weights, checkpoint, export, run,
-};
+use divot_train::{Error, Event, Recipe, RunOptions, Trainer, Weights, checkpoint, export, run};
 
 /// A recipe with everything that a checkpoint has to keep: an average, dropped conditions, dropout,
 /// accumulation.
@@ -296,56 +294,50 @@ fn an_exported_run_is_a_model_and_a_start() {
         assert_eq!(context.to_data(), expected.to_data());
     }
 
-    // A later stage starts from the run itself or from what was exported of it.
-    let [from_run, from_model] = [folder.path(), &to].map(|folder| {
-        let start = |part: &str| Start {
-            part: part.to_owned(),
-            folder: folder.to_path_buf(),
-        };
-        let mut model = recipe
-            .model
-            .init(&recipe.objective().expect("valid").networks(), &device);
-        for part in ["tokenizer.resampler", "detokenizer.unet"] {
-            model = start(part).fill(model).expect("it is filled");
-        }
-        let weight = &model.detokenizer().unet.conv_in.weight;
-        weight.val().into_data()
-    });
-    assert_eq!(
-        from_run,
-        trained()
-            .learned()
-            .detokenizer()
-            .unet
-            .conv_in
-            .weight
-            .val()
-            .into_data()
-    );
-    assert_eq!(
-        from_model,
-        trained()
-            .evaluated()
-            .detokenizer()
-            .unet
-            .conv_in
-            .weight
-            .val()
-            .into_data()
-    );
-    let nothing = Start {
-        part: "tokenizer".to_owned(),
-        folder: data.path().to_path_buf(),
+    // A later stage starts from the run itself or from what was exported of it. The run's own vision tower is
+    // random, and in its checkpoint.
+    let later = |folder: &Path| {
+        let start = format!("model.start={{tokenizer={folder:?}, \"detokenizer\"={folder:?}}}");
+        let changes = ["frozen=[\"tokenizer\", \"detokenizer.vae\"]", &start];
+        let recipe = diffusion(data.path(), &changes);
+        Trainer::new(&recipe, &device).map(|trainer| trainer.learned())
     };
-    let model = recipe
-        .model
-        .init(&recipe.objective().expect("valid").networks(), &device);
-    let text = nothing
-        .fill(model)
+    for (folder, expected) in [
+        (folder.path(), trained().learned()),
+        (&to, trained().evaluated()),
+    ] {
+        let model = later(folder).expect("it starts");
+        let frames = burn::tensor::Tensor::<5>::ones([1, 5, 3, 32, 32], &device) * 0.5;
+        let [tokens, expected] =
+            [&model, &expected].map(|model| model.tokenizer().tokenize(frames.clone()));
+        assert_eq!(tokens.to_data(), expected.to_data());
+    }
+    let text = later(data.path())
         .expect_err("there is nothing")
         .to_string();
     assert!(
         text.contains("neither a run nor a converted model"),
         "{text}"
     );
+
+    // A third stage finds what the second had frozen where that came from.
+    let second = exported.path().join("second");
+    let start = format!(
+        "model.start={{tokenizer={:?}, detokenizer={:?}}}",
+        folder.path(),
+        to
+    );
+    let frozen = "frozen=[\"tokenizer\", \"detokenizer.vae\"]";
+    let changes = ["validation.every=0", "steps=3", frozen, &start];
+    let recipe = diffusion(data.path(), &changes);
+    drop(_guard);
+    go(&recipe, &second, &options(), usize::MAX);
+    let model = later(&second).expect("it starts");
+    let frames = burn::tensor::Tensor::<5>::ones([1, 5, 3, 32, 32], &device) * 0.5;
+    let tokens = model.tokenizer().tokenize(frames.clone());
+    let expected = later(folder.path())
+        .expect("it starts")
+        .tokenizer()
+        .tokenize(frames);
+    assert_eq!(tokens.to_data(), expected.to_data());
 }

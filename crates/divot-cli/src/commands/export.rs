@@ -12,7 +12,7 @@ use crate::output::Output;
 /// Turn a training run's newest checkpoint into a model
 ///
 /// The folder can then be given as --model. Frozen networks are taken from where the recipe says, and low-rank
-/// adaptation is merged.
+/// adaptation is merged. A vision tower or an autoencoder alone is no model: train a stage that starts from it.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,

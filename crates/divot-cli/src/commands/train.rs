@@ -22,7 +22,7 @@ use crate::output::{self, Output};
     after_help = "\
 Example:
   divot train examples/recipes/stage1.toml --set data.0.source.path=clips
-  divot train examples/recipes/stage1.toml --resume"
+  divot train examples/recipes/stage1.toml --set data.0.source.path=clips --resume"
 )]
 pub struct Arguments {
     /// The recipe, in TOML
@@ -67,7 +67,15 @@ impl Arguments {
         if self.dry_run {
             return self.dry_run(&recipe, &device, &options, output);
         }
+        output.set_device(&device);
         let printer = Printer::new();
+        printer.note(&format!(
+            "{}: {} steps on {}, into {}",
+            recipe.name,
+            recipe.settings.steps,
+            device::name(&device),
+            folder.display()
+        ));
         let state = run(&recipe, &folder, &device, &options, &mut |event| {
             match event {
                 Event::Resumed(step) => printer.note(&format!("goes on from step {step}")),

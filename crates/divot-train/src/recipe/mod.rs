@@ -38,7 +38,7 @@ pub struct Recipe {
     pub text: String,
     /// Sizes of the networks.
     pub model: ModelConfig,
-    /// Where their weights come from; the others are random.
+    /// Where their weights come from; those of other parts are random.
     pub start: Vec<Start>,
     /// Everything else.
     pub settings: Settings,
@@ -131,11 +131,9 @@ impl Recipe {
             .map_err(|(key, problem)| refuse(&key, problem))?;
         let start = settings.model.start.iter().map(|(part, folder)| Start {
             part: part.clone(),
-            folder: folder.clone(),
+            folder: (folder != Path::new("random")).then(|| folder.clone()),
         });
-        let start: Vec<Start> = start
-            .filter(|start| start.folder != Path::new("random"))
-            .collect();
+        let start = start.collect();
         for frozen in &settings.frozen {
             let named = settings.model.start.keys();
             if !named

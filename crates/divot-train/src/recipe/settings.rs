@@ -336,7 +336,7 @@ impl Default for CheckpointSettings {
 impl Settings {
     /// Samples that are in memory at a time.
     pub fn micro_batch(&self) -> usize {
-        self.micro_batch.unwrap_or(self.batch)
+        self.micro_batch.unwrap_or(self.batch).min(self.batch)
     }
 
     /// Keys of values that are out of range or contradict others, and what would be right.

@@ -15,13 +15,13 @@ pub(super) fn change_table(table: &mut toml::Table, change: &str) -> Result<(), 
         .ok()
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| value.into());
-    let mut names: Vec<&str> = key.trim().split('.').collect();
+    let mut names = names(key)?;
     let last = names.pop().unwrap_or_default();
     let mut place = table;
     let mut names = names.into_iter();
     while let Some(name) = names.next() {
         let inner = place
-            .entry(name)
+            .entry(name.clone())
             .or_insert_with(|| toml::Table::new().into());
         place = match inner {
             toml::Value::Table(inner) => inner,
@@ -37,8 +37,21 @@ pub(super) fn change_table(table: &mut toml::Table, change: &str) -> Result<(), 
             _ => return Err(format!("`{name}` has no keys below it")),
         };
     }
-    place.insert(last.to_owned(), value);
+    place.insert(last, value);
     Ok(())
+}
+
+/// The names of a dotted key, which may be in quotes.
+fn names(key: &str) -> Result<Vec<String>, String> {
+    let table = toml::from_str::<toml::Table>(&format!("{key} = 0"));
+    let mut value = toml::Value::Table(table.map_err(|_| "the key is no key of TOML".to_owned())?);
+    let mut names = Vec::new();
+    while let toml::Value::Table(table) = value {
+        let (name, inner) = table.into_iter().next().ok_or("has no key")?;
+        names.push(name);
+        value = inner;
+    }
+    Ok(names)
 }
 
 /// The line of a byte, from 1.

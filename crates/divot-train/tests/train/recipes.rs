@@ -26,10 +26,26 @@ fn refusal(head: &str, changes: &[&str]) -> String {
 
 #[test]
 fn a_recipe_is_read() {
-    let recipe = recipe(HEAD, &["rate.peak=2e-4", "data.0.weight=3", "seed=7"]).expect("valid");
+    let recipe = recipe(
+        HEAD,
+        &[
+            "rate.peak=2e-4",
+            "data.0.weight=3",
+            "seed=7",
+            "model.start.\"tokenizer.vision\"=\"elsewhere\"",
+            "micro_batch=8",
+        ],
+    )
+    .expect("valid");
     assert_eq!(recipe.settings.rate.peak, 2e-4);
     assert_eq!(recipe.settings.data[0].weight, 3.0);
     assert_eq!(recipe.settings.seed, 7);
+    let folders: Vec<_> = recipe
+        .start
+        .iter()
+        .map(|start| start.folder.clone())
+        .collect();
+    assert_eq!(folders, [None, Some("elsewhere".into())]);
     assert_eq!(recipe.settings.micro_batch(), 4);
     assert_eq!(recipe.model.tokenizer.frame_size, 32);
 }
