@@ -100,7 +100,9 @@ impl Recipe {
         if let Some((key, wanted)) = settings.problems().into_iter().next() {
             return Err(refuse(key, format!("`{key}` is to be {wanted}")));
         }
-        let sizes = match ModelConfig::preset(&settings.model.sizes) {
+        let sizes = ModelConfig::preset(&settings.model.sizes);
+        let preset = sizes.is_some();
+        let sizes = match sizes {
             Some(sizes) => sizes,
             None => {
                 let folder = Path::new(&settings.model.sizes);
@@ -129,6 +131,10 @@ impl Recipe {
         let model = sizes
             .with_changes(&changed)
             .map_err(|(key, problem)| refuse(&key, problem))?;
+        let model = match preset {
+            true => settings.model.with_vocabulary(model),
+            false => model,
+        };
         let start = settings.model.start.iter().map(|(part, folder)| Start {
             part: part.clone(),
             folder: (folder != Path::new("random")).then(|| folder.clone()),

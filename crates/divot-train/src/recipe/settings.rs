@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use divot::data::dataset::SourceConfig;
 use divot::gmm::SampleOptions;
+use divot::language::TextTokenizer;
 use divot::{GuidanceConfig, SamplingConfig};
 use serde::Deserialize;
 
+use crate::model::ModelConfig;
 use crate::objective::{PixelError, TaskKind};
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::RateConfig;
@@ -86,6 +88,21 @@ pub struct ModelSettings {
     pub image: toml::Table,
     /// The language model's text tokenizer: a `tokenizer.json`, or a folder with SentencePiece's files.
     pub text_tokenizer: Option<PathBuf>,
+}
+
+impl ModelSettings {
+    /// A language model of as many tokens as its text tokenizer has, unless the recipe says how many.
+    pub(super) fn with_vocabulary(&self, mut model: ModelConfig) -> ModelConfig {
+        let decoder = self.llm.get("llm").and_then(toml::Value::as_table);
+        let said = decoder.is_some_and(|decoder| decoder.contains_key("vocab_size"));
+        // One that cannot be read is an error where it is needed.
+        if let (false, Some(path)) = (said, &self.text_tokenizer)
+            && let Ok(text) = TextTokenizer::open(path)
+        {
+            model.llm.llm.vocab_size = text.vocab_size();
+        }
+        model
+    }
 }
 
 /// A source of samples.
