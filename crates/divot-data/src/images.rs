@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
-use crate::video::DEFAULT_MAX_PIXELS;
 use crate::{Error, Frame, Result};
+
+/// Default maximum number of pixels of a picture, 2^27. A frame of the largest video in use, 16K
+/// (15360x8640), is just below it and takes 400 MB as RGB.
+pub const DEFAULT_MAX_PIXELS: u64 = 1 << 27;
 
 /// Bytes that a decoder may allocate for each pixel: 16 bits for each of four channels, and as much again
 /// for its internal state.

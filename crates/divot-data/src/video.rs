@@ -12,13 +12,10 @@ use image::ImageFormat;
 use crate::animation::Animation;
 use crate::ffmpeg::{self, Probe, Programs, Still};
 use crate::h264::{self, Stop};
+use crate::images::DEFAULT_MAX_PIXELS;
 use crate::mp4;
 use crate::timeline::Timeline;
 use crate::{DEFAULT_FPS, Error, Frame, Result, gif, images, webp};
-
-/// Default maximum number of pixels of a picture, 2^27. A frame of the largest video in use, 16K
-/// (15360x8640), is just below it and takes 400 MB as RGB.
-pub const DEFAULT_MAX_PIXELS: u64 = 1 << 27;
 
 /// How long a program may give no output. It sends a frame for every 100 that it decodes.
 const SILENCE: Duration = Duration::from_secs(120);

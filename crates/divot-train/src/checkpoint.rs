@@ -18,7 +18,6 @@ use divot::weights::{SafetensorsWriter, Source, TensorSpec, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::Start;
 use crate::optimizer::Optimizer;
 use crate::parameters::{self, Average, Named, spec};
 
@@ -52,6 +51,15 @@ pub struct State {
     pub start: Vec<Start>,
     /// The recipe, with the settings given beside it, in TOML.
     pub recipe: String,
+}
+
+/// Where the weights of a part of the model come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Path of the part: `tokenizer`, `tokenizer.vision`, `detokenizer.vae`.
+    pub part: String,
+    /// A run's folder, or that of a converted model; random weights if absent.
+    pub folder: Option<PathBuf>,
 }
 
 /// A checkpoint on the disk.

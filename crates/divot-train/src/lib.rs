@@ -12,12 +12,14 @@ mod recipe;
 pub mod record;
 mod run;
 mod schedule;
+mod start;
 mod trainer;
 
+pub use checkpoint::Start;
 pub use dry_run::{DryRun, dry_run};
 pub use error::{Error, Result};
 pub use export::{Weights, export};
-pub use model::{Model, ModelConfig, Network, Start};
+pub use model::{Model, ModelConfig, Network};
 pub use optimizer::{Optimizer, OptimizerConfig, gradient_norm};
 pub use parameters::{Count, count};
 pub use recipe::{

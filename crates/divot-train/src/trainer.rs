@@ -8,11 +8,12 @@ use divot::data::dataset::Sample;
 
 use crate::checkpoint::{Checkpoint, Contents, State};
 use crate::error::{Error, Result};
-use crate::model::{Model, fill};
+use crate::model::Model;
 use crate::objective::{Draws, Objective, Prepared, Shown, Term};
 use crate::optimizer::{Optimizer, gradient_norm};
 use crate::parameters::{self, Average, Named, is_below};
 use crate::recipe::Recipe;
+use crate::start::fill;
 
 /// The model of a run with everything that changes it.
 pub struct Trainer {

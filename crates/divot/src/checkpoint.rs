@@ -19,7 +19,6 @@ use crate::progress::{Progress, Step, Watch};
 use crate::weights::Weights;
 
 pub use crate::parts::{CONFIG, Part, Release, TEXT_TOKENIZER, UNCONDITIONAL, WEIGHTS};
-pub use crate::save::Saved;
 
 /// The folder of a checkpoint, with the options for loading and saving its parts.
 pub struct Checkpoint<'a> {
@@ -27,6 +26,16 @@ pub struct Checkpoint<'a> {
     device: Device,
     pub(crate) dtype: Option<FloatDType>,
     pub(crate) progress: Box<Watch<'a>>,
+}
+
+/// A part that was saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Why the tokens of a mid-grey clip are not stored with a video tokenizer, on one line. Guidance then
+    /// computes them.
+    pub not_stored: Option<String>,
 }
 
 impl<'a> Checkpoint<'a> {

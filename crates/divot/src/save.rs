@@ -12,21 +12,11 @@ use burn::tensor::{FloatDType, TensorData};
 use divot_llm::{LlmError, TextTokenizer};
 use tempfile::TempDir;
 
-use crate::checkpoint::{CONFIG, Checkpoint, Part, TEXT_TOKENIZER, UNCONDITIONAL, WEIGHTS};
+use crate::checkpoint::{CONFIG, Checkpoint, Part, Saved, TEXT_TOKENIZER, UNCONDITIONAL, WEIGHTS};
 use crate::error::{Error, Result, one_line};
 use crate::progress::{Progress, Step, Watch};
 use crate::weights::{SafetensorsWriter, Saver, TensorSpec, WeightsError};
 use crate::{Tokenizer, device, unconditional};
-
-/// A part that was saved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Saved {
-    /// Its folder.
-    pub folder: PathBuf,
-    /// Why the tokens of a mid-grey clip are not stored with a video tokenizer, on one line. Guidance then
-    /// computes them.
-    pub not_stored: Option<String>,
-}
 
 impl<'a> Checkpoint<'a> {
     /// Saves a part: its configuration, its weights and, for a language model, its text tokenizer.

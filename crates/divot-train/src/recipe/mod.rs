@@ -15,8 +15,9 @@ use divot::language::{SpecialTokens, TextTokenizer};
 use divot::{GuidanceConfig, SamplingConfig};
 use serde::Deserialize;
 
+use crate::checkpoint::Start;
 use crate::error::{Error, Result};
-use crate::model::{ModelConfig, Start};
+use crate::model::ModelConfig;
 use crate::objective::{
     Adaptation, Autoencoder, Contrastive, Diffusion, Language, LanguageTask, Objective, ShowClips,
     Stage0, TaskKind,
