@@ -161,7 +161,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If the file is damaged.
-    pub(crate) fn load_optimizer(&self, optimizer: &mut Optimizer, device: &Device) -> Result<()> {
+    pub(crate) fn load_optimizer(
+        &self,
+        optimizer: &mut Optimizer,
+        names: &[Named],
+        device: &Device,
+    ) -> Result<()> {
         let path = self.folder.join(OPTIMIZER);
         let damaged = |what: String| {
             Error::run(
@@ -179,10 +184,14 @@ impl Checkpoint {
         }
         let source = Source::open(&path)?;
         for (name, time) in times {
+            let shape = names.iter().find(|(known, _)| *known == name);
+            let shape = shape.map(|(_, shape)| shape);
             let moment = |number: usize| -> Result<TensorData> {
                 let name = format!("{name}.moment_{number}");
                 let tensor = source.get(&name);
-                let tensor = tensor.ok_or_else(|| damaged(format!("`{name}` is missing")))?;
+                let tensor = tensor.filter(|tensor| Some(&tensor.shape) == shape);
+                let tensor = tensor
+                    .ok_or_else(|| damaged(format!("`{name}` is missing or has another shape")))?;
                 Ok(tensor.read()?)
             };
             let state = create(time, [moment(1)?, moment(2)?], device);

@@ -13,7 +13,7 @@ use divot::resampler::{PerceiverResampler, PerceiverResamplerConfig, VideoResamp
 use divot::unet::{NoiseScheduleConfig, UnetConfig, Vae, VaeConfig};
 use divot::vit::{TextTower, TextTowerConfig, VisionTower, VisionTowerConfig};
 use divot::{Detokenizer, DetokenizerConfig, Tokenizer, TokenizerConfig};
-use divot_nn::CheckSizes;
+use divot_nn::{CheckSizes, SizeError, check_divides, check_same};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -223,24 +223,101 @@ impl ModelConfig {
         Ok(changed)
     }
 
+    /// Checks that clips and their tokens fit the de-tokenizer.
+    ///
+    /// # Errors
+    /// The first sizes that do not.
+    pub fn check_clips(&self) -> Result<(), SizeError> {
+        check_same(
+            (
+                "the tokenizer's token_dim",
+                self.tokenizer.resampler.output_size()[1],
+            ),
+            (
+                "the de-tokenizer's input_dim",
+                self.detokenizer.resampler.input_dim,
+            ),
+        )?;
+        for side in self.detokenizer.frame_size() {
+            check_same(
+                ("the tokenizer's frame_size", self.tokenizer.frame_size),
+                ("the side of frames that the latent_size makes", side),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the autoencoder takes the frames.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check_autoencoder(&self) -> Result<(), SizeError> {
+        check_divides(
+            (
+                "the autoencoder's downsampling",
+                self.detokenizer.vae.downsampling(),
+            ),
+            ("frame_size", self.tokenizer.frame_size),
+        )
+    }
+
+    /// Checks that the text tower takes texts in CLIP's own vocabulary of `vocabulary` tokens.
+    ///
+    /// # Errors
+    /// The first size that is too small.
+    pub fn check_text(&self, vocabulary: usize) -> Result<(), SizeError> {
+        let TextTowerConfig {
+            vocab_size,
+            context_length,
+            ..
+        } = self.text;
+        if vocab_size < vocabulary || context_length < 2 {
+            return Err(SizeError::new(format!(
+                "the text tower has {vocab_size} tokens and a context_length of {context_length}, \
+                 and at least {vocabulary} and 2 are needed"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks that images and texts have features of one width.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn check_contrastive(&self) -> Result<(), SizeError> {
+        check_same(
+            (
+                "the vision tower's embed_dim",
+                self.tokenizer.vision.embed_dim,
+            ),
+            ("the text tower's embed_dim", self.text.embed_dim),
+        )
+    }
+
     /// Checks that texts and images fit the UNet as stage 0 has them.
     ///
     /// # Errors
     /// The first sizes that do not.
-    pub fn check_stage0(&self) -> Result<(), divot_nn::SizeError> {
+    pub fn check_stage0(&self) -> Result<(), SizeError> {
+        for side in self.detokenizer.frame_size() {
+            check_same(
+                ("frame_size", self.tokenizer.frame_size),
+                ("the side of frames that the latent_size makes", side),
+            )?;
+        }
         let unet = &self.detokenizer.unet;
         let context = ("the UNet's context_dim", unet.context_dim);
-        divot_nn::check_same(("the text tower's width", self.text.width), context)?;
-        divot_nn::check_same(("the image's output_dim", self.image.output_dim), context)?;
-        divot_nn::check_same(
+        check_same(("the text tower's width", self.text.width), context)?;
+        check_same(("the image's output_dim", self.image.output_dim), context)?;
+        check_same(
             ("the text tower's context_length", self.text.context_length),
             ("the UNet's primary_context", unet.primary_context),
         )?;
-        divot_nn::check_same(
+        check_same(
             ("the image's input_dim", self.image.input_dim),
             ("the vision tower's width", self.tokenizer.vision.width),
         )?;
-        divot_nn::check_divides(
+        check_divides(
             ("a clip's frames", CLIP_FRAMES),
             ("the image's queries", self.image.queries),
         )
@@ -262,22 +339,13 @@ impl ModelConfig {
 }
 
 impl CheckSizes for ModelConfig {
-    fn check_sizes(&self) -> Result<(), divot_nn::SizeError> {
+    fn check_sizes(&self) -> Result<(), SizeError> {
         self.tokenizer.check_sizes()?;
         self.detokenizer.check_sizes()?;
         self.text.check_sizes()?;
         self.llm.check_sizes()?;
         self.image.check_sizes()?;
-        divot_nn::check_same(
-            (
-                "the tokenizer's token_dim",
-                self.tokenizer.resampler.output_size()[1],
-            ),
-            (
-                "the de-tokenizer's input_dim",
-                self.detokenizer.resampler.input_dim,
-            ),
-        )
+        Ok(())
     }
 }
 
@@ -336,22 +404,6 @@ impl Model {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         self.tokenizer.as_ref().expect("the objective names it")
-    }
-
-    /// Number of video tokens of a clip, and the width of one.
-    pub fn token_size(&self) -> [usize; 2] {
-        let resampler = &self.tokenizer().resampler;
-        match &resampler.resampler {
-            Some(perceiver) => [
-                perceiver.latents.dims()[1],
-                perceiver.proj_out.weight.dims()[1],
-            ],
-            None => {
-                let transformer = &resampler.spatial_temporal;
-                let [frames, width] = transformer.temporal_embedding.dims();
-                [frames * resampler.pool_size.pow(2), width]
-            }
-        }
     }
 
     /// The de-tokenizer.

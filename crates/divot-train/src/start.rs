@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::model::{Model, PARTS};
 use crate::parameters::{self, is_below};
 
+/// How many runs may start from each other.
+const MAX_DEPTH: usize = 32;
+
 /// Fills a model with the weights that it starts from. Where one part lies within another, the longer path
 /// counts.
 ///
@@ -26,7 +29,7 @@ pub(crate) fn fill(starts: &[Start], mut model: Model) -> Result<Model> {
     let mut filled = BTreeSet::new();
     for start in &starts {
         if let Some(folder) = &start.folder {
-            let (next, paths) = fill_part(&start.part, folder, model)?;
+            let (next, paths) = fill_part(&start.part, folder, 0, model)?;
             model = next;
             filled.extend(paths);
         }
@@ -57,7 +60,19 @@ pub(crate) fn fill(starts: &[Start], mut model: Model) -> Result<Model> {
 }
 
 /// Fills a part of the model as far as a folder has it. Returns the paths that were filled.
-fn fill_part(part: &str, folder: &Path, mut model: Model) -> Result<(Model, Vec<String>)> {
+fn fill_part(
+    part: &str,
+    folder: &Path,
+    depth: usize,
+    mut model: Model,
+) -> Result<(Model, Vec<String>)> {
+    if depth > MAX_DEPTH {
+        return Err(Error::run(
+            folder,
+            "starts from itself, or after too many other runs",
+            "export it, and start from what was exported",
+        ));
+    }
     let mut filled = Vec::new();
     let newest = checkpoint::newest(folder)?;
     let sources = match &newest {
@@ -70,7 +85,7 @@ fn fill_part(part: &str, folder: &Path, mut model: Model) -> Result<(Model, Vec<
                     false => continue,
                 };
                 if let Some(folder) = &start.folder {
-                    let (next, paths) = fill_part(part, folder, model)?;
+                    let (next, paths) = fill_part(part, folder, depth + 1, model)?;
                     model = next;
                     filled.extend(paths);
                 }

@@ -120,7 +120,7 @@ impl Trainer {
             self.average = Some(average);
         }
         let device = self.device.clone().inner();
-        checkpoint.load_optimizer(&mut self.optimizer, &device)?;
+        checkpoint.load_optimizer(&mut self.optimizer, names, &device)?;
         Ok(self)
     }
 
@@ -151,7 +151,7 @@ impl Trainer {
         let left_out = prepared.iter().map(|micro| micro.left_out).sum();
         let mut sums = vec![0.0; self.terms.len()];
         let mut gradients = GradientsAccumulator::new();
-        for micro in prepared {
+        for micro in prepared.into_iter().filter(Prepared::has_terms) {
             let terms = (micro.losses)(&self.model);
             let mut loss: Option<Tensor<1>> = None;
             for (index, sum) in terms.into_iter().enumerate() {
@@ -205,7 +205,7 @@ impl Trainer {
             for (count, more) in counts.iter_mut().zip(totals(&prepared, self.terms.len())) {
                 *count += more;
             }
-            for micro in prepared {
+            for micro in prepared.into_iter().filter(Prepared::has_terms) {
                 let terms = (micro.losses)(&model);
                 for (sum, more) in sums.iter_mut().zip(terms) {
                     *sum += more.into_scalar::<f64>();

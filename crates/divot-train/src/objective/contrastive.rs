@@ -22,6 +22,11 @@ pub struct Contrastive {
 }
 
 impl Contrastive {
+    /// Number of tokens of CLIP's vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.text.vocab_size()
+    }
+
     /// The objective with CLIP's own text tokenizer.
     pub fn new() -> Self {
         Self {

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor};
 use divot::data::dataset::Sample;
 use divot::data::metrics;
 use divot::unet::{Context, DiffusionBatch, diffusion_loss};
-use divot::{GuidanceConfig, SamplingConfig};
+use divot::{GuidanceConfig, SamplingConfig, Tokenizer};
 
 use super::{Draws, Objective, Prepared, Shown, Term, dense, sparse};
 use crate::error::Result;
@@ -23,8 +23,8 @@ pub struct Diffusion {
     pub dropped: f64,
     /// γ of the Min-SNR weights, if they are used.
     pub min_snr_gamma: Option<f64>,
-    /// Weight of the divergence of a variational tokenizer's tokens.
-    pub kl_weight: f64,
+    /// Weight of the divergence of a variational tokenizer's tokens; absent for any other tokenizer.
+    pub kl_weight: Option<f64>,
     /// How clips are made for a person to see.
     pub show: ShowClips,
 }
@@ -45,7 +45,8 @@ impl Objective for Diffusion {
 
     fn terms(&self) -> Vec<Term> {
         let term = |name, weight| Term { name, weight };
-        vec![term("diffusion", 1.0), term("kl", self.kl_weight)]
+        let kl = self.kl_weight.map(|weight| term("kl", weight));
+        [term("diffusion", 1.0)].into_iter().chain(kl).collect()
     }
 
     fn prepare(
@@ -58,36 +59,25 @@ impl Objective for Diffusion {
         let noisy = Noisy::draw(model, samples, draws, self.dropped)?;
         let device = noisy.clip.device();
         let seen = sparse(samples, &device)? * noisy.kept.clone().unsqueeze_dims(&[-1, -1]);
-        let [tokens, width] = model.token_size();
-        let token_noise = (0..samples.len())
-            .map(|index| draws.other(index).normal([1, tokens, width], &device))
-            .collect();
-        let token_noise: Tensor<3> = Tensor::cat(token_noise, 0);
-        let min_snr_gamma = self.min_snr_gamma;
+        let variational = self.kl_weight.is_some();
+        // The divergence is per clip.
+        let counts = [Some(noisy.count()), variational.then_some(samples.len())];
+        let (draws, min_snr_gamma) = (*draws, self.min_snr_gamma);
         Ok(Prepared {
-            counts: vec![noisy.count(), token_noise.shape().num_elements()],
+            counts: counts.into_iter().flatten().collect(),
             left_out: 0,
             losses: Box::new(move |model: &Model| {
                 let tokenizer = model.tokenizer();
-                let patches = tokenizer.patch_tokens(seen);
-                let (tokens, kl) = match tokenizer.resampler.distribution(patches.clone()) {
-                    None => {
-                        let tokens = tokenizer.resampler.forward(patches);
-                        let nothing = Tensor::zeros([1], (&device, DType::F32));
-                        (tokens.cast(DType::F32), nothing)
-                    }
-                    Some(moments) => {
-                        let [mean, logvar] = moments.map(|moment| moment.cast(DType::F32));
-                        let variance = logvar.clone().exp();
-                        let tokens = mean.clone() + variance.clone().sqrt() * token_noise;
-                        (
-                            tokens,
-                            (mean.square() + variance - 1.0 - logvar).sum() * 0.5,
-                        )
+                let (tokens, kl) = match variational {
+                    false => (tokenizer.tokenize(seen), None),
+                    true => {
+                        let (tokens, kl) = draw(tokenizer, seen, &draws);
+                        (tokens, Some(kl))
                     }
                 };
                 let context = model.detokenizer().context(tokens).into();
-                vec![noisy.loss(model, context, min_snr_gamma), kl]
+                let loss = noisy.loss(model, context, min_snr_gamma);
+                [loss].into_iter().chain(kl).collect()
             }),
         })
     }
@@ -99,6 +89,21 @@ impl Objective for Diffusion {
             Ok(tokenizer.tokenize(sparse(std::slice::from_ref(sample), &device)?))
         })
     }
+}
+
+/// Tokens that a variational tokenizer draws of frames, and the sum of their divergence from the standard normal
+/// distribution.
+fn draw(tokenizer: &Tokenizer, frames: Tensor<5>, draws: &Draws) -> (Tensor<3>, Tensor<1>) {
+    let patches = tokenizer.patch_tokens(frames);
+    let moments = tokenizer.resampler.distribution(patches);
+    let moments = moments.expect("the tokenizer is variational");
+    let [mean, logvar] = moments.map(|moment| moment.cast(DType::F32));
+    let [batch, tokens, width] = mean.dims();
+    let noise = (0..batch).map(|i| draws.other(i).normal([1, tokens, width], &mean.device()));
+    let noise: Tensor<3> = Tensor::cat(noise.collect(), 0);
+    let variance = logvar.clone().exp();
+    let drawn = mean.clone() + variance.clone().sqrt() * noise;
+    (drawn, (mean.square() + variance - 1.0 - logvar).sum() * 0.5)
 }
 
 /// Clips with the noise that is added to them.

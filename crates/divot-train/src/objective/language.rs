@@ -52,10 +52,10 @@ pub struct Language {
 }
 
 impl Language {
-    /// Whether a sample has a row.
+    /// Whether a sample has a row that predicts one clip.
     pub(super) fn fits(&self, source: usize, sample: &Sample) -> bool {
         let row = self.row(self.tasks[source], sample, &mut Noise::new(0));
-        row.is_ok_and(|row| !row.outputs.is_empty())
+        row.is_ok_and(|row| row.outputs.len() == self.tokens.features.len())
     }
 
     /// The rows of samples, with the features of their clips.
@@ -186,10 +186,6 @@ impl Objective for Language {
             counts,
             left_out,
             losses: Box::new(move |model: &Model| {
-                if rows.is_empty() {
-                    let nothing = || Tensor::zeros([1], (&device, DType::F32));
-                    return vec![nothing(), nothing()];
-                }
                 let features = tokenize(model.tokenizer(), frames);
                 let batch = with_features(rows, &clips, &features);
                 let losses = model.llm().forward(&batch, DType::F32, &mut noise);

@@ -43,8 +43,15 @@ pub struct Prepared {
     pub counts: Vec<usize>,
     /// Samples that do not fit the objective and are left out.
     pub left_out: usize,
-    /// Computes the terms' sums.
+    /// Computes the terms' sums. Not called if all samples are left out.
     pub losses: Box<dyn FnOnce(&Model) -> Sums>,
+}
+
+impl Prepared {
+    /// Whether there is anything to learn from.
+    pub fn has_terms(&self) -> bool {
+        self.counts.iter().any(|&count| count > 0)
+    }
 }
 
 /// What a stage of training makes smaller.

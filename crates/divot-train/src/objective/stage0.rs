@@ -28,6 +28,11 @@ pub struct Stage0 {
 }
 
 impl Stage0 {
+    /// Number of tokens of CLIP's vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.text.vocab_size()
+    }
+
     /// The objective with CLIP's own text tokenizer.
     pub fn new(dropped: f64, min_snr_gamma: Option<f64>) -> Self {
         Self {

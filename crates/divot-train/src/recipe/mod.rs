@@ -13,6 +13,7 @@ use std::path::Path;
 use divot::gmm::SampleOptions;
 use divot::language::{SpecialTokens, TextTokenizer};
 use divot::{GuidanceConfig, SamplingConfig};
+use divot_nn::SizeError;
 use serde::Deserialize;
 
 use crate::checkpoint::Start;
@@ -168,6 +169,12 @@ impl Recipe {
     /// # Errors
     /// If the text tokenizer of a language model is not named, cannot be read, or does not fit the model.
     pub fn objective(&self) -> Result<Box<dyn Objective>> {
+        let sized = |checked: Result<(), SizeError>| {
+            checked.map_err(|error| Error::Setting {
+                setting: "model".to_owned(),
+                problem: error.to_string(),
+            })
+        };
         let show = |steps, scale| ShowClips {
             sampling: SamplingConfig::new().with_steps(steps),
             guidance: GuidanceConfig::new().with_scale(scale),
@@ -179,46 +186,59 @@ impl Recipe {
                 kl_weight,
                 sampling_steps,
                 guidance,
-            } => Box::new(Diffusion {
-                dropped,
-                min_snr_gamma,
-                kl_weight,
-                show: show(sampling_steps, guidance),
-            }),
+            } => {
+                sized(self.model.check_clips())?;
+                let variational = self.model.tokenizer.resampler.variational;
+                Box::new(Diffusion {
+                    dropped,
+                    min_snr_gamma,
+                    kl_weight: variational.then_some(kl_weight),
+                    show: show(sampling_steps, guidance),
+                })
+            }
             ObjectiveSettings::Adaptation {
                 dropped,
                 min_snr_gamma,
                 var_scale,
                 sampling_steps,
                 guidance,
-            } => Box::new(Adaptation {
-                language: self.language(0.0, 1.0)?,
-                features: SampleOptions::new().with_var_scale(var_scale),
-                dropped,
-                min_snr_gamma,
-                show: show(sampling_steps, guidance),
-            }),
+            } => {
+                sized(self.model.check_clips())?;
+                Box::new(Adaptation {
+                    language: self.language(0.0, 1.0)?,
+                    features: SampleOptions::new().with_var_scale(var_scale),
+                    dropped,
+                    min_snr_gamma,
+                    show: show(sampling_steps, guidance),
+                })
+            }
             ObjectiveSettings::Stage0 {
                 dropped,
                 min_snr_gamma,
             } => {
-                let sizes = self.model.check_stage0();
-                sizes.map_err(|error| Error::Setting {
-                    setting: "model".to_owned(),
-                    problem: error.to_string(),
-                })?;
-                Box::new(Stage0::new(dropped, min_snr_gamma))
+                sized(self.model.check_stage0())?;
+                let objective = Stage0::new(dropped, min_snr_gamma);
+                sized(self.model.check_text(objective.vocabulary()))?;
+                Box::new(objective)
             }
-            ObjectiveSettings::Contrastive {} => Box::new(Contrastive::new()),
+            ObjectiveSettings::Contrastive {} => {
+                sized(self.model.check_contrastive())?;
+                let objective = Contrastive::new();
+                sized(self.model.check_text(objective.vocabulary()))?;
+                Box::new(objective)
+            }
             ObjectiveSettings::Autoencoder {
                 frames,
                 error,
                 kl_weight,
-            } => Box::new(Autoencoder {
-                frames,
-                error,
-                kl_weight,
-            }),
+            } => {
+                sized(self.model.check_autoencoder())?;
+                Box::new(Autoencoder {
+                    frames,
+                    error,
+                    kl_weight,
+                })
+            }
             ObjectiveSettings::Language {
                 text_weight,
                 head_weight,

@@ -203,17 +203,52 @@ fn a_tokenizer_learns_from_captions_through_a_frozen_language_model() {
 
 #[test]
 fn rows_that_do_not_fit_are_left_out() {
-    let (head, text) = language("task = \"generation\"\nmax_length = 16");
-    let recipe = recipe(&head, &[FROZEN, &text]).expect("a valid recipe");
-    let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
     let mut batch = samples(4, 32);
-    batch[2].text = Text::Caption("a square".to_owned());
-    let report = trainer.step(0, 0, &batch).expect("a step");
-    // `<s>`, four marks, eight queries and the end token leave room for two tokens.
-    assert!(report.learned);
-    assert!(report.left_out < 4, "{report:?}");
-    let none = trainer.step(1, 0, &batch[..0]).expect("a step");
-    assert_eq!(none.left_out, 0);
+    batch[1].text = Text::None;
+    for (length, left_out) in [(180, 1), (8, 4)] {
+        let (head, text) = language(&format!("task = \"generation\"\nmax_length = {length}"));
+        let recipe = recipe(&head, &[FROZEN, &text]).expect("a valid recipe");
+        let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+        let report = trainer.step(0, 0, &batch).expect("a step");
+        assert_eq!(report.left_out, left_out);
+        assert_eq!(report.loss == 0.0, left_out == 4, "{report:?}");
+    }
+}
+
+/// Sizes that do not fit an objective are refused before anything is computed.
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    let contrastive = head("{ kind = \"contrastive\" }", "[]");
+    let autoencoder = head("{ kind = \"autoencoder\" }", "[]");
+    for (head, change, what) in [
+        (
+            &diffusion(),
+            "model.detokenizer.latent_size=[16, 16]",
+            "frame_size",
+        ),
+        (
+            &diffusion(),
+            "model.tokenizer.resampler.token_dim=24",
+            "token_dim",
+        ),
+        (
+            &autoencoder,
+            "model.tokenizer.frame_size=30",
+            "downsampling",
+        ),
+        (&contrastive, "model.text.embed_dim=24", "embed_dim"),
+        (
+            &contrastive,
+            "model.text.context_length=1",
+            "context_length",
+        ),
+        (&contrastive, "model.text.vocab_size=100", "49408"),
+    ] {
+        let recipe = recipe(head, &[change]).expect("a valid recipe");
+        let error = recipe.objective().err().map(|error| error.to_string());
+        let error = error.unwrap_or_else(|| panic!("{change} is to be refused"));
+        assert!(error.contains(what), "{change}: {error}");
+    }
 }
 
 #[test]
