@@ -22,8 +22,8 @@ pub use commands::convert;
 pub use interrupt::interrupted;
 
 use commands::{
-    completions, describe, detokenize, download, export, generate, info, reconstruct, tokenize,
-    train,
+    cache, completions, describe, detokenize, download, export, generate, info, reconstruct,
+    tokenize, train,
 };
 use output::Output;
 
@@ -63,6 +63,7 @@ enum Command {
     Tokenize(tokenize::Arguments),
     Detokenize(detokenize::Arguments),
     Train(train::Arguments),
+    Cache(cache::Arguments),
     Export(export::Arguments),
     Download(download::Arguments),
     Convert(convert::Arguments),
@@ -120,7 +121,7 @@ fn is_stopped(error: &anyhow::Error) -> bool {
     error.is_some_and(divot::Error::is_stopped)
 }
 
-/// Whether training was stopped, which saved a checkpoint.
+/// Whether training, or what comes before it, was stopped, which saved what was done.
 fn is_saved(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<divot_train::Error>();
     matches!(error, Some(divot_train::Error::Stopped))
@@ -136,6 +137,7 @@ fn run(cli: Cli, output: &mut Output) -> Result<()> {
         Command::Tokenize(arguments) => ("tokenize", arguments.run(output)),
         Command::Detokenize(arguments) => ("detokenize", arguments.run(output)),
         Command::Train(arguments) => ("train", arguments.run(output)),
+        Command::Cache(arguments) => ("cache", arguments.run(output)),
         Command::Export(arguments) => ("export", arguments.run(output)),
         Command::Download(arguments) => ("download", arguments.run(output)),
         Command::Convert(arguments) => ("convert", convert::report(arguments, output)),

@@ -150,6 +150,16 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
+    /// A cache of training samples cannot be used or written as it is.
+    #[error("{}: {problem}; {remedy}", path.display())]
+    Cache {
+        /// Its folder, or a file in it.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
     /// An argument is invalid. The text names it and the valid values.
     #[error("{0}")]
     Argument(String),
@@ -169,6 +179,20 @@ impl Error {
         Self::Write {
             path: path.to_path_buf(),
             source,
+        }
+    }
+
+    pub(crate) fn cache(
+        path: &Path,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        // Messages of parsers may have several lines. Ours have one.
+        let problem = problem.into().lines().collect::<Vec<_>>().join(" ");
+        Self::Cache {
+            path: path.to_path_buf(),
+            problem,
+            remedy: remedy.into(),
         }
     }
 

@@ -301,8 +301,11 @@ fn atomically(
     run().map_err(|e| Error::write(path, e))
 }
 
+/// How names of temporary files begin and end.
+pub(crate) const TEMPORARY: (&str, &str) = (".divot-", ".tmp");
+
 /// Creates a temporary file beside the target. Returns it and the target with symbolic links resolved.
-fn temporary(path: &Path) -> io::Result<(tempfile::NamedTempFile, PathBuf)> {
+pub(crate) fn temporary(path: &Path) -> io::Result<(tempfile::NamedTempFile, PathBuf)> {
     let target = match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => return Err(io::Error::other("it is a folder")),
         // Renaming would replace a device or a pipe instead of writing to it.
@@ -324,7 +327,7 @@ fn temporary(path: &Path) -> io::Result<(tempfile::NamedTempFile, PathBuf)> {
         )));
     }
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".divot-").suffix(".tmp");
+    builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
     // Temporary files are private by default; the result is an ordinary file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

@@ -88,6 +88,7 @@ impl Samples for Memory {
                     medium: Medium::Image,
                     clips: vec![Clip::with_sparse(vec![frame], vec![0]).unwrap()],
                     text: Text::None,
+                    stored: None,
                 })
             }
         }

@@ -10,8 +10,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The caller stopped the run. Its state was saved before.
-    #[error("stopped; a checkpoint was saved, from which the run can be resumed")]
+    /// The caller stopped the work. What was done was saved before.
+    #[error("stopped; what was done is saved, and the work can be resumed from there")]
     Stopped,
     /// A recipe is wrong. The message names its line.
     #[error("{}:{line}: {problem}", .path.display())]

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod cache;
 pub mod checkpoint;
 mod dry_run;
 mod error;
@@ -15,6 +16,7 @@ mod schedule;
 mod start;
 mod trainer;
 
+pub use cache::{CacheOptions, CacheStatus, Cached, cache};
 pub use checkpoint::Start;
 pub use dry_run::{DryRun, dry_run};
 pub use error::{Error, Result};

@@ -306,9 +306,9 @@ fn resumable(
     ))
 }
 
-/// Makes sure that no other process works in a run's folder. A folder in which nothing was written is removed
+/// Makes sure that no other process works in a folder. A folder in which nothing was written is removed
 /// in the end.
-struct Lock {
+pub(crate) struct Lock {
     folder: PathBuf,
     file: Option<File>,
 }
@@ -316,7 +316,7 @@ struct Lock {
 const LOCK: &str = ".lock";
 
 impl Lock {
-    fn new(folder: &Path) -> Result<Self> {
+    pub(crate) fn new(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
         let path = folder.join(LOCK);
         let file = File::create(&path).map_err(|error| Error::io(&path, error))?;

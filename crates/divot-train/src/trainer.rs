@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 use divot::Noise;
 use divot::data::dataset::Sample;
 
+use crate::cache;
 use crate::checkpoint::{Checkpoint, Contents, State};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -49,8 +50,8 @@ impl Trainer {
     /// Builds the model of a recipe on a device, with its first weights.
     ///
     /// # Errors
-    /// If a folder that weights start from does not fit, a frozen path is none of the model, or nothing is
-    /// trained.
+    /// If a folder that weights start from does not fit, a frozen path is none of the model, nothing is trained, or a
+    /// cache among the sources was made by other networks.
     pub fn new(recipe: &Recipe, device: &Device) -> Result<Self> {
         let settings = &recipe.settings;
         let mut device = device.clone().autodiff();
@@ -86,6 +87,7 @@ impl Trainer {
                 problem: "covers the whole model, and nothing is left to train".to_owned(),
             });
         }
+        cache::check(recipe, &model)?;
         let average = settings.average;
         Ok(Self {
             average: average.map(|decay| Average::new(&model, decay)),

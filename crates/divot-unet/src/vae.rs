@@ -315,6 +315,30 @@ impl Vae {
         to_clip(Tensor::cat(latents, 0) * self.scale_factor, batch)
     }
 
+    /// Computes the distribution of the latents of a clip's frames, without the scale factor.
+    ///
+    /// `clip`: `[batch, 3, frames, height, width]`, RGB in [-1, 1]. Returns mean and logarithm of the variance,
+    /// `[batch, latent_channels, frames, height/d, width/d]` each.
+    pub fn clip_moments(&self, clip: Tensor<5>) -> [Tensor<5>; 2] {
+        let batch = clip.dims()[0];
+        // One frame at a time, as in `encode_clip`.
+        let frames = to_frames(clip).split(1, 0).into_iter();
+        let moments = frames.map(|frame| self.encode(frame));
+        let (means, logvars) = moments
+            .map(|Gaussian { mean, logvar }| (mean, logvar))
+            .unzip();
+        [means, logvars].map(|frames| to_clip(Tensor::cat(frames, 0), batch))
+    }
+
+    /// Draws the diffusion latents of a clip from the distribution that [`clip_moments`](Self::clip_moments) gives, as
+    /// [`encode_clip`](Self::encode_clip) does. All shapes are those of the moments.
+    pub fn draw_latents(&self, moments: [Tensor<5>; 2], noise: Tensor<5>) -> Tensor<5> {
+        let batch = noise.dims()[0];
+        let [mean, logvar] = moments.map(to_frames);
+        let latents = Gaussian { mean, logvar }.sample(to_frames(noise));
+        to_clip(latents * self.scale_factor, batch)
+    }
+
     /// Decodes the diffusion latents of a clip: `[batch, latent_channels, frames, h, w]` →
     /// `[batch, 3, frames, h·d, w·d]`, RGB in about [-1, 1]. It decodes one frame at a time, so that memory
     /// holds the activations of one frame.

@@ -1,5 +1,6 @@
 //! The commands, one per file.
 
+pub mod cache;
 pub mod completions;
 pub mod convert;
 pub mod describe;

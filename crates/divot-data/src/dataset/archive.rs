@@ -131,6 +131,11 @@ impl Archives {
         groups.filter(|group| !group.is_empty()).collect()
     }
 
+    /// The archives.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(|shard| shard.path.as_path())
+    }
+
     /// The archive of a sample.
     fn shard(&self, index: usize) -> usize {
         self.shards

@@ -76,6 +76,9 @@ pub enum Format {
     Questions,
     /// JSONL with a story on each line.
     Story,
+    /// What frozen networks made of the samples of another source, in a folder that a
+    /// [`CacheWriter`](super::CacheWriter) wrote.
+    Cache,
 }
 
 /// Names of the columns of a CSV file.
@@ -185,6 +188,16 @@ impl SourceConfig {
         }
         if min_seconds.is_nan() || max_seconds.is_nan() || max_seconds < min_seconds {
             return wrong("no length is from `min_seconds` to `max_seconds`; raise the latter");
+        }
+        let fixed = Self {
+            path: self.path.clone(),
+            text: self.text,
+            ..Self::new(Format::Cache, "")
+        };
+        if self.format == Format::Cache && (*self != fixed || self.path.len() > 1) {
+            return wrong(
+                "a cache is one folder, whose clips were chosen when it was made; leave out all but `path` and `text`",
+            );
         }
         if self.columns.is_some() && self.format != Format::Csv {
             return wrong("only the format `csv` has `columns`; remove them");

@@ -28,7 +28,7 @@ pub struct LoaderConfig {
     pub workers: usize,
     /// Batches that may be read ahead. The next batch is read in any case.
     pub max_ahead: usize,
-    /// Bytes of frames that may be read ahead, besides those of the next batch and of the sample that each
+    /// Bytes of frames, or of what was made of them, that may be read ahead, besides those of the next batch and of the sample that each
     /// thread is at.
     pub max_bytes: usize,
     /// The step whose batch comes first.
@@ -384,8 +384,14 @@ impl Shared {
     }
 }
 
-/// Bytes of a sample's frames.
+/// Bytes of a sample's frames, or of what was made of them.
 fn bytes(sample: &Sample) -> usize {
     let frames = sample.clips.iter().flat_map(|clip| clip.frames());
-    frames.map(|frame| frame.rgb.len()).sum()
+    let frames: usize = frames.map(|frame| frame.rgb.len()).sum();
+    let arrays = sample
+        .stored
+        .iter()
+        .flat_map(|stored| stored.arrays.values());
+    let arrays: usize = arrays.map(|array| size_of_val(&array.values[..])).sum();
+    frames + arrays
 }

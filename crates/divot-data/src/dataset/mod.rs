@@ -60,6 +60,9 @@
 //! {"instruction": "Tell a story.", "scenes": [{"video": "1.mp4", "start": 2.5, "text": "A dog wakes."}], "ending": "The end."}
 //! ```
 //!
+//! **`cache`**: a folder that a [`CacheWriter`] wrote, with what frozen networks made of the clips of another source
+//! ([`Stored`]), and their text.
+//!
 //! # Clips
 //!
 //! Clips start at random ([`sampling::train_indices`](crate::sampling::train_indices)). Those for questions are
@@ -83,6 +86,8 @@
 
 mod annotations;
 mod archive;
+mod cache;
+mod chain;
 mod config;
 mod files;
 mod loader;
@@ -96,9 +101,10 @@ mod skipped;
 mod source;
 mod table;
 
+pub use cache::{CacheWriter, ElementType, Manifest};
 pub use config::{Columns, Filter, Format, SourceConfig};
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use order::Order;
-pub use ordered::MixedSource;
-pub use sample::{Medium, Reason, Sample, Samples, Skip, Text, Turn};
+pub use ordered::{EpochReader, MixedSource};
+pub use sample::{Array, Medium, Reason, Sample, Samples, Skip, Stored, Text, Turn};
 pub use source::Source;

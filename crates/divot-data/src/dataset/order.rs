@@ -99,6 +99,26 @@ impl Order {
         unreachable!("a window is as long as its groups")
     }
 
+    /// The position at which a sample stands in an epoch.
+    ///
+    /// # Panics
+    /// If there is no such sample.
+    pub fn position(&self, sample: usize, epoch: u64) -> u64 {
+        let plan = self.plan(epoch);
+        let group = self.groups.partition_point(|group| group.end <= sample);
+        let number = plan.groups.place(group as u64) as usize / WINDOW;
+        let mut left = sample - self.groups[group].start;
+        let window = plan.window(number, &self.groups);
+        left += window
+            .take_while(|other| !other.contains(&sample))
+            .map(Range::len)
+            .sum::<usize>();
+        let start = plan.starts[number];
+        let end = plan.starts.get(number + 1).unwrap_or(&self.len);
+        let samples = Permutation::new(end - start, mix(plan.key ^ (number as u64 + 1)));
+        epoch * self.len + start + samples.place(left as u64)
+    }
+
     fn plan(&self, number: u64) -> Arc<Epoch> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if latest.number != number {
@@ -200,14 +220,39 @@ impl Permutation {
         }
     }
 
+    /// The index that `at` takes to `value`.
+    fn place(&self, value: u64) -> u64 {
+        let mut index = value;
+        loop {
+            index = self.unshuffled(index);
+            if index < self.len {
+                return index;
+            }
+        }
+    }
+
     fn shuffled(&self, value: u64) -> u64 {
-        let mask = (1 << self.half) - 1;
-        let (mut left, mut right) = (value >> self.half, value & mask);
+        let (mut left, mut right) = (value >> self.half, value & self.mask());
         for round in 0..ROUNDS {
-            let scrambled = mix(self.key ^ mix(right ^ (round << 56))) & mask;
-            (left, right) = (right, left ^ scrambled);
+            (left, right) = (right, left ^ self.scrambled(right, round));
         }
         (left << self.half) | right
+    }
+
+    fn unshuffled(&self, value: u64) -> u64 {
+        let (mut left, mut right) = (value >> self.half, value & self.mask());
+        for round in (0..ROUNDS).rev() {
+            (left, right) = (right ^ self.scrambled(left, round), left);
+        }
+        (left << self.half) | right
+    }
+
+    fn scrambled(&self, half: u64, round: u64) -> u64 {
+        mix(self.key ^ mix(half ^ (round << 56))) & self.mask()
+    }
+
+    fn mask(&self) -> u64 {
+        (1 << self.half) - 1
     }
 }
 
@@ -264,6 +309,10 @@ mod tests {
             let order = Order::new(groups, 5);
             for number in [0, 1, 2, 1_000_000_007] {
                 let mut seen = epoch(&order, number);
+                for (place, &sample) in seen.iter().enumerate() {
+                    let position = number * order.len() + place as u64;
+                    assert_eq!(order.position(sample, number), position);
+                }
                 seen.sort_unstable();
                 assert!(seen.into_iter().eq(0..order.len() as usize));
             }

@@ -40,7 +40,7 @@ pub(super) struct OrderedSource {
 impl OrderedSource {
     /// The `number`-th source of a loader. `yielded` says that samples of it were used before.
     pub fn new(source: MixedSource, number: u64, seed: u64, yielded: bool) -> Result<Self> {
-        let order = Order::new(source.samples.groups(), mix(seed ^ mix(number)));
+        let order = order(&*source.samples, number, seed);
         if order.is_empty() {
             let wrong = format!("{}: holds no samples; leave it out", source.name);
             return Err(Error::Argument(wrong));
@@ -66,15 +66,13 @@ impl OrderedSource {
         let mut attempt = 0;
         loop {
             let index = self.order.sample(position, attempt);
-            let mut uniform = uniform([self.seed, self.number, position, attempt]);
-            let read = || self.source.samples.read(index, &mut uniform);
-            let skip = match catch_unwind(AssertUnwindSafe(read)) {
-                Ok(Ok(sample)) => {
+            let key = [self.seed, self.number, position, attempt];
+            let skip = match read(&*self.source.samples, index, key) {
+                Ok(sample) => {
                     self.yielded.store(true, Ordering::Relaxed);
                     return Ok(sample);
                 }
-                Ok(Err(skip)) => skip,
-                Err(panic) => panicked(index, &*panic),
+                Err(skip) => skip,
             };
             lock(skipped).add(&self.source.name, Some(index), &skip);
             let first = first.get_or_insert(skip);
@@ -102,6 +100,58 @@ impl OrderedSource {
             first.message
         ))
     }
+}
+
+/// The samples of a source by their numbers, each with what is random in it as a [`Loader`](super::Loader) has it in
+/// a certain epoch.
+pub struct EpochReader {
+    samples: Box<dyn Samples>,
+    order: Order,
+    number: u64,
+    seed: u64,
+}
+
+impl EpochReader {
+    /// Samples as the loader with this `seed` has them if they are its `number`-th source.
+    pub fn new(samples: Box<dyn Samples>, number: usize, seed: u64) -> Self {
+        let number = number as u64;
+        Self {
+            order: order(&*samples, number, seed),
+            samples,
+            number,
+            seed,
+        }
+    }
+
+    /// The samples.
+    pub fn samples(&self) -> &dyn Samples {
+        &*self.samples
+    }
+
+    /// Reads a sample as it is in an epoch, from 0.
+    ///
+    /// # Errors
+    /// Why it is left out.
+    ///
+    /// # Panics
+    /// If there is no such sample.
+    pub fn read(&self, index: usize, epoch: u64) -> Result<Sample, Skip> {
+        let position = self.order.position(index, epoch);
+        read(&*self.samples, index, [self.seed, self.number, position, 0])
+    }
+}
+
+/// The order of the `number`-th source of a loader.
+fn order(samples: &dyn Samples, number: u64, seed: u64) -> Order {
+    Order::new(samples.groups(), mix(seed ^ mix(number)))
+}
+
+/// Reads a sample. What is random is a function of the key.
+fn read(samples: &dyn Samples, index: usize, key: [u64; 4]) -> Result<Sample, Skip> {
+    let mut uniform = uniform(key);
+    let read = || samples.read(index, &mut uniform);
+    let read = catch_unwind(AssertUnwindSafe(read));
+    read.unwrap_or_else(|panic| Err(panicked(index, &*panic)))
 }
 
 fn panicked(index: usize, panic: &(dyn Any + Send)) -> Skip {

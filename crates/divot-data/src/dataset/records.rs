@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use memchr::{memchr, memchr_iter};
 
-use super::sample::Reason;
+use super::sample::{Reason, Skip};
 
 /// The longest record that is read, in bytes.
 pub(super) const MAX_RECORD: u64 = 1 << 20;
@@ -29,6 +29,17 @@ impl Problem {
 
     pub fn malformed(message: impl Into<String>) -> Self {
         Self::new(Reason::Malformed, message)
+    }
+
+    /// The sample that is left out.
+    pub fn skip(self, key: String) -> Skip {
+        // Messages of others may span lines.
+        let lines: Vec<_> = self.message.lines().collect();
+        Skip {
+            key,
+            reason: self.reason,
+            message: lines.join(" "),
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! What a training sample is.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 
 use crate::Clip;
 
@@ -16,10 +19,41 @@ pub struct Sample {
     pub clips: Vec<Clip>,
     /// What is said about it.
     pub text: Text,
+    /// What networks made of its clips, which a cache has instead of them.
+    pub stored: Option<Stored>,
+}
+
+impl Sample {
+    /// How many clips it has, be it frames or what was made of them.
+    pub fn clip_count(&self) -> usize {
+        match &self.stored {
+            Some(stored) => stored.clips,
+            None => self.clips.len(),
+        }
+    }
+}
+
+/// What networks made of the clips of a sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// How many clips there are.
+    pub clips: usize,
+    /// Arrays by name.
+    pub arrays: BTreeMap<String, Array>,
+}
+
+/// Numbers that a network made of clips.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// Sizes, outermost first; the first axis is the clip.
+    pub shape: Vec<usize>,
+    /// The numbers, row by row.
+    pub values: Vec<f32>,
 }
 
 /// A video or an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Medium {
     /// A video.
     Video,
@@ -28,7 +62,8 @@ pub enum Medium {
 }
 
 /// What is said about a sample.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Text {
     /// Nothing.
     None,
@@ -48,7 +83,7 @@ pub enum Text {
 }
 
 /// A question with its answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turn {
     /// The question.
     pub question: String,
@@ -57,7 +92,7 @@ pub struct Turn {
 }
 
 /// A sample that is left out, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skip {
     /// What the sample is called.
     pub key: String,
@@ -68,9 +103,7 @@ pub struct Skip {
 }
 
 /// Why samples are left out.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::annotations::{self, Item, Texts, caption};
 use super::archive::{Archives, Media};
+use super::cache::Cache;
+use super::chain::Chain;
 use super::config::{Format, SourceConfig};
 use super::files;
 use super::media::{MediaReader, Part};
@@ -36,6 +38,7 @@ enum Content {
     Files(Vec<PathBuf>),
     Archives(Archives),
     Annotations(Annotations),
+    Cache(Cache),
 }
 
 /// Files that say what is in other files.
@@ -88,35 +91,6 @@ impl Annotations {
     }
 }
 
-/// Files one after another, and the number of each one's first sample.
-#[derive(Debug)]
-struct Chain<T> {
-    files: Vec<T>,
-    firsts: Vec<usize>,
-    len: usize,
-}
-
-impl<T> Chain<T> {
-    fn new(files: Vec<T>, count: fn(&T) -> usize) -> Self {
-        let mut len = 0;
-        let firsts = files.iter().map(|file| {
-            len += count(file);
-            len - count(file)
-        });
-        Self {
-            firsts: firsts.collect(),
-            files,
-            len,
-        }
-    }
-
-    /// The file of a sample, and the sample's number in it.
-    fn at(&self, index: usize) -> (&T, usize) {
-        let file = self.firsts.partition_point(|&first| first <= index) - 1;
-        (&self.files[file], index - self.firsts[file])
-    }
-}
-
 impl Source {
     /// Finds the samples of a source. They are read later, with clips as `reader` cuts them.
     ///
@@ -136,6 +110,25 @@ impl Source {
         match source.is_empty() {
             true => Err(source.nothing()),
             false => source.understood(),
+        }
+    }
+
+    /// The files that samples were found in: videos and images, archives, or lists of others.
+    pub fn files(&self) -> Vec<&Path> {
+        fn paths<T>(files: &[T], path: impl Fn(&T) -> &PathBuf) -> Vec<&Path> {
+            files.iter().map(|file| path(file).as_path()).collect()
+        }
+        match &self.content {
+            Content::Files(files) => paths(files, |path| path),
+            Content::Archives(archives) => archives.paths().collect(),
+            Content::Annotations(Annotations::Lines(chain)) => {
+                paths(&chain.files, |records| &records.path)
+            }
+            Content::Annotations(Annotations::Tables(chain)) => {
+                paths(&chain.files, |table| &table.records.path)
+            }
+            Content::Annotations(Annotations::Sentences(path, _)) => vec![path],
+            Content::Cache(_) => Vec::new(),
         }
     }
 
@@ -159,6 +152,7 @@ impl Source {
                 "no `.csv` files"
             }
             Content::Annotations(_) => "only empty files",
+            Content::Cache(_) => "an empty cache",
         };
         let what = match self.passed_over.first() {
             None => found.into(),
@@ -227,7 +221,7 @@ impl Source {
         let path = archives.path(index).display();
         let opened = archives.open(index);
         let (name, file) =
-            opened.map_err(|problem| skip(format!("{path}: sample {index}"), problem))?;
+            opened.map_err(|problem| problem.skip(format!("{path}: sample {index}")))?;
         let key = format!("{path}: {name}");
         let mut read = || -> Result<Found, Problem> {
             let text = match archives.text(index, &file, self.config.text)? {
@@ -256,12 +250,14 @@ impl Samples for Source {
             Content::Files(paths) => paths.len(),
             Content::Archives(archives) => archives.len(),
             Content::Annotations(annotations) => annotations.len(),
+            Content::Cache(cache) => cache.len(),
         }
     }
 
     fn groups(&self) -> Vec<Range<usize>> {
         match &self.content {
             Content::Archives(archives) => archives.groups(),
+            Content::Cache(cache) => cache.groups(),
             // Any order is as cheap as another.
             _ => std::iter::once(0..self.len()).collect(),
         }
@@ -280,6 +276,7 @@ impl Samples for Source {
                 finish(read, path.display().to_string())
             }
             Content::Archives(archives) => self.archived(archives, index, uniform),
+            Content::Cache(cache) => cache.read(index, uniform),
             Content::Annotations(annotations) => {
                 let (key, path, item) = annotations.read(&self.config, index, uniform);
                 let read = item.and_then(|item| self.annotated(path, item, uniform));
@@ -299,18 +296,9 @@ fn finish(read: Result<Found, Problem>, key: String) -> Result<Sample, Skip> {
             medium,
             clips,
             text,
+            stored: None,
         }),
-        Err(problem) => Err(skip(key, problem)),
-    }
-}
-
-fn skip(key: String, problem: Problem) -> Skip {
-    // Messages of others may span lines.
-    let lines: Vec<_> = problem.message.lines().collect();
-    Skip {
-        key,
-        reason: problem.reason,
-        message: lines.join(" "),
+        Err(problem) => Err(problem.skip(key)),
     }
 }
 
@@ -336,6 +324,7 @@ fn locate(folder: &Path, names: &[String]) -> Result<PathBuf, Problem> {
 fn content(config: &SourceConfig, passed_over: &mut Vec<Skip>) -> Result<Content> {
     let paths = &config.path;
     let annotations = match config.format {
+        Format::Cache => return Ok(Content::Cache(Cache::open(config)?)),
         Format::Videos => return Ok(Content::Files(files::find(paths, &MEDIA, passed_over)?)),
         Format::Webdataset => {
             let paths = files::expand(paths, passed_over)?;

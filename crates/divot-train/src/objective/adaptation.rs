@@ -6,6 +6,7 @@ use divot::data::dataset::Sample;
 use divot::gmm::{SampleOptions, TokenHead};
 
 use super::diffusion::{Noisy, ShowClips};
+use super::stored::Seen;
 use super::{Draws, Language, Objective, Prepared, Shown, Term};
 use crate::error::Result;
 use crate::model::{Model, Network};
@@ -75,9 +76,11 @@ impl Objective for Adaptation {
         let noisy = Noisy::draw(model, &used, draws, self.dropped)?;
         let rows: Vec<&Sample> = used.iter().collect();
         let drawn = self.draw(model, source, &rows, &mut draws.other(0))?;
-        let grey = model.tokenizer().unconditional();
-        let kept = noisy.kept.clone();
-        let tokens = drawn * kept.clone() + grey * (kept.neg() + 1.0);
+        let mut tokens = Seen::Tokens(drawn);
+        if noisy.any_dropped {
+            tokens = tokens.keep(&noisy.kept, model.tokenizer());
+        }
+        let tokens = tokens.tokens(model.tokenizer());
         let min_snr_gamma = self.min_snr_gamma;
         Ok(Prepared {
             counts: vec![noisy.count()],

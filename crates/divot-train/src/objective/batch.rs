@@ -42,7 +42,7 @@ pub(super) fn clips(samples: &[&Sample], device: &Device) -> Result<Tensor<5>> {
 }
 
 /// Frames of named clips, `[clips, frames, 3, height, width]`.
-fn stack<'a>(
+pub(crate) fn stack<'a>(
     clips: impl Iterator<Item = (&'a str, Option<(Vec<f32>, [usize; 4])>)>,
     device: &Device,
 ) -> Result<Tensor<5>> {

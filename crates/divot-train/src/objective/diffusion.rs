@@ -8,7 +8,8 @@ use divot::data::metrics;
 use divot::unet::{Context, DiffusionBatch, diffusion_loss};
 use divot::{GuidanceConfig, SamplingConfig, Tokenizer};
 
-use super::{Draws, Objective, Prepared, Shown, Term, dense, sparse};
+use super::stored::{Clean, Seen, shown};
+use super::{Draws, Objective, Prepared, Shown, Term};
 use crate::error::Result;
 use crate::model::{Model, Network};
 
@@ -58,8 +59,11 @@ impl Objective for Diffusion {
     ) -> Result<Prepared> {
         let noisy = Noisy::draw(model, samples, draws, self.dropped)?;
         let device = noisy.clip.device();
-        let seen = sparse(samples, &device)? * noisy.kept.clone().unsqueeze_dims(&[-1, -1]);
         let variational = self.kl_weight.is_some();
+        let mut seen = Seen::first(samples, variational, &device)?;
+        if noisy.any_dropped {
+            seen = seen.keep(&noisy.kept, model.tokenizer());
+        }
         // The divergence is per clip.
         let counts = [Some(noisy.count()), variational.then_some(samples.len())];
         let (draws, min_snr_gamma) = (*draws, self.min_snr_gamma);
@@ -69,7 +73,7 @@ impl Objective for Diffusion {
             losses: Box::new(move |model: &Model| {
                 let tokenizer = model.tokenizer();
                 let (tokens, kl) = match variational {
-                    false => (tokenizer.tokenize(seen), None),
+                    false => (seen.tokens(tokenizer), None),
                     true => {
                         let (tokens, kl) = draw(tokenizer, seen, &draws);
                         (tokens, Some(kl))
@@ -86,15 +90,17 @@ impl Objective for Diffusion {
         let tokenizer = model.tokenizer();
         self.show.clips(model, samples, |sample| {
             let device = model.detokenizer().unet.conv_in.weight.device();
-            Ok(tokenizer.tokenize(sparse(std::slice::from_ref(sample), &device)?))
+            let variational = self.kl_weight.is_some();
+            let seen = Seen::first(std::slice::from_ref(sample), variational, &device)?;
+            Ok(seen.tokens(tokenizer))
         })
     }
 }
 
-/// Tokens that a variational tokenizer draws of frames, and the sum of their divergence from the standard normal
+/// Tokens that a variational tokenizer draws, and the sum of their divergence from the standard normal
 /// distribution.
-fn draw(tokenizer: &Tokenizer, frames: Tensor<5>, draws: &Draws) -> (Tensor<3>, Tensor<1>) {
-    let patches = tokenizer.patch_tokens(frames);
+fn draw(tokenizer: &Tokenizer, seen: Seen, draws: &Draws) -> (Tensor<3>, Tensor<1>) {
+    let patches = seen.patches(tokenizer);
     let moments = tokenizer.resampler.distribution(patches);
     let moments = moments.expect("the tokenizer is variational");
     let [mean, logvar] = moments.map(|moment| moment.cast(DType::F32));
@@ -108,10 +114,12 @@ fn draw(tokenizer: &Tokenizer, frames: Tensor<5>, draws: &Draws) -> (Tensor<3>, 
 
 /// Clips with the noise that is added to them.
 pub(super) struct Noisy {
-    /// `[batch, 3, frames, height, width]`.
-    pub clip: Tensor<5>,
+    /// The clips.
+    pub clip: Clean,
     /// 0 where the condition is dropped, 1 elsewhere: `[batch, 1, 1]`.
     pub kept: Tensor<3>,
+    /// Whether any condition is dropped.
+    pub any_dropped: bool,
     timesteps: Vec<usize>,
     posterior: Tensor<5>,
     noise: Tensor<5>,
@@ -124,8 +132,8 @@ impl Noisy {
         let device = detokenizer.unet.conv_in.weight.device();
         let channels = detokenizer.unet.conv_in.weight.dims()[1];
         let [height, width] = detokenizer.latent_size;
-        let clip = dense(samples, &device)?;
-        let shape = [1, channels, clip.dims()[2], height, width];
+        let clip = Clean::first(samples, &device)?;
+        let shape = [1, channels, clip.frames(), height, width];
         let count = detokenizer.schedule.betas.len() as f64;
 
         let (mut timesteps, mut kept) = (Vec::new(), Vec::<f32>::new());
@@ -140,9 +148,11 @@ impl Noisy {
             posterior.push(draw.normal(shape, &device));
             noise.push(draw.normal(shape, &device));
         }
+        let any_dropped = kept.contains(&0.0);
         let kept = Tensor::<1>::from_floats(kept.as_slice(), &device);
         Ok(Self {
             clip,
+            any_dropped,
             kept: kept.reshape([samples.len(), 1, 1]),
             timesteps,
             posterior: Tensor::cat(posterior, 0),
@@ -158,9 +168,8 @@ impl Noisy {
     /// The sum of the loss, `[1]`, of clips with this context.
     pub fn loss(self, model: &Model, context: Context, min_snr_gamma: Option<f64>) -> Tensor<1> {
         let detokenizer = model.detokenizer();
-        let clip = self.clip.cast(detokenizer.dtype);
         let batch = DiffusionBatch {
-            latents: detokenizer.vae.encode_clip(clip, Some(self.posterior)),
+            latents: self.clip.latents(detokenizer, self.posterior),
             noise: self.noise,
             timesteps: self.timesteps,
             context: context.cast(detokenizer.dtype),
@@ -172,7 +181,8 @@ impl Noisy {
 }
 
 impl ShowClips {
-    /// Decodes the tokens of samples, and compares the clips with what they are of.
+    /// Decodes the tokens of samples, and compares the clips with what they are of: their frames, or what the
+    /// autoencoder makes of stored latents.
     pub(super) fn clips(
         &self,
         model: &Model,
@@ -184,20 +194,22 @@ impl ShowClips {
             let unconditional = model.tokenizer().unconditional();
             self.guidance.with_tokens(unconditional)
         });
-        let mut shown = Shown::default();
+        let mut found = Shown::default();
         let mut psnr = 0.0;
+        let mut name = "psnr";
         for (index, sample) in samples.iter().enumerate() {
-            let given = sample.clips[0].frames().to_vec();
+            let (given, decoded) = shown(sample, detokenizer)?;
+            name = if decoded { "psnr_decoded" } else { "psnr" };
             let sampling = self.sampling.clone().with_frames(given.len());
             let tokens = tokens(sample)?;
             let go_on = |_| ControlFlow::Continue(());
             let guidance = guidance.as_ref();
             let made = detokenizer.frames(tokens, guidance, &sampling, index as u64, go_on)?;
             psnr += metrics::mean(&given, &made, metrics::psnr)?;
-            shown.rows.extend([given, made]);
+            found.rows.extend([given, made]);
         }
         let mean = psnr / samples.len().max(1) as f64;
-        shown.numbers.push(("psnr", mean));
-        Ok(shown)
+        found.numbers.push((name, mean));
+        Ok(found)
     }
 }

@@ -1,15 +1,16 @@
 //! The objectives of the language model: next word, and the features of clips (paper, sections 3.2 and 3.3).
 
 use burn::tensor::{DType, Tensor};
+use divot::Noise;
 use divot::data::dataset::{self, Sample, Text};
 use divot::language::{
     Batch, LlmError, Medium, Sequence, SequenceBuilder, Shown as Clips, SpecialTokens,
     TextTokenizer, Turn,
 };
-use divot::{Noise, Tokenizer};
 
 use super::instructions::{IMAGE_CAPTIONS, IMAGES, VIDEO_CAPTIONS, VIDEOS};
-use super::{Draws, Objective, Prepared, Shown, Term, batch};
+use super::stored::Seen;
+use super::{Draws, Objective, Prepared, Shown, Term};
 use crate::error::{Error, Result};
 use crate::model::{Model, Network};
 
@@ -71,9 +72,9 @@ impl Language {
             .map(|sample| self.row(self.tasks[source], sample, noise))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| Error::Model(error.into()))?;
-        let clips: Vec<usize> = samples.iter().map(|sample| sample.clips.len()).collect();
+        let clips: Vec<usize> = samples.iter().map(|sample| sample.clip_count()).collect();
         let device = model.llm().llm.norm.gamma.device();
-        let features = tokenize(model.tokenizer(), batch::clips(samples, &device)?);
+        let features = Seen::all(samples, &device)?.tokens_by_clip(model.tokenizer());
         Ok(with_features(rows, &clips, &features))
     }
 
@@ -90,7 +91,7 @@ impl Language {
             max_length: task.max_length,
         };
         let (medium, clips) = match sample.medium {
-            dataset::Medium::Video => (Medium::Video, Clips::Video(sample.clips.len())),
+            dataset::Medium::Video => (Medium::Video, Clips::Video(sample.clip_count())),
             dataset::Medium::Image => (Medium::Image, Clips::Image),
         };
         let mut one_of = |phrases: &[&'static str]| {
@@ -178,15 +179,15 @@ impl Objective for Language {
             .flat_map(|row| row.labels.iter().skip(1).flatten());
         let features = rows.iter().map(|row| row.outputs.len());
         let counts = vec![learned.count(), features.sum()];
-        let frames = batch::clips(&used, &device)?;
-        let clips: Vec<usize> = used.iter().map(|sample| sample.clips.len()).collect();
+        let seen = Seen::all(&used, &device)?;
+        let clips: Vec<usize> = used.iter().map(|sample| sample.clip_count()).collect();
         // For a head that adds noise itself.
         let mut noise = draws.other(0);
         Ok(Prepared {
             counts,
             left_out,
             losses: Box::new(move |model: &Model| {
-                let features = tokenize(model.tokenizer(), frames);
+                let features = seen.tokens_by_clip(model.tokenizer());
                 let batch = with_features(rows, &clips, &features);
                 let losses = model.llm().forward(&batch, DType::F32, &mut noise);
                 vec![losses.lm.sum, losses.head.sum]
@@ -198,13 +199,6 @@ impl Objective for Language {
     fn show(&self, _model: &Model, _samples: &[Sample]) -> Result<Shown> {
         Ok(Shown::default())
     }
-}
-
-/// Video tokens of clips, one after another, so that the frames of one are in memory at a time.
-fn tokenize(tokenizer: &Tokenizer, frames: Tensor<5>) -> Tensor<3> {
-    let clips = frames.split(1, 0).into_iter();
-    let tokens = clips.map(|clip| tokenizer.tokenize(clip)).collect();
-    Tensor::cat(tokens, 0)
 }
 
 /// Rows with the features that they read and predict. `clips` says how many each row has.

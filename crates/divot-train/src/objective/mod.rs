@@ -8,6 +8,7 @@ mod diffusion;
 mod instructions;
 mod language;
 mod stage0;
+mod stored;
 
 use burn::tensor::Tensor;
 use divot::Noise;
@@ -19,11 +20,13 @@ use crate::model::{Model, Network};
 
 pub use adaptation::Adaptation;
 pub use autoencoder::{Autoencoder, PixelError};
+pub(crate) use batch::stack;
 pub use batch::{dense, sparse};
 pub use contrastive::Contrastive;
 pub use diffusion::{Diffusion, ShowClips};
 pub use language::{Language, LanguageTask, TaskKind};
 pub use stage0::Stage0;
+pub(crate) use stored::{LOGVAR, MEAN, PATCHES, TOKENS};
 
 /// A term of the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]

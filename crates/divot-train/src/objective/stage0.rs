@@ -7,8 +7,9 @@ use divot::unet::Context;
 use divot::vit::{BpeTokenizer, preprocess};
 
 use super::diffusion::Noisy;
+use super::stored::Clean;
 use super::{Draws, Objective, Prepared, Shown, Term, captions};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Model, Network};
 
 /// The context is 77 states of the text tower from its last but one block, and for each frame 16 tokens that
@@ -69,7 +70,17 @@ impl Objective for Stage0 {
     ) -> Result<Prepared> {
         // Conditions are dropped here, text and image apart.
         let noisy = Noisy::draw(model, samples, draws, 0.0)?;
-        let frames = noisy.clip.dims()[2];
+        let Clean::Frames(clips) = &noisy.clip else {
+            let key = samples.first().map_or("", |sample| &sample.key);
+            let problem = "was stored without its frames, one of which is the condition here";
+            return Err(Error::run(
+                key.as_ref(),
+                problem,
+                "give frames to this objective",
+            ));
+        };
+        let clips = clips.clone();
+        let frames = clips.dims()[2];
         let mut texts = captions(samples)?;
         let mut images = Vec::with_capacity(samples.len());
         for (index, text) in texts.iter_mut().enumerate() {
@@ -78,7 +89,7 @@ impl Objective for Stage0 {
             if share < 2.0 * self.dropped {
                 *text = "";
             }
-            let clip = noisy.clip.clone().narrow(0, index, 1);
+            let clip = clips.clone().narrow(0, index, 1);
             let image = clip.narrow(2, frame, 1).squeeze_dim::<4>(2);
             let dropped = (self.dropped..3.0 * self.dropped).contains(&share);
             images.push(match dropped {

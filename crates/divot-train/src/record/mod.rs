@@ -20,7 +20,7 @@ mod progress;
 mod report;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,7 +1,7 @@
 //! Numbers for people.
 
 /// A number with so many digits, without zeros at the end: `0.2346`, `12.3`, `1e-4`, `1.2e6`.
-pub(super) fn number(value: f64, digits: usize) -> String {
+pub(crate) fn number(value: f64, digits: usize) -> String {
     if !value.is_finite() || value == 0.0 {
         return match value {
             f64::INFINITY => "∞".to_owned(),
@@ -29,7 +29,7 @@ fn trimmed(number: &str) -> &str {
 }
 
 /// A count in groups of three digits: `100,000`.
-pub(super) fn count(value: usize) -> String {
+pub(crate) fn count(value: usize) -> String {
     let digits = value.to_string();
     let mut grouped = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -42,7 +42,7 @@ pub(super) fn count(value: usize) -> String {
 }
 
 /// A time of two units: `45 s`, `3 min 20 s`, `1 h 12 min`, `3 d 4 h`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     // The conversion of what is not finite or too large stays in range.
     let seconds = seconds.round() as u64;
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);

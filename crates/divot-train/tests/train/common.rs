@@ -113,6 +113,7 @@ pub fn samples(count: usize, side: usize) -> Vec<Sample> {
                 medium: Medium::Video,
                 clips: vec![Clip::new(frames).expect("16 frames of one size")],
                 text: Text::Caption(format!("a square of colour {number}")),
+                stored: None,
             }
         })
         .collect()
