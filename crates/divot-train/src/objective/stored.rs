@@ -196,15 +196,17 @@ fn array<const D: usize>(
     first: bool,
     device: &Device,
 ) -> Result<Option<Tensor<D>>> {
-    let found = |sample: &Sample| -> Option<&Array> { sample.stored.as_ref()?.arrays.get(name) };
-    let Some(form) = samples.first().and_then(|sample| found(sample)) else {
+    fn named<'a>(sample: &'a Sample, name: &str) -> Option<&'a Array> {
+        sample.stored.as_ref()?.arrays.get(name)
+    }
+    let Some(form) = samples.first().and_then(|sample| named(sample, name)) else {
         return Ok(None);
     };
     let mut shape = form.shape.clone();
     let mut values = Vec::new();
     let mut clips = 0;
     for sample in samples {
-        let array = found(sample).filter(|array| {
+        let array = named(sample, name).filter(|array| {
             array.shape.len() == D && array.shape[1..] == form.shape[1..] && array.shape[0] > 0
         });
         let array = array.ok_or_else(|| {
