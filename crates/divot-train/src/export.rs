@@ -9,7 +9,7 @@ use divot::language::TextTokenizer;
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::recipe::Recipe;
+use crate::recipe::{Precision, Recipe};
 use crate::trainer::Trainer;
 
 /// Which of a run's parameters are exported.
@@ -34,7 +34,9 @@ pub fn export(run: &Path, to: &Path, weights: Weights, device: &Device) -> Resul
     let newest = checkpoint::newest(run)?
         .ok_or_else(|| Error::run(run, "holds no checkpoint", "name the folder of a run"))?;
     let name = run.file_name().unwrap_or_default().to_string_lossy();
-    let recipe = Recipe::parse(newest.folder(), &name, &newest.state()?.recipe, &[])?;
+    let mut recipe = Recipe::parse(newest.folder(), &name, &newest.state()?.recipe, &[])?;
+    // Frozen parts are exported as they were before training.
+    recipe.settings.precision = Precision::F32;
     let trainer = Trainer::new(&recipe, device)?.resume(&newest)?;
     let model = match weights {
         Weights::Best => trainer.evaluated(),

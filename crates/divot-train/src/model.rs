@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use divot::checkpoint::{CONFIG, Part};
 use divot::data::sampling::CLIP_FRAMES;
 use divot::gmm::{GmmConfig, HeadConfig};
@@ -35,6 +35,9 @@ pub struct Model {
     pub llm: Option<DivotLlm>,
     /// DynamiCrafter's image Perceiver: an image's patch tokens to context tokens for each frame.
     pub image: Option<PerceiverResampler>,
+    /// The element type of computations. The parameters may have another type.
+    #[module(skip)]
+    pub dtype: DType,
 }
 
 /// The networks that a checkpoint's folder may hold, and its parts; the last one that is there counts.
@@ -57,6 +60,7 @@ impl Default for Model {
             vae: None,
             llm: None,
             image: None,
+            dtype: DType::F32,
         }
     }
 }
@@ -334,6 +338,7 @@ impl ModelConfig {
             vae: wanted(Network::Vae).then(|| self.detokenizer.vae.init(device)),
             llm: wanted(Network::Llm).then(|| self.llm.init(device)),
             image: wanted(Network::Image).then(|| self.image.init(device)),
+            dtype: DType::F32,
         }
     }
 }
@@ -399,6 +404,18 @@ fn is_other(value: &Value, changes: &toml::Table) -> bool {
 }
 
 impl Model {
+    /// The model with computations in `dtype`.
+    pub(crate) fn computing_in(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        if let Some(tokenizer) = &mut self.tokenizer {
+            tokenizer.dtype = dtype;
+        }
+        if let Some(detokenizer) = &mut self.detokenizer {
+            detokenizer.dtype = dtype;
+        }
+        self
+    }
+
     // The accessors panic where an objective asks for a network that it did not name.
 
     /// The tokenizer.

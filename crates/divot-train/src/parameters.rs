@@ -32,7 +32,7 @@ pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
 /// Counts parameters by the first two names of their paths.
 pub fn count<M: Module>(model: &M) -> Vec<Count> {
     let mut counts = BTreeMap::<String, [usize; 2]>::new();
-    visit(model, |path, shape, trained| {
+    visit(model, |path, (shape, _), trained| {
         let part: Vec<&str> = path.splitn(3, '.').take(2).collect();
         let numbers: usize = shape.iter().product();
         let [all, learned] = counts.entry(part.join(".")).or_default();
@@ -45,6 +45,17 @@ pub fn count<M: Module>(model: &M) -> Vec<Count> {
         .collect()
 }
 
+/// Bytes of all parameters, and of those that are trained.
+pub(crate) fn bytes<M: Module>(model: &M) -> (u64, u64) {
+    let (mut all, mut learned) = (0, 0);
+    visit(model, |_, (shape, dtype), trained| {
+        let bytes = (shape.iter().product::<usize>() * dtype.size()) as u64;
+        all += bytes;
+        learned += u64::from(trained) * bytes;
+    });
+    (all, learned)
+}
+
 /// A float parameter that is written to a file.
 pub(crate) type Named = (String, Vec<usize>);
 
@@ -52,7 +63,7 @@ pub(crate) type Named = (String, Vec<usize>);
 /// whether the parameter is trained.
 pub(crate) fn named<M: Module>(model: &M, wanted: impl Fn(&str, bool) -> bool) -> Vec<Named> {
     let mut found = Vec::new();
-    visit(model, |path, shape, trained| {
+    visit(model, |path, (shape, _), trained| {
         if wanted(path, trained) {
             found.push((path.to_owned(), shape.to_vec()));
         }
@@ -66,14 +77,14 @@ pub(crate) fn paths<M: Module>(model: &M) -> Vec<String> {
     layout.into_iter().map(|param| param.path).collect()
 }
 
-/// Calls `each` with the path and shape of every float parameter, and whether it is trained. Initialises
+/// Calls `each` with the path, shape and type of every float parameter, and whether it is trained. Initialises
 /// the parameters.
-fn visit<M: Module>(model: &M, each: impl FnMut(&str, &[usize], bool)) {
+fn visit<M: Module>(model: &M, each: impl FnMut(&str, (&[usize], DType), bool)) {
     struct Visitor<F> {
         path: ParamPath,
         each: F,
     }
-    impl<F: FnMut(&str, &[usize], bool)> ModuleVisitor for Visitor<F> {
+    impl<F: FnMut(&str, (&[usize], DType), bool)> ModuleVisitor for Visitor<F> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -85,7 +96,7 @@ fn visit<M: Module>(model: &M, each: impl FnMut(&str, &[usize], bool)) {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let value = param.val();
             let trained = value.is_require_grad();
-            (self.each)(&self.path.path(), &value.dims(), trained);
+            (self.each)(&self.path.path(), (&value.dims(), value.dtype()), trained);
         }
     }
     model.visit(&mut Visitor {
@@ -177,20 +188,50 @@ pub(crate) fn spec(name: &str, shape: &[usize], dtype: DType) -> TensorSpec {
     }
 }
 
+/// Casts the parameters to the element types that `types` says for their paths. Those in f32 are not touched.
+pub(crate) fn cast<M: Module>(model: M, types: &dyn Fn(&str) -> DType) -> M {
+    struct Cast<'a> {
+        path: ParamPath,
+        types: &'a dyn Fn(&str) -> DType,
+    }
+    impl ModuleMapper for Cast<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            match (self.types)(&self.path.path()) {
+                DType::F32 => param,
+                dtype => param.map(|value| value.cast(dtype)),
+            }
+        }
+    }
+    model.map(&mut Cast {
+        path: ParamPath::default(),
+        types,
+    })
+}
+
 /// Fills the parameters that a file holds. `own` turns a name of the file into a path of the model, or
-/// leaves it out. Returns the model and the paths that were filled.
+/// leaves it out; `types` says the element type of each path. Returns the model and the paths that were filled.
 pub(crate) fn load<M: Module>(
     source: &Source,
     model: M,
     own: impl Fn(&str) -> Option<String>,
+    types: &dyn Fn(&str) -> DType,
 ) -> Result<(M, Vec<String>)> {
-    struct Filling {
+    struct Filling<'a> {
         path: ParamPath,
+        types: &'a dyn Fn(&str) -> DType,
         tensors: BTreeMap<String, SourceTensor>,
         filled: Vec<String>,
         error: Option<Error>,
     }
-    impl ModuleMapper for Filling {
+    impl ModuleMapper for Filling<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -224,10 +265,10 @@ pub(crate) fn load<M: Module>(
                     return param;
                 }
             };
+            let (device, id) = (param.lazy_device(), param.id);
+            let value = Tensor::from_data(data, (&device, (self.types)(&path)));
             self.filled.push(path);
-            let device = param.lazy_device();
-            let id = param.id;
-            param.transform_for_load(Tensor::from_data(data, (&device, DType::F32)), id)
+            param.transform_for_load(value, id)
         }
     }
     let tensors = source
@@ -236,6 +277,7 @@ pub(crate) fn load<M: Module>(
         .collect();
     let mut filling = Filling {
         path: ParamPath::default(),
+        types,
         tensors,
         filled: Vec::new(),
         error: None,

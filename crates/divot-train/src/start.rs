@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use burn::tensor::DType;
 use divot::checkpoint::WEIGHTS;
 use divot::weights::Source;
 
@@ -15,7 +16,7 @@ use crate::parameters::{self, is_below};
 const MAX_DEPTH: usize = 32;
 
 /// Fills a model with the weights that it starts from. Where one part lies within another, the longer path
-/// counts.
+/// counts. `types` says the element type of each path.
 ///
 /// A part's parameters are found in its folder under the same path, or else under the last name of it:
 /// `detokenizer.vae` is filled from `vae` of the run that trained the autoencoder. What a run had frozen is
@@ -23,13 +24,17 @@ const MAX_DEPTH: usize = 32;
 ///
 /// # Errors
 /// If a folder is neither a run's nor a model's, or a parameter is missing there or has another shape.
-pub(crate) fn fill(starts: &[Start], mut model: Model) -> Result<Model> {
+pub(crate) fn fill(
+    starts: &[Start],
+    mut model: Model,
+    types: &dyn Fn(&str) -> DType,
+) -> Result<Model> {
     let mut starts: Vec<&Start> = starts.iter().collect();
     starts.sort_by_key(|start| start.part.len());
     let mut filled = BTreeSet::new();
     for start in &starts {
         if let Some(folder) = &start.folder {
-            let (next, paths) = fill_part(&start.part, folder, 0, model)?;
+            let (next, paths) = fill_part(&start.part, folder, 0, model, types)?;
             model = next;
             filled.extend(paths);
         }
@@ -65,6 +70,7 @@ fn fill_part(
     folder: &Path,
     depth: usize,
     mut model: Model,
+    types: &dyn Fn(&str) -> DType,
 ) -> Result<(Model, Vec<String>)> {
     if depth > MAX_DEPTH {
         return Err(Error::run(
@@ -85,7 +91,7 @@ fn fill_part(
                     false => continue,
                 };
                 if let Some(folder) = &start.folder {
-                    let (next, paths) = fill_part(part, folder, depth + 1, model)?;
+                    let (next, paths) = fill_part(part, folder, depth + 1, model, types)?;
                     model = next;
                     filled.extend(paths);
                 }
@@ -108,7 +114,7 @@ fn fill_part(
             let rest = name.strip_prefix(last)?;
             rest.starts_with('.').then(|| format!("{part}{rest}"))
         };
-        let (next, paths) = parameters::load(&source, model, own)?;
+        let (next, paths) = parameters::load(&source, model, own, types)?;
         model = next;
         filled.extend(paths);
     }

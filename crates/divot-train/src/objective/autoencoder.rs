@@ -81,7 +81,7 @@ impl Objective for Autoencoder {
             left_out: 0,
             losses: Box::new(move |model: &Model| {
                 let vae = model.vae();
-                let moments = vae.encode(images.clone());
+                let moments = vae.encode(images.clone().cast(model.dtype));
                 let decoded = vae.decode(moments.clone().sample(posterior));
                 let difference = (decoded.cast(DType::F32) - images).abs();
                 let pixels = match error {
@@ -96,7 +96,7 @@ impl Objective for Autoencoder {
         })
     }
 
-    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown> {
+    fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
         let vae = model.vae();
         let device = vae.quant_conv.weight.device();
         let mut shown = Shown::default();
@@ -106,7 +106,9 @@ impl Objective for Autoencoder {
             let clip = dense(std::slice::from_ref(sample), &device)?;
             let image = clip.narrow(2, 0, 1).squeeze_dim::<4>(2);
             let [_, _, height, width] = image.dims();
-            let decoded = vae.decode(vae.encode(image).mean).cast(DType::F32);
+            let decoded = vae
+                .decode(vae.encode(image.cast(model.dtype)).mean)
+                .cast(DType::F32);
             let values: Vec<f32> = decoded.clamp(-1.0, 1.0).into_data().iter().collect();
             made.push(chw_to_frame(&values, height, width)?);
             given.push(sample.clips[0].frames()[0].clone());

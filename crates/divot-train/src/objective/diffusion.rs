@@ -82,7 +82,7 @@ impl Objective for Diffusion {
         })
     }
 
-    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown> {
+    fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
         let tokenizer = model.tokenizer();
         self.show.clips(model, samples, |sample| {
             let device = model.detokenizer().unet.conv_in.weight.device();

@@ -1,7 +1,7 @@
 //! Stage 0: the UNet learns to make video from a text and an image, as DynamiCrafter does, but without the
 //! image's latents beside the noise (paper, section 3.1.3; FACTS: "Where stage 0 starts").
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use divot::data::dataset::Sample;
 use divot::unet::Context;
 use divot::vit::{BpeTokenizer, preprocess};
@@ -104,18 +104,16 @@ impl Objective for Stage0 {
     }
 
     /// Shows nothing: the images that a clip is made of are no part of the model that is shipped.
-    fn show(&self, _model: &Model, _samples: &[Sample]) -> Result<Shown> {
+    fn show(&self, _model: &Model, _source: usize, _samples: &[Sample]) -> Result<Shown> {
         Ok(Shown::default())
     }
 }
 
 /// The context of texts, `[batch, tokens]`, and images, `[batch, 3, height, width]` in [-1, 1].
 fn context(model: &Model, ids: Tensor<2, Int>, images: Tensor<4>, frames: usize) -> Context {
-    let text = model.text().penultimate_states(ids, DType::F32);
-    let tokens = model
-        .vision()
-        .tokens(preprocess(images, model.vision_size()));
-    let tokens = model.image().forward(tokens);
+    let text = model.text().penultimate_states(ids, model.dtype);
+    let images = preprocess(images, model.vision_size()).cast(model.dtype);
+    let tokens = model.image().forward(model.vision().tokens(images));
     let [batch, count, width] = tokens.dims();
     Context::PerFrame {
         text,
