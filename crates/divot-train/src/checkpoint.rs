@@ -138,16 +138,10 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If a file is damaged, or the model has other trained parameters.
-    pub(crate) fn load<M: Module>(
-        &self,
-        path: &Path,
-        model: M,
-        names: &[Named],
-        types: &dyn Fn(&str) -> DType,
-    ) -> Result<M> {
+    pub(crate) fn load<M: Module>(&self, path: &Path, model: M, names: &[Named]) -> Result<M> {
         let source = Source::open(path)?;
         let own = |name: &str| Some(name.to_owned());
-        let (model, filled) = parameters::load(&source, model, own, types)?;
+        let (model, filled) = parameters::load(&source, model, own, DType::F32)?;
         let expected = names.iter().map(|(name, _)| name);
         match expected.clone().eq(&filled) && source.tensors().len() == filled.len() {
             true => Ok(model),

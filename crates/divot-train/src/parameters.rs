@@ -188,50 +188,46 @@ pub(crate) fn spec(name: &str, shape: &[usize], dtype: DType) -> TensorSpec {
     }
 }
 
-/// Casts the parameters to the element types that `types` says for their paths. Those in f32 are not touched.
-pub(crate) fn cast<M: Module>(model: M, types: &dyn Fn(&str) -> DType) -> M {
-    struct Cast<'a> {
-        path: ParamPath,
-        types: &'a dyn Fn(&str) -> DType,
-    }
-    impl ModuleMapper for Cast<'_> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-        }
-
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.exit();
-        }
-
+/// Casts the parameters that are not trained. Those in f32 are not touched if they are to be so.
+pub(crate) fn cast_frozen<M: Module>(model: M, dtype: DType) -> M {
+    struct Cast(DType);
+    impl ModuleMapper for Cast {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            match (self.types)(&self.path.path()) {
-                DType::F32 => param,
-                dtype => param.map(|value| value.cast(dtype)),
-            }
+            frozen_as(param, self.0)
         }
     }
-    model.map(&mut Cast {
-        path: ParamPath::default(),
-        types,
-    })
+    match dtype {
+        DType::F32 => model,
+        dtype => model.map(&mut Cast(dtype)),
+    }
+}
+
+/// A parameter in `dtype`, unless it is trained.
+fn frozen_as<const D: usize>(param: Param<Tensor<D>>, dtype: DType) -> Param<Tensor<D>> {
+    let value = param.val();
+    match value.is_require_grad() || value.dtype() == dtype {
+        true => param,
+        false => param.map(|value| value.cast(dtype)),
+    }
 }
 
 /// Fills the parameters that a file holds. `own` turns a name of the file into a path of the model, or
-/// leaves it out; `types` says the element type of each path. Returns the model and the paths that were filled.
+/// leaves it out. Parameters keep their types; those that had none yet get f32, or `frozen` if they are not trained.
+/// Returns the model and the paths that were filled.
 pub(crate) fn load<M: Module>(
     source: &Source,
     model: M,
     own: impl Fn(&str) -> Option<String>,
-    types: &dyn Fn(&str) -> DType,
+    frozen: DType,
 ) -> Result<(M, Vec<String>)> {
-    struct Filling<'a> {
+    struct Filling {
         path: ParamPath,
-        types: &'a dyn Fn(&str) -> DType,
+        frozen: DType,
         tensors: BTreeMap<String, SourceTensor>,
         filled: Vec<String>,
         error: Option<Error>,
     }
-    impl ModuleMapper for Filling<'_> {
+    impl ModuleMapper for Filling {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -265,10 +261,15 @@ pub(crate) fn load<M: Module>(
                     return param;
                 }
             };
-            let (device, id) = (param.lazy_device(), param.id);
-            let value = Tensor::from_data(data, (&device, (self.types)(&path)));
             self.filled.push(path);
-            param.transform_for_load(value, id)
+            let (device, id) = (param.lazy_device(), param.id);
+            let known = param.is_initialized().then(|| param.val().dtype());
+            let value = Tensor::from_data(data, (&device, known.unwrap_or(DType::F32)));
+            let loaded = param.transform_for_load(value, id);
+            match known {
+                Some(_) => loaded,
+                None => frozen_as(loaded, self.frozen),
+            }
         }
     }
     let tensors = source
@@ -277,7 +278,7 @@ pub(crate) fn load<M: Module>(
         .collect();
     let mut filling = Filling {
         path: ParamPath::default(),
-        types,
+        frozen,
         tensors,
         filled: Vec::new(),
         error: None,

@@ -16,7 +16,8 @@ use crate::parameters::{self, is_below};
 const MAX_DEPTH: usize = 32;
 
 /// Fills a model with the weights that it starts from. Where one part lies within another, the longer path
-/// counts. `types` says the element type of each path.
+/// counts. Parameters that are not trained are kept in the type
+/// `frozen`.
 ///
 /// A part's parameters are found in its folder under the same path, or else under the last name of it:
 /// `detokenizer.vae` is filled from `vae` of the run that trained the autoencoder. What a run had frozen is
@@ -24,17 +25,13 @@ const MAX_DEPTH: usize = 32;
 ///
 /// # Errors
 /// If a folder is neither a run's nor a model's, or a parameter is missing there or has another shape.
-pub(crate) fn fill(
-    starts: &[Start],
-    mut model: Model,
-    types: &dyn Fn(&str) -> DType,
-) -> Result<Model> {
+pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<Model> {
     let mut starts: Vec<&Start> = starts.iter().collect();
     starts.sort_by_key(|start| start.part.len());
     let mut filled = BTreeSet::new();
     for start in &starts {
         if let Some(folder) = &start.folder {
-            let (next, paths) = fill_part(&start.part, folder, 0, model, types)?;
+            let (next, paths) = fill_part(&start.part, folder, 0, model, frozen)?;
             model = next;
             filled.extend(paths);
         }
@@ -70,7 +67,7 @@ fn fill_part(
     folder: &Path,
     depth: usize,
     mut model: Model,
-    types: &dyn Fn(&str) -> DType,
+    frozen: DType,
 ) -> Result<(Model, Vec<String>)> {
     if depth > MAX_DEPTH {
         return Err(Error::run(
@@ -91,7 +88,7 @@ fn fill_part(
                     false => continue,
                 };
                 if let Some(folder) = &start.folder {
-                    let (next, paths) = fill_part(part, folder, depth + 1, model, types)?;
+                    let (next, paths) = fill_part(part, folder, depth + 1, model, frozen)?;
                     model = next;
                     filled.extend(paths);
                 }
@@ -114,7 +111,7 @@ fn fill_part(
             let rest = name.strip_prefix(last)?;
             rest.starts_with('.').then(|| format!("{part}{rest}"))
         };
-        let (next, paths) = parameters::load(&source, model, own, types)?;
+        let (next, paths) = parameters::load(&source, model, own, frozen)?;
         model = next;
         filled.extend(paths);
     }

@@ -73,12 +73,12 @@ impl Trainer {
                 });
             }
         }
-        let types = |path: &str| settings.element_type(path);
-        let model = fill(&recipe.start, model, &types)?;
+        let frozen = settings.precision.frozen();
         let model = parameters::freeze(model, &settings.frozen);
+        let model = fill(&recipe.start, model, frozen)?;
         // Random weights are drawn by the device, in the order of the fields.
         device.seed(settings.seed);
-        let model = parameters::cast(model, &types);
+        let model = parameters::cast_frozen(model, frozen);
         let saved = parameters::named(&model, |path, trained| {
             let starts = recipe
                 .start
@@ -117,13 +117,12 @@ impl Trainer {
     /// If the checkpoint is damaged, or of another model.
     pub fn resume(mut self, checkpoint: &Checkpoint) -> Result<Self> {
         let names = &self.saved;
-        let types = |path: &str| self.recipe.settings.element_type(path);
-        self.model = checkpoint.load(&checkpoint.weights(), self.model, names, &types)?;
+        self.model = checkpoint.load(&checkpoint.weights(), self.model, names)?;
         if let Some(average) = self.average {
             // A run that had no average yet starts one where it is.
             let mut average = Average::new(&self.model, average.decay());
             if let Some(path) = checkpoint.average() {
-                average.model = checkpoint.load(&path, average.model, names, &types)?;
+                average.model = checkpoint.load(&path, average.model, names)?;
             }
             self.average = Some(average);
         }

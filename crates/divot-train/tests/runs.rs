@@ -215,6 +215,17 @@ fn a_run_in_half_precision_goes_on_to_the_bit() {
         model.detokenizer().unet.conv_in.weight.val().dtype(),
     ];
     assert_eq!(types, [DType::BF16, DType::F32]);
+
+    // What starts from a folder is frozen in the same way.
+    let start = format!("model.start={{tokenizer={:?}}}", folders[0].path());
+    let frozen = "frozen=[\"tokenizer\"]";
+    let changes = ["precision=\"bf16\"", frozen, &start];
+    let later = Trainer::new(&diffusion(data.path(), &changes), &Device::default());
+    let later = later.expect("a model");
+    let tokenizer = later.model().tokenizer();
+    let norm = tokenizer.resampler.norm.gamma.val().dtype();
+    let types = [tokenizer.vision.class_embedding.val().dtype(), norm];
+    assert_eq!(types, [DType::BF16; 2]);
 }
 
 #[test]

@@ -15,7 +15,6 @@ use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::objective::{PixelError, TaskKind};
 use crate::optimizer::OptimizerConfig;
-use crate::parameters::is_below;
 use crate::schedule::RateConfig;
 
 /// What a recipe says, apart from the model's sizes.
@@ -82,6 +81,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// The type of frozen parameters.
+    pub(crate) fn frozen(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
     /// The type that a device computes in.
     ///
     /// # Errors
@@ -388,15 +395,6 @@ impl Default for CheckpointSettings {
 }
 
 impl Settings {
-    /// The element type of the parameter with this path.
-    pub(crate) fn element_type(&self, path: &str) -> DType {
-        let frozen = self.frozen.iter().any(|part| is_below(path, part));
-        match self.precision {
-            Precision::Bf16 if frozen => DType::BF16,
-            _ => DType::F32,
-        }
-    }
-
     /// Samples that are in memory at a time.
     pub fn micro_batch(&self) -> usize {
         self.micro_batch.unwrap_or(self.batch).min(self.batch)
