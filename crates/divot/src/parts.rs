@@ -25,8 +25,8 @@ pub enum Part {
     AdaptedDetokenizer,
     /// CLIP's text tower, for CLIP scores.
     Clip,
-    /// What stage 0 of training takes from DynamiCrafter ([`DynamiCrafterConfig`](crate::DynamiCrafterConfig)):
-    /// UNet, autoencoder, image Perceiver and CLIP's two towers.
+    /// What stage 0 of training takes from DynamiCrafter: UNet, autoencoder, image Perceiver and CLIP's two
+    /// towers. See [`DynamiCrafterConfig`](crate::DynamiCrafterConfig).
     DynamiCrafter,
     /// The language model tuned for comprehension.
     Comprehension,

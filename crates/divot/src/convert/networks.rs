@@ -90,6 +90,7 @@ fn json(config: &impl Config) -> String {
     serde_json::to_string_pretty(config).unwrap_or_default()
 }
 
+/// How the names of the factors end that the second part of a split context has.
 const ALPHA: &str = ".alpha";
 
 /// Finds the source of every parameter before any tensor is read.
