@@ -16,12 +16,11 @@ use crate::parameters::{self, is_below};
 const MAX_DEPTH: usize = 32;
 
 /// Fills a model with the weights that it starts from. Where one part lies within another, the longer path
-/// counts. Parameters that are not trained are kept in the type
-/// `frozen`.
+/// counts. Parameters that are not trained are kept in the type `frozen`.
 ///
-/// A part's parameters are found in its folder under the same path, or else under the last name of it:
-/// `detokenizer.vae` is filled from `vae` of the run that trained the autoencoder. What a run had frozen is
-/// found where that run started from.
+/// A part's parameters are found in its folder under the same path, or else under one of which one ends in the
+/// other: `detokenizer.vae` is filled from `vae` of the run that trained the autoencoder, and `vision` from
+/// `tokenizer.vision` of a converted model. What a run had frozen is found where that run started from.
 ///
 /// # Errors
 /// If a folder is neither a run's nor a model's, or a parameter is missing there or has another shape.
@@ -93,42 +92,84 @@ fn fill_part(
                     filled.extend(paths);
                 }
             }
-            vec![(String::new(), Source::open(&newest.weights())?)]
+            vec![Held {
+                source: Source::open(&newest.weights())?,
+                name: "",
+                path: "",
+            }]
         }
         None => parts(folder)?,
     };
-    for (prefix, source) in sources {
-        let named = |name: &str| format!("{prefix}{name}");
-        let last = part.rsplit('.').next().unwrap_or(part);
-        let whole = source
-            .tensors()
-            .any(|tensor| is_below(&named(&tensor.name), part));
-        let own = |name: &str| {
-            let name = named(name);
-            if whole {
-                return is_below(&name, part).then_some(name);
-            }
-            let rest = name.strip_prefix(last)?;
-            rest.starts_with('.').then(|| format!("{part}{rest}"))
+    for held in sources {
+        let Some(root) = held.root(part) else {
+            continue;
         };
-        let (next, paths) = parameters::load(&source, model, own, frozen)?;
+        let own = |name: &str| {
+            let path = held.path(name)?;
+            let rest = path.strip_prefix(&root)?;
+            is_below(&path, &root).then(|| format!("{part}{rest}"))
+        };
+        let (next, paths) = parameters::load(&held.source, model, own, frozen)?;
         model = next;
         filled.extend(paths);
     }
     Ok((model, filled))
 }
 
-/// The files of a converted model, each with what its names lack in front.
-fn parts(folder: &Path) -> Result<Vec<(String, Source)>> {
-    let mut sources = Vec::new();
-    for (name, part) in PARTS {
-        let path = part.folder(folder).join(WEIGHTS);
-        if path.exists() {
-            sources.push((format!("{name}."), Source::open(&path)?));
+/// A network that a folder holds.
+struct Held {
+    source: Source,
+    /// What its names have in front in the file. Other tensors of the file are not its own.
+    name: &'static str,
+    /// What its paths have in front in a model.
+    path: &'static str,
+}
+
+impl Held {
+    /// The path of a tensor in a model, if it is the network's.
+    fn path(&self, name: &str) -> Option<String> {
+        let rest = match self.name {
+            "" => name,
+            own => name.strip_prefix(own)?.strip_prefix('.')?,
+        };
+        Some(match self.path {
+            "" => rest.to_owned(),
+            path => format!("{path}.{rest}"),
+        })
+    }
+
+    /// The path that the network's tensors have for `part`: the same, or else one of which one ends in the other.
+    fn root(&self, part: &str) -> Option<String> {
+        let tensors = self.source.tensors();
+        let paths: Vec<String> = tensors
+            .filter_map(|tensor| self.path(&tensor.name))
+            .collect();
+        let last = part.rsplit('.').next().unwrap_or(part);
+        let shorter = [part, last]
+            .into_iter()
+            .find(|root| paths.iter().any(|path| is_below(path, root)));
+        let longer = || {
+            paths.iter().find_map(|path| {
+                let (network, rest) = path.split_once('.')?;
+                is_below(rest, part).then(|| format!("{network}.{part}"))
+            })
+        };
+        shorter.map(str::to_owned).or_else(longer)
+    }
+}
+
+/// The networks of a converted model.
+fn parts(folder: &Path) -> Result<Vec<Held>> {
+    let mut networks = Vec::new();
+    for (path, part, name) in PARTS {
+        let file = part.folder(folder).join(WEIGHTS);
+        if file.exists() {
+            let source = Source::open(&file)?;
+            networks.push(Held { source, name, path });
         }
     }
-    match sources.is_empty() {
-        false => Ok(sources),
+    match networks.is_empty() {
+        false => Ok(networks),
         true => Err(Error::run(
             folder,
             "holds neither a run nor a converted model",

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod convert;
 mod detokenizer;
 pub mod device;
+mod dynamicrafter;
 mod error;
 mod guidance;
 #[cfg(feature = "hub")]
@@ -21,6 +22,7 @@ pub mod weights;
 
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
 pub use divot_nn::{Noise, Recycler, compute_on_this_thread};
+pub use dynamicrafter::DynamiCrafterConfig;
 pub use error::{Error, Result, one_line};
 pub use guidance::{Guidance, GuidanceConfig};
 pub use llm::{

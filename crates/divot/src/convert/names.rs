@@ -10,23 +10,12 @@ pub(super) enum Network {
     Vision,
     Text,
     VideoResampler,
-    ContextResampler,
+    Perceiver,
     Unet,
     Vae,
 }
 
 impl Network {
-    /// Returns the prefix of our names in the part that the network belongs to.
-    pub fn prefix(self) -> &'static str {
-        match self {
-            Self::Vision => "vision.",
-            Self::VideoResampler | Self::ContextResampler => "resampler.",
-            Self::Unet => "unet.",
-            Self::Vae => "vae.",
-            Self::Text => "",
-        }
-    }
-
     /// Returns patterns and their replacements, in the order in which they are applied.
     fn rules(self) -> Vec<(&'static str, &'static str)> {
         match self {
@@ -73,7 +62,7 @@ impl Network {
                 OPEN_CLIP_BLOCK,
             ]
             .concat(),
-            Self::ContextResampler => [PERCEIVER, &[(r"^", "image_proj_model.")]].concat(),
+            Self::Perceiver => [PERCEIVER, &[(r"^", "image_proj_model.")]].concat(),
             Self::Unet => UNET.to_vec(),
             Self::Vae => VAE.to_vec(),
         }

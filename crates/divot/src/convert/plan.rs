@@ -51,11 +51,6 @@ impl<'a> Origin<'a> {
             Self::Zeros | Self::Fresh { .. } => Vec::new(),
         }
     }
-
-    /// Returns whether it is made from no released tensor.
-    pub fn is_new(&self) -> bool {
-        self.sources().is_empty()
-    }
 }
 
 impl TensorPlan<'_> {

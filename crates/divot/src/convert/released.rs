@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::weights::Source;
-use crate::{DetokenizerConfig, TokenizerConfig};
+use crate::{DetokenizerConfig, DynamiCrafterConfig, TokenizerConfig};
 
 /// All sizes of a released checkpoint. The released files do not contain them.
 #[derive(Debug, Clone)]
@@ -177,9 +177,16 @@ impl ReleasedConfig {
         Ok(sizes)
     }
 
-    /// Returns these sizes with those of DynamiCrafter's image projection, which differ from the sizes of
-    /// Divot's Perceiver. They are read from the shapes of its tensors.
-    pub(super) fn for_dynamicrafter(&self, sources: &[Source]) -> Result<Self> {
+    /// Returns the sizes of DynamiCrafter: those of the image Perceiver are read from the shapes of its
+    /// tensors, and the others are these.
+    pub(super) fn for_dynamicrafter(&self, sources: &[Source]) -> Result<DynamiCrafterConfig> {
+        let refused = |problem: String| {
+            Error::config(
+                sources.first().map_or(Path::new(""), Source::path),
+                problem,
+                "give DynamiCrafter's own checkpoint",
+            )
+        };
         let shape = |name: &str| {
             sources
                 .iter()
@@ -198,22 +205,32 @@ impl ReleasedConfig {
         let (&[1, queries, width], &[_, input], &[output, _], &[inner, _]) =
             (&latents[..], &proj_in[..], &proj_out[..], &to_q[..])
         else {
-            return Err(Error::config(
-                sources.first().map_or(Path::new(""), Source::path),
-                "has no DynamiCrafter image projection (`image_proj_model.latents` and others)",
-                "give DynamiCrafter's own checkpoint",
+            return Err(refused(
+                "has no DynamiCrafter image projection (`image_proj_model.latents` and others)"
+                    .to_owned(),
             ));
         };
-        let depth = (0..)
-            .take_while(|i| {
-                !shape(&format!("image_proj_model.layers.{i}.0.to_q.weight")).is_empty()
-            })
-            .count();
-        let mut sizes = self.clone();
-        sizes.detokenizer.resampler = PerceiverResamplerConfig::new(queries, input, width, output)
-            .with_depth(depth)
+        // A layer that is missing between others is noticed later.
+        let layer = |name: &str| -> Option<usize> {
+            let (_, rest) = name.split_once("image_proj_model.layers.")?;
+            rest.split('.').next()?.parse().ok()
+        };
+        let tensors = sources.iter().flat_map(Source::tensors);
+        let last = tensors.filter_map(|tensor| layer(&tensor.name)).max();
+        let image = PerceiverResamplerConfig::new(queries, input, width, output)
+            .with_depth(last.map_or(0, |last| last.saturating_add(1)))
             .with_heads(inner / head_dim)
             .with_head_dim(head_dim);
+        let Self {
+            tokenizer,
+            detokenizer,
+            text,
+        } = self.clone();
+        let DetokenizerConfig { unet, vae, .. } = detokenizer;
+        let sizes = DynamiCrafterConfig::new(tokenizer.vision, text, image, unet, vae);
+        sizes
+            .check_sizes()
+            .map_err(|error| refused(format!("describes an invalid configuration ({error})")))?;
         Ok(sizes)
     }
 }
