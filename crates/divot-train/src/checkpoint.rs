@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::optim::{AdamWState, AdaptiveMomentumState, DynState};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use divot::weights::{SafetensorsWriter, Source, TensorSpec, Weights};
+use divot::weights::{SafetensorsWriter, Source, TensorSpec, Weights, WeightsError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -230,28 +230,10 @@ pub(crate) fn save<M: Module>(
         .tempdir_in(&folder)
         .map_err(failed)?;
 
-    let Contents {
-        state,
-        model,
-        names,
-        average,
-        optimizer,
-    } = contents;
-    let name = format!("{PREFIX}{:08}", state.step);
+    let name = format!("{PREFIX}{:08}", contents.state.step);
     // Not the temporary folder itself, which nobody but its owner may read.
     let made = staging.path().join(&name);
-    fs::create_dir(&made).map_err(failed)?;
-    parameters::save(&made.join(WEIGHTS), *model, names)?;
-    if let Some(average) = average {
-        parameters::save(&made.join(AVERAGE), &average.model, names)?;
-    }
-    save_optimizer(&made.join(OPTIMIZER), optimizer, names)?;
-    let text = serde_json::to_string_pretty(state).unwrap_or_default();
-    let written = File::create(made.join(STATE)).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    written.map_err(failed)?;
+    write(&made, contents).map_err(|error| unwritten(&folder, contents.state.step, error))?;
 
     let place = folder.join(&name);
     if place.exists() {
@@ -267,6 +249,7 @@ pub(crate) fn save<M: Module>(
     drop(staging);
 
     let saved = all(run)?;
+    let state = contents.state;
     let best = state.best.map(|(_, step)| step);
     let old = saved.len().saturating_sub(keep.max(1));
     for checkpoint in &saved[..old] {
@@ -279,6 +262,47 @@ pub(crate) fn save<M: Module>(
         folder: place,
         step: state.step,
     })
+}
+
+/// Writes the files of a checkpoint into a new folder.
+fn write<M: Module>(folder: &Path, contents: &Contents<'_, M>) -> Result<()> {
+    let Contents {
+        state,
+        model,
+        names,
+        average,
+        optimizer,
+    } = contents;
+    fs::create_dir(folder).map_err(|error| Error::io(folder, error))?;
+    parameters::save(&folder.join(WEIGHTS), *model, names)?;
+    if let Some(average) = average {
+        parameters::save(&folder.join(AVERAGE), &average.model, names)?;
+    }
+    save_optimizer(&folder.join(OPTIMIZER), optimizer, names)?;
+    let path = folder.join(STATE);
+    let text = serde_json::to_string_pretty(state).unwrap_or_default();
+    let written = File::create(&path).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|error| Error::io(&path, error))
+}
+
+/// What is said of a checkpoint that cannot be written. The file that failed has a temporary name and is gone, so
+/// the folder is named.
+fn unwritten(folder: &Path, step: usize, error: Error) -> Error {
+    let reason = match &error {
+        Error::Io { source, .. }
+        | Error::Model(divot::Error::Weights(WeightsError::Io { source, .. })) => source.kind(),
+        _ => return error,
+    };
+    Error::run(
+        folder,
+        format!(
+            "the checkpoint of step {step} cannot be written ({reason}), and those before it stand"
+        ),
+        "free some space or mend the disk, and resume",
+    )
 }
 
 /// Removes what an interrupted save left.

@@ -10,7 +10,7 @@ use divot::data::dataset::{Batch, Loader, LoaderConfig, MixedSource, Sample, Sou
 use divot::data::{contact_sheet, encode_png};
 use divot::peak_device_memory;
 
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, Start, State};
 use crate::error::{Error, Result};
 use crate::objective::Shown;
 use crate::recipe::{DataSettings, Recipe};
@@ -69,6 +69,7 @@ pub fn run(
 ) -> Result<State> {
     let settings = &recipe.settings;
     let _lock = Lock::new(folder)?;
+    check_starts(recipe, folder)?;
     checkpoint::clean(folder);
     let resumed = resumable(recipe, folder, options)?;
     let mut trainer = Trainer::new(recipe, device)?;
@@ -278,6 +279,26 @@ fn validation_set(recipe: &Recipe, options: &RunOptions) -> Result<Vec<(usize, V
     let batches = loader.take(settings.validation.batches);
     let batches = batches.map(|batch| batch.map(|batch| (batch.source, batch.samples)));
     Ok(batches.collect::<Result<_, _>>()?)
+}
+
+/// Refuses parts that start from the run's own folder: whoever starts from the run would look there for ever.
+fn check_starts(recipe: &Recipe, folder: &Path) -> Result<()> {
+    let own = folder.canonicalize();
+    let own = own.map_err(|error| Error::io(folder, error))?;
+    for Start { part, folder } in &recipe.start {
+        if let Some(folder) = folder
+            && folder.canonicalize().is_ok_and(|folder| folder == own)
+        {
+            return Err(Error::Setting {
+                setting: format!("model.start.{part:?}"),
+                problem: format!(
+                    "{} is the run's own folder; resume the run, or name another folder",
+                    folder.display()
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The checkpoint that a run goes on from.
