@@ -232,7 +232,10 @@ impl Hostile {
             |name: &str, content: &[u8]| fs::write(shards.join(name), content).expect("a file");
 
         let climbing = ["../../../outside", "/divot-outside", "a/../../b"];
-        write("climbing.tar", &archive(&climbing, &[b"x"; 3], &bytes));
+        write(
+            "climbing.tar",
+            &archive(&climbing, &[b"x" as &[u8]; 3], &bytes),
+        );
         let captions: [&[u8]; 4] = [
             b"{\"caption\": \"a\", \"caption\": \"b\"}",
             b"{\"caption\"",
@@ -243,7 +246,7 @@ impl Hostile {
             "captions.tar",
             &archive(&["0", "1", "2", "3"], &captions, &bytes),
         );
-        let three = archive(&["0", "1", "2"], &[b"x"; 3], &bytes);
+        let three = archive(&["0", "1", "2"], &[b"x" as &[u8]; 3], &bytes);
         // Within the last picture.
         let end = (three.len() - 1024) / 3 * 2 + 600;
         write("truncated.tar", &three[..end]);
@@ -271,7 +274,7 @@ impl Hostile {
         let mut looping = looping.into_inner().expect("an archive");
         // Without its end.
         looping.truncate(looping.len() - 1024);
-        looping.extend(archive(&["a", "d"], &[b"x"; 2], &bytes));
+        looping.extend(archive(&["a", "d"], &[b"x" as &[u8]; 2], &bytes));
         write("looping.tar", &looping);
     }
 }
