@@ -28,6 +28,8 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const PREFIX: &str = "step-";
 const PARTIAL: &str = ".partial-";
+/// What to do about a damaged file.
+const GO_BACK: &str = "remove this checkpoint's folder to go on from the one before it";
 /// Key of the optimiser's file under which its step counts are.
 const TIMES: &str = "times";
 
@@ -124,13 +126,23 @@ impl Checkpoint {
     /// If the file is missing or damaged.
     pub fn state(&self) -> Result<State> {
         let path = self.folder.join(STATE);
-        let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
-        serde_json::from_str(&text).map_err(|error| {
-            Error::run(
-                &path,
-                format!("is damaged ({error})"),
-                "remove this checkpoint's folder to go on from the one before it",
-            )
+        let damaged = |what: String| Error::run(&path, format!("is damaged: {what}"), GO_BACK);
+        let text = fs::read_to_string(&path).map_err(|error| damaged(error.to_string()))?;
+        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// Opens one of its files with tensors.
+    ///
+    /// # Errors
+    /// If it is missing or damaged.
+    pub(crate) fn source(&self, path: &Path) -> Result<Source> {
+        Source::open(path).map_err(|error| {
+            let what = match error {
+                WeightsError::File { problem, .. } => problem,
+                WeightsError::Io { source, .. } => source.to_string(),
+                other => return other.into(),
+            };
+            Error::run(path, format!("is damaged: {what}"), GO_BACK)
         })
     }
 
@@ -139,7 +151,7 @@ impl Checkpoint {
     /// # Errors
     /// If a file is damaged, or the model has other trained parameters.
     pub(crate) fn load<M: Module>(&self, path: &Path, model: M, names: &[Named]) -> Result<M> {
-        let source = Source::open(path)?;
+        let source = self.source(path)?;
         let own = |name: &str| Some(name.to_owned());
         let (model, filled) = parameters::load(&source, model, own, DType::F32)?;
         let expected = names.iter().map(|(name, _)| name);
@@ -169,13 +181,8 @@ impl Checkpoint {
         device: &Device,
     ) -> Result<()> {
         let path = self.folder.join(OPTIMIZER);
-        let damaged = |what: String| {
-            Error::run(
-                &path,
-                format!("is damaged: {what}"),
-                "remove this checkpoint's folder to go on from the one before it",
-            )
-        };
+        let damaged = |what: String| Error::run(&path, format!("is damaged: {what}"), GO_BACK);
+        let source = self.source(&path)?;
         let notes = Weights::open(&path)?;
         let times = notes.metadata().get(TIMES).map_or("", String::as_str);
         let times: BTreeMap<String, usize> =
@@ -183,7 +190,6 @@ impl Checkpoint {
         if times.is_empty() {
             return Ok(());
         }
-        let source = Source::open(&path)?;
         for (name, time) in times {
             let shape = names.iter().find(|(known, _)| *known == name);
             let shape = shape.map(|(_, shape)| shape);

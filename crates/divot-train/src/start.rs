@@ -30,9 +30,13 @@ pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<
     let mut filled = BTreeSet::new();
     for start in &starts {
         if let Some(folder) = &start.folder {
-            let (next, paths) = fill_part(&start.part, folder, 0, model, frozen)?;
-            model = next;
-            filled.extend(paths);
+            let mut found = Vec::new();
+            find(&start.part, folder, 0, &mut found)?;
+            for (part, held) in &found {
+                let (next, paths) = held.fill(part, model, frozen)?;
+                model = next;
+                filled.extend(paths);
+            }
         }
     }
     let paths = parameters::paths(&model);
@@ -60,14 +64,9 @@ pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<
     Ok(model)
 }
 
-/// Fills a part of the model as far as a folder has it. Returns the paths that were filled.
-fn fill_part(
-    part: &str,
-    folder: &Path,
-    depth: usize,
-    mut model: Model,
-    frozen: DType,
-) -> Result<(Model, Vec<String>)> {
+/// Finds the files that a part is filled from, as far as a folder leads to them, each with the part that it
+/// fills; later ones count.
+fn find(part: &str, folder: &Path, depth: usize, found: &mut Vec<(String, Held)>) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(Error::run(
             folder,
@@ -75,9 +74,7 @@ fn fill_part(
             "export it, and start from what was exported",
         ));
     }
-    let mut filled = Vec::new();
-    let newest = checkpoint::newest(folder)?;
-    let sources = match &newest {
+    let sources = match checkpoint::newest(folder)? {
         Some(newest) => {
             // What the run had frozen is where it came from.
             for start in newest.state()?.start {
@@ -87,33 +84,19 @@ fn fill_part(
                     false => continue,
                 };
                 if let Some(folder) = &start.folder {
-                    let (next, paths) = fill_part(part, folder, depth + 1, model, frozen)?;
-                    model = next;
-                    filled.extend(paths);
+                    find(part, folder, depth + 1, found)?;
                 }
             }
             vec![Held {
-                source: Source::open(&newest.weights())?,
+                source: newest.source(&newest.weights())?,
                 name: "",
                 path: "",
             }]
         }
         None => parts(folder)?,
     };
-    for held in sources {
-        let Some(root) = held.root(part) else {
-            continue;
-        };
-        let own = |name: &str| {
-            let path = held.path(name)?;
-            let rest = path.strip_prefix(&root)?;
-            is_below(&path, &root).then(|| format!("{part}{rest}"))
-        };
-        let (next, paths) = parameters::load(&held.source, model, own, frozen)?;
-        model = next;
-        filled.extend(paths);
-    }
-    Ok((model, filled))
+    found.extend(sources.into_iter().map(|held| (part.to_owned(), held)));
+    Ok(())
 }
 
 /// A network that a folder holds.
@@ -126,6 +109,19 @@ struct Held {
 }
 
 impl Held {
+    /// Fills a part of the model as far as the network has it. Returns the paths that were filled.
+    fn fill(&self, part: &str, model: Model, frozen: DType) -> Result<(Model, Vec<String>)> {
+        let Some(root) = self.root(part) else {
+            return Ok((model, Vec::new()));
+        };
+        let own = |name: &str| {
+            let path = self.path(name)?;
+            let rest = path.strip_prefix(&root)?;
+            is_below(&path, &root).then(|| format!("{part}{rest}"))
+        };
+        parameters::load(&self.source, model, own, frozen)
+    }
+
     /// The path of a tensor in a model, if it is the network's.
     fn path(&self, name: &str) -> Option<String> {
         let rest = match self.name {
