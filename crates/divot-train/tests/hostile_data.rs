@@ -93,7 +93,7 @@ fn everything(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         } else if path.is_dir() {
             found.extend(everything(&path));
             found.insert(path, Vec::new());
-        } else if !path.file_stem().is_some_and(|name| name == "gone") {
+        } else if path.file_stem().is_none_or(|name| name != "gone") {
             let content = fs::read(&path).expect("a file");
             found.insert(path, content);
         }
