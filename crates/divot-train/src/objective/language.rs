@@ -178,24 +178,12 @@ impl Objective for Language {
             }
         }
         let left_out = samples.len() - rows.len();
-        let learned = rows
-            .iter()
-            .flat_map(|row| row.labels.iter().skip(1).flatten());
-        let features = rows.iter().map(|row| row.outputs.len());
-        let counts = vec![learned.count(), features.sum()];
         let frames = batch::clips(&used, &device)?;
-        let clips: Vec<usize> = used.iter().map(|sample| sample.clips.len()).collect();
-        // For a head that adds noise itself.
-        let mut noise = draws.other(0);
+        let clips = used.iter().map(|sample| sample.clips.len()).collect();
+        let features = move |model: &Model| tokenize(model.tokenizer(), frames);
         Ok(Prepared {
-            counts,
             left_out,
-            losses: Box::new(move |model: &Model| {
-                let features = tokenize(model.tokenizer(), frames);
-                let batch = with_features(rows, &clips, &features);
-                let losses = model.llm().forward(&batch, model.dtype, &mut noise);
-                vec![losses.lm.sum, losses.head.sum]
-            }),
+            ..Self::prepared(rows, clips, features, draws.other(0))
         })
     }
 
@@ -231,6 +219,31 @@ impl Objective for Language {
 }
 
 impl Language {
+    /// What [`prepare`](Objective::prepare) returns for rows. `clips` says how many clips each has, `features`
+    /// gives the tokens of all of them, `[clips, tokens, width]`, and `noise` is for a head that adds noise
+    /// itself.
+    pub fn prepared(
+        rows: Vec<Sequence>,
+        clips: Vec<usize>,
+        features: impl FnOnce(&Model) -> Tensor<3> + 'static,
+        mut noise: Noise,
+    ) -> Prepared {
+        let learned = rows
+            .iter()
+            .flat_map(|row| row.labels.iter().skip(1).flatten());
+        let predicted = rows.iter().map(|row| row.outputs.len());
+        let counts = vec![learned.count(), predicted.sum()];
+        Prepared {
+            counts,
+            left_out: 0,
+            losses: Box::new(move |model: &Model| {
+                let batch = with_features(rows, &clips, &features(model));
+                let losses = model.llm().forward(&batch, model.dtype, &mut noise);
+                vec![losses.lm.sum, losses.head.sum]
+            }),
+        }
+    }
+
     /// The tokens with the highest scores after a prompt, which shows the sample's first clips.
     fn continued(&self, model: &Model, prompt: &Prompt, sample: &Sample) -> Result<Vec<u32>> {
         let llm = model.llm();

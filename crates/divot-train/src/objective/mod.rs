@@ -21,7 +21,7 @@ pub use adaptation::Adaptation;
 pub use autoencoder::{Autoencoder, PixelError};
 pub use batch::{dense, sparse};
 pub use contrastive::Contrastive;
-pub use diffusion::{Diffusion, ShowClips};
+pub use diffusion::{Diffusion, Noisy, ShowClips};
 pub use language::{Language, LanguageTask, TaskKind};
 pub use stage0::Stage0;
 
