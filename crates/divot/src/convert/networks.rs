@@ -64,7 +64,9 @@ pub(super) fn plan<'a>(
         let released = Released::new(*network, layout);
         for spec in layout {
             let ours = spec.path.as_str();
-            let wanted = released.name(ours);
+            let name = format!("{}{ours}", network.prefix());
+            let mut spec = released.spec(spec);
+            let wanted = spec.path.clone();
             let source = sources
                 .iter()
                 .find_map(|source| names::find(source, &wanted));
@@ -79,15 +81,9 @@ pub(super) fn plan<'a>(
             if source.is_none() && !(part == Part::DynamiCrafter && ours.ends_with(".alpha")) {
                 missing.push(wanted.clone());
             }
-            let name = format!("{}{}", network.prefix(), spec.path);
             // Messages use the tensor's name in the source.
-            let mut spec = ParamSpec {
-                path: source.map_or(wanted, |source| source.name.clone()),
-                ..spec.clone()
-            };
-            if released.is_plain_matrix(ours) {
-                // It is already stored as [input, output], unlike a linear layer of PyTorch.
-                spec.container = String::new();
+            if let Some(source) = source {
+                spec.path.clone_from(&source.name);
             }
             let narrow = part == Part::DynamiCrafter
                 && *network == Network::Unet
