@@ -269,15 +269,15 @@ impl Released {
     /// Returns the shape of the released tensor. Conversion takes it with other axes of length one too.
     pub fn shape(&self, ours: &ParamSpec) -> Vec<usize> {
         let mut shape = self.spec(ours).pytorch_shape();
-        if self.network == Network::Unet {
-            let path = ours.path.as_str();
+        let path = ours.path.as_str();
+        match self.network {
             // Convolutions over time of one tap.
-            if path == "init_attn.proj_in.weight" || path == "init_attn.proj_out.weight" {
+            Network::Unet if path.starts_with("init_attn.proj_") && shape.len() == 2 => {
                 shape.push(1);
             }
-            if path.ends_with(".alpha") {
-                shape.clear();
-            }
+            Network::Unet if path.ends_with(".alpha") => shape.clear(),
+            Network::Text if path == "logit_scale" => shape.clear(),
+            _ => {}
         }
         shape
     }

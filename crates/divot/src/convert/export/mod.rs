@@ -36,8 +36,8 @@ pub struct Exported {
 ///
 /// Tensors have the released names and shapes, and the element type that the model is stored in. LoRA is
 /// merged. `torch.load` reads the `.bin` files, with `weights_only` too, and `transformers` reads the folders of
-/// language models and of the text tokenizer. [`Part::Llm`] gets the name of [`Part::Pretrained`]. `config.json`
-/// has the sizes, for [`ReleasedConfig::read`].
+/// language models and of the text tokenizer. A part `llm` gets the names of `llm-pretrained`. `config.json` has the
+/// sizes, for [`ReleasedConfig::read`](super::ReleasedConfig::read).
 ///
 /// One tensor is in memory at a time. Everything is written beside `to` and renamed when it is complete. An
 /// older export at `to` is replaced.
@@ -117,16 +117,16 @@ fn check_replaceable(to: &Path, known: &BTreeSet<PathBuf>) -> Result<()> {
     if !to.is_dir() {
         return refused("is no folder".to_owned());
     }
-    let Some(file) = foreign(to, Path::new(""), known)? else {
-        let config = fs::read(to.join(CONFIG)).unwrap_or_default();
-        let config: Value = serde_json::from_slice(&config).unwrap_or_default();
-        let is_empty = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_none());
-        return match config.get(OWN).is_some() || is_empty {
-            true => Ok(()),
-            false => refused("holds released files that are no export".to_owned()),
-        };
-    };
-    refused(format!("holds `{}`, which would be lost", file.display()))
+    if let Some(file) = foreign(to, Path::new(""), known)? {
+        return refused(format!("holds `{}`, which would be lost", file.display()));
+    }
+    let config = fs::read(to.join(CONFIG)).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&config).unwrap_or_default();
+    let is_empty = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_none());
+    match config.get(OWN).is_some() || is_empty {
+        true => Ok(()),
+        false => refused("holds released files that are no export".to_owned()),
+    }
 }
 
 /// Finds a file below `folder` that is not `known`. Only folders with known files are looked into.

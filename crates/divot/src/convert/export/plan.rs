@@ -22,9 +22,6 @@ use crate::weights::{
     ParamSpec, Source, SourceTensor, TensorSpec, WeightsError, module_layout, release_tensor,
 };
 
-/// The scale of CLIP's scores, of which the released file has the logarithm. Ours trains with it.
-const CLIP_SCALE: f32 = 100.0;
-
 /// What is written.
 #[derive(Default)]
 pub(super) struct Plan {
@@ -373,18 +370,14 @@ impl Plan {
         Ok(())
     }
 
-    /// Completes OpenCLIP's file, which has both towers.
+    /// Notes whether OpenCLIP's file lacks one of its two towers.
     fn open_clip(&mut self) {
         let path = Part::Clip.releases()[0].path;
-        let Some(tensors) = self.files.get_mut(path) else {
+        let Some(tensors) = self.files.get(path) else {
             return;
         };
         let vision = |tensor: &Planned| tensor.name.starts_with("visual.");
         let (has_vision, has_text) = (tensors.iter().any(vision), !tensors.iter().all(vision));
-        if has_text {
-            let scale = Planned::made("logit_scale", Vec::new(), vec![CLIP_SCALE.ln()]);
-            tensors.push(scale);
-        }
         let lacking = match (has_vision, has_text) {
             (true, true) => return,
             (true, false) => "text",
