@@ -80,7 +80,8 @@ impl Bench {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = divot();
         command.current_dir(self.dir.path()).args(arguments);
-        let takes_model = !["convert", "download", "completions", "info"].contains(&arguments[0]);
+        let takes_model =
+            !["convert", "export", "download", "completions", "info"].contains(&arguments[0]);
         if takes_model && !arguments.contains(&"--model") {
             command.arg("--model").arg(model());
         }

@@ -52,9 +52,13 @@ impl Arguments {
             false => ("folders", export(&self.run, &self.to, weights, &device)?),
             true => {
                 let exported = output.timed("export", |output| {
-                    let observe = |progress| output.observe(Event::Progress(progress));
-                    let exported = export_released(&self.run, &self.to, weights, &device, observe)?;
-                    Ok(exported)
+                    Ok(export_released(
+                        &self.run,
+                        &self.to,
+                        weights,
+                        &device,
+                        |progress| output.observe(Event::Progress(progress)),
+                    )?)
                 })?;
                 for note in &exported.notes {
                     output.note(note);
