@@ -24,7 +24,7 @@ fn captions(folder: &Path) -> PathBuf {
     let mut lines = String::new();
     for (number, sample) in samples(3, 32).iter().enumerate() {
         let name = format!("{number}.mp4");
-        write_mp4(&folder.join(&name), sample.clips[0].frames(), 8.0).expect("a clip is written");
+        write_mp4(folder.join(&name), sample.clips[0].frames(), 8.0).expect("a clip is written");
         lines += &format!("{{\"video\": \"{name}\", \"caption\": \"a square {number}\"}}\n");
     }
     let path = folder.join("captions.jsonl");

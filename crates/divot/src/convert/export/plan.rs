@@ -46,13 +46,8 @@ pub(super) struct Planned {
 enum Data {
     /// One of our tensors.
     Stored(SourceTensor),
-    /// A matrix with the product of LoRA merged: W + scale · A B.
-    Merged {
-        base: SourceTensor,
-        a: SourceTensor,
-        b: SourceTensor,
-        scale: f64,
-    },
+    /// W, A and B, from which W + scale · A B is computed.
+    Merged(Box<[SourceTensor; 3]>, f64),
     /// Values that the released files have and ours do not.
     Made(Vec<f32>),
 }
@@ -93,14 +88,16 @@ impl Planned {
         let data = match &self.data {
             Data::Stored(tensor) => tensor.read()?,
             // Ours are transposed, so that A takes the place of B.
-            Data::Merged { base, a, b, scale } => merge(base, b, a, *scale)?,
+            Data::Merged(matrices, scale) => {
+                let [base, a, b] = &**matrices;
+                merge(base, b, a, *scale)?
+            }
             Data::Made(values) => TensorData::new(values.clone(), self.spec.shape.clone()),
         };
         release_tensor(data, &self.spec, &self.shape, self.dtype).map_err(|error| {
             match &self.data {
-                Data::Stored(tensor) | Data::Merged { base: tensor, .. } => {
-                    error.in_file(&tensor.file)
-                }
+                Data::Stored(tensor) => error.in_file(&tensor.file),
+                Data::Merged(matrices, _) => error.in_file(&matrices[0].file),
                 Data::Made(_) => error,
             }
         })
@@ -293,12 +290,7 @@ impl Plan {
                         continue;
                     };
                     let scale = lora.alpha / lora.rank as f64;
-                    Data::Merged {
-                        base: tensor,
-                        a,
-                        b,
-                        scale,
-                    }
+                    Data::Merged(Box::new([tensor, a, b]), scale)
                 }
                 _ => Data::Stored(tensor),
             };
