@@ -18,7 +18,7 @@ mod trainer;
 pub use checkpoint::Start;
 pub use dry_run::{DryRun, Learning, dry_run};
 pub use error::{Error, Result};
-pub use export::{Weights, export};
+pub use export::{Weights, export, export_released};
 pub use model::{Model, ModelConfig, Network};
 pub use optimizer::{Optimizer, OptimizerConfig, gradient_norm};
 pub use parameters::{Count, count};

@@ -15,6 +15,7 @@ mod parts;
 pub mod pipeline;
 mod progress;
 mod save;
+mod staging;
 mod tokenizer;
 pub mod tokens;
 mod unconditional;

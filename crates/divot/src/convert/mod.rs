@@ -1,4 +1,4 @@
-//! Conversion of the released PyTorch checkpoints to ours, tensor by tensor.
+//! Conversion of the released PyTorch checkpoints to ours, tensor by tensor, and back.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -17,6 +17,8 @@
 //! # }
 //! ```
 
+mod decoder;
+mod export;
 mod job;
 mod llm;
 mod names;
@@ -24,6 +26,7 @@ mod networks;
 mod plan;
 mod released;
 
+pub use export::{Exported, export_released};
 pub use job::{Found, Job, Lora};
 pub use released::ReleasedConfig;
 

@@ -240,9 +240,35 @@ impl Released {
         sum.to_string()
     }
 
-    /// Returns whether a released tensor is a bare `[input, output]` matrix instead of a linear layer's.
-    pub fn is_plain_matrix(&self, path: &str) -> bool {
-        matches!(self.network, Network::Vision | Network::Text) && path == "proj.weight"
+    /// Returns our parameter with its released name as the path.
+    pub fn spec(&self, ours: &ParamSpec) -> ParamSpec {
+        // CLIP's projections are bare `[input, output]` matrices instead of a linear layer's.
+        let is_plain_matrix =
+            matches!(self.network, Network::Vision | Network::Text) && ours.path == "proj.weight";
+        ParamSpec {
+            path: self.name(&ours.path),
+            container: match is_plain_matrix {
+                true => String::new(),
+                false => ours.container.clone(),
+            },
+            shape: ours.shape.clone(),
+        }
+    }
+
+    /// Returns the shape of the released tensor. Conversion takes it with other axes of length one too.
+    pub fn shape(&self, ours: &ParamSpec) -> Vec<usize> {
+        let mut shape = self.spec(ours).pytorch_shape();
+        let path = ours.path.as_str();
+        match self.network {
+            // Convolutions over time of one tap.
+            Network::Unet if path.starts_with("init_attn.proj_") && shape.len() == 2 => {
+                shape.push(1);
+            }
+            Network::Unet if path.ends_with(".alpha") => shape.clear(),
+            Network::Text if path == "logit_scale" => shape.clear(),
+            _ => {}
+        }
+        shape
     }
 }
 

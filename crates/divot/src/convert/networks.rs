@@ -16,11 +16,11 @@ use crate::weights::{ParamSpec, Source, WeightsError, module_layout};
 
 /// A network of a part.
 pub(super) struct Piece {
-    network: Network,
+    pub network: Network,
     /// Its parameters.
-    layout: Vec<ParamSpec>,
+    pub layout: Vec<ParamSpec>,
     /// What is in front of their names in the part.
-    ours: &'static str,
+    pub ours: &'static str,
     /// What is in front of their released names.
     theirs: &'static str,
 }
@@ -115,7 +115,9 @@ pub(super) fn plan<'a>(
         let released = Released::new(*network, layout);
         for spec in layout {
             let ours = spec.path.as_str();
-            let wanted = format!("{theirs}{}", released.name(ours));
+            let name = format!("{prefix}{ours}");
+            let mut spec = released.spec(spec);
+            let wanted = format!("{theirs}{}", spec.path);
             let source = sources
                 .iter()
                 .find_map(|source| names::find(source, &wanted));
@@ -129,15 +131,9 @@ pub(super) fn plan<'a>(
             if source.is_none() && !(without_alpha && wanted.ends_with(ALPHA)) {
                 missing.push(wanted.clone());
             }
-            let name = format!("{prefix}{}", spec.path);
             // Messages use the tensor's name in the source.
-            let mut spec = ParamSpec {
-                path: source.map_or(wanted, |source| source.name.clone()),
-                ..spec.clone()
-            };
-            if released.is_plain_matrix(ours) {
-                // It is already stored as [input, output], unlike a linear layer of PyTorch.
-                spec.container = String::new();
+            if let Some(source) = source {
+                spec.path.clone_from(&source.name);
             }
             let narrow = part == Part::DynamiCrafter
                 && *network == Network::Unet

@@ -115,7 +115,7 @@ fn narrow_second_axis(data: TensorData, keep: usize) -> TensorData {
 }
 
 /// Computes W + scale · B A in f32, from `[output, input]`, `[output, rank]` and `[rank, input]`.
-fn merge(
+pub(super) fn merge(
     base: &SourceTensor,
     a: &SourceTensor,
     b: &SourceTensor,
