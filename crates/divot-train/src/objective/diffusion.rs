@@ -59,15 +59,33 @@ impl Objective for Diffusion {
     ) -> Result<Prepared> {
         let noisy = Noisy::draw(model, samples, draws, self.dropped)?;
         let device = noisy.clip.device();
+        let seen = Seen::first(samples, self.kl_weight.is_some(), &device)?;
+        Ok(self.prepared(model, seen, noisy, draws))
+    }
+
+    fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
+        let tokenizer = model.tokenizer();
+        self.show.clips(model, samples, |sample| {
+            let device = model.detokenizer().unet.conv_in.weight.device();
+            let variational = self.kl_weight.is_some();
+            let seen = Seen::first(std::slice::from_ref(sample), variational, &device)?;
+            Ok(seen.tokens(tokenizer))
+        })
+    }
+}
+
+impl Diffusion {
+    /// What [`prepare`](Objective::prepare) returns for given noise. `seen` is what the tokenizer's tokens are made of.
+    /// `draws` are for a variational tokenizer's tokens.
+    pub fn prepared(&self, model: &Model, mut seen: Seen, noisy: Noisy, draws: &Draws) -> Prepared {
         let variational = self.kl_weight.is_some();
-        let mut seen = Seen::first(samples, variational, &device)?;
         if noisy.any_dropped {
             seen = seen.keep(&noisy.kept, model.tokenizer());
         }
         // The divergence is per clip.
-        let counts = [Some(noisy.count()), variational.then_some(samples.len())];
+        let counts = [Some(noisy.count()), variational.then_some(noisy.timesteps.len())];
         let (draws, min_snr_gamma) = (*draws, self.min_snr_gamma);
-        Ok(Prepared {
+        Prepared {
             counts: counts.into_iter().flatten().collect(),
             left_out: 0,
             losses: Box::new(move |model: &Model| {
@@ -83,17 +101,7 @@ impl Objective for Diffusion {
                 let loss = noisy.loss(model, context, min_snr_gamma);
                 [loss].into_iter().chain(kl).collect()
             }),
-        })
-    }
-
-    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown> {
-        let tokenizer = model.tokenizer();
-        self.show.clips(model, samples, |sample| {
-            let device = model.detokenizer().unet.conv_in.weight.device();
-            let variational = self.kl_weight.is_some();
-            let seen = Seen::first(std::slice::from_ref(sample), variational, &device)?;
-            Ok(seen.tokens(tokenizer))
-        })
+        }
     }
 }
 
@@ -113,21 +121,30 @@ fn draw(tokenizer: &Tokenizer, seen: Seen, draws: &Draws) -> (Tensor<3>, Tensor<
 }
 
 /// Clips with the noise that is added to them.
-pub(super) struct Noisy {
+#[derive(Debug)]
+pub struct Noisy {
     /// The clips.
     pub clip: Clean,
     /// 0 where the condition is dropped, 1 elsewhere: `[batch, 1, 1]`.
     pub kept: Tensor<3>,
     /// Whether any condition is dropped.
     pub any_dropped: bool,
-    timesteps: Vec<usize>,
-    posterior: Tensor<5>,
-    noise: Tensor<5>,
+    /// A timestep for each clip.
+    pub timesteps: Vec<usize>,
+    /// Standard normal noise that the latents are drawn with, of their shape `[batch, channels, frames, h, w]`.
+    pub posterior: Tensor<5>,
+    /// Standard normal noise that is added to them, of the same shape.
+    pub noise: Tensor<5>,
 }
 
 impl Noisy {
     /// Draws timesteps, noise, and which conditions are `dropped`.
-    pub fn draw(model: &Model, samples: &[Sample], draws: &Draws, dropped: f64) -> Result<Self> {
+    pub(super) fn draw(
+        model: &Model,
+        samples: &[Sample],
+        draws: &Draws,
+        dropped: f64,
+    ) -> Result<Self> {
         let detokenizer = model.detokenizer();
         let device = detokenizer.unet.conv_in.weight.device();
         let channels = detokenizer.unet.conv_in.weight.dims()[1];
@@ -161,12 +178,17 @@ impl Noisy {
     }
 
     /// How many numbers the loss sums over.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.noise.shape().num_elements()
     }
 
     /// The sum of the loss, `[1]`, of clips with this context.
-    pub fn loss(self, model: &Model, context: Context, min_snr_gamma: Option<f64>) -> Tensor<1> {
+    pub(super) fn loss(
+        self,
+        model: &Model,
+        context: Context,
+        min_snr_gamma: Option<f64>,
+    ) -> Tensor<1> {
         let detokenizer = model.detokenizer();
         let batch = DiffusionBatch {
             latents: self.clip.latents(detokenizer, self.posterior),

@@ -18,7 +18,8 @@ pub(crate) const MEAN: &str = "mean";
 pub(crate) const LOGVAR: &str = "logvar";
 
 /// What video tokens are made of.
-pub(super) enum Seen {
+#[derive(Debug)]
+pub enum Seen {
     /// `[clips, 5, 3, height, width]`, in [-1, 1].
     Frames(Tensor<5>),
     /// `[clips, 5, patches, width]`.
@@ -124,7 +125,8 @@ impl Seen {
 }
 
 /// Clips whose latents are drawn.
-pub(super) enum Clean {
+#[derive(Debug)]
+pub enum Clean {
     /// `[clips, 3, frames, height, width]`, in [-1, 1].
     Frames(Tensor<5>),
     /// Mean and logarithm of the variance, `[clips, channels, frames, height, width]` each.
