@@ -7,20 +7,22 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use burn::module::{Module, ModuleVisitor, Param};
+use anyhow::{Context, Result, anyhow, ensure};
+use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, FloatDType, Gradients, Int, Tensor, TensorData};
 use clap::Args;
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, ReleasedConfig, convert};
 use divot::weights::Source;
-use divot::{Detokenizer, DetokenizerConfig, Tokenizer, TokenizerConfig};
+use divot::{
+    Detokenizer, DetokenizerConfig, GuidanceConfig, SamplingConfig, Tokenizer, TokenizerConfig,
+};
 use divot_data::sampling::{comprehend_indices, reconstruct_indices, tokenizer_indices};
 use divot_data::{Frame, Transform};
-use divot_unet::{
-    DdimConfig, Denoiser, DiffusionBatch, NoiseSchedule, NoiseScheduleConfig, Spacing,
-    diffusion_loss,
-};
+use divot_train::objective::{Clean, Diffusion, Draws, Noisy, Prepared, Seen, ShowClips};
+use divot_train::{Model, gradient_norm};
+use divot_unet::{DdimConfig, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing};
 use divot_vit::{TextTowerConfig, normalize, preprocess};
 use serde_json::Value;
 
@@ -503,8 +505,9 @@ impl Parity {
         let (mut tokenizer, _) = Tokenizer::load(&mut checkpoint)?;
         tokenizer.vision = tokenizer.vision.no_grad();
         let mut config: DetokenizerConfig = checkpoint.config(Part::Detokenizer)?;
-        // The fixture was computed in evaluation mode.
+        // The fixture was computed in evaluation mode, with one frame stride for all clips.
         config.unet.dropout = 0.0;
+        config.unet.default_fs = self.number("guidance", "fs")?;
         let detokenizer = checkpoint.load(Part::Detokenizer, config.init(&device))?;
 
         let z0 = self.tensor_on::<5>("train/z0", &device)?;
@@ -514,47 +517,49 @@ impl Parity {
             .iter()
             .map(|&t| t as usize)
             .collect();
-        let batch = timesteps.len();
         let schedule = NoiseSchedule::new(&config.schedule);
         let target = schedule.target(z0.clone(), noise.clone(), &timesteps);
         self.compare("train/v", target, self.limit)?;
 
+        let batch = timesteps.len();
         let frames = self.frames(&device)?.unsqueeze_dim::<5>(0);
         let [_, count, channels, height, width] = frames.dims();
         let frames = frames.expand([batch, count, channels, height, width]);
-        let context = detokenizer.context(tokenizer.tokenize(frames));
-        let fs = Tensor::<1>::full([batch], self.number("guidance", "fs")?, &device);
-        let batch = DiffusionBatch {
-            latents: z0,
-            noise,
+        // Latents that are drawn with no noise are the means.
+        let mean = z0 / detokenizer.vae.scale_factor;
+        let noisy = Noisy {
+            clip: Clean::Moments([mean.clone(), mean.zeros_like()]),
+            kept: Tensor::ones([batch, 1, 1], &device),
+            any_dropped: false,
             timesteps,
-            context: context.into(),
-            fs: Some(fs),
+            posterior: mean.zeros_like(),
+            noise,
         };
-        let loss = diffusion_loss(&detokenizer.unet, &schedule, batch, None).mean();
+        let objective = Diffusion {
+            dropped: 0.0,
+            min_snr_gamma: None,
+            kl_weight: None,
+            show: ShowClips {
+                sampling: SamplingConfig::new(),
+                guidance: GuidanceConfig::new(),
+            },
+        };
+        let draws = Draws {
+            seed: 0,
+            step: 0,
+            first: 0,
+        };
+        let model = Model {
+            tokenizer: Some(tokenizer),
+            detokenizer: Some(detokenizer),
+            ..Model::default()
+        };
+        let prepared = objective.prepared(&model, Seen::Frames(frames), noisy, &draws);
+        let [loss] = means(prepared, &model)?;
         self.compare("train/loss", loss.clone(), self.limit)?;
 
-        let gradients = loss.backward();
-        for (name, norm) in [
-            (
-                "train/grad_norm_unet",
-                gradient_norm(&detokenizer.unet, &gradients),
-            ),
-            (
-                "train/grad_norm_proj",
-                gradient_norm(&detokenizer.resampler, &gradients),
-            ),
-            (
-                "train/grad_norm_tokenizer",
-                gradient_norm(&tokenizer.resampler, &gradients),
-            ),
-        ] {
-            self.compare_values(name, vec![norm], self.limit)?;
-        }
-        ensure!(
-            gradient_norm(&tokenizer.vision, &gradients) == 0.0,
-            "the frozen vision tower has gradients"
-        );
+        let mut gradients = loss.backward();
+        let (tokenizer, detokenizer) = (model.tokenizer(), model.detokenizer());
         let perceiver = tokenizer.resampler.resampler.as_ref();
         let latents = perceiver
             .context("the tokenizer has no Perceiver")?
@@ -563,7 +568,19 @@ impl Parity {
         let gradient = latents
             .grad(&gradients)
             .context("the learned queries have no gradient")?;
-        self.compare("train/grad_resampler_latents", gradient, self.limit)
+        self.compare("train/grad_resampler_latents", gradient, self.limit)?;
+        for (name, norm) in [
+            ("unet", norm(&detokenizer.unet, &mut gradients)),
+            ("proj", norm(&detokenizer.resampler, &mut gradients)),
+            ("tokenizer", norm(&tokenizer.resampler, &mut gradients)),
+        ] {
+            self.compare_values(&format!("train/grad_norm_{name}"), vec![norm], self.limit)?;
+        }
+        ensure!(
+            norm(&tokenizer.vision, &mut gradients) == 0.0,
+            "the frozen vision tower has gradients"
+        );
+        Ok(())
     }
 
     /// Compares which frames are read from videos of different lengths and rates.
@@ -636,25 +653,19 @@ impl Parity {
     }
 }
 
-/// Returns the norm of all gradients of a module.
-fn gradient_norm<M: Module>(module: &M, gradients: &Gradients) -> f64 {
-    struct Squares<'a> {
-        gradients: &'a Gradients,
-        sum: f64,
-    }
-    impl ModuleVisitor for Squares<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if let Some(gradient) = param.val().grad(self.gradients) {
-                self.sum += gradient.square().sum().into_scalar::<f64>();
-            }
-        }
-    }
-    let mut squares = Squares {
-        gradients,
-        sum: 0.0,
-    };
-    module.visit(&mut squares);
-    squares.sum.sqrt()
+/// Takes the gradients of a module, and returns their norm.
+fn norm<M: Module>(module: &M, gradients: &mut Gradients) -> f64 {
+    gradient_norm(module, &GradientsParams::from_module(gradients, module))
+}
+
+/// The means of an objective's terms.
+fn means<const TERMS: usize>(prepared: Prepared, model: &Model) -> Result<[Tensor<1>; TERMS]> {
+    let Prepared { counts, losses, .. } = prepared;
+    let sums = losses(model).into_iter().zip(counts);
+    let means: Vec<Tensor<1>> = sums.map(|(sum, count)| sum / count as f64).collect();
+    let found = means.len();
+    let means = means.try_into();
+    means.map_err(|_| anyhow!("{found} terms where {TERMS} were expected"))
 }
 
 #[cfg(test)]

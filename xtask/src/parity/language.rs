@@ -11,12 +11,14 @@ use divot::convert::{Job, Lora, ReleasedConfig, convert};
 use divot::{Noise, OpenLlm, VideoLlm};
 use divot_gmm::{GaussianMixture, GmmConfig, SampleOptions};
 use divot_llm::{
-    Batch, Context, DivotLlm, KvCache, Layout, Medium, Prompt, Quantization, Role, Rules, Sequence,
+    Context, DivotLlm, KvCache, Layout, Medium, Prompt, Quantization, Role, Rules, Sequence,
     SequenceBuilder, Shown, TextSampling,
 };
+use divot_train::Model;
+use divot_train::objective::Language;
 use serde_json::Value;
 
-use super::{Parity, gradient_norm};
+use super::{Parity, means, norm};
 
 /// The element type of fixtures.
 const COMPUTED: DType = DType::F32;
@@ -190,7 +192,6 @@ impl Parity {
     fn agent(&self, section: &str) -> Result<()> {
         let device = self.device.clone().autodiff();
         let llm = self.load_llm(&device, None)?;
-        let model = &llm.model;
         let name = |tensor: &str| format!("{section}/{tensor}");
         let features = self.tensor_on::<4>(&name("video_embeds"), &device)?;
         let (ids, masks) = (
@@ -232,39 +233,54 @@ impl Parity {
             self.report(&name(tensor), &[ids.len(), length], wrong, 0.0);
         }
 
-        let batch = Batch {
-            sequences,
-            inputs: self.clips(&features, &name("embeds_cmp_mask"))?,
-            targets: self.clips(&features, &name("embeds_gen_mask"))?,
+        let (clips, features) = self.clips(&name, features)?;
+        let features = move |_: &Model| features;
+        let prepared = Language::prepared(sequences, clips, features, Noise::new(0));
+        let model = Model {
+            llm: Some(llm.model),
+            ..Model::default()
         };
-        let losses = model.forward(&batch, COMPUTED, &mut Noise::new(0));
-        let (lm, head) = (losses.lm.mean(), losses.head.mean());
+        let [lm, head] = means(prepared, &model)?;
         self.compare(&name("lm_loss"), lm.clone(), self.limit)?;
         self.compare(&name("gmm_loss"), head.clone(), self.limit)?;
 
-        let gradients = (lm + head).backward();
+        let mut gradients = (lm + head).backward();
+        let model = model.llm();
         for (part, norm) in [
-            ("input", gradient_norm(&model.input_proj, &gradients)),
-            ("llm", gradient_norm(&model.llm, &gradients)),
-            ("output", gradient_norm(&model.output_proj, &gradients)),
+            ("input", norm(&model.input_proj, &mut gradients)),
+            ("llm", norm(&model.llm, &mut gradients)),
+            ("output", norm(&model.output_proj, &mut gradients)),
         ] {
             self.compare_values(&name(&format!("grad_norm_{part}")), vec![norm], self.limit)?;
         }
         Ok(())
     }
 
-    /// Selects the clips that a mask of `[batch, clips]` marks. Returns `[marked, tokens, width]`.
-    fn clips(&self, features: &Tensor<4>, mask: &str) -> Result<Option<Tensor<3>>> {
-        let [batch, clips, tokens, width] = features.dims();
-        let all = features.clone().reshape([batch * clips, tokens, width]);
-        let marked: Vec<Tensor<3>> = self
-            .integers(mask)?
+    /// Selects the clips that rows read or predict from `[rows, clips, tokens, width]`. Returns how many each row
+    /// has, and all of them, `[selected, tokens, width]`.
+    fn clips(
+        &self,
+        name: impl Fn(&str) -> String,
+        features: Tensor<4>,
+    ) -> Result<(Vec<usize>, Tensor<3>)> {
+        let [rows, clips, tokens, width] = features.dims();
+        let all = features.reshape([rows * clips, tokens, width]);
+        let read = self.integers(&name("embeds_cmp_mask"))?;
+        let predicted = self.integers(&name("embeds_gen_mask"))?;
+        let marks: Vec<bool> = read
             .iter()
-            .enumerate()
-            .filter(|(_, mark)| **mark != 0)
+            .zip(&predicted)
+            .map(|(read, predicted)| *read != 0 || *predicted != 0)
+            .collect();
+        let counts = marks
+            .chunks(clips.max(1))
+            .map(|row| row.iter().filter(|mark| **mark).count());
+        let selected = marks.iter().enumerate().filter(|(_, mark)| **mark);
+        let selected: Vec<Tensor<3>> = selected
             .map(|(clip, _)| all.clone().narrow(0, clip, 1))
             .collect();
-        Ok((!marked.is_empty()).then(|| Tensor::cat(marked, 0)))
+        ensure!(!selected.is_empty(), "no row has a clip");
+        Ok((counts.collect(), Tensor::cat(selected, 0)))
     }
 
     /// Compares a greedy answer, with the cache and by reading everything again for each token.
