@@ -83,7 +83,10 @@ impl Diffusion {
             seen = seen.keep(&noisy.kept, model.tokenizer());
         }
         // The divergence is per clip.
-        let counts = [Some(noisy.count()), variational.then_some(noisy.timesteps.len())];
+        let counts = [
+            Some(noisy.count()),
+            variational.then_some(noisy.timesteps.len()),
+        ];
         let (draws, min_snr_gamma) = (*draws, self.min_snr_gamma);
         Prepared {
             counts: counts.into_iter().flatten().collect(),
