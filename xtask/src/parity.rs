@@ -662,7 +662,9 @@ fn norm<M: Module>(module: &M, gradients: &mut Gradients) -> f64 {
 fn means<const TERMS: usize>(prepared: Prepared, model: &Model) -> Result<[Tensor<1>; TERMS]> {
     let Prepared { counts, losses, .. } = prepared;
     let sums = losses(model).into_iter().zip(counts);
-    let means: Vec<Tensor<1>> = sums.map(|(sum, count)| sum / count as f64).collect();
+    // A term of no numbers is 0.
+    let mean = |(sum, count): (Tensor<1>, usize)| sum / count.max(1) as f64;
+    let means: Vec<Tensor<1>> = sums.map(mean).collect();
     let found = means.len();
     let means = means.try_into();
     means.map_err(|_| anyhow!("{found} terms where {TERMS} were expected"))
