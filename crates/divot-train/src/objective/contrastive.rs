@@ -1,11 +1,11 @@
 //! CLIP's objective, for models that do not start from OpenCLIP.
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor};
 use divot::data::dataset::Sample;
 use divot::vit::{BpeTokenizer, normalize, preprocess};
 
-use super::{Draws, Objective, Prepared, Shown, Term, captions, dense};
+use super::{Draws, Objective, Prepared, Shown, Term, captions, dense, text_ids};
 use crate::error::Result;
 use crate::model::{Model, Network};
 
@@ -53,12 +53,8 @@ impl Contrastive {
             .collect();
         let images: Tensor<4> = Tensor::cat(images, 0);
 
-        let texts = captions(samples)?;
-        let length = model.text().positional_embedding.dims()[0];
-        let ids = self.text.encode_batch(&texts, length);
-        let ids = ids.expect("the context length was checked with the sizes");
-        let ids = TensorData::new(ids.concat(), [samples.len(), length]);
-        Ok((images, Tensor::from_data(ids, &device)))
+        let ids = text_ids(&self.text, model, &captions(samples)?, &device);
+        Ok((images, ids))
     }
 }
 

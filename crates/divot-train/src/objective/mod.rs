@@ -10,10 +10,11 @@ mod language;
 mod stage0;
 mod stored;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use divot::Noise;
 use divot::data::Frame;
 use divot::data::dataset::{Sample, Text};
+use divot::vit::BpeTokenizer;
 
 use crate::error::{Error, Result};
 use crate::model::{Model, Network};
@@ -121,6 +122,20 @@ impl Draws {
     pub fn other(&self, index: usize) -> Noise {
         Noise::keyed([self.seed, self.step, self.first + index as u64, 1])
     }
+}
+
+/// The ids of texts for the model's text tower, `[texts, context_length]`.
+fn text_ids(
+    tokenizer: &BpeTokenizer,
+    model: &Model,
+    texts: &[&str],
+    device: &Device,
+) -> Tensor<2, Int> {
+    let length = model.text().positional_embedding.dims()[0];
+    let ids = tokenizer.encode_batch(texts, length);
+    let ids = ids.expect("the context length was checked with the sizes");
+    let data = TensorData::new(ids.concat(), [texts.len(), length]);
+    Tensor::from_data(data, device)
 }
 
 /// The captions of samples.

@@ -1,14 +1,14 @@
 //! Stage 0: the UNet learns to make video from a text and an image, as DynamiCrafter does, but without the
 //! image's latents beside the noise (paper, section 3.1.3; FACTS: "Where stage 0 starts").
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 use divot::data::dataset::Sample;
 use divot::unet::Context;
 use divot::vit::{BpeTokenizer, preprocess};
 
 use super::diffusion::Noisy;
 use super::stored::Clean;
-use super::{Draws, Objective, Prepared, Shown, Term, captions};
+use super::{Draws, Objective, Prepared, Shown, Term, captions, text_ids};
 use crate::error::{Error, Result};
 use crate::model::{Model, Network};
 
@@ -54,21 +54,8 @@ impl Stage0 {
         images: Tensor<4>,
         frames: usize,
     ) -> Context {
-        context(
-            model,
-            self.ids(model, texts, &images.device()),
-            images,
-            frames,
-        )
-    }
-
-    /// The tokens of texts, `[batch, context_length]`.
-    fn ids(&self, model: &Model, texts: &[&str], device: &Device) -> Tensor<2, Int> {
-        let length = model.text().positional_embedding.dims()[0];
-        let ids = self.text.encode_batch(texts, length);
-        let ids = ids.expect("the context length was checked with the sizes");
-        let data = TensorData::new(ids.concat(), [texts.len(), length]);
-        Tensor::from_data(data, device)
+        let ids = text_ids(&self.text, model, texts, &images.device());
+        context(model, ids, images, frames)
     }
 }
 
@@ -126,7 +113,7 @@ impl Objective for Stage0 {
             });
         }
         let images: Tensor<4> = Tensor::cat(images, 0);
-        let ids = self.ids(model, &texts, &images.device());
+        let ids = text_ids(&self.text, model, &texts, &images.device());
         let min_snr_gamma = self.min_snr_gamma;
         Ok(Prepared {
             counts: vec![noisy.count()],
