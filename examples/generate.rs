@@ -17,7 +17,6 @@ static ALLOCATOR: divot::Recycler = divot::Recycler;
 #[derive(Parser)]
 struct Arguments {
     /// What the video should show
-    #[arg(long, value_name = "TEXT")]
     caption: Option<String>,
     #[command(flatten)]
     output: ClipOutput,
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
         let pipeline = arguments.options.pipeline(output)?;
         let caption = arguments
             .caption
-            .context("no caption: say what the video should show with --caption")?;
+            .context("no caption: give a text that says what the video should show")?;
         let files = arguments.output.files(&[])?;
         let config = arguments.options.generation()?;
         let decoding = arguments.options.decoding(output)?;

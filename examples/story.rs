@@ -18,7 +18,6 @@ static ALLOCATOR: divot::Recycler = divot::Recycler;
 #[derive(Parser)]
 struct Arguments {
     /// What the story should be
-    #[arg(long, value_name = "TEXT")]
     instruction: Option<String>,
     /// Scenes at most
     #[arg(long, default_value_t = 3)]
@@ -35,7 +34,7 @@ fn main() -> ExitCode {
         let pipeline = arguments.options.pipeline(output)?;
         let instruction = arguments
             .instruction
-            .context("no instruction: say what the story should be with --instruction")?;
+            .context("no instruction: give a text that says what the story should be")?;
         story::check_folder(&arguments.output)?;
         let config = arguments.options.generation()?;
         let decoding = arguments.options.decoding(output)?;

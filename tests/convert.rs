@@ -10,7 +10,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, ReleasedConfig, convert};
 use divot::weights::{Saver, Source, TensorSpec, write_safetensors};
-use divot::{Detokenizer, DetokenizerConfig, Step, Tokenizer};
+use divot::{Detokenizer, DynamiCrafterConfig, Step, Tokenizer};
 
 /// Returns the folder of the parity fixture: the one that `DIVOT_FIXTURE` names, or the project's own.
 fn fixture() -> PathBuf {
@@ -244,22 +244,25 @@ fn nothing_to_convert() {
 }
 
 /// Imitates DynamiCrafter's checkpoint with the fixture's tensors: names start with `model.`, as in a
-/// `state_dict`; there are eight input channels, no alpha, and a separate image projection.
+/// `state_dict`; there are eight input channels, no alpha, a separate image projection, and CLIP's towers.
 #[test]
 fn dynamicrafter_becomes_a_start_with_four_channels() {
     let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
-    let released = Source::open(
-        &fixture.join("pretrained/Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin"),
-    )
-    .unwrap();
+    let open = |file: &str| Source::open(&fixture.join("pretrained").join(file)).unwrap();
+    let released = open("Divot_tokenizer_detokenizer/Divot_detokenizer_stage1.bin");
+    let clip = open("CLIP-ViT-H-14-laion2B-s32B-b79K/open_clip_pytorch_model.bin");
     let mut specs = Vec::new();
     let mut values = Vec::new();
-    for tensor in released.tensors() {
-        let renamed = match tensor.name.strip_prefix("diffusion_model.") {
-            Some(rest) => format!("model.diffusion_model.{rest}"),
-            None => tensor.name.clone(),
-        };
+    let unet = released.tensors().map(|tensor| match &tensor.name {
+        name if name.starts_with("diffusion_model.") => (format!("model.{name}"), tensor),
+        name => (name.clone(), tensor),
+    });
+    let towers = clip.tensors().map(|tensor| match &tensor.name {
+        name if name.starts_with("visual.") => (format!("embedder.model.{name}"), tensor),
+        name => (format!("cond_stage_model.model.{name}"), tensor),
+    });
+    for (renamed, tensor) in unet.chain(towers) {
         if renamed.ends_with(".alpha") {
             continue;
         }
@@ -296,24 +299,34 @@ fn dynamicrafter_becomes_a_start_with_four_channels() {
     assert!(!report.defaulted.is_empty());
     assert!(report.defaulted.iter().all(|name| name.ends_with(".alpha")));
 
-    // The result is a de-tokenizer of four channels, with the fixture's weights.
+    // The UNet has four channels, and all networks have the fixture's weights.
     assert_eq!(report.folder, to.path().join("dynamicrafter"));
-    let device = Device::default();
-    let mut checkpoint = Checkpoint::new(to.path(), &device);
-    let config: DetokenizerConfig = checkpoint.config(Part::DynamiCrafter).unwrap();
-    let detokenizer = config.init(&device);
-    let detokenizer: Detokenizer = checkpoint.load(Part::DynamiCrafter, detokenizer).unwrap();
+    assert_eq!(report.narrowed, ["unet.conv_in.weight"]);
+    assert!(report.to_string().contains("unet.conv_in.weight"));
+    let checkpoint = Checkpoint::new(to.path(), &Device::default());
+    let config: DynamiCrafterConfig = checkpoint.config(Part::DynamiCrafter).unwrap();
     assert_eq!(config.unet.in_channels, 4);
-    let ours = detokenizer.unet.conv_in.weight.val().into_data();
-    let theirs = released
-        .get("diffusion_model.input_blocks.0.0.weight")
-        .unwrap()
-        .read()
-        .unwrap();
-    assert_eq!(
-        ours.iter::<f32>().collect::<Vec<_>>(),
-        theirs.iter::<f32>().collect::<Vec<_>>()
-    );
+    let converted = Source::open(&report.folder.join("model.safetensors")).unwrap();
+    for (ours, source, theirs) in [
+        (
+            "unet.conv_in.weight",
+            &released,
+            "diffusion_model.input_blocks.0.0.weight",
+        ),
+        (
+            "vae.quant_conv.bias",
+            &released,
+            "first_stage_model.quant_conv.bias",
+        ),
+        ("image.latents", &released, "image_proj_model.latents"),
+        ("vision.class_embedding", &clip, "visual.class_embedding"),
+        ("text.positional_embedding", &clip, "positional_embedding"),
+    ] {
+        let numbers = |source: &Source, name: &str| -> Vec<f32> {
+            source.get(name).unwrap().read().unwrap().iter().collect()
+        };
+        assert_eq!(numbers(&converted, ours), numbers(source, theirs), "{ours}");
+    }
 }
 
 /// The same weights in half precision give nearly the same tokens, context and prediction.

@@ -79,7 +79,7 @@ fn describe_answers() {
 #[test]
 fn generate_writes_a_clip() {
     let bench = Bench::new();
-    bench.works("generate", &["--caption", "a dog", "--dtype", "q8"]);
+    bench.works("generate", &["a dog", "--dtype", "q8"]);
     let video = Video::open(bench.dir.path().join("out.mp4")).unwrap();
     assert_eq!(video.info().frames, 16);
     assert!(bench.dir.path().join("out.png").exists());
@@ -88,7 +88,7 @@ fn generate_writes_a_clip() {
 #[test]
 fn story_writes_scenes() {
     let bench = Bench::new();
-    let arguments = ["--instruction", "a dog", "--scenes", "1", "--output", "dog"];
+    let arguments = ["a dog", "--scenes", "1", "--output", "dog"];
     bench.works("story", &arguments);
     let folder = bench.dir.path().join("dog");
     let page = fs::read_to_string(folder.join("story.md")).unwrap();
@@ -107,8 +107,8 @@ fn what_is_wrong_takes_one_line() {
         ("generate", &[], "convert-weights"),
         ("story", &[], "convert-weights"),
         ("describe", &model, "--input"),
-        ("generate", &model, "--caption"),
-        ("story", &model, "--instruction"),
+        ("generate", &model, "what the video should show"),
+        ("story", &model, "what the story should be"),
         (
             "describe",
             &["--model", "empty", "--input", "clip.mp4"],
@@ -116,14 +116,10 @@ fn what_is_wrong_takes_one_line() {
         ),
         (
             "generate",
-            &["--model", "empty", "--caption", "a dog"],
+            &["--model", "empty", "a dog"],
             "no language model",
         ),
-        (
-            "story",
-            &["--model", "empty", "--instruction", "a dog"],
-            "no language model",
-        ),
+        ("story", &["--model", "empty", "a dog"], "no language model"),
         (
             "describe",
             &["--model", "model", "--input", "no.mp4"],

@@ -80,7 +80,8 @@ impl Bench {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = divot();
         command.current_dir(self.dir.path()).args(arguments);
-        let takes_model = !["convert", "download", "completions", "info"].contains(&arguments[0]);
+        let takes_model =
+            !["convert", "export", "download", "completions", "info"].contains(&arguments[0]);
         if takes_model && !arguments.contains(&"--model") {
             command.arg("--model").arg(model());
         }
@@ -734,6 +735,39 @@ fn info_says_what_there_is() {
         (&object["fps"], &object["codec"]),
         (&10.0.into(), &"h264".into())
     );
+}
+
+#[test]
+fn a_model_is_exported_under_the_released_names_and_converted_again() {
+    let bench = Bench::new();
+    let model = model().to_str().unwrap();
+    let exported = bench.json(&["export", model, "--to", "released", "--released"]);
+    let files = exported["files"].as_array().unwrap();
+    assert_eq!(files.len(), 5, "{exported}");
+    assert_eq!(
+        files[4],
+        "released/Divot_tokenizer_detokenizer/Divot_tokenizer.bin"
+    );
+    assert_eq!(exported["notes"].as_array().unwrap().len(), 0, "{exported}");
+    let sizes = "released/config.json";
+    bench.json(&[
+        "convert", "--from", "released", "--config", sizes, "--to", "again",
+    ]);
+    for part in ["tokenizer", "detokenizer", "clip", "llm-generation"] {
+        let file = format!("{part}/model.safetensors");
+        let again = bench.bytes(&format!("again/{file}"));
+        assert!(
+            again == fs::read(Path::new(model).join(file)).unwrap(),
+            "{part}"
+        );
+    }
+    let refused = bench.refused(&["export", model, "--to", "again", "--released"]);
+    assert!(
+        refused.contains("again") && refused.contains("lost"),
+        "{refused}"
+    );
+    let refused = bench.refused(&["export", "nowhere", "--to", "new", "--released"]);
+    assert!(refused.contains("nowhere"), "{refused}");
 }
 
 #[test]

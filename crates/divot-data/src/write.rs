@@ -206,14 +206,30 @@ pub fn write_gif(path: impl AsRef<Path>, frames: &[Frame], fps: f64) -> Result<(
 /// # Errors
 /// [`Error::Write`] when the target cannot be written.
 pub fn write_png(path: impl AsRef<Path>, frame: &Frame) -> Result<()> {
-    atomically(path.as_ref(), |file| {
-        let mut encoder = png::Encoder::new(file, frame.width as u32, frame.height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.add_text_chunk(SOFTWARE.into(), PROGRAM.into())?;
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&frame.rgb)?;
-        Ok(writer.finish()?)
-    })
+    atomically(path.as_ref(), |file| write_png_to(file, frame))
+}
+
+/// Returns the bytes of the file that [`write_png`] writes.
+///
+/// # Errors
+/// [`Error::Argument`] when the frame has no pixels.
+pub fn encode_png(frame: &Frame) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match write_png_to(&mut bytes, frame) {
+        Ok(()) => Ok(bytes),
+        Err(error) => Err(Error::Argument(format!(
+            "a picture that cannot be encoded ({error}); give a frame with pixels"
+        ))),
+    }
+}
+
+fn write_png_to(file: impl Write, frame: &Frame) -> io::Result<()> {
+    let mut encoder = png::Encoder::new(file, frame.width as u32, frame.height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.add_text_chunk(SOFTWARE.into(), PROGRAM.into())?;
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&frame.rgb)?;
+    Ok(writer.finish()?)
 }
 
 /// Keyword of the PNG text that names the program.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::optim::{AdamWState, AdaptiveMomentumState, DynState};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use divot::weights::{SafetensorsWriter, Source, TensorSpec, Weights};
+use divot::weights::{SafetensorsWriter, Source, TensorSpec, Weights, WeightsError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -28,6 +28,8 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const PREFIX: &str = "step-";
 const PARTIAL: &str = ".partial-";
+/// What to do about a damaged file.
+const GO_BACK: &str = "remove this checkpoint's folder to go on from the one before it";
 /// Key of the optimiser's file under which its step counts are.
 const TIMES: &str = "times";
 
@@ -124,13 +126,23 @@ impl Checkpoint {
     /// If the file is missing or damaged.
     pub fn state(&self) -> Result<State> {
         let path = self.folder.join(STATE);
-        let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
-        serde_json::from_str(&text).map_err(|error| {
-            Error::run(
-                &path,
-                format!("is damaged ({error})"),
-                "remove this checkpoint's folder to go on from the one before it",
-            )
+        let damaged = |what: String| Error::run(&path, format!("is damaged: {what}"), GO_BACK);
+        let text = fs::read_to_string(&path).map_err(|error| damaged(error.to_string()))?;
+        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// Opens one of its files with tensors.
+    ///
+    /// # Errors
+    /// If it is missing or damaged.
+    pub(crate) fn source(&self, path: &Path) -> Result<Source> {
+        Source::open(path).map_err(|error| {
+            let what = match error {
+                WeightsError::File { problem, .. } => problem,
+                WeightsError::Io { source, .. } => source.to_string(),
+                other => return other.into(),
+            };
+            Error::run(path, format!("is damaged: {what}"), GO_BACK)
         })
     }
 
@@ -139,8 +151,9 @@ impl Checkpoint {
     /// # Errors
     /// If a file is damaged, or the model has other trained parameters.
     pub(crate) fn load<M: Module>(&self, path: &Path, model: M, names: &[Named]) -> Result<M> {
-        let source = Source::open(path)?;
-        let (model, filled) = parameters::load(&source, model, |name| Some(name.to_owned()))?;
+        let source = self.source(path)?;
+        let own = |name: &str| Some(name.to_owned());
+        let (model, filled) = parameters::load(&source, model, own, DType::F32)?;
         let expected = names.iter().map(|(name, _)| name);
         match expected.clone().eq(&filled) && source.tensors().len() == filled.len() {
             true => Ok(model),
@@ -168,13 +181,8 @@ impl Checkpoint {
         device: &Device,
     ) -> Result<()> {
         let path = self.folder.join(OPTIMIZER);
-        let damaged = |what: String| {
-            Error::run(
-                &path,
-                format!("is damaged: {what}"),
-                "remove this checkpoint's folder to go on from the one before it",
-            )
-        };
+        let damaged = |what: String| Error::run(&path, format!("is damaged: {what}"), GO_BACK);
+        let source = self.source(&path)?;
         let notes = Weights::open(&path)?;
         let times = notes.metadata().get(TIMES).map_or("", String::as_str);
         let times: BTreeMap<String, usize> =
@@ -182,7 +190,6 @@ impl Checkpoint {
         if times.is_empty() {
             return Ok(());
         }
-        let source = Source::open(&path)?;
         for (name, time) in times {
             let shape = names.iter().find(|(known, _)| *known == name);
             let shape = shape.map(|(_, shape)| shape);
@@ -229,28 +236,10 @@ pub(crate) fn save<M: Module>(
         .tempdir_in(&folder)
         .map_err(failed)?;
 
-    let Contents {
-        state,
-        model,
-        names,
-        average,
-        optimizer,
-    } = contents;
-    let name = format!("{PREFIX}{:08}", state.step);
+    let name = format!("{PREFIX}{:08}", contents.state.step);
     // Not the temporary folder itself, which nobody but its owner may read.
     let made = staging.path().join(&name);
-    fs::create_dir(&made).map_err(failed)?;
-    parameters::save(&made.join(WEIGHTS), *model, names)?;
-    if let Some(average) = average {
-        parameters::save(&made.join(AVERAGE), &average.model, names)?;
-    }
-    save_optimizer(&made.join(OPTIMIZER), optimizer, names)?;
-    let text = serde_json::to_string_pretty(state).unwrap_or_default();
-    let written = File::create(made.join(STATE)).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    written.map_err(failed)?;
+    write(&made, contents).map_err(|error| unwritten(&folder, contents.state.step, error))?;
 
     let place = folder.join(&name);
     if place.exists() {
@@ -266,6 +255,7 @@ pub(crate) fn save<M: Module>(
     drop(staging);
 
     let saved = all(run)?;
+    let state = contents.state;
     let best = state.best.map(|(_, step)| step);
     let old = saved.len().saturating_sub(keep.max(1));
     for checkpoint in &saved[..old] {
@@ -278,6 +268,47 @@ pub(crate) fn save<M: Module>(
         folder: place,
         step: state.step,
     })
+}
+
+/// Writes the files of a checkpoint into a new folder.
+fn write<M: Module>(folder: &Path, contents: &Contents<'_, M>) -> Result<()> {
+    let Contents {
+        state,
+        model,
+        names,
+        average,
+        optimizer,
+    } = contents;
+    fs::create_dir(folder).map_err(|error| Error::io(folder, error))?;
+    parameters::save(&folder.join(WEIGHTS), *model, names)?;
+    if let Some(average) = average {
+        parameters::save(&folder.join(AVERAGE), &average.model, names)?;
+    }
+    save_optimizer(&folder.join(OPTIMIZER), optimizer, names)?;
+    let path = folder.join(STATE);
+    let text = serde_json::to_string_pretty(state).unwrap_or_default();
+    let written = File::create(&path).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|error| Error::io(&path, error))
+}
+
+/// What is said of a checkpoint that cannot be written. The file that failed has a temporary name and is gone, so
+/// the folder is named.
+fn unwritten(folder: &Path, step: usize, error: Error) -> Error {
+    let reason = match &error {
+        Error::Io { source, .. }
+        | Error::Model(divot::Error::Weights(WeightsError::Io { source, .. })) => source.kind(),
+        _ => return error,
+    };
+    Error::run(
+        folder,
+        format!(
+            "the checkpoint of step {step} cannot be written ({reason}), and those before it stand"
+        ),
+        "free some space or mend the disk, and resume",
+    )
 }
 
 /// Removes what an interrupted save left.

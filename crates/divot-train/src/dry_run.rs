@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use burn::tensor::Device;
-use divot::peak_memory;
+use divot::peak_device_memory;
 
 use crate::error::Result;
-use crate::parameters::{Count, count};
+use crate::model::Model;
+use crate::parameters::{Count, bytes, count};
 use crate::recipe::Recipe;
 use crate::run::{self, RunOptions};
 use crate::trainer::{StepReport, Trainer};
@@ -24,8 +25,41 @@ pub struct DryRun {
     pub seconds: f64,
     /// Seconds that reading the samples of a step took.
     pub reading: f64,
-    /// The most memory that the process had, in bytes, where the system tells.
+    /// Memory that the parameters and what learns them take, in bytes.
+    pub learning: Learning,
+    /// The most memory that was taken of the device, in bytes, where it tells. What it exceeds `learning` by are
+    /// activations, and on the CPU the program and the samples.
     pub memory: Option<u64>,
+}
+
+/// Memory of a model that learns, in bytes, without activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Learning {
+    /// All parameters, in the types that they are kept in.
+    pub parameters: u64,
+    /// A gradient for each trained parameter.
+    pub gradients: u64,
+    /// Two moments of each.
+    pub moments: u64,
+    /// The moving average of each, if there is one.
+    pub average: u64,
+}
+
+impl Learning {
+    fn of(model: &Model, average: bool) -> Self {
+        let (parameters, trained) = bytes(model);
+        Self {
+            parameters,
+            gradients: trained,
+            moments: 2 * trained,
+            average: if average { trained } else { 0 },
+        }
+    }
+
+    /// All of it.
+    pub fn sum(&self) -> u64 {
+        self.parameters + self.gradients + self.moments + self.average
+    }
 }
 
 /// Takes two steps of a recipe and measures the second. Nothing is written.
@@ -41,6 +75,7 @@ pub fn dry_run(recipe: &Recipe, device: &Device, options: &RunOptions) -> Result
         .collect();
     let mut trainer = Trainer::new(recipe, device)?;
     let parameters = count(trainer.model());
+    let learning = Learning::of(trainer.model(), settings.average.is_some());
     let mut loader = run::loader(sources, settings.seed, 0, None, options)?;
     let mut measured = None;
     for step in 0..2 {
@@ -59,6 +94,7 @@ pub fn dry_run(recipe: &Recipe, device: &Device, options: &RunOptions) -> Result
         report,
         seconds,
         reading,
-        memory: peak_memory(),
+        learning,
+        memory: peak_device_memory(device),
     })
 }

@@ -1,15 +1,20 @@
-//! A trained model in the folders that inference reads.
+//! A trained model in the folders that inference reads, or under the released files' names.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use divot::checkpoint::{Checkpoint, Part};
+use divot::Progress;
+use divot::checkpoint::{CONFIG, Checkpoint, Part};
+use divot::convert::{self, Exported};
+use divot::data::dataset::Format;
 use divot::language::TextTokenizer;
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::recipe::Recipe;
+use crate::objective::TaskKind;
+use crate::recipe::{ObjectiveSettings, Precision, Recipe};
 use crate::trainer::Trainer;
 
 /// Which of a run's parameters are exported.
@@ -33,56 +38,151 @@ pub enum Weights {
 pub fn export(run: &Path, to: &Path, weights: Weights, device: &Device) -> Result<Vec<PathBuf>> {
     let newest = checkpoint::newest(run)?
         .ok_or_else(|| Error::run(run, "holds no checkpoint", "name the folder of a run"))?;
-    let name = run.file_name().unwrap_or_default().to_string_lossy();
-    let recipe = Recipe::parse(newest.folder(), &name, &newest.state()?.recipe, &[])?;
-    let trainer = Trainer::new(&recipe, device)?.resume(&newest)?;
-    let model = match weights {
-        Weights::Best => trainer.evaluated(),
-        Weights::Last => trainer.learned(),
-    };
+    let run = Run::load(run, &newest, weights, device)?;
+    run.save(to, device, [Part::Detokenizer, Part::Llm])
+}
 
-    let Model {
-        tokenizer,
-        detokenizer,
-        llm,
-        ..
-    } = model;
-    let mut checkpoint = Checkpoint::new(to, device);
-    let mut written = Vec::new();
-    if let Some(tokenizer) = tokenizer {
-        let config = &recipe.model.tokenizer;
-        written.push(
-            checkpoint
-                .save(Part::Tokenizer, config, tokenizer, None)?
-                .folder,
-        );
+/// Writes the networks of a run's newest checkpoint, or those of a model's folder, under the released files'
+/// names ([`convert::export_released`]).
+///
+/// A run's language model is `Divot_sft_comp` if it learned comprehension only, `Divot_sft_gen` if it learned
+/// generation only, and `Divot_pretrain` otherwise. A de-tokenizer that was adapted is that of stage 2. The
+/// networks are written as by [`export`] first, into a hidden folder beside `to` that is removed at the end.
+///
+/// # Errors
+/// Those of [`export`] and of [`convert::export_released`].
+pub fn export_released(
+    from: &Path,
+    to: &Path,
+    weights: Weights,
+    device: &Device,
+    progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<Exported> {
+    let Some(newest) = checkpoint::newest(from)? else {
+        let is_model = Part::ALL
+            .iter()
+            .any(|part| part.folder(from).join(CONFIG).exists());
+        return match is_model {
+            true => Ok(convert::export_released(from, to, progress)?),
+            false => Err(Error::run(
+                from,
+                "holds neither a checkpoint nor a model",
+                "name the folder of a run or of a model",
+            )),
+        };
+    };
+    let run = Run::load(from, &newest, weights, device)?;
+    let parts = run.released_parts();
+    let beside = to.ancestors().skip(1).find(|folder| folder.is_dir());
+    let beside = beside.unwrap_or(Path::new("."));
+    let model = tempfile::Builder::new()
+        .prefix(".model-")
+        .tempdir_in(beside)
+        .map_err(|error| Error::io(beside, error))?;
+    run.save(model.path(), device, parts)?;
+    Ok(convert::export_released(model.path(), to, progress)?)
+}
+
+/// What a run trained.
+struct Run {
+    folder: PathBuf,
+    recipe: Recipe,
+    model: Model,
+}
+
+impl Run {
+    fn load(
+        folder: &Path,
+        newest: &checkpoint::Checkpoint,
+        weights: Weights,
+        device: &Device,
+    ) -> Result<Self> {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let mut recipe = Recipe::parse(newest.folder(), &name, &newest.state()?.recipe, &[])?;
+        // Frozen parts are exported as they were before training.
+        recipe.settings.precision = Precision::F32;
+        let trainer = Trainer::new(&recipe, device)?.resume(newest)?;
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            recipe,
+            model: match weights {
+                Weights::Best => trainer.evaluated(),
+                Weights::Last => trainer.learned(),
+            },
+        })
     }
-    if let Some(detokenizer) = detokenizer {
-        let config = &recipe.model.detokenizer;
-        written.push(
-            checkpoint
-                .save(Part::Detokenizer, config, detokenizer, None)?
-                .folder,
-        );
+
+    /// The parts of the released model that its de-tokenizer and its language model are.
+    fn released_parts(&self) -> [Part; 2] {
+        let settings = &self.recipe.settings;
+        let detokenizer = match settings.objective {
+            ObjectiveSettings::Adaptation { .. } => Part::AdaptedDetokenizer,
+            _ => Part::Detokenizer,
+        };
+        let mut tasks = settings.data.iter().map(|data| match data.source.format {
+            Format::Story => TaskKind::Generation,
+            Format::Questions => TaskKind::Comprehension,
+            _ => data.task.unwrap_or(match settings.objective {
+                ObjectiveSettings::Adaptation { .. } => TaskKind::Generation,
+                _ => TaskKind::Comprehension,
+            }),
+        });
+        let first = tasks.next();
+        let llm = match first {
+            Some(first) if tasks.any(|task| task != first) => Part::Pretrained,
+            Some(TaskKind::Generation) => Part::Generation,
+            _ => Part::Comprehension,
+        };
+        [detokenizer, llm]
     }
-    if let Some(mut llm) = llm {
-        llm.llm = llm.llm.merge_lora();
-        let config = recipe.model.llm.clone().with_lora(None);
-        let text = recipe.settings.model.text_tokenizer.as_deref();
-        let text = TextTokenizer::open(text.unwrap_or(Path::new("")))
-            .map_err(|error| Error::Model(divot::Error::Llm(error.into())))?;
-        written.push(
-            checkpoint
-                .save(Part::Llm, &config, llm, Some(&text))?
-                .folder,
-        );
-    }
-    match written.is_empty() {
-        false => Ok(written),
-        true => Err(Error::run(
-            run,
-            "trained a network that is no part of a model by itself",
-            "train a stage that starts from it, and export that",
-        )),
+
+    /// Writes the networks. The de-tokenizer and the language model become these parts.
+    fn save(
+        self,
+        to: &Path,
+        device: &Device,
+        [decoder, language]: [Part; 2],
+    ) -> Result<Vec<PathBuf>> {
+        let Self {
+            folder,
+            recipe,
+            model:
+                Model {
+                    tokenizer,
+                    detokenizer,
+                    llm,
+                    ..
+                },
+        } = self;
+        let mut checkpoint = Checkpoint::new(to, device);
+        let mut written = Vec::new();
+        if let Some(tokenizer) = tokenizer {
+            let config = &recipe.model.tokenizer;
+            written.push(
+                checkpoint
+                    .save(Part::Tokenizer, config, tokenizer, None)?
+                    .folder,
+            );
+        }
+        if let Some(detokenizer) = detokenizer {
+            let config = &recipe.model.detokenizer;
+            written.push(checkpoint.save(decoder, config, detokenizer, None)?.folder);
+        }
+        if let Some(mut llm) = llm {
+            llm.llm = llm.llm.merge_lora();
+            let config = recipe.model.llm.clone().with_lora(None);
+            let text = recipe.settings.model.text_tokenizer.as_deref();
+            let text = TextTokenizer::open(text.unwrap_or(Path::new("")))
+                .map_err(|error| Error::Model(divot::Error::Llm(error.into())))?;
+            written.push(checkpoint.save(language, &config, llm, Some(&text))?.folder);
+        }
+        match written.is_empty() {
+            false => Ok(written),
+            true => Err(Error::run(
+                &folder,
+                "trained a network that is no part of a model by itself",
+                "train a stage that starts from it, and export that",
+            )),
+        }
     }
 }

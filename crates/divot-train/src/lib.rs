@@ -16,15 +16,15 @@ mod start;
 mod trainer;
 
 pub use checkpoint::Start;
-pub use dry_run::{DryRun, dry_run};
+pub use dry_run::{DryRun, Learning, dry_run};
 pub use error::{Error, Result};
-pub use export::{Weights, export};
+pub use export::{Weights, export, export_released};
 pub use model::{Model, ModelConfig, Network};
 pub use optimizer::{Optimizer, OptimizerConfig, gradient_norm};
 pub use parameters::{Count, count};
 pub use recipe::{
-    CheckpointSettings, DataSettings, ModelSettings, ObjectiveSettings, Recipe, Settings,
-    ValidationSettings,
+    CheckpointSettings, DataSettings, ModelSettings, ObjectiveSettings, Precision, Recipe,
+    Settings, ValidationSettings,
 };
 
 pub use run::{Event, RunOptions, run};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use divot::checkpoint::{CONFIG, Part};
 use divot::data::sampling::CLIP_FRAMES;
 use divot::gmm::{GmmConfig, HeadConfig};
@@ -35,15 +35,25 @@ pub struct Model {
     pub llm: Option<DivotLlm>,
     /// DynamiCrafter's image Perceiver: an image's patch tokens to context tokens for each frame.
     pub image: Option<PerceiverResampler>,
+    /// The element type of computations. The parameters may have another type.
+    #[module(skip)]
+    pub dtype: DType,
 }
 
-/// The networks that a checkpoint's folder may hold, and its parts; the last one that is there counts.
-pub(crate) const PARTS: [(&str, Part); 5] = [
-    ("tokenizer", Part::Tokenizer),
-    ("detokenizer", Part::Detokenizer),
-    ("llm", Part::Mistral),
-    ("llm", Part::Pretrained),
-    ("llm", Part::Llm),
+/// The networks that a converted model may hold: their path in [`Model`], their part, and their name in it where
+/// the part is made of several. Where networks have the same path, the last one that is there counts.
+pub(crate) const PARTS: [(&str, Part, &str); 11] = [
+    ("tokenizer.vision", Part::DynamiCrafter, "vision"),
+    ("text", Part::DynamiCrafter, "text"),
+    ("image", Part::DynamiCrafter, "image"),
+    ("detokenizer.unet", Part::DynamiCrafter, "unet"),
+    ("detokenizer.vae", Part::DynamiCrafter, "vae"),
+    ("tokenizer", Part::Tokenizer, ""),
+    ("detokenizer", Part::Detokenizer, ""),
+    ("text", Part::Clip, ""),
+    ("llm", Part::Mistral, ""),
+    ("llm", Part::Pretrained, ""),
+    ("llm", Part::Llm, ""),
 ];
 
 impl Default for Model {
@@ -57,6 +67,7 @@ impl Default for Model {
             vae: None,
             llm: None,
             image: None,
+            dtype: DType::F32,
         }
     }
 }
@@ -165,25 +176,28 @@ impl ModelConfig {
     pub fn of_checkpoint(folder: &Path) -> Result<Self> {
         let mut sizes = json(&Self::divot());
         let mut found = false;
-        for (network, part) in PARTS {
+        for (network, part, name) in PARTS {
             let path = part.folder(folder).join(CONFIG);
             if !path.exists() {
                 continue;
             }
             let text = std::fs::read(&path).map_err(|error| Error::io(&path, error))?;
-            sizes[network] = serde_json::from_slice(&text).map_err(|error| {
-                Error::run(
-                    &path,
-                    format!("is no configuration ({error})"),
-                    "convert it again",
-                )
-            })?;
+            let refused = |problem: String| Error::run(&path, problem, "convert it again");
+            let mut config: Value = serde_json::from_slice(&text)
+                .map_err(|error| refused(format!("is no configuration ({error})")))?;
+            if !name.is_empty() {
+                let named = config.get_mut(name).map(Value::take);
+                config = named.ok_or_else(|| refused(format!("has no sizes of `{name}`")))?;
+            }
+            if let Some(place) = sizes.pointer_mut(&format!("/{}", network.replace('.', "/"))) {
+                *place = config;
+            }
             found = true;
         }
         if !found {
             return Err(Error::run(
                 folder,
-                "holds neither a tokenizer nor a de-tokenizer",
+                "holds no converted model",
                 format!(
                     "name a checkpoint's folder or one of {}",
                     Self::PRESETS.join(", ")
@@ -334,6 +348,7 @@ impl ModelConfig {
             vae: wanted(Network::Vae).then(|| self.detokenizer.vae.init(device)),
             llm: wanted(Network::Llm).then(|| self.llm.init(device)),
             image: wanted(Network::Image).then(|| self.image.init(device)),
+            dtype: DType::F32,
         }
     }
 }
@@ -399,6 +414,18 @@ fn is_other(value: &Value, changes: &toml::Table) -> bool {
 }
 
 impl Model {
+    /// The model with computations in `dtype`.
+    pub(crate) fn computing_in(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        if let Some(tokenizer) = &mut self.tokenizer {
+            tokenizer.dtype = dtype;
+        }
+        if let Some(detokenizer) = &mut self.detokenizer {
+            detokenizer.dtype = dtype;
+        }
+        self
+    }
+
     // The accessors panic where an objective asks for a network that it did not name.
 
     /// The tokenizer.

@@ -32,7 +32,7 @@ pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
 /// Counts parameters by the first two names of their paths.
 pub fn count<M: Module>(model: &M) -> Vec<Count> {
     let mut counts = BTreeMap::<String, [usize; 2]>::new();
-    visit(model, |path, shape, trained| {
+    visit(model, |path, (shape, _), trained| {
         let part: Vec<&str> = path.splitn(3, '.').take(2).collect();
         let numbers: usize = shape.iter().product();
         let [all, learned] = counts.entry(part.join(".")).or_default();
@@ -45,6 +45,17 @@ pub fn count<M: Module>(model: &M) -> Vec<Count> {
         .collect()
 }
 
+/// Bytes of all parameters, and of those that are trained.
+pub(crate) fn bytes<M: Module>(model: &M) -> (u64, u64) {
+    let (mut all, mut learned) = (0, 0);
+    visit(model, |_, (shape, dtype), trained| {
+        let bytes = (shape.iter().product::<usize>() * dtype.size()) as u64;
+        all += bytes;
+        learned += u64::from(trained) * bytes;
+    });
+    (all, learned)
+}
+
 /// A float parameter that is written to a file.
 pub(crate) type Named = (String, Vec<usize>);
 
@@ -52,7 +63,7 @@ pub(crate) type Named = (String, Vec<usize>);
 /// whether the parameter is trained.
 pub(crate) fn named<M: Module>(model: &M, wanted: impl Fn(&str, bool) -> bool) -> Vec<Named> {
     let mut found = Vec::new();
-    visit(model, |path, shape, trained| {
+    visit(model, |path, (shape, _), trained| {
         if wanted(path, trained) {
             found.push((path.to_owned(), shape.to_vec()));
         }
@@ -66,14 +77,14 @@ pub(crate) fn paths<M: Module>(model: &M) -> Vec<String> {
     layout.into_iter().map(|param| param.path).collect()
 }
 
-/// Calls `each` with the path and shape of every float parameter, and whether it is trained. Initialises
+/// Calls `each` with the path, shape and type of every float parameter, and whether it is trained. Initialises
 /// the parameters.
-fn visit<M: Module>(model: &M, each: impl FnMut(&str, &[usize], bool)) {
+fn visit<M: Module>(model: &M, each: impl FnMut(&str, (&[usize], DType), bool)) {
     struct Visitor<F> {
         path: ParamPath,
         each: F,
     }
-    impl<F: FnMut(&str, &[usize], bool)> ModuleVisitor for Visitor<F> {
+    impl<F: FnMut(&str, (&[usize], DType), bool)> ModuleVisitor for Visitor<F> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -85,7 +96,7 @@ fn visit<M: Module>(model: &M, each: impl FnMut(&str, &[usize], bool)) {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let value = param.val();
             let trained = value.is_require_grad();
-            (self.each)(&self.path.path(), &value.dims(), trained);
+            (self.each)(&self.path.path(), (&value.dims(), value.dtype()), trained);
         }
     }
     model.visit(&mut Visitor {
@@ -177,15 +188,41 @@ pub(crate) fn spec(name: &str, shape: &[usize], dtype: DType) -> TensorSpec {
     }
 }
 
+/// Casts the parameters that are not trained. Those in f32 are not touched if they are to be so.
+pub(crate) fn cast_frozen<M: Module>(model: M, dtype: DType) -> M {
+    struct Cast(DType);
+    impl ModuleMapper for Cast {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            frozen_as(param, self.0)
+        }
+    }
+    match dtype {
+        DType::F32 => model,
+        dtype => model.map(&mut Cast(dtype)),
+    }
+}
+
+/// A parameter in `dtype`, unless it is trained.
+fn frozen_as<const D: usize>(param: Param<Tensor<D>>, dtype: DType) -> Param<Tensor<D>> {
+    let value = param.val();
+    match value.is_require_grad() || value.dtype() == dtype {
+        true => param,
+        false => param.map(|value| value.cast(dtype)),
+    }
+}
+
 /// Fills the parameters that a file holds. `own` turns a name of the file into a path of the model, or
-/// leaves it out. Returns the model and the paths that were filled.
+/// leaves it out. Parameters keep their types; those that had none yet get f32, or `frozen` if they are not trained.
+/// Returns the model and the paths that were filled.
 pub(crate) fn load<M: Module>(
     source: &Source,
     model: M,
     own: impl Fn(&str) -> Option<String>,
+    frozen: DType,
 ) -> Result<(M, Vec<String>)> {
     struct Filling {
         path: ParamPath,
+        frozen: DType,
         tensors: BTreeMap<String, SourceTensor>,
         filled: Vec<String>,
         error: Option<Error>,
@@ -225,9 +262,14 @@ pub(crate) fn load<M: Module>(
                 }
             };
             self.filled.push(path);
-            let device = param.lazy_device();
-            let id = param.id;
-            param.transform_for_load(Tensor::from_data(data, (&device, DType::F32)), id)
+            let (device, id) = (param.lazy_device(), param.id);
+            let known = param.is_initialized().then(|| param.val().dtype());
+            let value = Tensor::from_data(data, (&device, known.unwrap_or(DType::F32)));
+            let loaded = param.transform_for_load(value, id);
+            match known {
+                Some(_) => loaded,
+                None => frozen_as(loaded, self.frozen),
+            }
         }
     }
     let tensors = source
@@ -236,6 +278,7 @@ pub(crate) fn load<M: Module>(
         .collect();
     let mut filling = Filling {
         path: ParamPath::default(),
+        frozen,
         tensors,
         filled: Vec::new(),
         error: None,

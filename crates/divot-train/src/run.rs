@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use divot::data::dataset::{Batch, Loader, LoaderConfig, MixedSource, Sample, Source};
-use divot::data::{contact_sheet, write_png};
-use divot::peak_memory;
+use divot::data::{contact_sheet, encode_png};
+use divot::peak_device_memory;
 
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, Start, State};
 use crate::error::{Error, Result};
+use crate::objective::Shown;
 use crate::recipe::{DataSettings, Recipe};
 use crate::record::{self, Ending, RecordError, Recorder, RunInfo, Status, names};
 use crate::trainer::{StepReport, Trainer};
@@ -50,8 +51,9 @@ pub enum Event<'a> {
 /// Trains by a recipe. Everything is written below `folder`.
 ///
 /// A run that was stopped or killed goes on as if it had not been: its losses and weights are the same to the
-/// bit, on the CPU with any number of threads. Dropout is drawn by the device, whose generator all of the
-/// process share: a process trains one model at a time.
+/// bit, on the CPU with any number of threads. First weights and dropout are drawn by the device, whose generator
+/// the process shares: runs of one process take their steps one after the other, and nothing else of it should
+/// draw from the device meanwhile.
 ///
 /// `watch` is told what happens. When it breaks, the run saves a checkpoint and ends in [`Error::Stopped`].
 ///
@@ -67,6 +69,7 @@ pub fn run(
 ) -> Result<State> {
     let settings = &recipe.settings;
     let _lock = Lock::new(folder)?;
+    check_starts(recipe, folder)?;
     checkpoint::clean(folder);
     let resumed = resumable(recipe, folder, options)?;
     let mut trainer = Trainer::new(recipe, device)?;
@@ -104,7 +107,7 @@ pub fn run(
                 let seconds = logged.0.elapsed().as_secs_f64();
                 let samples = state.samples - logged.1;
                 logged = (Instant::now(), state.samples);
-                let numbers = numbers(&report, &mut loader, &state, seconds, samples);
+                let numbers = numbers(&report, &mut loader, &state, device, seconds, samples);
                 warn(recorder.scalars(step, &numbers), watch);
                 if let Some(error) = loader.take_log_error() {
                     let _ = watch(Event::Warning(error.to_string()));
@@ -150,6 +153,7 @@ fn numbers(
     report: &StepReport,
     loader: &mut Loader,
     state: &State,
+    device: &Device,
     seconds: f64,
     samples: u64,
 ) -> Vec<(String, f64)> {
@@ -171,7 +175,7 @@ fn numbers(
         let terms = report.terms.iter();
         numbers.extend(terms.map(|(name, mean)| (format!("train/{name}"), *mean)));
     }
-    if let Some(bytes) = peak_memory() {
+    if let Some(bytes) = peak_device_memory(device) {
         numbers.push((names::MEMORY.to_owned(), bytes as f64));
     }
     for (source, reason, count) in loader.skipped() {
@@ -206,7 +210,15 @@ fn validate(
     if terms.len() > 1 {
         numbers.extend(terms.into_iter().map(named));
     }
-    let shown = trainer.show(set.first().map_or(&[], |(_, samples)| samples))?;
+    let shown = set
+        .first()
+        .map(|(source, samples)| trainer.show(*source, samples));
+    let shown = shown.unwrap_or_else(|| Ok(Shown::default()));
+    // What a model makes early on, or after a bad step, may be no numbers.
+    let shown = shown.unwrap_or_else(|error| {
+        let _ = watch(Event::Warning(format!("no samples are shown: {error}")));
+        Shown::default()
+    });
     numbers.extend(shown.numbers.into_iter().map(named));
     warn(recorder.scalars(state.step, &numbers), watch);
     for (name, text) in &shown.texts {
@@ -214,10 +226,7 @@ fn validate(
     }
     if !shown.rows.is_empty() {
         let rows: Vec<&[_]> = shown.rows.iter().map(Vec::as_slice).collect();
-        let folder = tempfile::tempdir().map_err(|error| Error::io(Path::new("."), error))?;
-        let path = folder.path().join("sheet.png");
-        write_png(&path, &contact_sheet(&rows, GAP)?)?;
-        let png = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+        let png = encode_png(&contact_sheet(&rows, GAP)?)?;
         warn(recorder.sheet(state.step, "samples", &png), watch);
     }
     Ok(loss)
@@ -270,6 +279,26 @@ fn validation_set(recipe: &Recipe, options: &RunOptions) -> Result<Vec<(usize, V
     let batches = loader.take(settings.validation.batches);
     let batches = batches.map(|batch| batch.map(|batch| (batch.source, batch.samples)));
     Ok(batches.collect::<Result<_, _>>()?)
+}
+
+/// Refuses parts that start from the run's own folder: whoever starts from the run would look there for ever.
+fn check_starts(recipe: &Recipe, folder: &Path) -> Result<()> {
+    let own = folder.canonicalize();
+    let own = own.map_err(|error| Error::io(folder, error))?;
+    for Start { part, folder } in &recipe.start {
+        if let Some(folder) = folder
+            && folder.canonicalize().is_ok_and(|folder| folder == own)
+        {
+            return Err(Error::Setting {
+                setting: format!("model.start.{part:?}"),
+                problem: format!(
+                    "{} is the run's own folder; resume the run, or name another folder",
+                    folder.display()
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The checkpoint that a run goes on from.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use burn::tensor::DType;
 use divot::checkpoint::WEIGHTS;
 use divot::weights::Source;
 
@@ -15,23 +16,27 @@ use crate::parameters::{self, is_below};
 const MAX_DEPTH: usize = 32;
 
 /// Fills a model with the weights that it starts from. Where one part lies within another, the longer path
-/// counts.
+/// counts. Parameters that are not trained are kept in the type `frozen`.
 ///
-/// A part's parameters are found in its folder under the same path, or else under the last name of it:
-/// `detokenizer.vae` is filled from `vae` of the run that trained the autoencoder. What a run had frozen is
-/// found where that run started from.
+/// A part's parameters are found in its folder under the same path, or else under one of which one ends in the
+/// other: `detokenizer.vae` is filled from `vae` of the run that trained the autoencoder, and `vision` from
+/// `tokenizer.vision` of a converted model. What a run had frozen is found where that run started from.
 ///
 /// # Errors
 /// If a folder is neither a run's nor a model's, or a parameter is missing there or has another shape.
-pub(crate) fn fill(starts: &[Start], mut model: Model) -> Result<Model> {
+pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<Model> {
     let mut starts: Vec<&Start> = starts.iter().collect();
     starts.sort_by_key(|start| start.part.len());
     let mut filled = BTreeSet::new();
     for start in &starts {
         if let Some(folder) = &start.folder {
-            let (next, paths) = fill_part(&start.part, folder, 0, model)?;
-            model = next;
-            filled.extend(paths);
+            let mut found = Vec::new();
+            find(&start.part, folder, 0, &mut found)?;
+            for (part, held) in &found {
+                let (next, paths) = held.fill(part, model, frozen)?;
+                model = next;
+                filled.extend(paths);
+            }
         }
     }
     let paths = parameters::paths(&model);
@@ -59,13 +64,9 @@ pub(crate) fn fill(starts: &[Start], mut model: Model) -> Result<Model> {
     Ok(model)
 }
 
-/// Fills a part of the model as far as a folder has it. Returns the paths that were filled.
-fn fill_part(
-    part: &str,
-    folder: &Path,
-    depth: usize,
-    mut model: Model,
-) -> Result<(Model, Vec<String>)> {
+/// Finds the files that a part is filled from, as far as a folder leads to them, each with the part that it
+/// fills; later ones count.
+fn find(part: &str, folder: &Path, depth: usize, found: &mut Vec<(String, Held)>) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(Error::run(
             folder,
@@ -73,9 +74,7 @@ fn fill_part(
             "export it, and start from what was exported",
         ));
     }
-    let mut filled = Vec::new();
-    let newest = checkpoint::newest(folder)?;
-    let sources = match &newest {
+    let sources = match checkpoint::newest(folder)? {
         Some(newest) => {
             // What the run had frozen is where it came from.
             for start in newest.state()?.start {
@@ -85,47 +84,88 @@ fn fill_part(
                     false => continue,
                 };
                 if let Some(folder) = &start.folder {
-                    let (next, paths) = fill_part(part, folder, depth + 1, model)?;
-                    model = next;
-                    filled.extend(paths);
+                    find(part, folder, depth + 1, found)?;
                 }
             }
-            vec![(String::new(), Source::open(&newest.weights())?)]
+            vec![Held {
+                source: newest.source(&newest.weights())?,
+                name: "",
+                path: "",
+            }]
         }
         None => parts(folder)?,
     };
-    for (prefix, source) in sources {
-        let named = |name: &str| format!("{prefix}{name}");
-        let last = part.rsplit('.').next().unwrap_or(part);
-        let whole = source
-            .tensors()
-            .any(|tensor| is_below(&named(&tensor.name), part));
-        let own = |name: &str| {
-            let name = named(name);
-            if whole {
-                return is_below(&name, part).then_some(name);
-            }
-            let rest = name.strip_prefix(last)?;
-            rest.starts_with('.').then(|| format!("{part}{rest}"))
-        };
-        let (next, paths) = parameters::load(&source, model, own)?;
-        model = next;
-        filled.extend(paths);
-    }
-    Ok((model, filled))
+    found.extend(sources.into_iter().map(|held| (part.to_owned(), held)));
+    Ok(())
 }
 
-/// The files of a converted model, each with what its names lack in front.
-fn parts(folder: &Path) -> Result<Vec<(String, Source)>> {
-    let mut sources = Vec::new();
-    for (name, part) in PARTS {
-        let path = part.folder(folder).join(WEIGHTS);
-        if path.exists() {
-            sources.push((format!("{name}."), Source::open(&path)?));
+/// A network that a folder holds.
+struct Held {
+    source: Source,
+    /// What its names have in front in the file. Other tensors of the file are not its own.
+    name: &'static str,
+    /// What its paths have in front in a model.
+    path: &'static str,
+}
+
+impl Held {
+    /// Fills a part of the model as far as the network has it. Returns the paths that were filled.
+    fn fill(&self, part: &str, model: Model, frozen: DType) -> Result<(Model, Vec<String>)> {
+        let Some(root) = self.root(part) else {
+            return Ok((model, Vec::new()));
+        };
+        let own = |name: &str| {
+            let path = self.path(name)?;
+            let rest = path.strip_prefix(&root)?;
+            is_below(&path, &root).then(|| format!("{part}{rest}"))
+        };
+        parameters::load(&self.source, model, own, frozen)
+    }
+
+    /// The path of a tensor in a model, if it is the network's.
+    fn path(&self, name: &str) -> Option<String> {
+        let rest = match self.name {
+            "" => name,
+            own => name.strip_prefix(own)?.strip_prefix('.')?,
+        };
+        Some(match self.path {
+            "" => rest.to_owned(),
+            path => format!("{path}.{rest}"),
+        })
+    }
+
+    /// The path that the network's tensors have for `part`: the same, or else one of which one ends in the other.
+    fn root(&self, part: &str) -> Option<String> {
+        let tensors = self.source.tensors();
+        let paths: Vec<String> = tensors
+            .filter_map(|tensor| self.path(&tensor.name))
+            .collect();
+        let last = part.rsplit('.').next().unwrap_or(part);
+        let shorter = [part, last]
+            .into_iter()
+            .find(|root| paths.iter().any(|path| is_below(path, root)));
+        let longer = || {
+            paths.iter().find_map(|path| {
+                let (network, rest) = path.split_once('.')?;
+                is_below(rest, part).then(|| format!("{network}.{part}"))
+            })
+        };
+        shorter.map(str::to_owned).or_else(longer)
+    }
+}
+
+/// The networks of a converted model.
+fn parts(folder: &Path) -> Result<Vec<Held>> {
+    let mut networks = Vec::new();
+    for (path, part, name) in PARTS {
+        let file = part.folder(folder).join(WEIGHTS);
+        if file.exists() {
+            let source = Source::open(&file)?;
+            networks.push(Held { source, name, path });
         }
     }
-    match sources.is_empty() {
-        false => Ok(sources),
+    match networks.is_empty() {
+        false => Ok(networks),
         true => Err(Error::run(
             folder,
             "holds neither a run nor a converted model",

@@ -1,5 +1,7 @@
 //! What learns: the model, its optimiser and its moving average, and one step of them.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
@@ -58,7 +60,10 @@ impl Trainer {
             device = device.gradient_checkpointing();
         }
         let objective = recipe.objective()?;
+        let _generator = generator();
+        let dtype = settings.precision.activations(&device)?;
         let model = recipe.model.init(&objective.networks(), &device);
+        let model = model.computing_in(dtype);
         let paths = parameters::paths(&model);
         for frozen in &settings.frozen {
             if !paths.iter().any(|path| is_below(path, frozen)) {
@@ -68,10 +73,12 @@ impl Trainer {
                 });
             }
         }
-        let model = fill(&recipe.start, model)?;
+        let frozen = settings.precision.frozen();
         let model = parameters::freeze(model, &settings.frozen);
+        let model = fill(&recipe.start, model, frozen)?;
         // Random weights are drawn by the device, in the order of the fields.
         device.seed(settings.seed);
+        let model = parameters::cast_frozen(model, frozen);
         let saved = parameters::named(&model, |path, trained| {
             let starts = recipe
                 .start
@@ -143,6 +150,7 @@ impl Trainer {
         let settings = &self.recipe.settings;
         let rate = settings.rate.at(step, settings.steps);
         // Dropout is drawn by the device.
+        let _generator = generator();
         let dropout = Noise::keyed([settings.seed, step as u64, u64::MAX, 0]).uniform();
         self.device.seed(dropout.to_bits());
 
@@ -215,12 +223,14 @@ impl Trainer {
         Ok(self.means(&sums, &counts))
     }
 
-    /// What the model makes of some samples.
+    /// What the model makes of the first samples of a source, as many as the recipe shows.
     ///
     /// # Errors
     /// If the samples do not fit the objective.
-    pub fn show(&self, samples: &[Sample]) -> Result<Shown> {
-        self.objective.show(&self.evaluated(), samples)
+    pub fn show(&self, source: usize, samples: &[Sample]) -> Result<Shown> {
+        let count = self.recipe.settings.validation.shown.min(samples.len());
+        self.objective
+            .show(&self.evaluated(), source, &samples[..count])
     }
 
     /// The model that is measured and exported: the moving average if there is one.
@@ -272,6 +282,12 @@ impl Trainer {
         let loss = weighted.map(|(term, (_, mean))| term.weight * mean).sum();
         (loss, terms)
     }
+}
+
+/// The device's random generator, which the whole process shares: whoever seeds it holds this until all is drawn.
+fn generator() -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many numbers each term sums over in all micro-batches; at least 1, so that a term without numbers

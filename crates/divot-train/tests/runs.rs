@@ -6,9 +6,9 @@ mod common;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use common::{recipe, samples};
 use divot::checkpoint::Checkpoint;
 use divot::data::write_mp4;
@@ -68,12 +68,15 @@ fn options() -> RunOptions {
     }
 }
 
-/// Dropout and first weights are drawn by the device, whose generator all runs of a process share.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Dropout and first weights are drawn by the device, whose generator all tests of a process share: each holds
+/// this from its first line.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs until `stop` steps are done, or to the end. Returns the losses that were logged.
 fn go(recipe: &Recipe, folder: &Path, options: &RunOptions, stop: usize) -> Vec<f64> {
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut losses = Vec::new();
     let result = run(recipe, folder, &Device::default(), options, &mut |event| {
         match event {
@@ -114,6 +117,7 @@ fn weights(folder: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn a_stopped_run_goes_on_to_the_bit() {
+    let _alone = alone();
     let data = tempfile::tempdir().expect("a folder");
     clips(data.path());
     let recipe = diffusion(data.path(), &[]);
@@ -155,6 +159,7 @@ fn a_stopped_run_goes_on_to_the_bit() {
 
 #[test]
 fn what_a_kill_leaves_is_passed_over() {
+    let _alone = alone();
     let data = tempfile::tempdir().expect("a folder");
     clips(data.path());
     let recipe = diffusion(data.path(), &["validation.every=0"]);
@@ -181,8 +186,51 @@ fn what_a_kill_leaves_is_passed_over() {
     assert_eq!(text.lines().count(), 6, "{text}");
 }
 
+/// Frozen parts are kept in bf16, those that are read from a checkpoint too.
+#[test]
+fn a_run_in_half_precision_goes_on_to_the_bit() {
+    let _alone = alone();
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let full = diffusion(data.path(), &["validation.every=0"]);
+    let half = diffusion(data.path(), &["validation.every=0", "precision=\"bf16\""]);
+    let folders = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
+    let full = go(&full, folders[0].path(), &options(), usize::MAX);
+    let losses = go(&half, folders[1].path(), &options(), usize::MAX);
+    assert_ne!(losses, full);
+
+    let resume = RunOptions {
+        resume: true,
+        ..options()
+    };
+    let mut found = go(&half, folders[2].path(), &resume, 3);
+    found.extend(go(&half, folders[2].path(), &resume, usize::MAX));
+    assert_eq!(found, losses);
+    assert_eq!(weights(folders[2].path()), weights(folders[1].path()));
+
+    let trainer = Trainer::new(&half, &Device::default()).expect("a model");
+    let model = trainer.model();
+    let types = [
+        model.tokenizer().vision.class_embedding.val().dtype(),
+        model.detokenizer().unet.conv_in.weight.val().dtype(),
+    ];
+    assert_eq!(types, [DType::BF16, DType::F32]);
+
+    // What starts from a folder is frozen in the same way.
+    let start = format!("model.start={{tokenizer={:?}}}", folders[0].path());
+    let frozen = "frozen=[\"tokenizer\"]";
+    let changes = ["precision=\"bf16\"", frozen, &start];
+    let later = Trainer::new(&diffusion(data.path(), &changes), &Device::default());
+    let later = later.expect("a model");
+    let tokenizer = later.model().tokenizer();
+    let norm = tokenizer.resampler.norm.gamma.val().dtype();
+    let types = [tokenizer.vision.class_embedding.val().dtype(), norm];
+    assert_eq!(types, [DType::BF16; 2]);
+}
+
 #[test]
 fn a_folder_is_not_overwritten_and_a_changed_recipe_is_named() {
+    let _alone = alone();
     let data = tempfile::tempdir().expect("a folder");
     clips(data.path());
     let folder = tempfile::tempdir().expect("a folder");
@@ -223,6 +271,7 @@ fn a_folder_is_not_overwritten_and_a_changed_recipe_is_named() {
 
 #[test]
 fn a_run_that_cannot_start_leaves_nothing() {
+    let _alone = alone();
     let data = tempfile::tempdir().expect("a folder");
     let folder = data.path().join("runs/first");
     let recipe = diffusion(&data.path().join("nowhere"), &[]);
@@ -237,6 +286,7 @@ fn a_run_that_cannot_start_leaves_nothing() {
 
 #[test]
 fn the_last_checkpoints_and_the_best_stay() {
+    let _alone = alone();
     let data = tempfile::tempdir().expect("a folder");
     clips(data.path());
     let folder = tempfile::tempdir().expect("a folder");
@@ -260,13 +310,12 @@ fn the_last_checkpoints_and_the_best_stay() {
 
 #[test]
 fn an_exported_run_is_a_model_and_a_start() {
+    let _alone = alone();
     let data = tempfile::tempdir().expect("a folder");
     clips(data.path());
     let [folder, exported] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
     let recipe = diffusion(data.path(), &["validation.every=0"]);
     go(&recipe, folder.path(), &options(), usize::MAX);
-    // The random vision tower is drawn anew each time.
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let device = Device::default();
     let to = exported.path().join("model");
     let trained = || {
@@ -330,7 +379,6 @@ fn an_exported_run_is_a_model_and_a_start() {
     let frozen = "frozen=[\"tokenizer\", \"detokenizer.vae\"]";
     let changes = ["validation.every=0", "steps=3", frozen, &start];
     let recipe = diffusion(data.path(), &changes);
-    drop(_guard);
     go(&recipe, &second, &options(), usize::MAX);
     let model = later(&second).expect("it starts");
     let frames = burn::tensor::Tensor::<5>::ones([1, 5, 3, 32, 32], &device) * 0.5;

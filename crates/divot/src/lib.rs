@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod convert;
 mod detokenizer;
 pub mod device;
+mod dynamicrafter;
 mod error;
 mod guidance;
 #[cfg(feature = "hub")]
@@ -14,6 +15,7 @@ mod parts;
 pub mod pipeline;
 mod progress;
 mod save;
+mod staging;
 mod tokenizer;
 pub mod tokens;
 mod unconditional;
@@ -21,12 +23,13 @@ pub mod weights;
 
 pub use detokenizer::{Detokenizer, DetokenizerConfig, SamplingConfig};
 pub use divot_nn::{Noise, Recycler, compute_on_this_thread};
+pub use dynamicrafter::DynamiCrafterConfig;
 pub use error::{Error, Result, one_line};
 pub use guidance::{Guidance, GuidanceConfig};
 pub use llm::{
     Answer, Chat, GenerationConfig, OpenLlm, Scene, Story, StoryEnd, StoryPart, Task, VideoLlm,
 };
-pub use memory::peak_memory;
+pub use memory::{peak_device_memory, peak_memory};
 pub use pipeline::Pipeline;
 pub use progress::{Progress, Step};
 pub use tokenizer::{Tokenizer, TokenizerConfig};

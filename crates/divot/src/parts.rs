@@ -25,7 +25,8 @@ pub enum Part {
     AdaptedDetokenizer,
     /// CLIP's text tower, for CLIP scores.
     Clip,
-    /// DynamiCrafter, cut down to the de-tokenizer that training starts from.
+    /// What stage 0 of training takes from DynamiCrafter: UNet, autoencoder, image Perceiver and CLIP's two
+    /// towers. See [`DynamiCrafterConfig`](crate::DynamiCrafterConfig).
     DynamiCrafter,
     /// The language model tuned for comprehension.
     Comprehension,
@@ -219,7 +220,7 @@ impl Part {
             Self::Detokenizer => "tokens to video",
             Self::AdaptedDetokenizer => "tokens of the language model to video",
             Self::Clip => "CLIP's text tower, for CLIP scores",
-            Self::DynamiCrafter => "where the de-tokenizer's training starts",
+            Self::DynamiCrafter => "where the training of stage 0 starts",
             Self::Comprehension => "language model that describes and answers",
             Self::Generation => "language model that makes videos",
             Self::Pretrained => "language model before tuning",

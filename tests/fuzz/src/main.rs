@@ -144,6 +144,8 @@ fn watch(target: Target, arguments: &Arguments) -> Result<Seen> {
             .args(["--first", &seen.inputs.to_string()])
             .arg("--child")
             .arg(folder.path())
+            // Not the program `ffmpeg`, which is not what is tested.
+            .env("PATH", "")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log)?)

@@ -4,6 +4,9 @@ use std::io::{Cursor, Read, Write};
 use std::ops::Range;
 
 use chacha20::ChaCha12Rng;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use rand_core::{Rng, SeedableRng};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
@@ -34,6 +37,9 @@ impl Random {
         start..(start + 1 + self.below(most)).min(length)
     }
 }
+
+/// How gzip's files begin.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Integers at which sizes, counts and offsets overflow.
 const INTEGERS: [u64; 17] = [
@@ -78,6 +84,9 @@ pub fn mutate(random: &mut Random, good: &[u8], other: &[u8]) -> Vec<u8> {
     if good.starts_with(b"PK") && random.below(2) == 0 {
         return mutate_archive(random, good).unwrap_or_else(|| good.to_vec());
     }
+    if good.starts_with(&GZIP) && random.below(4) > 0 {
+        return mutate_packed(random, good).unwrap_or_else(|| good.to_vec());
+    }
     let mut bytes = good.to_vec();
     for _ in 0..1 + random.below(6) {
         if bytes.is_empty() {
@@ -87,6 +96,7 @@ pub fn mutate(random: &mut Random, good: &[u8], other: &[u8]) -> Vec<u8> {
     }
     if random.below(4) > 0 {
         repair_png(&mut bytes);
+        repair_tar(&mut bytes);
     }
     bytes
 }
@@ -215,6 +225,27 @@ fn repair_png(bytes: &mut [u8]) {
         }
         at = end + 4;
     }
+}
+
+/// Makes the checksums of a tar archive's headers right again.
+fn repair_tar(bytes: &mut [u8]) {
+    for header in bytes.chunks_exact_mut(512) {
+        if header[257..].starts_with(b"ustar") {
+            header[148..156].fill(b' ');
+            let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+}
+
+/// Damages what is compressed and compresses it anew.
+fn mutate_packed(random: &mut Random, good: &[u8]) -> Option<Vec<u8>> {
+    let mut content = Vec::new();
+    GzDecoder::new(good).read_to_end(&mut content).ok()?;
+    let damaged = mutate(random, &content, &content);
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(&damaged).ok()?;
+    packed.finish().ok()
 }
 
 /// Damages one file of a zip archive and writes the archive anew.

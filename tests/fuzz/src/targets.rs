@@ -1,15 +1,21 @@
 //! The kinds of files: good examples of each, and how each is opened.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Tensor};
 use clap::ValueEnum;
-use divot::data::{Frame, OpenOptions, Video, read_image, write_gif, write_mp4, write_png};
+use divot::data::dataset::{Filter, Format, Samples, Source as SampleSource, SourceConfig};
+use divot::data::{
+    ClipReader, Frame, OpenOptions, Video, read_image, write_gif, write_mp4, write_png,
+};
 use divot::language::TextTokenizer;
 use divot::tokens::VideoTokens;
 use divot::weights::{Source, Weights};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 /// A kind of file.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,6 +34,12 @@ pub enum Target {
     Sentencepiece,
     /// Files of video tokens
     Tokens,
+    /// Samples: captions in JSONL, CSV and MSR-VTT's JSON
+    Annotations,
+    /// Samples: questions and stories in JSONL
+    Questions,
+    /// Samples: tar archives, also compressed ones
+    Archives,
 }
 
 /// Good files: the name under which a damaged copy is opened, and the content.
@@ -98,6 +110,24 @@ impl Target {
                     seeds.push(("input.safetensors".into(), fs::read(&made)?));
                 }
             }
+            Self::Annotations => {
+                for (name, content) in ANNOTATIONS {
+                    seeds.push((name.into(), content.as_bytes().to_vec()));
+                }
+            }
+            Self::Questions => {
+                for (name, content) in [("questions.jsonl", QUESTIONS), ("story.jsonl", STORIES)] {
+                    seeds.push((name.into(), content.as_bytes().to_vec()));
+                }
+            }
+            Self::Archives => {
+                write_png(&made, &frames()?[0])?;
+                let archive = archive(&fs::read(&made)?)?;
+                let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+                packed.write_all(&archive)?;
+                seeds.push(("input.tar".into(), archive));
+                seeds.push(("input.tar.gz".into(), packed.finish()?));
+            }
         }
         ensure!(!seeds.is_empty(), "there is no good file to start from");
         Ok(seeds)
@@ -105,10 +135,17 @@ impl Target {
 
     /// Puts intact files where a damaged one has neighbours.
     pub fn prepare(self, folder: &Path) -> Result<()> {
-        if self == Self::Sentencepiece {
-            for name in tokenizer_files()? {
-                fs::copy(project().join(TOKENIZER).join(&name), folder.join(&name))?;
+        match self {
+            Self::Sentencepiece => {
+                for name in tokenizer_files()? {
+                    fs::copy(project().join(TOKENIZER).join(&name), folder.join(&name))?;
+                }
             }
+            Self::Annotations | Self::Questions if !folder.join("v.mp4").exists() => {
+                write_mp4(folder.join("v.mp4"), &frames()?, 2.0)?;
+                write_png(folder.join("p.png"), &frames()?[0])?;
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -136,9 +173,42 @@ impl Target {
                 VideoTokens::open(path, &Device::default())?;
                 Ok(())
             }
+            Self::Annotations | Self::Questions | Self::Archives => samples(path),
         }
     }
 }
+
+/// Captions in each format: the names of the files tell which.
+const ANNOTATIONS: [(&str, &str); 4] = [
+    (
+        "captions.jsonl",
+        r#"{"video": "v.mp4", "caption": "a square moves"}
+{"image": "p.png", "caption": ["a picture", "a square"]}
+"#,
+    ),
+    (
+        "webvid.csv",
+        "videoid,contentUrl,duration,page_dir,name\nv,u,PT0H,.,\"A square, and\na \"\"box\"\".\"\nv,u,PT0H,.,Flat.\n",
+    ),
+    (
+        "panda.csv",
+        "videoID,url,timestamp,caption\nv,u,\"[['0:00:00.000', '0:00:02.000'], ['0:00:01.5', '0:00:03']]\",\"['A box.', \
+         'It\\'s moved.']\"\nv,u,\"[['0:00:01', '0:00:02']]\",\"['Again.']\"\n",
+    ),
+    (
+        "msrvtt.json",
+        r#"{"sentences": [{"video_id": "v", "caption": "a box", "sen_id": 0}, {"video_id": "w", "caption": "b"}]}"#,
+    ),
+];
+
+const QUESTIONS: &str = r#"{"video": "v.mp4", "question": "<video>\nWhat is it?", "answer": "A box."}
+{"video": "v.mp4", "questions": ["What is it?", "Where?"], "answers": ["A box.", "Here."]}
+{"image": "p.png", "data": ["What is it?", "A box.", "Is it red?", "No."]}
+"#;
+
+const STORIES: &str = r#"{"instruction": "Tell.", "scenes": [{"video": "v.mp4", "start": 0.5, "text": "A box."}, {"video": "v.mp4", "text": "It moves."}], "ending": "End."}
+{"scenes": [{"video": "v.mp4", "start": 0.0, "end": 1.5, "text": "A box."}]}
+"#;
 
 /// The folder of the project.
 fn project() -> PathBuf {
@@ -209,6 +279,59 @@ fn video(path: &Path) -> Result<()> {
     let video = Video::open_with(path, &options)?;
     let last = video.info().frames.saturating_sub(1);
     video.visit(&[0, last / 2, last], |_, _| Ok(()))?;
+    Ok(())
+}
+
+/// An archive of a few samples, one of them with a long name.
+fn archive(picture: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let long = "folder/".repeat(20);
+    let long = ["png", "txt"].map(|extension| format!("{long}c.{extension}"));
+    let files: [(&str, &[u8]); 6] = [
+        ("a.png", picture),
+        ("a.txt", b"a picture"),
+        ("b.json", br#"{"caption": ["a picture", "a square"]}"#),
+        ("b.png", picture),
+        (&long[0], picture),
+        (&long[1], b"a long name"),
+    ];
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        archive.append_data(&mut header, name, content)?;
+    }
+    Ok(archive.into_inner()?)
+}
+
+/// Reads the samples of a file, one of which at least is to be sound. At most so many are read, as a small file
+/// may name one large video many times.
+fn samples(path: &Path) -> Result<()> {
+    const MAX_SAMPLES: usize = 32;
+    let name = path.file_name().context("a file has a name")?;
+    let format = match name.to_string_lossy().as_ref() {
+        "captions.jsonl" => Format::Captions,
+        "questions.jsonl" => Format::Questions,
+        "story.jsonl" => Format::Story,
+        name if name.contains(".tar") => Format::Webdataset,
+        _ => Format::Csv,
+    };
+    let config = SourceConfig {
+        filter: Filter {
+            min_side: Some(1),
+            max_pixels: 1 << 24,
+            ..Filter::default()
+        },
+        ..SourceConfig::new(format, path)
+    };
+    let source = SampleSource::open(&config, &ClipReader::of_size(16))?;
+    let mut sound = 0;
+    for index in 0..source.len().min(MAX_SAMPLES) {
+        match source.read(index, &mut || 0.7) {
+            Ok(_) => sound += 1,
+            Err(skip) => ensure!(!skip.message.contains('\n')),
+        }
+    }
+    ensure!(sound > 0, "no sample is sound");
     Ok(())
 }
 

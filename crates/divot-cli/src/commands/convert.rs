@@ -194,6 +194,7 @@ pub(crate) fn convert_all(
             "tensors": report.converted,
             "parameters": report.parameters,
             "ignored": report.ignored,
+            "narrowed": report.narrowed,
             "defaulted": report.defaulted,
             "fresh": report.fresh,
             "not_stored": report.not_stored,

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use divot::device;
-use divot_train::{Weights, export};
+use divot::pipeline::Event;
+use divot_train::{Weights, export, export_released};
 
 use crate::output::Output;
 
@@ -13,23 +14,30 @@ use crate::output::Output;
 ///
 /// The folder can then be given as --model. Frozen networks are taken from where the recipe says, and low-rank
 /// adaptation is merged. A vision tower or an autoencoder alone is no model: train a stage that starts from it.
+///
+/// With --released, the folder has the released files' names instead, for the released Python code and for
+/// `transformers`. `divot convert --from FOLDER --config FOLDER/config.json` turns it back.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
     after_help = "\
-Example:
+Examples:
   divot export outputs/stage2 --to models/mine
-  divot reconstruct --model models/mine --input clip.mp4"
+  divot reconstruct --model models/mine --input clip.mp4
+  divot export outputs/stage2 --to released/mine --released"
 )]
 pub struct Arguments {
-    /// The run's folder
+    /// The run's folder; with --released also that of a model
     run: PathBuf,
-    /// The model's folder
+    /// The folder that is written
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
     /// Export the parameters as they were trained last, instead of their moving average
     #[arg(long)]
     last: bool,
+    /// Write PyTorch's and `transformers`' files under the released names
+    #[arg(long)]
+    released: bool,
 }
 
 impl Arguments {
@@ -39,12 +47,37 @@ impl Arguments {
             true => Weights::Last,
             false => Weights::Best,
         };
-        let folders = export(&self.run, &self.to, weights, &device::select("cpu")?)?;
-        let folders = folders.iter().map(|folder| folder.display().to_string());
-        let folders: Vec<String> = folders.collect();
-        output.set("folders", folders.clone());
-        for folder in folders {
-            output.line(folder)?;
+        let device = device::select("cpu")?;
+        let (key, written) = match self.released {
+            false => ("folders", export(&self.run, &self.to, weights, &device)?),
+            true => {
+                let exported = output.timed("export", |output| {
+                    Ok(export_released(
+                        &self.run,
+                        &self.to,
+                        weights,
+                        &device,
+                        |progress| output.observe(Event::Progress(progress)),
+                    )?)
+                })?;
+                for note in &exported.notes {
+                    output.note(note);
+                }
+                output.set("notes", exported.notes);
+                let files = exported.files.into_iter();
+                (
+                    "files",
+                    files.map(|file| exported.folder.join(file)).collect(),
+                )
+            }
+        };
+        let written: Vec<String> = written
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        output.set(key, &written);
+        for path in written {
+            output.line(path)?;
         }
         Ok(())
     }

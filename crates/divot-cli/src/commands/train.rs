@@ -138,9 +138,22 @@ impl Arguments {
             found.reading,
             steps as f64 * found.seconds / 3600.0
         ))?;
+        let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+        let learning = found.learning;
+        output.line("memory")?;
+        for (name, bytes) in [
+            ("parameters", learning.parameters),
+            ("gradients", learning.gradients),
+            ("the optimiser's moments", learning.moments),
+            ("moving average", learning.average),
+        ] {
+            output.line(format!("  {name}: {}", gib(bytes)))?;
+        }
+        output.set("learning_bytes", learning.sum());
         if let Some(memory) = found.memory {
-            let gib = memory as f64 / f64::from(1 << 30);
-            output.line(format!("memory: {gib:.2} GiB"))?;
+            let rest = memory.saturating_sub(learning.sum());
+            output.line(format!("  activations and all else: {}", gib(rest)))?;
+            output.line(format!("  the most at a time: {}", gib(memory)))?;
             output.set("memory_bytes", memory);
         }
         output.set("parameters", all);

@@ -1,6 +1,6 @@
 //! Adaptation of the de-tokenizer to the features that the language model draws (paper, section 3.3).
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use divot::Noise;
 use divot::data::dataset::Sample;
 use divot::gmm::{SampleOptions, TokenHead};
@@ -37,7 +37,7 @@ impl Adaptation {
     ) -> Result<Tensor<3>> {
         let batch = self.language.batch(model, source, samples, noise)?;
         let llm = model.llm();
-        let params = llm.head_params(llm.hidden(&batch, DType::F32), &batch);
+        let params = llm.head_params(llm.hidden(&batch, model.dtype), &batch);
         let params = params.expect("rows of generation predict a clip");
         Ok(llm.head.sample(params, &self.features, noise).detach())
     }
@@ -89,13 +89,13 @@ impl Objective for Adaptation {
         })
     }
 
-    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown> {
+    fn show(&self, model: &Model, source: usize, samples: &[Sample]) -> Result<Shown> {
         let fitting = samples
             .iter()
-            .filter(|sample| self.language.fits(0, sample));
+            .filter(|sample| self.language.fits(source, sample));
         let fitting: Vec<Sample> = fitting.cloned().collect();
         self.show.clips(model, &fitting, |sample| {
-            self.draw(model, 0, &[sample], &mut Noise::new(0))
+            self.draw(model, source, &[sample], &mut Noise::new(0))
         })
     }
 }

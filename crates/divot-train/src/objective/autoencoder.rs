@@ -14,6 +14,9 @@ use crate::model::{Model, Network};
 ///
 /// Its perceptual and adversarial terms are left out: they need a network that was trained on labelled
 /// images and a discriminator. Decoded images are softer without them.
+///
+/// Nothing of this says how large latents are, and diffusion wants a variance of 1 after the scale factor. Another
+/// term therefore holds their mean square there, (ln E\[(scale_factor · z)²\])².
 #[derive(Debug, Clone, PartialEq)]
 pub struct Autoencoder {
     /// Random frames that are taken of each clip.
@@ -34,6 +37,9 @@ pub enum PixelError {
     L2,
 }
 
+/// What the term that holds the latents' scale counts for.
+const SCALE_WEIGHT: f64 = 0.01;
+
 impl Objective for Autoencoder {
     fn networks(&self) -> Vec<Network> {
         vec![Network::Vae]
@@ -41,7 +47,11 @@ impl Objective for Autoencoder {
 
     fn terms(&self) -> Vec<Term> {
         let term = |name, weight| Term { name, weight };
-        vec![term("pixels", 1.0), term("kl", self.kl_weight)]
+        vec![
+            term("pixels", 1.0),
+            term("kl", self.kl_weight),
+            term("scale", SCALE_WEIGHT),
+        ]
     }
 
     fn prepare(
@@ -76,13 +86,17 @@ impl Objective for Autoencoder {
         let pixels = images.shape().num_elements();
         let error = self.error;
         Ok(Prepared {
-            // Both are per number of the images, as in the paper, where both are per image.
-            counts: vec![pixels, pixels],
+            // Both of the paper's are per number of the images; there, both are per image. The scale is that of all
+            // latents together.
+            counts: vec![pixels, pixels, 1],
             left_out: 0,
             losses: Box::new(move |model: &Model| {
                 let vae = model.vae();
-                let moments = vae.encode(images.clone());
-                let decoded = vae.decode(moments.clone().sample(posterior));
+                let moments = vae.encode(images.clone().cast(model.dtype));
+                let latents = moments.clone().sample(posterior);
+                let decoded = vae.decode(latents.clone());
+                let latents = latents.cast(DType::F32) * vae.scale_factor;
+                let scale = latents.square().mean().log().square();
                 let difference = (decoded.cast(DType::F32) - images).abs();
                 let pixels = match error {
                     PixelError::L1 => difference.sum(),
@@ -91,12 +105,12 @@ impl Objective for Autoencoder {
                 let [mean, logvar] =
                     [moments.mean, moments.logvar].map(|moment| moment.cast(DType::F32));
                 let kl = (mean.square() + logvar.clone().exp() - 1.0 - logvar).sum() * 0.5;
-                vec![pixels, kl]
+                vec![pixels, kl, scale]
             }),
         })
     }
 
-    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown> {
+    fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
         let vae = model.vae();
         let device = vae.quant_conv.weight.device();
         let mut shown = Shown::default();
@@ -106,7 +120,9 @@ impl Objective for Autoencoder {
             let clip = dense(std::slice::from_ref(sample), &device)?;
             let image = clip.narrow(2, 0, 1).squeeze_dim::<4>(2);
             let [_, _, height, width] = image.dims();
-            let decoded = vae.decode(vae.encode(image).mean).cast(DType::F32);
+            let decoded = vae
+                .decode(vae.encode(image.cast(model.dtype)).mean)
+                .cast(DType::F32);
             let values: Vec<f32> = decoded.clamp(-1.0, 1.0).into_data().iter().collect();
             made.push(chw_to_frame(&values, height, width)?);
             given.push(sample.clips[0].frames()[0].clone());

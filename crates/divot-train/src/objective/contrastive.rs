@@ -71,8 +71,9 @@ impl Default for Contrastive {
 /// Scores of every image, `[batch, batch]`, with every text, before they are scaled.
 fn scores(model: &Model, images: Tensor<4>, ids: Tensor<2, Int>) -> Tensor<2> {
     let side = model.vision_size();
-    let images = model.vision().image_features(preprocess(images, side));
-    let texts = model.text().text_features(ids, DType::F32);
+    let images = preprocess(images, side).cast(model.dtype);
+    let images = model.vision().image_features(images);
+    let texts = model.text().text_features(ids, model.dtype);
     let [images, texts] = [images, texts].map(|features| normalize(features.cast(DType::F32)));
     images.matmul(texts.transpose())
 }
@@ -114,7 +115,7 @@ impl Objective for Contrastive {
     }
 
     /// Measures how many images of the batch have the highest score with their own text.
-    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown> {
+    fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
         let (images, ids) = self.pairs(model, samples, |_, _| 0)?;
         let best = scores(model, images, ids).argmax(1).into_data();
         let right = best.iter::<i64>().enumerate();

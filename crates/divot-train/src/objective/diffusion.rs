@@ -58,12 +58,29 @@ impl Objective for Diffusion {
     ) -> Result<Prepared> {
         let noisy = Noisy::draw(model, samples, draws, self.dropped)?;
         let device = noisy.clip.device();
-        let seen = sparse(samples, &device)? * noisy.kept.clone().unsqueeze_dims(&[-1, -1]);
+        let seen = sparse(samples, &device)?;
+        Ok(self.prepared(seen, noisy, draws))
+    }
+
+    fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
+        let tokenizer = model.tokenizer();
+        self.show.clips(model, samples, |sample| {
+            let device = model.detokenizer().unet.conv_in.weight.device();
+            Ok(tokenizer.tokenize(sparse(std::slice::from_ref(sample), &device)?))
+        })
+    }
+}
+
+impl Diffusion {
+    /// What [`prepare`](Objective::prepare) returns for given noise. `seen` are the frames that the tokenizer
+    /// sees, in [-1, 1]: `[batch, 5, 3, height, width]`. `draws` are for a variational tokenizer's tokens.
+    pub fn prepared(&self, seen: Tensor<5>, noisy: Noisy, draws: &Draws) -> Prepared {
+        let seen = seen * noisy.kept.clone().unsqueeze_dims(&[-1, -1]);
         let variational = self.kl_weight.is_some();
         // The divergence is per clip.
-        let counts = [Some(noisy.count()), variational.then_some(samples.len())];
+        let counts = [Some(noisy.count()), variational.then_some(seen.dims()[0])];
         let (draws, min_snr_gamma) = (*draws, self.min_snr_gamma);
-        Ok(Prepared {
+        Prepared {
             counts: counts.into_iter().flatten().collect(),
             left_out: 0,
             losses: Box::new(move |model: &Model| {
@@ -79,15 +96,7 @@ impl Objective for Diffusion {
                 let loss = noisy.loss(model, context, min_snr_gamma);
                 [loss].into_iter().chain(kl).collect()
             }),
-        })
-    }
-
-    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown> {
-        let tokenizer = model.tokenizer();
-        self.show.clips(model, samples, |sample| {
-            let device = model.detokenizer().unet.conv_in.weight.device();
-            Ok(tokenizer.tokenize(sparse(std::slice::from_ref(sample), &device)?))
-        })
+        }
     }
 }
 
@@ -107,19 +116,28 @@ fn draw(tokenizer: &Tokenizer, frames: Tensor<5>, draws: &Draws) -> (Tensor<3>, 
 }
 
 /// Clips with the noise that is added to them.
-pub(super) struct Noisy {
-    /// `[batch, 3, frames, height, width]`.
+#[derive(Debug)]
+pub struct Noisy {
+    /// `[batch, 3, frames, height, width]`, in [-1, 1].
     pub clip: Tensor<5>,
     /// 0 where the condition is dropped, 1 elsewhere: `[batch, 1, 1]`.
     pub kept: Tensor<3>,
-    timesteps: Vec<usize>,
-    posterior: Tensor<5>,
-    noise: Tensor<5>,
+    /// A timestep for each clip.
+    pub timesteps: Vec<usize>,
+    /// Standard normal noise that the latents are drawn with, of their shape `[batch, channels, frames, h, w]`.
+    pub posterior: Tensor<5>,
+    /// Standard normal noise that is added to them, of the same shape.
+    pub noise: Tensor<5>,
 }
 
 impl Noisy {
     /// Draws timesteps, noise, and which conditions are `dropped`.
-    pub fn draw(model: &Model, samples: &[Sample], draws: &Draws, dropped: f64) -> Result<Self> {
+    pub(super) fn draw(
+        model: &Model,
+        samples: &[Sample],
+        draws: &Draws,
+        dropped: f64,
+    ) -> Result<Self> {
         let detokenizer = model.detokenizer();
         let device = detokenizer.unet.conv_in.weight.device();
         let channels = detokenizer.unet.conv_in.weight.dims()[1];
@@ -151,12 +169,17 @@ impl Noisy {
     }
 
     /// How many numbers the loss sums over.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.noise.shape().num_elements()
     }
 
     /// The sum of the loss, `[1]`, of clips with this context.
-    pub fn loss(self, model: &Model, context: Context, min_snr_gamma: Option<f64>) -> Tensor<1> {
+    pub(super) fn loss(
+        self,
+        model: &Model,
+        context: Context,
+        min_snr_gamma: Option<f64>,
+    ) -> Tensor<1> {
         let detokenizer = model.detokenizer();
         let clip = self.clip.cast(detokenizer.dtype);
         let batch = DiffusionBatch {

@@ -1,10 +1,12 @@
 //! The objectives of the language model: next word, and the features of clips (paper, sections 3.2 and 3.3).
 
-use burn::tensor::{DType, Tensor};
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
 use divot::data::dataset::{self, Sample, Text};
 use divot::language::{
-    Batch, LlmError, Medium, Sequence, SequenceBuilder, Shown as Clips, SpecialTokens,
-    TextTokenizer, Turn,
+    Batch, Context, LlmError, Medium, Prompt, Rules, Sequence, SequenceBuilder, Shown as Clips,
+    SpecialTokens, TextSampling, TextTokenizer, Turn,
 };
 use divot::{Noise, Tokenizer};
 
@@ -138,6 +140,9 @@ impl Language {
     }
 }
 
+/// Tokens of a text that is shown, at most.
+const SHOWN_TOKENS: usize = 64;
+
 impl Objective for Language {
     fn networks(&self) -> Vec<Network> {
         vec![Network::Tokenizer, Network::Llm]
@@ -173,30 +178,108 @@ impl Objective for Language {
             }
         }
         let left_out = samples.len() - rows.len();
-        let learned = rows
-            .iter()
-            .flat_map(|row| row.labels.iter().skip(1).flatten());
-        let features = rows.iter().map(|row| row.outputs.len());
-        let counts = vec![learned.count(), features.sum()];
         let frames = batch::clips(&used, &device)?;
-        let clips: Vec<usize> = used.iter().map(|sample| sample.clips.len()).collect();
-        // For a head that adds noise itself.
-        let mut noise = draws.other(0);
+        let clips = used.iter().map(|sample| sample.clips.len()).collect();
+        let features = move |model: &Model| tokenize(model.tokenizer(), frames);
         Ok(Prepared {
-            counts,
             left_out,
-            losses: Box::new(move |model: &Model| {
-                let features = tokenize(model.tokenizer(), frames);
-                let batch = with_features(rows, &clips, &features);
-                let losses = model.llm().forward(&batch, DType::F32, &mut noise);
-                vec![losses.lm.sum, losses.head.sum]
-            }),
+            ..Self::prepared(rows, clips, features, draws.other(0))
         })
     }
 
-    /// Measures nothing beside the losses: texts and clips are made by the exported model.
-    fn show(&self, _model: &Model, _samples: &[Sample]) -> Result<Shown> {
-        Ok(Shown::default())
+    /// Lets the model continue each row where its learned text begins. Rows whose text is only read show nothing:
+    /// a clip needs a de-tokenizer to be seen.
+    fn show(&self, model: &Model, source: usize, samples: &[Sample]) -> Result<Shown> {
+        let mut shown = Shown::default();
+        for sample in samples {
+            let Ok(row) = self.row(self.tasks[source], sample, &mut Noise::new(0)) else {
+                continue;
+            };
+            let Some(first) = row.labels.iter().position(Option::is_some) else {
+                continue;
+            };
+            let (given, learned) = (&row.ids[..first], row.labels[first..].iter());
+            let expected: Vec<u32> = learned.map_while(|label| *label).collect();
+            let clips = row.inputs.chunks(self.tokens.features.len());
+            let clips = clips.map(|clip| clip[0]).filter(|&start| start < first);
+            let prompt = Prompt {
+                ids: given.to_vec(),
+                clips: clips.collect(),
+            };
+            let made = self.continued(model, &prompt, sample)?;
+            let [given, expected, made] = [given, &expected, &made].map(|ids| self.decoded(ids));
+            let [given, expected, made] = [given?, expected?, made?];
+            shown.texts.push((
+                sample.key.to_string(),
+                format!("given: {given}\nlearned: {expected}\nmade: {made}"),
+            ));
+        }
+        Ok(shown)
+    }
+}
+
+impl Language {
+    /// What [`prepare`](Objective::prepare) returns for rows. `clips` says how many clips each has, `features`
+    /// gives the tokens of all of them, `[clips, tokens, width]`, and `noise` is for a head that adds noise
+    /// itself.
+    pub fn prepared(
+        rows: Vec<Sequence>,
+        clips: Vec<usize>,
+        features: impl FnOnce(&Model) -> Tensor<3> + 'static,
+        mut noise: Noise,
+    ) -> Prepared {
+        let learned = rows
+            .iter()
+            .flat_map(|row| row.labels.iter().skip(1).flatten());
+        let predicted = rows.iter().map(|row| row.outputs.len());
+        let counts = vec![learned.count(), predicted.sum()];
+        Prepared {
+            counts,
+            left_out: 0,
+            losses: Box::new(move |model: &Model| {
+                let batch = with_features(rows, &clips, &features(model));
+                let losses = model.llm().forward(&batch, model.dtype, &mut noise);
+                vec![losses.lm.sum, losses.head.sum]
+            }),
+        }
+    }
+
+    /// The tokens with the highest scores after a prompt, which shows the sample's first clips.
+    fn continued(&self, model: &Model, prompt: &Prompt, sample: &Sample) -> Result<Vec<u32>> {
+        let llm = model.llm();
+        let device = llm.llm.norm.gamma.device();
+        let features = match prompt.clips.len() {
+            0 => None,
+            count => {
+                let frames = batch::clips(&[sample], &device)?.narrow(0, 0, count);
+                Some(tokenize(model.tokenizer(), frames))
+            }
+        };
+        let sampling = TextSampling::greedy().with_max_new_tokens(SHOWN_TOKENS);
+        let order = self.tokens.order();
+        let rules = Rules {
+            sampling: &sampling,
+            stop: &[self.text.eos(), self.tokens.video],
+            order: Some(&order),
+            window: llm.window(),
+        };
+        let positions = (prompt.ids.len() + SHOWN_TOKENS).min(llm.window());
+        let mut context = Context::new(&llm.llm, positions, model.dtype);
+        let failed = |error: LlmError| Error::Model(error.into());
+        llm.read(&mut context, prompt, features).map_err(failed)?;
+        let made = llm
+            .llm
+            .generate(&mut context, rules, &mut Noise::new(0), |_| {
+                ControlFlow::Continue(())
+            })
+            .map_err(failed)?;
+        Ok(made.ids)
+    }
+
+    /// The text of tokens, without the special ones.
+    fn decoded(&self, ids: &[u32]) -> Result<String> {
+        let text = self.text.decode(ids, true);
+        text.map_err(|error| Error::Model(LlmError::from(error).into()))
     }
 }
 

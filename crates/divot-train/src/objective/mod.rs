@@ -21,7 +21,7 @@ pub use adaptation::Adaptation;
 pub use autoencoder::{Autoencoder, PixelError};
 pub use batch::{dense, sparse};
 pub use contrastive::Contrastive;
-pub use diffusion::{Diffusion, ShowClips};
+pub use diffusion::{Diffusion, Noisy, ShowClips};
 pub use language::{Language, LanguageTask, TaskKind};
 pub use stage0::Stage0;
 
@@ -77,11 +77,11 @@ pub trait Objective {
         draws: &Draws,
     ) -> Result<Prepared>;
 
-    /// Lets the model do what it learns, with samples that are shown to a person.
+    /// Lets the model do what it learns, with samples of a source that are shown to a person.
     ///
     /// # Errors
     /// If the samples do not fit the objective.
-    fn show(&self, model: &Model, samples: &[Sample]) -> Result<Shown>;
+    fn show(&self, model: &Model, source: usize, samples: &[Sample]) -> Result<Shown>;
 }
 
 /// What a model made of some samples.

@@ -1,7 +1,7 @@
 //! Stage 0: the UNet learns to make video from a text and an image, as DynamiCrafter does, but without the
 //! image's latents beside the noise (paper, section 3.1.3; FACTS: "Where stage 0 starts").
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use divot::data::dataset::Sample;
 use divot::unet::Context;
 use divot::vit::{BpeTokenizer, preprocess};
@@ -40,6 +40,34 @@ impl Stage0 {
             dropped,
             min_snr_gamma,
         }
+    }
+
+    /// Computes the context of texts and of as many images, each for a clip of so many frames.
+    ///
+    /// `images`: `[batch, 3, height, width]`, RGB in [-1, 1]. The tokens of the image are
+    /// `[batch, frames, tokens, context_dim]`.
+    pub fn context(
+        &self,
+        model: &Model,
+        texts: &[&str],
+        images: Tensor<4>,
+        frames: usize,
+    ) -> Context {
+        context(
+            model,
+            self.ids(model, texts, &images.device()),
+            images,
+            frames,
+        )
+    }
+
+    /// The tokens of texts, `[batch, context_length]`.
+    fn ids(&self, model: &Model, texts: &[&str], device: &Device) -> Tensor<2, Int> {
+        let length = model.text().positional_embedding.dims()[0];
+        let ids = self.text.encode_batch(texts, length);
+        let ids = ids.expect("the context length was checked with the sizes");
+        let data = TensorData::new(ids.concat(), [texts.len(), length]);
+        Tensor::from_data(data, device)
     }
 }
 
@@ -87,11 +115,7 @@ impl Objective for Stage0 {
             });
         }
         let images: Tensor<4> = Tensor::cat(images, 0);
-        let length = model.text().positional_embedding.dims()[0];
-        let ids = self.text.encode_batch(&texts, length);
-        let ids = ids.expect("the context length was checked with the sizes");
-        let data = TensorData::new(ids.concat(), [samples.len(), length]);
-        let ids = Tensor::<2, Int>::from_data(data, &images.device());
+        let ids = self.ids(model, &texts, &images.device());
         let min_snr_gamma = self.min_snr_gamma;
         Ok(Prepared {
             counts: vec![noisy.count()],
@@ -104,18 +128,16 @@ impl Objective for Stage0 {
     }
 
     /// Shows nothing: the images that a clip is made of are no part of the model that is shipped.
-    fn show(&self, _model: &Model, _samples: &[Sample]) -> Result<Shown> {
+    fn show(&self, _model: &Model, _source: usize, _samples: &[Sample]) -> Result<Shown> {
         Ok(Shown::default())
     }
 }
 
 /// The context of texts, `[batch, tokens]`, and images, `[batch, 3, height, width]` in [-1, 1].
 fn context(model: &Model, ids: Tensor<2, Int>, images: Tensor<4>, frames: usize) -> Context {
-    let text = model.text().penultimate_states(ids, DType::F32);
-    let tokens = model
-        .vision()
-        .tokens(preprocess(images, model.vision_size()));
-    let tokens = model.image().forward(tokens);
+    let text = model.text().penultimate_states(ids, model.dtype);
+    let images = preprocess(images, model.vision_size()).cast(model.dtype);
+    let tokens = model.image().forward(model.vision().tokens(images));
     let [batch, count, width] = tokens.dims();
     Context::PerFrame {
         text,

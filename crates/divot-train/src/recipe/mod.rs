@@ -27,7 +27,7 @@ use crate::parameters::is_below;
 use text::{change_table, line, offset_of, values};
 
 pub use settings::{
-    CheckpointSettings, DataSettings, ModelSettings, ObjectiveSettings, Settings,
+    CheckpointSettings, DataSettings, ModelSettings, ObjectiveSettings, Precision, Settings,
     ValidationSettings,
 };
 

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use burn::tensor::{DType, Device};
 use divot::data::dataset::SourceConfig;
+use divot::device::{is_cpu, name};
 use divot::gmm::SampleOptions;
 use divot::language::TextTokenizer;
 use divot::{GuidanceConfig, SamplingConfig};
 use serde::Deserialize;
 
+use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::objective::{PixelError, TaskKind};
 use crate::optimizer::OptimizerConfig;
@@ -35,6 +38,9 @@ pub struct Settings {
     /// Recomputes cheap operations in the backward pass instead of keeping their results.
     #[serde(default)]
     pub gradient_checkpointing: bool,
+    /// Element type of activations and frozen parameters.
+    #[serde(default)]
+    pub precision: Precision,
     /// Steps between two lines of the log.
     #[serde(default = "ten")]
     pub log_every: usize,
@@ -60,6 +66,44 @@ pub struct Settings {
 
 fn ten() -> usize {
     10
+}
+
+/// The element type of activations and of frozen parameters. Trained parameters, their gradients and averages, the
+/// optimiser's moments and the losses are in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// bfloat16. The CPU keeps frozen parameters so, and computes in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// The type of frozen parameters.
+    pub(crate) fn frozen(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
+    /// The type that a device computes in.
+    ///
+    /// # Errors
+    /// If the device does not compute in it.
+    pub(crate) fn activations(self, device: &Device) -> Result<DType> {
+        match self {
+            Self::F32 => Ok(DType::F32),
+            Self::Bf16 if is_cpu(device) => Ok(DType::F32),
+            Self::Bf16 if device.supports_dtype(DType::BF16) => Ok(DType::BF16),
+            Self::Bf16 => Err(Error::Setting {
+                setting: "precision = \"bf16\"".to_owned(),
+                problem: format!("is no type that the device {} computes in", name(device)),
+            }),
+        }
+    }
 }
 
 /// The networks of a recipe.

@@ -1,4 +1,6 @@
-//! What the tests of training share: tiny recipes and samples.
+//! What the tests of training share: tiny recipes and samples. Each of them uses a part of it.
+
+#![allow(dead_code)]
 
 use std::path::PathBuf;
 

@@ -120,6 +120,28 @@ fn captions_are_learned() {
     }
 }
 
+/// What is shown of a language model that learned a caption by heart is the caption.
+#[test]
+fn what_was_learned_is_said() {
+    let (head, text) = language("task = \"comprehension\"\ninstructions = true");
+    let recipe = recipe(&head, &[FROZEN, &text, "batch=1"]).expect("a valid recipe");
+    let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+    let batch = samples(1, 32);
+    for step in 0..60 {
+        trainer.step(step, 0, &batch).expect("a step");
+    }
+    let shown = trainer.show(0, &batch).expect("a text");
+    let [(_, text)] = &shown.texts[..] else {
+        panic!("one text: {:?}", shown.texts);
+    };
+    let after = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {text}"))
+    };
+    assert!(after("learned: ").len() > 10, "{text}");
+    assert_eq!(after("made: "), after("learned: "), "{text}");
+}
+
 #[test]
 fn clips_are_learned_from_captions() {
     let (head, text) = language("task = \"generation\"\ninstructions = true");

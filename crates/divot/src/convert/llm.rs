@@ -11,6 +11,7 @@ use divot_llm::{
 use divot_nn::CheckSizes;
 use serde::Deserialize;
 
+use super::decoder::DecoderConfig;
 use super::plan::{Origin, TensorPlan};
 use super::{Job, Lora, ReleasedConfig};
 use crate::checkpoint::{CONFIG, Part, TEXT_TOKENIZER};
@@ -42,77 +43,6 @@ struct AdapterConfig {
 
 /// Name of an adapter's configuration.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
-
-/// The sizes of a decoder in its `config.json`.
-#[derive(Deserialize)]
-struct DecoderConfig {
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-    head_dim: Option<usize>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<serde_json::Value>,
-    sliding_window: Option<usize>,
-    rms_norm_eps: f64,
-    max_position_embeddings: usize,
-    hidden_act: Option<String>,
-    tie_word_embeddings: Option<bool>,
-}
-
-impl DecoderConfig {
-    fn read(path: &Path) -> Result<MistralConfig> {
-        let refused = |problem: String| {
-            Error::config(
-                path,
-                problem,
-                "give the folder of a Mistral decoder, with the config.json it was saved with",
-            )
-        };
-        let text =
-            std::fs::read(path).map_err(|error| refused(format!("cannot be read ({error})")))?;
-        let config: Self = serde_json::from_slice(&text)
-            .map_err(|error| refused(format!("does not give a decoder's sizes ({error})")))?;
-        config.mistral().map_err(refused)
-    }
-
-    fn mistral(self) -> Result<MistralConfig, String> {
-        if self.hidden_act.as_deref().unwrap_or("silu") != "silu" {
-            return Err("has another activation than Mistral's silu".to_owned());
-        }
-        if self.tie_word_embeddings == Some(true) {
-            return Err(
-                "ties its output head to its embeddings, which Mistral does not".to_owned(),
-            );
-        }
-        if self.rope_scaling.is_some_and(|scaling| !scaling.is_null()) {
-            return Err("scales its rotary positions, which Mistral does not".to_owned());
-        }
-        let config = MistralConfig::new(
-            self.vocab_size,
-            self.hidden_size,
-            self.intermediate_size,
-            self.num_hidden_layers,
-            self.num_attention_heads,
-            self.num_key_value_heads,
-        )
-        .with_rope_theta(self.rope_theta.unwrap_or(10_000.0))
-        .with_sliding_window(self.sliding_window)
-        .with_rms_norm_eps(self.rms_norm_eps)
-        .with_max_position_embeddings(self.max_position_embeddings);
-        config
-            .check_sizes()
-            .map_err(|error| format!("describes an invalid configuration ({error})"))?;
-        match self.head_dim {
-            Some(head_dim) if head_dim != config.head_dim() => Err(format!(
-                "has heads of {head_dim}, which are not hidden_size / num_attention_heads"
-            )),
-            _ => Ok(config),
-        }
-    }
-}
 
 impl AdapterConfig {
     fn read(path: &Path) -> Result<Self> {
@@ -478,12 +408,13 @@ fn decoder_names(name: &str) -> impl Iterator<Item = String> {
     })
 }
 
-fn is_decoder(released: &str) -> bool {
+/// Returns whether a released tensor is the decoder's. The others are the agent's.
+pub(super) fn is_decoder(released: &str) -> bool {
     !released.contains("put_resampler.")
 }
 
 /// Returns the released name of one of our parameters.
-fn released_name(path: &str) -> String {
+pub(super) fn released_name(path: &str) -> String {
     let name = match path.strip_suffix("gamma") {
         Some(stem) => format!("{stem}weight"),
         None => path.to_owned(),

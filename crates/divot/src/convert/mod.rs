@@ -1,4 +1,4 @@
-//! Conversion of the released PyTorch checkpoints to ours, tensor by tensor.
+//! Conversion of the released PyTorch checkpoints to ours, tensor by tensor, and back.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -17,6 +17,8 @@
 //! # }
 //! ```
 
+mod decoder;
+mod export;
 mod job;
 mod llm;
 mod names;
@@ -24,6 +26,7 @@ mod networks;
 mod plan;
 mod released;
 
+pub use export::{Exported, export_released};
 pub use job::{Found, Job, Lora};
 pub use released::ReleasedConfig;
 
@@ -54,6 +57,8 @@ pub struct Report {
     pub parameters: usize,
     /// Tensors of the sources that the part does not need.
     pub ignored: Vec<String>,
+    /// Parameters that have lost the input channels of an image's latents.
+    pub narrowed: Vec<String>,
     /// Parameters that are missing in the source and were set to a value that has no effect.
     pub defaulted: Vec<String>,
     /// Parameters that were never released, which have initial values for training.
@@ -83,6 +88,7 @@ impl fmt::Display for Report {
             write!(f, "{shown}{dots}")
         };
         list(f, "ignored", &self.ignored)?;
+        list(f, "without the input channels of an image", &self.narrowed)?;
         list(f, "not in the source, left without effect", &self.defaulted)?;
         list(f, "not in the source, new for training", &self.fresh)?;
         if let Some(reason) = &self.not_stored {
@@ -132,11 +138,10 @@ pub fn convert(
         .iter()
         .map(|path| Source::open(path))
         .collect::<Result<Vec<_>, _>>()?;
-    let sizes = match part {
-        Part::DynamiCrafter => &sizes.for_dynamicrafter(&sources)?,
-        _ => sizes,
+    let (networks, config) = match part {
+        Part::DynamiCrafter => networks::dynamicrafter(&sizes.for_dynamicrafter(&sources)?),
+        _ => networks::networks(part, sizes),
     };
-    let (networks, config) = networks::networks(part, sizes);
     let planned = Planned {
         part,
         sources: &sources,
@@ -186,11 +191,8 @@ impl Planned<'_> {
             .flat_map(|plan| plan.origin.sources())
             .map(|source| source.name.as_str())
             .collect();
-        let new = |fresh: bool| {
-            let wanted = move |plan: &&TensorPlan<'_>| {
-                plan.origin.is_new() && matches!(plan.origin, Origin::Fresh { .. }) == fresh
-            };
-            let plans = self.plans.iter().filter(wanted);
+        let names = |wanted: fn(&Origin<'_>) -> bool| {
+            let plans = self.plans.iter().filter(|plan| wanted(&plan.origin));
             plans.map(|plan| plan.name.clone()).collect()
         };
         let tensors = self.sources.iter().flat_map(Source::tensors);
@@ -207,8 +209,9 @@ impl Planned<'_> {
                 .filter(|tensor| !used.contains(tensor.name.as_str()))
                 .map(|tensor| tensor.name.clone())
                 .collect(),
-            defaulted: new(false),
-            fresh: new(true),
+            narrowed: names(|origin| matches!(origin, Origin::Narrow(_))),
+            defaulted: names(|origin| matches!(origin, Origin::Zeros)),
+            fresh: names(|origin| matches!(origin, Origin::Fresh { .. })),
             not_stored: saved.not_stored,
         })
     }

@@ -10,23 +10,12 @@ pub(super) enum Network {
     Vision,
     Text,
     VideoResampler,
-    ContextResampler,
+    Perceiver,
     Unet,
     Vae,
 }
 
 impl Network {
-    /// Returns the prefix of our names in the part that the network belongs to.
-    pub fn prefix(self) -> &'static str {
-        match self {
-            Self::Vision => "vision.",
-            Self::VideoResampler | Self::ContextResampler => "resampler.",
-            Self::Unet => "unet.",
-            Self::Vae => "vae.",
-            Self::Text => "",
-        }
-    }
-
     /// Returns patterns and their replacements, in the order in which they are applied.
     fn rules(self) -> Vec<(&'static str, &'static str)> {
         match self {
@@ -73,7 +62,7 @@ impl Network {
                 OPEN_CLIP_BLOCK,
             ]
             .concat(),
-            Self::ContextResampler => [PERCEIVER, &[(r"^", "image_proj_model.")]].concat(),
+            Self::Perceiver => [PERCEIVER, &[(r"^", "image_proj_model.")]].concat(),
             Self::Unet => UNET.to_vec(),
             Self::Vae => VAE.to_vec(),
         }
@@ -251,9 +240,35 @@ impl Released {
         sum.to_string()
     }
 
-    /// Returns whether a released tensor is a bare `[input, output]` matrix instead of a linear layer's.
-    pub fn is_plain_matrix(&self, path: &str) -> bool {
-        matches!(self.network, Network::Vision | Network::Text) && path == "proj.weight"
+    /// Returns our parameter with its released name as the path.
+    pub fn spec(&self, ours: &ParamSpec) -> ParamSpec {
+        // CLIP's projections are bare `[input, output]` matrices instead of a linear layer's.
+        let is_plain_matrix =
+            matches!(self.network, Network::Vision | Network::Text) && ours.path == "proj.weight";
+        ParamSpec {
+            path: self.name(&ours.path),
+            container: match is_plain_matrix {
+                true => String::new(),
+                false => ours.container.clone(),
+            },
+            shape: ours.shape.clone(),
+        }
+    }
+
+    /// Returns the shape of the released tensor. Conversion takes it with other axes of length one too.
+    pub fn shape(&self, ours: &ParamSpec) -> Vec<usize> {
+        let mut shape = self.spec(ours).pytorch_shape();
+        let path = ours.path.as_str();
+        match self.network {
+            // Convolutions over time of one tap.
+            Network::Unet if path.starts_with("init_attn.proj_") && shape.len() == 2 => {
+                shape.push(1);
+            }
+            Network::Unet if path.ends_with(".alpha") => shape.clear(),
+            Network::Text if path == "logit_scale" => shape.clear(),
+            _ => {}
+        }
+        shape
     }
 }
 

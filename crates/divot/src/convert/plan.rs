@@ -51,11 +51,6 @@ impl<'a> Origin<'a> {
             Self::Zeros | Self::Fresh { .. } => Vec::new(),
         }
     }
-
-    /// Returns whether it is made from no released tensor.
-    pub fn is_new(&self) -> bool {
-        self.sources().is_empty()
-    }
 }
 
 impl TensorPlan<'_> {
@@ -120,7 +115,7 @@ fn narrow_second_axis(data: TensorData, keep: usize) -> TensorData {
 }
 
 /// Computes W + scale · B A in f32, from `[output, input]`, `[output, rank]` and `[rank, input]`.
-fn merge(
+pub(super) fn merge(
     base: &SourceTensor,
     a: &SourceTensor,
     b: &SourceTensor,

@@ -24,6 +24,15 @@ impl ParamSpec {
     pub fn is_linear_weight(&self) -> bool {
         self.container == "Struct:Linear" && self.shape.len() == 2
     }
+
+    /// Returns the extents in PyTorch's order, which differ for the weight of a `Linear`.
+    pub(crate) fn pytorch_shape(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if self.is_linear_weight() {
+            shape.reverse();
+        }
+        shape
+    }
 }
 
 /// Lists the float parameters of a module in the order of its fields.
@@ -125,6 +134,36 @@ pub fn convert_tensor(
     Ok(TensorData::from_bytes(bytes, spec.shape.clone(), dtype))
 }
 
+/// Converts the parameter `spec` to a tensor of a PyTorch checkpoint with elements of type `dtype`, the inverse
+/// of [`convert_tensor`].
+///
+/// `shape` is that of the tensor. It differs from PyTorch's usual one at most in axes of length one.
+///
+/// # Errors
+///
+/// Those of [`convert_tensor`].
+pub(crate) fn release_tensor(
+    data: TensorData,
+    spec: &ParamSpec,
+    shape: &[usize],
+    dtype: DType,
+) -> Result<TensorData, WeightsError> {
+    let (bytes, found, from) = data.into_parts();
+    if found.as_slice() != spec.shape {
+        return Err(wrong_shape(&spec.path, &spec.shape, found.as_slice()));
+    }
+    check_shape(spec, shape)?;
+    let bytes = match spec.is_linear_weight() {
+        true => {
+            let bytes = transpose(&bytes, spec.shape[0], spec.shape[1], from.size());
+            Bytes::from_bytes_vec(bytes)
+        }
+        false => bytes,
+    };
+    let bytes = cast(bytes, from, dtype).map_err(|problem| problem.into_error(&spec.path))?;
+    Ok(TensorData::from_bytes(bytes, shape.to_vec(), dtype))
+}
+
 /// Returns the expected shape of a released tensor for `spec`, if a tensor of shape `found` can be
 /// converted.
 ///
@@ -132,10 +171,7 @@ pub fn convert_tensor(
 ///
 /// If the shape is another one.
 pub(crate) fn check_shape(spec: &ParamSpec, found: &[usize]) -> Result<Vec<usize>, WeightsError> {
-    let mut expected = spec.shape.clone();
-    if spec.is_linear_weight() {
-        expected.reverse();
-    }
+    let expected = spec.pytorch_shape();
     let long_axes =
         |shape: &[usize]| -> Vec<usize> { shape.iter().copied().filter(|&len| len != 1).collect() };
     match found == expected || long_axes(found) == long_axes(&expected) {

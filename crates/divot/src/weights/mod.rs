@@ -5,6 +5,7 @@
 //! | [`Source`] | reads PyTorch and safetensors checkpoints, one tensor at a time |
 //! | [`module_layout`], [`convert_tensor`] | describe a module's parameters, and convert a released tensor to one |
 //! | [`write_safetensors`], [`SafetensorsWriter`] | write a safetensors file, one tensor at a time |
+//! | [`write_pytorch`] | writes a state dict that `torch.load` reads, one tensor at a time |
 //! | [`Weights`], [`load_module`] | fill modules from a `model.safetensors` |
 //! | [`Saver`] | writes modules to a `model.safetensors` |
 //!
@@ -15,17 +16,20 @@
 mod callable;
 mod layout;
 mod load;
+mod new_file;
 mod pickle;
 mod pytorch;
+mod pytorch_file;
 mod safetensors;
 mod source;
 
 pub use layout::{ParamPath, ParamSpec, convert_tensor, module_layout};
 pub use load::{Saver, Weights, load_module};
+pub use pytorch_file::write_pytorch;
 pub use safetensors::{SafetensorsWriter, TensorSpec, write_safetensors};
 pub use source::{Source, SourceTensor};
 
-pub(crate) use layout::check_shape;
+pub(crate) use layout::{check_shape, release_tensor};
 pub(crate) use source::holds_weights;
 
 use std::io;

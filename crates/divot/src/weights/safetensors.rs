@@ -1,14 +1,14 @@
 //! The safetensors format: a JSON header, and then the bytes of every tensor.
 
+use super::new_file::NewFile;
 use super::{DAMAGED, WeightsError};
 use ::safetensors::tensor::{Dtype, Metadata};
 use burn::tensor::{BoolStore, DType, TensorData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use tempfile::NamedTempFile;
 
 /// The largest header that the format allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -183,13 +183,32 @@ pub struct TensorSpec {
 
 impl TensorSpec {
     /// Returns its size in bytes, or `None` if that overflows or safetensors has no name for the type.
-    fn byte_len(&self) -> Option<usize> {
+    pub(super) fn byte_len(&self) -> Option<usize> {
         dtype_name(self.dtype)?;
         let elements = self
             .shape
             .iter()
             .try_fold(1usize, |n, &d| n.checked_mul(d))?;
         elements.checked_mul(self.dtype.size())
+    }
+
+    /// Checks that data is what was announced.
+    pub(super) fn check(&self, data: &TensorData) -> Result<(), WeightsError> {
+        let bytes = data.as_bytes().len();
+        if *data.shape().as_slice() == self.shape[..]
+            && data.dtype() == self.dtype
+            && Some(bytes) == self.byte_len()
+        {
+            return Ok(());
+        }
+        let problem = format!(
+            "is {} {:?} in {bytes} bytes where {} {:?} was announced",
+            data.dtype().name(),
+            data.shape().as_slice(),
+            self.dtype.name(),
+            self.shape
+        );
+        Err(WeightsError::tensor(&self.name, problem, BUG))
     }
 }
 
@@ -201,7 +220,7 @@ impl TensorSpec {
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     path: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    file: NewFile,
     specs: Vec<TensorSpec>,
     written: usize,
 }
@@ -232,15 +251,7 @@ impl SafetensorsWriter {
         }
         let writing = |err| WeightsError::writing(path, err);
 
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".weights-").suffix(".partial");
-        // A temporary file is private by default. This one becomes the user's file, so it gets the
-        // permissions of any new file.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder_of(path)).map_err(writing)?;
-
-        let mut file = BufWriter::with_capacity(1 << 20, file);
+        let mut file = NewFile::create(path)?;
         file.write_all(&(header.len() as u64).to_le_bytes())
             .and_then(|()| file.write_all(&header))
             .map_err(writing)?;
@@ -262,23 +273,9 @@ impl SafetensorsWriter {
             let problem = format!("more than the {} tensors announced", self.specs.len());
             return Err(WeightsError::file(&self.path, problem, BUG));
         };
-        let bytes = data.as_bytes();
-        if *data.shape().as_slice() != spec.shape[..]
-            || data.dtype() != spec.dtype
-            || Some(bytes.len()) != spec.byte_len()
-        {
-            let problem = format!(
-                "is {} {:?} in {} bytes where {} {:?} was announced",
-                data.dtype().name(),
-                data.shape().as_slice(),
-                bytes.len(),
-                spec.dtype.name(),
-                spec.shape
-            );
-            return Err(WeightsError::tensor(&spec.name, problem, BUG).in_file(&self.path));
-        }
+        spec.check(data).map_err(|err| err.in_file(&self.path))?;
         self.file
-            .write_all(bytes)
+            .write_all(data.as_bytes())
             .map_err(|err| WeightsError::writing(&self.path, err))?;
         self.written += 1;
         Ok(())
@@ -309,16 +306,7 @@ impl SafetensorsWriter {
             let problem = "was announced and not written";
             return Err(WeightsError::tensor(&spec.name, problem, BUG).in_file(&path));
         }
-        let writing = |err| WeightsError::writing(&path, err);
-        let file = file.into_inner().map_err(|err| writing(err.into_error()))?;
-        file.as_file().sync_all().map_err(writing)?;
-        file.persist(&path).map_err(|err| writing(err.error))?;
-        // The new name is on the disk only after the folder is flushed.
-        #[cfg(unix)]
-        File::open(folder_of(&path))
-            .and_then(|folder| folder.sync_all())
-            .map_err(writing)?;
-        Ok(())
+        file.finish()
     }
 }
 
@@ -397,11 +385,4 @@ fn header(
     let mut header = format!("{{{}}}", fields.join(",")).into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(header)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }

@@ -1,0 +1,475 @@
+//! Every recipe of the examples at toy size, one after another as a user goes from vision tower to story, on files
+//! that are made here. And every format of data.
+
+#[path = "train/common.rs"]
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::Device;
+use common::{TINY, samples};
+use divot::data::dataset::{Sample, Samples, Source};
+use divot::data::{write_gif, write_mp4, write_png};
+use divot::language::TextTokenizer;
+use divot_train::checkpoint::{self, State};
+use divot_train::{Event, Recipe, RunOptions, Trainer, Weights, export, run};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tempfile::TempDir;
+use toml::{Table, Value};
+
+const RECIPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
+const TEXT_TOKENIZER: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/fixture/pretrained/cvlm_mistral_instruct_tokenizer"
+);
+const STEPS: usize = 20;
+/// Steps in which the loss on one batch falls to half.
+const STEPS_TO_HALF: usize = 30;
+/// What makes a batch learned fast.
+const FAST: [&str; 3] = ["rate.peak=3e-3", "rate.warmup=0", "rate.decay=constant"];
+
+/// First weights are drawn by the device, whose generator all tests of a process share, and paths of recipes are
+/// relative to the current folder, which they share too: each test holds this from its first line.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn text(path: &str, content: impl AsRef<[u8]>) {
+    fs::create_dir_all(Path::new(path).parent().expect("a folder")).expect("a folder");
+    fs::write(path, content).expect("a file");
+}
+
+const CAPTIONS: [&str; 4] = [
+    "a red square moves",
+    "the blue box goes right",
+    "green on grey",
+    "here is something else",
+];
+
+/// Makes a folder with everything that the recipes name the current one.
+fn workplace() -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::env::set_current_dir(folder.path()).expect("it is there");
+    for name in [
+        "clips",
+        "images",
+        "questions",
+        "models/divot/llm-generation",
+    ] {
+        fs::create_dir_all(name).expect("a folder");
+    }
+    let text_tokenizer = TextTokenizer::open(Path::new(TEXT_TOKENIZER)).expect("the fixture");
+    let saved = text_tokenizer.save(Path::new("models/divot/llm-generation/tokenizer.json"));
+    saved.expect("a text tokenizer");
+
+    let mut captions = String::new();
+    let mut images = String::new();
+    for (number, sample) in samples(4, 112).iter().enumerate() {
+        let frames = sample.clips[0].frames();
+        let caption = CAPTIONS[number];
+        for folder in ["clips", "questions"] {
+            write_mp4(format!("{folder}/{number}.mp4"), frames, 8.0).expect("a clip");
+        }
+        write_png(format!("images/{number}.png"), &frames[5]).expect("a picture");
+        captions += &format!("{{\"video\": \"{number}.mp4\", \"caption\": \"{caption}\"}}\n");
+        let either = format!("[\"{caption}\", \"in other words, {caption}\"]");
+        images += &format!("{{\"image\": \"{number}.png\", \"caption\": {either}}}\n");
+    }
+    text("clips/captions.jsonl", captions);
+    text("images/captions.jsonl", images);
+    let clip = samples(1, 112).remove(0).clips.remove(0);
+    write_png("questions/0.png", &clip.frames()[0]).expect("a picture");
+    write_gif("questions/0.gif", clip.frames(), 8.0).expect("an animation");
+    text(
+        "questions/videos.jsonl",
+        r#"{"video": "0.mp4", "question": "<video>\nWhat is it?", "answer": "A square."}
+{"video": "1.mp4", "questions": ["What is it?", "Which way?"], "answers": ["A box.", "To the right."]}
+{"video": "0.gif", "data": ["What is it?", "A square.", "Does it move?", "Yes."]}
+"#,
+    );
+    text(
+        "questions/images.jsonl",
+        r#"{"image": "0.png", "question": "What is it?", "answer": "A picture."}
+{"image": "0.png", "data": ["Is it red?", "No."]}
+"#,
+    );
+    text(
+        "stories.jsonl",
+        r#"{"instruction": "Tell a story.", "scenes": [{"video": "clips/0.mp4", "start": 0.0, "text": "A square wakes up."}, {"video": "clips/1.mp4", "text": "It leaves."}], "ending": "The end."}
+{"scenes": [{"video": "clips/2.mp4", "start": 0.0, "end": 2.0, "text": "Another one."}]}
+"#,
+    );
+    folder
+}
+
+/// The settings of toy networks, without those that the recipe makes itself.
+fn toy(recipe: &Table) -> Vec<String> {
+    let tiny: Table = toml::from_str(TINY).expect("the toy sizes");
+    let mut changes = Vec::new();
+    flatten("", &Value::Table(tiny), &mut changes);
+    changes
+        .retain(|change| !change.starts_with("model.start") && !change.starts_with("model.sizes"));
+    // As many as the UNet's states for text in stage 0.
+    changes.push("model.text.context_length=8".to_owned());
+
+    let value = |key: &str| {
+        let mut names = key.split('.');
+        let first = recipe.get(names.next()?)?;
+        names.try_fold(first, |value, name| value.get(name))
+    };
+    if value("model.tokenizer.resampler.perceiver") == Some(&Value::Boolean(false)) {
+        // The width of the vision tower.
+        changes.push("model.detokenizer.resampler.input_dim=32".to_owned());
+    }
+    if let Some(Value::Table(head)) = value("model.llm.head") {
+        let name = head.keys().next().expect("a head has a name");
+        changes.retain(|change| !change.starts_with("model.llm.head"));
+        let sizes: &[&str] = match head[name].get("width") {
+            Some(_) => &[
+                "dim=16",
+                "cond_dim=32",
+                "width=32",
+                "depth=1",
+                "timestep_width=16",
+            ],
+            None => &["dim=16"],
+        };
+        changes.extend(
+            sizes
+                .iter()
+                .map(|size| format!("model.llm.head.{name}.{size}")),
+        );
+    }
+    let kind = value("objective.kind").and_then(Value::as_str);
+    if matches!(kind, Some("diffusion" | "adaptation")) {
+        changes.push("objective.sampling_steps=2".to_owned());
+    }
+    if value("micro_batch").is_some() {
+        changes.push("micro_batch=1".to_owned());
+    }
+    for (number, data) in value("data")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        if data.get("batch").is_some() {
+            changes.push(format!("data.{number}.batch=3"));
+        }
+    }
+    let more = [
+        &format!("steps={STEPS}"),
+        "batch=2",
+        "log_every=1",
+        "rate.warmup=2",
+        "validation.every=20",
+        "validation.batches=1",
+        "checkpoints.every=20",
+    ];
+    changes.extend(more.map(str::to_owned));
+    changes
+}
+
+/// Every value as `key=value`.
+fn flatten(key: &str, value: &Value, changes: &mut Vec<String>) {
+    match value {
+        Value::Table(table) => {
+            for (name, value) in table {
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
+                flatten(&key, value, changes);
+            }
+        }
+        value => changes.push(format!("{key}={value}")),
+    }
+}
+
+fn read(path: &Path, changes: &[String], more: &[&str]) -> Recipe {
+    let more = more.iter().map(|change| (*change).to_owned());
+    let changes: Vec<String> = changes.iter().cloned().chain(more).collect();
+    Recipe::read(path, &changes).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Runs a recipe. Checks that every loss is finite and that every sample was of use.
+fn train(recipe: &Recipe, folder: &Path) -> State {
+    let options = RunOptions {
+        resume: false,
+        allow_changes: false,
+        workers: 2,
+    };
+    let name = &recipe.name;
+    let (mut losses, mut validated) = (Vec::new(), 0);
+    let state = run(recipe, folder, &Device::default(), &options, &mut |event| {
+        match event {
+            Event::Step(status) => {
+                losses.push(
+                    status
+                        .and_then(|status| status.loss)
+                        .expect("every step is logged"),
+                );
+            }
+            Event::Validated(loss) => {
+                assert!(loss.is_finite(), "{name}: a validation loss of {loss}");
+                validated += 1;
+            }
+            Event::Warning(warning) => panic!("{name}: {warning}"),
+            Event::Resumed(_) => panic!("{name}: nothing to resume"),
+        }
+        ControlFlow::Continue(())
+    });
+    let state = state.unwrap_or_else(|error| panic!("{name}: {error}"));
+    let settings = &recipe.settings;
+    assert_eq!(losses.len(), settings.steps, "{name}");
+    assert!(
+        losses.iter().all(|loss| loss.is_finite()),
+        "{name}: {losses:?}"
+    );
+    assert_eq!(state.step, settings.steps, "{name}");
+    assert_eq!([state.left_out, state.not_finite as u64], [0, 0], "{name}");
+    assert!(!folder.join("skipped.jsonl").exists(), "{name}");
+    if let Some(times) = settings.steps.checked_div(settings.validation.every) {
+        assert_eq!(validated, times, "{name}");
+    }
+    let metrics = fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
+    let logged = metrics
+        .lines()
+        .filter(|line| line.contains("\"train/loss\":"));
+    assert_eq!(logged.count(), settings.steps, "{name}");
+    let newest = checkpoint::newest(folder)
+        .expect("readable")
+        .expect("a checkpoint");
+    assert_eq!(newest.step, settings.steps, "{name}");
+    state
+}
+
+/// A batch of a recipe's first source.
+fn batch(recipe: &Recipe) -> Vec<Sample> {
+    let data = &recipe.settings.data[0];
+    let reader = recipe.model.tokenizer.clip_reader();
+    let source = Source::open(&data.source, &reader).expect("a source");
+    let count = data.batch.unwrap_or(recipe.settings.batch);
+    let read = |index| {
+        source
+            .read(index % source.len(), &mut || 0.5)
+            .expect("a sample")
+    };
+    (0..count).map(read).collect()
+}
+
+/// The loss on one batch falls to half within so many steps.
+fn learn(recipe: &Recipe, steps: usize) {
+    let name = &recipe.name;
+    let batch = batch(recipe);
+    let trainer = Trainer::new(recipe, &Device::default());
+    let mut trainer = trainer.unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut loss = || trainer.step(0, 0, &batch).expect("a step").loss;
+    let first = loss();
+    // The likelihood of features is a density, so that a loss may be below 0.
+    let half = first - first.abs() / 2.0;
+    let mut losses = (1..steps).map(|_| loss());
+    let found = losses.position(|loss| loss < half);
+    let found = found.unwrap_or_else(|| panic!("{name}: over {half} for {steps} steps"));
+    println!("{name}: {first:.4} falls to half in {} steps", found + 2);
+}
+
+#[test]
+fn every_recipe_trains_in_the_order_in_which_they_need_each_other() {
+    let _alone = alone();
+    let _folder = workplace();
+    let mut left: BTreeMap<String, (PathBuf, Table)> = fs::read_dir(RECIPES)
+        .expect("the recipes")
+        .map(|entry| {
+            let path = entry.expect("an entry").path();
+            let text = fs::read_to_string(&path).expect("a recipe");
+            let name = path
+                .file_stem()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
+            (name, (path, toml::from_str(&text).expect("TOML")))
+        })
+        .collect();
+    assert!(left.len() >= 19, "{:?}", left.keys());
+
+    while !left.is_empty() {
+        let before = left.len();
+        left.retain(|name, (path, table)| {
+            let changes = toy(table);
+            let recipe = read(path, &changes, &[]);
+            let mut starts = recipe
+                .start
+                .iter()
+                .filter_map(|start| start.folder.as_ref());
+            if !starts.all(|folder| folder.exists()) {
+                return true;
+            }
+            let folder = Path::new("outputs").join(name);
+            train(&recipe, &folder);
+
+            let exported = export(
+                &folder,
+                &Path::new("models").join(name),
+                Weights::Best,
+                &Device::default(),
+            );
+            match name.as_str() {
+                // Towers and autoencoders are parts of parts.
+                "vision" | "vae" => {
+                    let error = exported.expect_err("no model").to_string();
+                    assert!(error.contains("no part of a model by itself"), "{error}");
+                }
+                _ => {
+                    let folders = exported.unwrap_or_else(|error| panic!("{name}: {error}"));
+                    assert!(!folders.is_empty(), "{name}");
+                }
+            }
+            if name != "tokenizer-caption" {
+                learn(&read(path, &changes, &FAST), STEPS_TO_HALF);
+            }
+            false
+        });
+        assert!(
+            left.len() < before,
+            "what these start from is made by none: {:?}",
+            left.keys()
+        );
+    }
+}
+
+/// A language model that was trained on captions tells a tokenizer that it does not know what to say.
+#[test]
+fn a_tokenizer_learns_from_captions_through_a_trained_language_model() {
+    let _alone = alone();
+    let _folder = workplace();
+    let toy_recipe = |name: &str, more: &[&str]| {
+        let path = Path::new(RECIPES).join(name);
+        let text = fs::read_to_string(&path).expect("a recipe");
+        let changes = toy(&toml::from_str(&text).expect("TOML"));
+        read(&path, &changes, &[&FAST, more].concat())
+    };
+    let captions = "data=[{source={format=\"captions\", path=\"clips/captions.jsonl\"}, \
+                    task=\"comprehension\"}]";
+    let start = "model.start={tokenizer=\"random\"}";
+    let more = [captions, start, "batch=4", "steps=80", "validation.every=0"];
+    train(
+        &toy_recipe("pretrain.toml", &more),
+        Path::new("outputs/pretrain"),
+    );
+    let start = "model.start.\"tokenizer.vision\"=random";
+    let more = [start, "seed=7", "batch=4"];
+    learn(&toy_recipe("tokenizer-caption.toml", &more), 60);
+}
+
+/// Files in the formats that no recipe of the examples names.
+fn other_formats() {
+    let clip = samples(1, 112).remove(0).clips.remove(0);
+    let twice = [clip.frames(), clip.frames()].concat();
+    for folder in ["table", "table/000001_000050"] {
+        fs::create_dir_all(folder).expect("a folder");
+        write_mp4(format!("{folder}/aB3.mp4"), &twice, 8.0).expect("a clip");
+    }
+    text(
+        "table/webvid.csv",
+        "videoid,contentUrl,duration,page_dir,name\naB3,https://example.org/1.mp4,PT00H00M04S,000001_000050,\
+         \"A square, moving.\"\n",
+    );
+    text(
+        "table/msrvtt.csv",
+        "video_id,caption\naB3,a square moves\naB3,something moves\n",
+    );
+    text(
+        "table/msrvtt.json",
+        r#"{"sentences": [{"video_id": "aB3", "caption": "a square moves", "sen_id": 1}]}"#,
+    );
+    text(
+        "table/panda.csv",
+        "videoID,url,timestamp,caption\naB3,https://example.org/aB3,\"[['0:00:00.000', '0:00:02.000'], \
+         ['0:00:02.000', '0:00:04.000']]\",\"['A square moves.', 'It moves again.']\"\n",
+    );
+    fs::create_dir("shards").expect("a folder");
+    write_png(
+        "shards/picture.png",
+        &samples(1, 200)[0].clips[0].frames()[0],
+    )
+    .expect("a picture");
+    let picture = fs::read("shards/picture.png").expect("a picture");
+    let video = fs::read("table/aB3.mp4").expect("a video");
+    let animation = fs::read("questions/0.gif").expect("an animation");
+    let archive = |number: usize| {
+        let mut archive = tar::Builder::new(Vec::new());
+        let files: [(&str, &[u8]); 6] = [
+            ("a.png", &picture),
+            ("a.txt", b"a picture"),
+            ("b.json", br#"{"caption": ["a video", "a clip"]}"#),
+            ("b.mp4", &video),
+            ("c.gif", &animation),
+            ("c.txt", b"an animation"),
+        ];
+        for (name, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            let name = format!("{number}/{name}");
+            archive
+                .append_data(&mut header, name, content)
+                .expect("a file");
+        }
+        archive.into_inner().expect("an archive")
+    };
+    for number in 0..3 {
+        fs::write(format!("shards/{number:02}.tar"), archive(number)).expect("an archive");
+    }
+    fs::create_dir("packed").expect("a folder");
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(&archive(7)).expect("it is in memory");
+    fs::write("packed/7.tar.gz", packed.finish().expect("an archive")).expect("an archive");
+}
+
+#[test]
+fn every_format_is_learned_from() {
+    let _alone = alone();
+    let _folder = workplace();
+    other_formats();
+    let path = Path::new(RECIPES).join("pretrain.toml");
+    let pretrain = fs::read_to_string(&path).expect("a recipe");
+    let mut changes = toy(&toml::from_str(&pretrain).expect("TOML"));
+    changes.retain(|change| !change.starts_with("data."));
+    changes.push("model.start={tokenizer=\"random\"}".to_owned());
+
+    let mut sources = Vec::new();
+    for (format, paths, count) in [
+        ("captions", r#"["clips/captions.jsonl", "images"]"#, 8),
+        ("csv", "\"table/webvid.csv\"", 1),
+        ("csv", "\"table/msrvtt.csv\"", 2),
+        ("csv", "\"table/msrvtt.json\"", 1),
+        ("panda", "\"table/panda.csv\"", 2),
+        ("webdataset", "\"shards\"", 9),
+        ("webdataset", "\"shards/{00..01}.tar\"", 6),
+        ("webdataset", r#"["packed/7.tar.gz", "shards/02.tar"]"#, 6),
+        ("questions", "\"questions/videos.jsonl\"", 3),
+        ("questions", "\"questions/images.jsonl\"", 2),
+        ("story", "\"stories.jsonl\"", 2),
+    ] {
+        let source = format!("source={{format=\"{format}\", path={paths}}}");
+        // Each sample once in a step.
+        let one = format!("data=[{{{source}, batch={count}}}]");
+        let mut recipe = read(&path, &changes, &[&one, "steps=3", "validation.every=0"]);
+        recipe.name = format!("{format} {paths}");
+        let folder = Path::new("outputs").join(sources.len().to_string());
+        let state = train(&recipe, &folder);
+        assert_eq!(state.samples, 3 * count, "{}", recipe.name);
+        let task = ["comprehension", "generation"][sources.len() % 2];
+        sources.push(format!("{{{source}, task=\"{task}\"}}"));
+    }
+    let all = format!("data=[{}]", sources.join(", "));
+    train(&read(&path, &changes, &[&all]), Path::new("outputs/all"));
+}
