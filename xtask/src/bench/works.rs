@@ -103,7 +103,7 @@ pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
         }
         Work::TrainSmall => train_small(inputs),
         Work::TrainMid => train_mid(inputs),
-        Work::Llm | Work::LlmCache | Work::Perplexity => {
+        Work::Llm | Work::LlmCache | Work::Perplexity | Work::Data | Work::DataMemory => {
             unreachable!("PyTorch takes no turns in these")
         }
     })
