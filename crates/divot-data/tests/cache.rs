@@ -1,4 +1,8 @@
 //! Caches: what is written is read, in the order of the source, and damage is told.
+#![expect(
+    clippy::single_range_in_vec_init,
+    reason = "groups of samples are ranges"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
