@@ -3,6 +3,7 @@
 
 mod data;
 mod language;
+mod training;
 mod turns;
 mod works;
 
@@ -117,6 +118,10 @@ enum Work {
     TrainSmall,
     /// A training step of tokenizer and UNet of 149 M together: 1x4x16x16x16
     TrainMid,
+    /// A step of the recipe stage1 at small size: 8 clips of 64x64
+    TrainStage1,
+    /// Two steps of the recipe pretrain with LoRA and a decoder of 0.1 B: 8 rows each
+    TrainLlm,
     /// The language model: a prompt of 256 tokens, then text token by token
     Llm,
     /// A token of the language model at position 1,400 compared to one at 200
@@ -144,7 +149,10 @@ impl Work {
     }
 
     fn trains(self) -> bool {
-        matches!(self, Self::TrainSmall | Self::TrainMid)
+        matches!(
+            self,
+            Self::TrainSmall | Self::TrainMid | Self::TrainStage1 | Self::TrainLlm
+        )
     }
 }
 
