@@ -2,7 +2,7 @@ use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Initializer, Linear, LinearConfig};
 use burn::tensor::Tensor;
-use divot_nn::ops::linear;
+use divot_nn::ops::{dropout, linear};
 use divot_nn::{CheckSizes, SizeError, check_widths};
 use serde::{Deserialize, Serialize};
 
@@ -132,7 +132,7 @@ impl LoraConfig {
 impl LoraLinear {
     /// Applies the layer: `[batch, tokens, input]` → `[batch, tokens, output]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let low_rank = linear(&self.lora_a, self.dropout.forward(x.clone()));
+        let low_rank = linear(&self.lora_a, dropout(&self.dropout, x.clone()));
         linear(&self.base, x) + linear(&self.lora_b, low_rank) * self.scale
     }
 

@@ -7,7 +7,9 @@
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv3d};
-use burn::nn::{GroupNorm, Linear, PaddingConfig2d, RmsNorm};
+use burn::nn::{Dropout, GroupNorm, Linear, PaddingConfig2d, RmsNorm};
+#[cfg(feature = "flex")]
+use burn::tensor::Distribution;
 use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
@@ -68,6 +70,28 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let value = x.clone().narrow(D - 1, 0, width / 2);
     let gate = x.narrow(D - 1, width / 2, width / 2);
     value * gelu(gate)
+}
+
+/// Dropout, in training only: each element is set to zero with the layer's probability, and those that are kept are
+/// scaled up. What is random comes from the device's generator.
+pub fn dropout<const D: usize>(layer: &Dropout, x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if layer.prob > 0.0
+        && layer.training.is_enabled()
+        && x.device().is_autodiff()
+        && kernels::apply(&x)
+    {
+        // A float holds 24 random bits.
+        let drawn = Tensor::<1>::random([4], Distribution::Default, &x.device().inner());
+        let drawn: Vec<f32> = drawn.into_data().iter().collect();
+        let bits = |i: usize| (drawn[i] * 65536.0) as u32;
+        let kernel = kernels::dropout::Dropout {
+            rate: layer.prob,
+            key: [bits(0) << 16 | bits(1), bits(2) << 16 | bits(3)],
+        };
+        return kernels::run(kernel, Cost::Low, [x.into_dispatch()]);
+    }
+    layer.forward(x)
 }
 
 /// A linear layer, `[..., in]` → `[..., out]`. Float weights of another type are cast to that of `x`.

@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig, Conv3d, Conv3dConfig};
 use burn::nn::{
-    GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d, PaddingConfig3d, RmsNorm,
-    RmsNormConfig,
+    DropoutConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d,
+    PaddingConfig3d, RmsNorm, RmsNormConfig,
 };
 use burn::tensor::{DType, Device, Tensor};
 use divot_nn::{LayerNorm, LayerNormConfig, Noise, attention, multi_head_attention, ops};
@@ -409,6 +409,45 @@ fn convolutions_by_tiles_are_as_exact() {
         "{fused:e} and {plain:e}"
     );
     println!("root mean square error: {fused:.2e} with kernels, {plain:.2e} without");
+}
+
+#[test]
+fn dropout_drops_as_often_as_it_says_and_its_gradient_the_same() {
+    let _switch = switch();
+    let x = random([300, 1000], 3);
+    for rate in [0.05, 0.5] {
+        let layer = DropoutConfig::new(rate).init();
+        let drop = |[x]: [Tensor<2>; 1]| ops::dropout(&layer, x);
+        let values = x.to_data().try_to_vec::<f32>().unwrap();
+        let direction = random(x.dims(), 99).into_data();
+        let direction = direction.try_to_vec::<f32>().unwrap();
+        let [[out, grad], [other, _]] =
+            [(); 2].map(|()| <[_; 2]>::try_from(run(std::array::from_ref(&x), &drop)).unwrap());
+        let scale = 1.0 / (1.0 - rate as f32);
+        for i in 0..values.len() {
+            let factor = if out[i] == 0.0 { 0.0 } else { scale };
+            assert_eq!(out[i], values[i] * factor);
+            assert_eq!(grad[i], direction[i] * factor);
+        }
+        // Of 300,000 elements, and of those next to each other in a row or a column.
+        let dropped = |i: usize| f64::from(u8::from(out[i] == 0.0));
+        let share =
+            |count: usize, f: &dyn Fn(usize) -> f64| (0..count).map(f).sum::<f64>() / count as f64;
+        let close = |found: f64, wanted: f64| (found - wanted).abs() < 0.004;
+        assert!(close(share(300_000, &dropped), rate));
+        for step in [1, 2, 8, 16, 1000] {
+            let both = share(290_000, &|i| dropped(i) * dropped(i + step));
+            assert!(close(both, rate * rate), "{step}: {both}");
+        }
+        let again = share(300_000, &|i| {
+            dropped(i) * f64::from(u8::from(other[i] == 0.0))
+        });
+        assert!(close(again, rate * rate), "another draw: {again}");
+    }
+    // Nothing is dropped where nothing learns.
+    let layer = DropoutConfig::new(0.5).init();
+    let x = x.inner();
+    assert_eq!(ops::dropout(&layer, x.clone()).into_data(), x.into_data());
 }
 
 #[test]

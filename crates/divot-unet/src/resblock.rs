@@ -6,7 +6,7 @@ use burn::nn::{
     PaddingConfig3d,
 };
 use burn::tensor::{Device, Tensor};
-use divot_nn::ops::{conv2d_last, group_norm, linear, temporal_conv};
+use divot_nn::ops::{conv2d_last, dropout, group_norm, linear, temporal_conv};
 
 pub(crate) fn conv3x3(channels: [usize; 2], device: &Device) -> Conv2d {
     Conv2dConfig::new(channels, [3, 3])
@@ -87,7 +87,7 @@ impl ResBlock {
         let [n, height, width, channels] = h.dims();
         let clip = [batch, n / batch * height * width, channels];
         let h = (h.reshape(clip) + shift).reshape([n, height, width, channels]);
-        let h = self.dropout.forward(group_norm(&self.norm2, h, true));
+        let h = dropout(&self.dropout, group_norm(&self.norm2, h, true));
         let h = conv2d_last(&self.conv2, h);
         let x = match &self.skip {
             Some(skip) => conv2d_last(skip, x),
@@ -144,7 +144,7 @@ impl TemporalConv {
         for (i, layer) in self.layers.iter().enumerate() {
             h = group_norm(&layer.norm, h, true);
             if i > 0 {
-                h = self.dropout.forward(h);
+                h = dropout(&self.dropout, h);
             }
             h = temporal_conv(&layer.conv, h);
         }
