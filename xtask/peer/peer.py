@@ -130,8 +130,9 @@ class Peer:
         torch.manual_seed(0)
         if self.fused:
             fixture.attend = fused_attend
-        if compiled:  # each width is compiled separately
+        if compiled:  # each shape is compiled separately
             torch._dynamo.config.recompile_limit = 256
+            torch._dynamo.config.automatic_dynamic_shapes = False
 
     def made(self, build):
         """Returns the network that `build` makes, with values for weights that it leaves uninitialised."""
