@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Blurs frames `times` over, takes some of their colour, and adds noise.
-fn damaged(frame: &Frame, times: usize) -> Frame {
+fn damaged(frame: &Frame, times: usize, number: usize) -> Frame {
     let mut frame = frame.clone();
     let (width, height) = (frame.width as i32, frame.height as i32);
     for _ in 0..times * 3 {
@@ -49,7 +49,7 @@ fn damaged(frame: &Frame, times: usize) -> Frame {
     }
     if times > 0 {
         for (at, value) in frame.rgb.iter_mut().enumerate() {
-            let noise = (at as u32).wrapping_mul(2_654_435_761) >> 24;
+            let noise = ((at + number * 12_289) as u32).wrapping_mul(2_654_435_761) >> 24;
             *value = (f64::from(*value) * 0.85 + 20.0 + f64::from(noise) * 0.12 - 15.0) as u8;
         }
     }
@@ -62,7 +62,7 @@ fn score(world: &World, count: u64, name: &str, damage: usize) -> Result<(), Box
     for index in 0..count {
         let scene = world.scene(index);
         let clean = scene.frames(world.size, world.frames);
-        let frames: Vec<Frame> = clean.iter().map(|frame| damaged(frame, damage)).collect();
+        let frames: Vec<Frame> = clean.iter().enumerate().map(|(number, frame)| damaged(frame, damage, number)).collect();
         psnr += metrics::mean(&clean, &frames, metrics::psnr)?;
         let reading = oracle.read(&frames);
         let verdict = reading.verdict(&scene);
@@ -74,9 +74,10 @@ fn score(world: &World, count: u64, name: &str, damage: usize) -> Result<(), Box
             right.iter_mut().zip(one).for_each(|(sum, one)| *sum += u32::from(one));
         }
         if !verdict.is_right() && std::env::var_os("SHOW_MISSES").is_some() {
-            println!("{index}: {:?}", reading.objects);
-            for object in &scene.objects {
-                println!("    {object:?}");
+            let seen = reading.objects.iter();
+            println!("{index}: {:?}", seen.map(|s| (s.shape, s.colour, s.size, s.motion, s.then)).collect::<Vec<_>>());
+            for s in &scene.objects {
+                println!("    {:?} pan {:?}", (s.shape, s.colour, s.size, s.motion, s.then, s.reach), scene.camera.pan);
             }
         }
     }

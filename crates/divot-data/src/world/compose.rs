@@ -140,9 +140,11 @@ fn place(objects: &mut [Object], camera: &Camera, draw: &mut Draw) -> bool {
 
 /// Gives an object a size and a place at which it stays in sight, if the size leaves one.
 fn place_one(object: &mut Object, camera: &Camera, draw: &mut Draw) -> bool {
-    object.size = match object.motion.scales() {
-        true => Size::Medium,
-        false => draw.one(&Size::ALL),
+    object.size = match object.motion {
+        Motion::Grow | Motion::Shrink => Size::Medium,
+        // A small one has too few pixels to show that it turns.
+        Motion::Spin => draw.one(&[Size::Medium, Size::Large]),
+        _ => draw.one(&Size::ALL),
     };
     (object.reach, object.moment) = match (object.motion, object.then) {
         (Motion::Circle, _) => (draw.within(0.14, 0.19), draw.unit()),

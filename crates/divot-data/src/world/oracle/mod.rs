@@ -86,20 +86,18 @@ impl Oracle {
     fn object(&self, colour: Colour, masks: &segment::Masks, track: &Track) -> Seen {
         let (motion, then) = track.motion();
         let upright = self.templates.best(&template::mean(masks, track, 0.0), false);
-        let mut seen = Seen {
-            shape: upright.shape,
-            colour,
-            size: Size::Medium,
-            motion,
-            then,
+        let spinning = match motion {
+            Motion::Still => self.templates.spinning(masks, track, upright.likeness),
+            _ => None,
         };
-        if motion == Motion::Still
-            && let Some(spinning) = self.templates.spinning(masks, track, upright.likeness)
-        {
-            (seen.shape, seen.motion) = (spinning, Motion::Spin);
+        let found = spinning.unwrap_or(upright);
+        Seen {
+            shape: found.shape,
+            colour,
+            size: nearest_size(track.radius() * found.scale),
+            motion: if spinning.is_some() { Motion::Spin } else { motion },
+            then,
         }
-        seen.size = nearest_size(track.radius() / seen.shape.filled().sqrt());
-        seen
     }
 }
 

@@ -4,7 +4,7 @@ use crate::Frame;
 use crate::world::scene::Colour;
 
 /// Least share of a colour's chroma that a pixel has to be counted as that colour.
-const FAINTEST: f32 = 0.4;
+const FAINTEST: f32 = 0.3;
 /// Fewest pixels of an object, summed over a clip, in areas of a frame.
 const FEWEST: f32 = 0.04;
 
