@@ -34,7 +34,17 @@ fn damaged(frame: &Frame, times: usize, number: usize) -> Frame {
         for y in 0..height {
             for x in 0..width {
                 let mut sum = [0u32; 3];
-                for (right, down) in [(-1, -1), (0, -1), (1, -1), (-1, 0), (0, 0), (1, 0), (-1, 1), (0, 1), (1, 1)] {
+                for (right, down) in [
+                    (-1, -1),
+                    (0, -1),
+                    (1, -1),
+                    (-1, 0),
+                    (0, 0),
+                    (1, 0),
+                    (-1, 1),
+                    (0, 1),
+                    (1, 1),
+                ] {
                     let column = (x + right).clamp(0, width - 1) as usize;
                     let row = (y + down).clamp(0, height - 1) as usize;
                     let pixel = before.pixel(column, row);
@@ -56,13 +66,22 @@ fn damaged(frame: &Frame, times: usize, number: usize) -> Frame {
     frame
 }
 
-fn score(world: &World, count: u64, name: &str, damage: usize) -> Result<(), Box<dyn std::error::Error>> {
+fn score(
+    world: &World,
+    count: u64,
+    name: &str,
+    damage: usize,
+) -> Result<(), Box<dyn std::error::Error>> {
     let oracle = Oracle::default();
     let (mut counts, mut objects, mut right, mut all, mut psnr) = (0, 0, [0; 4], 0, 0.0);
     for index in 0..count {
         let scene = world.scene(index);
         let clean = scene.frames(world.size, world.frames);
-        let frames: Vec<Frame> = clean.iter().enumerate().map(|(number, frame)| damaged(frame, damage, number)).collect();
+        let frames: Vec<Frame> = clean
+            .iter()
+            .enumerate()
+            .map(|(number, frame)| damaged(frame, damage, number))
+            .collect();
         psnr += metrics::mean(&clean, &frames, metrics::psnr)?;
         let reading = oracle.read(&frames);
         let verdict = reading.verdict(&scene);
@@ -70,14 +89,30 @@ fn score(world: &World, count: u64, name: &str, damage: usize) -> Result<(), Box
         all += u32::from(verdict.is_right());
         for agreement in &verdict.objects {
             objects += 1;
-            let one = [agreement.shape, agreement.colour, agreement.size, agreement.motion];
-            right.iter_mut().zip(one).for_each(|(sum, one)| *sum += u32::from(one));
+            let one = [
+                agreement.shape,
+                agreement.colour,
+                agreement.size,
+                agreement.motion,
+            ];
+            right
+                .iter_mut()
+                .zip(one)
+                .for_each(|(sum, one)| *sum += u32::from(one));
         }
         if !verdict.is_right() && std::env::var_os("SHOW_MISSES").is_some() {
             let seen = reading.objects.iter();
-            println!("{index}: {:?}", seen.map(|s| (s.shape, s.colour, s.size, s.motion, s.then)).collect::<Vec<_>>());
+            println!(
+                "{index}: {:?}",
+                seen.map(|s| (s.shape, s.colour, s.size, s.motion, s.then))
+                    .collect::<Vec<_>>()
+            );
             for s in &scene.objects {
-                println!("    {:?} pan {:?}", (s.shape, s.colour, s.size, s.motion, s.then, s.reach), scene.camera.pan);
+                println!(
+                    "    {:?} pan {:?}",
+                    (s.shape, s.colour, s.size, s.motion, s.then, s.reach),
+                    scene.camera.pan
+                );
             }
         }
     }
@@ -102,16 +137,27 @@ fn sheets(world: &World, folder: &Path) -> Result<(), Box<dyn std::error::Error>
     // 48 scenes in their middle.
     let middles = (0..48).map(|index| world.scene(index).frames(world.size, 3).swap_remove(1));
     let middles: Vec<Frame> = middles.collect();
-    sheet("scenes.png", &middles.chunks(12).map(<[Frame]>::to_vec).collect::<Vec<_>>())?;
+    sheet(
+        "scenes.png",
+        &middles
+            .chunks(12)
+            .map(<[Frame]>::to_vec)
+            .collect::<Vec<_>>(),
+    )?;
     // Each motion over time.
     let mut rows = Vec::new();
     for motion in Motion::ALL {
         let scenes = (0..).map(|index| world.scene(index));
-        let scene = scenes.into_iter().find(|scene| scene.objects[0].motion == motion && scene.objects.len() == 1);
+        let scene = scenes
+            .into_iter()
+            .find(|scene| scene.objects[0].motion == motion && scene.objects.len() == 1);
         rows.extend(scene.map(|scene| row(scene.frames(world.size, world.frames))));
     }
     sheet("motions.png", &rows)?;
-    let textures = World { textures: 1.0, ..world.clone() };
+    let textures = World {
+        textures: 1.0,
+        ..world.clone()
+    };
     let rows: Vec<_> = (0..8)
         .map(|index| match textures.content(index) {
             Content::Textures(texture) => row(texture.frames(world.size, world.frames)),
@@ -120,7 +166,11 @@ fn sheets(world: &World, folder: &Path) -> Result<(), Box<dyn std::error::Error>
         .collect();
     sheet("textures.png", &rows)?;
     let story = world.story(0);
-    let rows: Vec<_> = story.scenes.iter().map(|scene| row(scene.frames(world.size, world.frames))).collect();
+    let rows: Vec<_> = story
+        .scenes
+        .iter()
+        .map(|scene| row(scene.frames(world.size, world.frames)))
+        .collect();
     sheet("story.png", &rows)?;
     println!("{:?}", world.story_text(0));
     for index in 0..24 {

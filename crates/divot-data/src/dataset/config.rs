@@ -194,7 +194,11 @@ impl SourceConfig {
     /// Its paths, for messages.
     pub fn name(&self) -> String {
         if let Some(world) = &self.world {
-            return format!("the world's {} ({})", self.format.name(), world.split.name());
+            return format!(
+                "the world's {} ({})",
+                self.format.name(),
+                world.split.name()
+            );
         }
         let paths = self.path.iter().map(|path| path.display().to_string());
         paths.collect::<Vec<_>>().join(", ")
@@ -239,7 +243,9 @@ impl SourceConfig {
                 ..Self::of_world(self.format, world.clone())
             };
             if *self != made {
-                return wrong("samples that are made have no files; leave out all but `format`, `world` and `text`");
+                return wrong(
+                    "samples that are made have no files; leave out all but `format`, `world` and `text`",
+                );
             }
             return self.check_world(world);
         }
@@ -274,8 +280,13 @@ impl SourceConfig {
 
     fn check_world(&self, world: &WorldConfig) -> Result<()> {
         let wrong = |what: &str| Err(Error::Argument(format!("{}: {what}", self.name())));
-        if matches!(self.format, Format::Csv | Format::Webdataset | Format::Cache) {
-            return wrong("a world has the formats `videos`, `captions`, `questions` and `story`; choose one");
+        if matches!(
+            self.format,
+            Format::Csv | Format::Webdataset | Format::Cache
+        ) {
+            return wrong(
+                "a world has the formats `videos`, `captions`, `questions` and `story`; choose one",
+            );
         }
         if !(0.0..=1.0).contains(&world.textures) {
             return wrong("`textures` is a share of clips; give 0 to 1");

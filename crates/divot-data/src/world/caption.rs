@@ -46,11 +46,23 @@ fn sequence(object: &Object, draw: &mut Draw) -> String {
     let then = object.then.unwrap_or(object.motion);
     let first = object.motion.say(Form::Third, draw);
     match form {
-        0 => format!("{thing} first {first} and then {}", then.say(Form::Third, draw)),
+        0 => format!(
+            "{thing} first {first} and then {}",
+            then.say(Form::Third, draw)
+        ),
         1 => format!("{thing} {first}, then {}", then.say(Form::Third, draw)),
-        2 => format!("first {thing} {first}, then it {}", then.say(Form::Third, draw)),
-        3 => format!("{thing} {first} before {}", then.say(Form::Participle, draw)),
-        _ => format!("there is {thing} that {first} and then {}", then.say(Form::Third, draw)),
+        2 => format!(
+            "first {thing} {first}, then it {}",
+            then.say(Form::Third, draw)
+        ),
+        3 => format!(
+            "{thing} {first} before {}",
+            then.say(Form::Participle, draw)
+        ),
+        _ => format!(
+            "there is {thing} that {first} and then {}",
+            then.say(Form::Third, draw)
+        ),
     }
 }
 
@@ -64,7 +76,10 @@ fn two(one: &Object, other: &Object, draw: &mut Draw) -> String {
         return match draw.below(3) {
             0 => format!("{a} and {b} both {}", one.motion.say(Form::Base, draw)),
             1 => format!("{a} and {b} are {}", one.motion.say(Form::Participle, draw)),
-            _ => format!("we see {a} and {b} {}", one.motion.say(Form::Participle, draw)),
+            _ => format!(
+                "we see {a} and {b} {}",
+                one.motion.say(Form::Participle, draw)
+            ),
         };
     }
     let form = draw.below(5);

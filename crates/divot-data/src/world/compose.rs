@@ -64,12 +64,7 @@ pub(super) fn scene(combinations: Combinations, draw: &mut Draw) -> Scene {
 }
 
 /// A scene in which an object of a certain look does something.
-pub(super) fn scene_of(
-    shape: Shape,
-    colour: Colour,
-    motion: Motion,
-    draw: &mut Draw,
-) -> Scene {
+pub(super) fn scene_of(shape: Shape, colour: Colour, motion: Motion, draw: &mut Draw) -> Scene {
     let camera = camera(draw);
     let mut objects = vec![Object {
         shape,

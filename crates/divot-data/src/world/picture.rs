@@ -82,7 +82,11 @@ pub(super) fn noise(side: usize, cells: &[usize], draw: &mut Draw) -> Vec<f32> {
             .map(|at| {
                 let at = (at * cells) as f32 / side as f32;
                 let (knot, along) = (at as usize, at.fract());
-                (knot, (knot + 1) % cells, along * along * (3.0 - 2.0 * along))
+                (
+                    knot,
+                    (knot + 1) % cells,
+                    along * along * (3.0 - 2.0 * along),
+                )
             })
             .collect();
         for (row, &(top, bottom, down)) in values.chunks_exact_mut(side).zip(&places) {

@@ -61,7 +61,9 @@ impl Quiz {
         choices.insert(place, self.right);
         let letters = ["A", "B", "C", "D"];
         let lines = letters.iter().zip(&choices);
-        let lines: String = lines.map(|(letter, choice)| format!("\n{letter}. {choice}")).collect();
+        let lines: String = lines
+            .map(|(letter, choice)| format!("\n{letter}. {choice}"))
+            .collect();
         Turn {
             question: format!("{}{lines}\nAnswer with the letter.", self.question),
             answer: letters[place].to_owned(),
@@ -117,7 +119,9 @@ impl Scene {
             let shapes = Shape::ALL.map(|shape| indefinite(shape.name()));
             return Quiz::new(question, indefinite(object.shape.name())).among(shapes);
         }
-        let question = draw.one(&["What is in the clip?", "What do you see?"]).to_owned();
+        let question = draw
+            .one(&["What is in the clip?", "What do you see?"])
+            .to_owned();
         let things: Vec<String> = self.objects.iter().map(look).collect();
         if let [one, other] = &things[..] {
             return Quiz::new(question, format!("{one} and {other}"));

@@ -32,8 +32,7 @@ impl Scene {
         let pan = self.camera.pan.map(|pan| pan * (time - 0.5));
         let margin = (behind.side - side) as f32 / 2.0;
         let [left, top] = pan.map(|pan| margin - pan * length);
-        let mut picture =
-            Picture::new(side, |x, y| behind.at(x as f32 + left, y as f32 + top));
+        let mut picture = Picture::new(side, |x, y| behind.at(x as f32 + left, y as f32 + top));
         let poses = self.objects.iter().map(|object| {
             let mut pose = object.pose(time);
             pose.centre[0] += pan[0];

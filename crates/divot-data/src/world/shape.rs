@@ -118,9 +118,18 @@ mod tests {
                     }
                 }
             }
-            assert!((area / PI - shape.filled()).abs() < 0.01, "{shape:?}: {area}");
-            assert!(centre.iter().all(|c| c.abs() < 0.03), "{shape:?}: {centre:?}");
-            assert!((extent - shape.extent()).abs() < 0.03, "{shape:?}: {extent}");
+            assert!(
+                (area / PI - shape.filled()).abs() < 0.01,
+                "{shape:?}: {area}"
+            );
+            assert!(
+                centre.iter().all(|c| c.abs() < 0.03),
+                "{shape:?}: {centre:?}"
+            );
+            assert!(
+                (extent - shape.extent()).abs() < 0.03,
+                "{shape:?}: {extent}"
+            );
         }
     }
 }

@@ -12,8 +12,8 @@ use crate::dataset::Text;
 const SCENES: usize = 3;
 
 const NAMES: [&str; 20] = [
-    "Ada", "Bobo", "Coco", "Dora", "Emil", "Fay", "Gus", "Ida", "Juno", "Kiki", "Lulu", "Momo", "Nina", "Otto",
-    "Pip", "Rio", "Sam", "Tilda", "Uma", "Zoe",
+    "Ada", "Bobo", "Coco", "Dora", "Emil", "Fay", "Gus", "Ida", "Juno", "Kiki", "Lulu", "Momo",
+    "Nina", "Otto", "Pip", "Rio", "Sam", "Tilda", "Uma", "Zoe",
 ];
 
 /// A story of a character, who has the same shape and colour in each scene.
@@ -36,7 +36,9 @@ pub(super) fn story(combinations: Combinations, draw: &mut Draw) -> Story {
         if motions[1..].contains(&Motion::Appear) || motions[..2].contains(&Motion::Vanish) {
             continue;
         }
-        let scenes = motions.into_iter().map(|motion| scene_of(shape, colour, motion, draw));
+        let scenes = motions
+            .into_iter()
+            .map(|motion| scene_of(shape, colour, motion, draw));
         let scenes: Vec<_> = scenes.collect();
         let is_novel = scenes.iter().any(|scene| scene.objects[0].is_held_out());
         if combinations != Combinations::Novel || is_novel {

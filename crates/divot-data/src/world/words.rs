@@ -63,7 +63,12 @@ impl Motion {
     /// Ways to say it. The first is that of answers.
     pub(super) fn phrases(self) -> &'static [Phrase] {
         match self {
-            Self::Still => &[(STAY, "still"), (STAND, "still"), (REST, "in place"), (STAY, "in place")],
+            Self::Still => &[
+                (STAY, "still"),
+                (STAND, "still"),
+                (REST, "in place"),
+                (STAY, "in place"),
+            ],
             Self::Left => &[
                 (MOVE, "to the left"),
                 (SLIDE, "left"),
@@ -120,7 +125,11 @@ impl Motion {
                 (GLIDE, "down and right"),
                 (SINK, "to the right"),
             ],
-            Self::Circle => &[(MOVE, "in a circle"), (GO, "round in a circle"), (CIRCLE, "around")],
+            Self::Circle => &[
+                (MOVE, "in a circle"),
+                (GO, "round in a circle"),
+                (CIRCLE, "around"),
+            ],
             Self::Bounce => &[
                 (BOUNCE, "up and down"),
                 (HOP, "up and down"),
@@ -129,7 +138,12 @@ impl Motion {
             ],
             Self::Grow => &[(GROW, ""), (GET, "bigger"), (BECOME, "larger"), (SWELL, "")],
             Self::Shrink => &[(SHRINK, ""), (GET, "smaller"), (BECOME, "smaller")],
-            Self::Spin => &[(SPIN, ""), (SPIN, "in place"), (TURN, "around"), (ROTATE, "on the spot")],
+            Self::Spin => &[
+                (SPIN, ""),
+                (SPIN, "in place"),
+                (TURN, "around"),
+                (ROTATE, "on the spot"),
+            ],
             Self::Appear => &[(APPEAR, ""), (FADE, "in"), (COME, "into view")],
             Self::Vanish => &[(VANISH, ""), (DISAPPEAR, ""), (FADE, "away"), (FADE, "out")],
         }

@@ -67,11 +67,15 @@ pub fn write(
             return Ok(ControlFlow::Break(()));
         }
         let caption = world.caption(index);
-        line(&mut files.captions, json!({"video": name, "caption": caption}));
+        line(
+            &mut files.captions,
+            json!({"video": name, "caption": caption}),
+        );
         if let Content::Sprites(_) = content {
             let turns = world.questions(index, Asking::Any).into_iter();
-            let (questions, answers): (Vec<_>, Vec<_>) =
-                turns.map(|Turn { question, answer }| (question, answer)).unzip();
+            let (questions, answers): (Vec<_>, Vec<_>) = turns
+                .map(|Turn { question, answer }| (question, answer))
+                .unzip();
             let asked = json!({"video": name, "questions": questions, "answers": answers});
             line(&mut files.questions, asked);
         }
@@ -87,9 +91,15 @@ pub fn write(
             }
             names.push(name);
         }
-        if let Text::Story { instruction, scenes, ending } = world.story_text(index) {
+        if let Text::Story {
+            instruction,
+            scenes,
+            ending,
+        } = world.story_text(index)
+        {
             let scenes = names.iter().zip(scenes);
-            let scenes = scenes.map(|(name, text)| json!({"video": name, "start": 0.0, "text": text}));
+            let scenes =
+                scenes.map(|(name, text)| json!({"video": name, "start": 0.0, "text": text}));
             let scenes: Vec<_> = scenes.collect();
             let told = json!({"instruction": instruction, "scenes": scenes, "ending": ending});
             line(&mut files.stories, told);

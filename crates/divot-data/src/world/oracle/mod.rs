@@ -85,7 +85,9 @@ impl Oracle {
 
     fn object(&self, colour: Colour, masks: &segment::Masks, track: &Track) -> Seen {
         let (motion, then) = track.motion();
-        let upright = self.templates.best(&template::mean(masks, track, 0.0), false);
+        let upright = self
+            .templates
+            .best(&template::mean(masks, track, 0.0), false);
         let spinning = match motion {
             Motion::Still => self.templates.spinning(masks, track, upright.likeness),
             _ => None,
@@ -95,7 +97,11 @@ impl Oracle {
             shape: found.shape,
             colour,
             size: nearest_size(track.radius() * found.scale),
-            motion: if spinning.is_some() { Motion::Spin } else { motion },
+            motion: if spinning.is_some() {
+                Motion::Spin
+            } else {
+                motion
+            },
             then,
         }
     }
@@ -122,7 +128,10 @@ impl Seen {
 
 impl Agreement {
     fn count(self) -> u8 {
-        [self.shape, self.colour, self.size, self.motion].map(u8::from).iter().sum()
+        [self.shape, self.colour, self.size, self.motion]
+            .map(u8::from)
+            .iter()
+            .sum()
     }
 }
 
@@ -139,12 +148,19 @@ impl Reading {
             agreements.collect()
         };
         let total = |agreements: &Vec<Agreement>| {
-            agreements.iter().map(|agreement| agreement.count()).sum::<u8>()
+            agreements
+                .iter()
+                .map(|agreement| agreement.count())
+                .sum::<u8>()
         };
         let (kept, swapped) = (compare(&[0, 1]), compare(&[1, 0]));
         Verdict {
             count: self.objects.len() == scene.objects.len(),
-            objects: if total(&swapped) > total(&kept) { swapped } else { kept },
+            objects: if total(&swapped) > total(&kept) {
+                swapped
+            } else {
+                kept
+            },
         }
     }
 }

@@ -49,7 +49,9 @@ fn hue(point: Point, palette: &[Point]) -> usize {
 impl Chroma {
     pub fn of(frames: &[Frame]) -> Self {
         let point = |rgb: &[u8]| chroma([rgb[0], rgb[1], rgb[2]].map(f32::from));
-        let points = frames.iter().map(|frame| frame.rgb.chunks_exact(3).map(point).collect());
+        let points = frames
+            .iter()
+            .map(|frame| frame.rgb.chunks_exact(3).map(point).collect());
         let mut frames_of_points: Vec<Vec<Point>> = points.collect();
         // Most pixels are of the background.
         let background: Point = std::array::from_fn(|axis| {

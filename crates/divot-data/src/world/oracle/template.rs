@@ -12,7 +12,7 @@ const SIDE: usize = 33;
 /// How far pictures reach from the centre, in radii of the disc of the same filled area.
 const REACH: f32 = 2.0;
 /// Standard deviations of blur, in the same radii.
-const BLURS: [f32; 4] = [0.05, 0.2, 0.35, 0.5];
+const BLURS: [f32; 5] = [0.05, 0.15, 0.25, 0.35, 0.45];
 /// Turns during a clip that are tried.
 const TURNS: [f32; 8] = [-1.25, -1.0, -0.75, -0.5, 0.5, 0.75, 1.0, 1.25];
 /// How much more a spinning object must look like a shape than an upright one.
@@ -87,7 +87,9 @@ fn drawn(shape: Shape, outlined: f32, blur: f32) -> Masks {
 /// Blurs along the axis whose neighbours are `step` values apart. There is nothing near the border.
 fn blurred(mask: &[f32], step: usize, deviation: f32) -> Vec<f32> {
     let reach = (3.0 * deviation).ceil() as usize;
-    let weights: Vec<f32> = (0..=reach).map(|at| (-0.5 * (at as f32 / deviation).powi(2)).exp()).collect();
+    let weights: Vec<f32> = (0..=reach)
+        .map(|at| (-0.5 * (at as f32 / deviation).powi(2)).exp())
+        .collect();
     let total = 2.0 * weights.iter().sum::<f32>() - weights[0];
     let value = |at: usize| {
         let near = weights.iter().enumerate().map(|(distance, weight)| {
@@ -130,7 +132,9 @@ impl Templates {
     /// What an object that spins looks like, if that explains its frames better than an upright one does.
     pub fn spinning(&self, masks: &Masks, track: &Track, upright: f32) -> Option<Match> {
         let turns = TURNS.map(|turns| self.best(&mean(masks, track, turns), true));
-        let best = turns.into_iter().max_by(|a, b| a.likeness.total_cmp(&b.likeness))?;
+        let best = turns
+            .into_iter()
+            .max_by(|a, b| a.likeness.total_cmp(&b.likeness))?;
         (best.likeness > upright + MARGIN).then_some(best)
     }
 }
@@ -167,8 +171,14 @@ fn points() -> impl Iterator<Item = [f32; 2]> {
 fn normalised(mut picture: Picture) -> Picture {
     let mean = picture.iter().sum::<f32>() / picture.len() as f32;
     picture.iter_mut().for_each(|value| *value -= mean);
-    let length = picture.iter().map(|value| value * value).sum::<f32>().sqrt();
-    picture.iter_mut().for_each(|value| *value /= length.max(1e-6));
+    let length = picture
+        .iter()
+        .map(|value| value * value)
+        .sum::<f32>()
+        .sqrt();
+    picture
+        .iter_mut()
+        .for_each(|value| *value /= length.max(1e-6));
     picture
 }
 
@@ -178,7 +188,11 @@ fn at(mask: &[f32], width: usize, height: usize, x: f32, y: f32) -> f32 {
     let (along, down) = (x - left, y - top);
     let value = |column: f32, row: f32| {
         let inside = column >= 0.0 && row >= 0.0 && column < width as f32 && row < height as f32;
-        if inside { mask[row as usize * width + column as usize] } else { 0.0 }
+        if inside {
+            mask[row as usize * width + column as usize]
+        } else {
+            0.0
+        }
     };
     let row = |row: f32| value(left, row) * (1.0 - along) + value(left + 1.0, row) * along;
     row(top) * (1.0 - down) + row(top + 1.0) * down

@@ -165,7 +165,11 @@ impl Track {
         }
         let weights = solve(system);
         let errors = rows.iter().zip(&values).map(|(row, value)| {
-            let fitted = row.iter().zip(&weights).map(|(row, weight)| row * weight).sum::<f32>();
+            let fitted = row
+                .iter()
+                .zip(&weights)
+                .map(|(row, weight)| row * weight)
+                .sum::<f32>();
             (fitted - value).powi(2)
         });
         let error = errors.sum::<f32>() / values.len().max(1) as f32;
@@ -206,7 +210,10 @@ fn solve(mut system: Vec<Vec<f64>>) -> Vec<f32> {
         for (number, other) in system.iter_mut().enumerate() {
             if number != column {
                 let factor = other[column];
-                other.iter_mut().zip(&row).for_each(|(value, row)| *value -= factor * row);
+                other
+                    .iter_mut()
+                    .zip(&row)
+                    .for_each(|(value, row)| *value -= factor * row);
             }
         }
     }
@@ -227,7 +234,9 @@ fn spot(mask: &[f32], width: usize, brightest: f32) -> ([f32; 2], f32) {
     let mut centre = [middle(0), middle(1)];
     let mut radius = f32::INFINITY;
     for _ in 0..4 {
-        let near = |place: &[f32; 2]| length([place[0] - centre[0], place[1] - centre[1]]) < 2.0 * radius + 2.0;
+        let near = |place: &[f32; 2]| {
+            length([place[0] - centre[0], place[1] - centre[1]]) < 2.0 * radius + 2.0
+        };
         let (mut area, mut sum) = (0.0, [0.0; 2]);
         for (place, share) in pixels.iter().filter(|(place, _)| near(place)) {
             area += share;
