@@ -50,6 +50,7 @@ use crate::sampling::{CLIP_FPS, CLIP_FRAMES};
 use crate::{Error, Frame, Result};
 use compose::Combinations;
 use draw::Draw;
+use scene::named;
 
 pub use claims::{Claim, claims, motions};
 pub use oracle::{Agreement, Oracle, Reading, Seen, Verdict};
@@ -59,35 +60,23 @@ pub use story::Story;
 pub use texture::{Layer, Material, Texture};
 pub use write::{Counts, write};
 
-/// Samples that share nothing but the rules of the world.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Split {
-    /// For training. No held-out combination.
-    #[default]
-    Train,
-    /// For choosing among models. No held-out combination.
-    Validation,
-    /// For measuring a model. Any combination.
-    Test,
-    /// Test samples without held-out combinations.
-    TestSeen,
-    /// Test samples of which each has a held-out combination.
-    TestNovel,
+named! {
+    /// Samples that share nothing but the rules of the world.
+    Split {
+        /// For training. No held-out combination.
+        Train = "train",
+        /// For choosing among models. No held-out combination.
+        Validation = "validation",
+        /// For measuring a model. Any combination.
+        Test = "test",
+        /// Test samples without held-out combinations.
+        TestSeen = "test-seen",
+        /// Test samples of which each has a held-out combination.
+        TestNovel = "test-novel",
+    }
 }
 
 impl Split {
-    /// Its name, as recipes have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Validation => "validation",
-            Self::Test => "test",
-            Self::TestSeen => "test-seen",
-            Self::TestNovel => "test-novel",
-        }
-    }
-
     fn combinations(self) -> Combinations {
         match self {
             Self::Train | Self::Validation | Self::TestSeen => Combinations::Seen,

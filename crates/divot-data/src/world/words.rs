@@ -144,7 +144,7 @@ impl Motion {
                 (TURN, "around"),
                 (ROTATE, "on the spot"),
             ],
-            Self::Appear => &[(APPEAR, ""), (FADE, "in"), (COME, "into view")],
+            Self::Appear => &[(APPEAR, ""), (FADE, "into view"), (COME, "into view")],
             Self::Vanish => &[(VANISH, ""), (DISAPPEAR, ""), (FADE, "away"), (FADE, "out")],
         }
     }
