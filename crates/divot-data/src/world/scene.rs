@@ -146,7 +146,8 @@ named! {
         Grow = "grow",
         /// It becomes smaller; its size is medium halfway.
         Shrink = "shrink",
-        /// It turns once about itself.
+        /// It turns about itself by half a turn. At this pace, it looks turned in each of the tokenizer's frames but the
+        /// first, whatever its symmetry; only a square ends as it began.
         Spin = "spin",
         /// It is not there in the beginning.
         Appear = "appear",
@@ -320,7 +321,7 @@ impl Object {
             Motion::Bounce => go([0.0, -1.0], (TAU * time).sin().abs()),
             Motion::Grow => pose.radius *= 0.6 + 0.8 * time,
             Motion::Shrink => pose.radius *= 1.4 - 0.8 * time,
-            Motion::Spin => pose.angle = turn * time,
+            Motion::Spin => pose.angle = turn / 2.0 * time,
             Motion::Appear => pose.opacity = shown,
             Motion::Vanish => pose.opacity = 1.0 - shown,
             _ => {

@@ -14,7 +14,7 @@ const REACH: f32 = 2.0;
 /// Standard deviations of blur, in the same radii.
 const BLURS: [f32; 5] = [0.05, 0.15, 0.25, 0.35, 0.45];
 /// Turns during a clip that are tried.
-const TURNS: [f32; 8] = [-1.25, -1.0, -0.75, -0.5, 0.5, 0.75, 1.0, 1.25];
+const TURNS: [f32; 8] = [-1.0, -0.75, -0.5, -0.3, 0.3, 0.5, 0.75, 1.0];
 /// How much more a spinning object must look like a shape than an upright one.
 const MARGIN: f32 = 0.008;
 
