@@ -85,6 +85,32 @@ MID = {
         "num_head_channels": 32,
     },
 }
+# The preset `small` of divot-train, for clips of 64x64.
+SMALL = {
+    "vit": {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "head_width": 64, "mlp_ratio": 4.0},
+    "clip_embed": 128,
+    "tok": FULL["tok"]
+    | {"input_dim": 192, "hidden_size": 192, "width": 192, "temporal_depth": 1, "temporal_heads": 3}
+    | {"transformer_depth": 2, "transformer_heads": 3}
+    | {"resampler_depth": 2, "resampler_heads": 3, "resampler_dim": 32},
+    "proj": FULL["proj"] | {"dim": 192, "depth": 2, "heads": 3, "embedding_dim": 32, "output_dim": 128},
+    "unet": SMALL_UNET | {"model_channels": 64, "context_dim": 128},
+    "vae": FULL["vae"] | {"ch": 32, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 1},
+}
+SEEN = [0, 4, 8, 12, 15]  # frames of a clip that the tokenizer sees
+
+# 0.1 B parameters in Mistral's proportions, for the features of SMALL.
+SMALL_LLM = LLM | {
+    "vocab_size": 32262,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+}
+LORA = {"rank": 32, "alpha": 32, "dropout": 0.05}
+CAPTION = 30  # tokens
+
 NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
 
 
@@ -140,7 +166,8 @@ class Peer:
         return unet
 
     def patches(self, visual, video):
-        return fixture.vit_tokens(visual, fixture.clip_preprocess(video).to(self.dtype))[:, 1:]
+        size = visual.image_size[0]
+        return fixture.vit_tokens(visual, fixture.clip_preprocess(video, size).to(self.dtype))[:, 1:]
 
     def tokenizer(self):
         visual = self.vision(FULL)
@@ -247,6 +274,98 @@ class Peer:
         learning = [tokenizer, perceiver, unet]
         return Work([visual, *learning], training(learning, loss))
 
+    def small_tokenizer(self):
+        """The networks, and the tokens of clips [clips, 16, 3, height, width] in bytes."""
+        visual, tokenizer = self.vision(SMALL), self.made(lambda: Tokenizer(SMALL["tok"]))
+        self.compile(tokenizer)
+        visual.requires_grad_(False)
+
+        def tokens(clips):
+            with torch.no_grad():
+                patches = self.patches(visual, signed(clips[:, SEEN]).flatten(0, 1))
+            return tokenizer(patches.unflatten(0, (len(clips), -1)))
+
+        return visual, tokenizer, tokens
+
+    def train_stage1(self):
+        """The recipe stage1 at small size: two times four clips, clipped gradients, AdamW, a moving average."""
+        visual, tokenizer, tokens = self.small_tokenizer()
+        proj = SMALL["proj"]
+        perceiver = self.made(
+            lambda: fixture.Perceiver(
+                proj["embedding_dim"], proj["dim"], proj["output_dim"], proj["num_queries"],
+                proj["depth"], proj["heads"], proj["dim_head"],
+            )
+        )  # fmt: skip
+        unet, vae = self.unet(SMALL["unet"]), self.made(lambda: fixture.make_vae(SMALL["vae"]))
+        if not self.fused:
+            vae.set_attn_processor(AttnProcessor())
+        self.compile(perceiver, vae.encoder)
+        vae.requires_grad_(False)
+        videos = torch.randint(256, (8, 16, 3, 64, 64), dtype=torch.uint8)
+        bars = torch.tensor(fixture.noise_schedule()[1], dtype=torch.float32)
+
+        def loss(clips):
+            with torch.no_grad():
+                latents = vae.encode(signed(clips).flatten(0, 1)).latent_dist.sample() * fixture.VAE_SCALE
+            z0 = latents.unflatten(0, (len(clips), -1)).transpose(1, 2)
+            eps, t = torch.randn_like(z0), torch.randint(1000, (len(clips),))
+            bar = bars[t].view(-1, 1, 1, 1, 1)
+            z_t = bar.sqrt() * z0 + (1 - bar).sqrt() * eps
+            v = bar.sqrt() * eps - (1 - bar).sqrt() * z0
+            return (unet(z_t, t, perceiver(tokens(clips))) - v).square().mean()
+
+        step = Learning([tokenizer, perceiver, unet], average=0.999).step
+        losses = [lambda clips=clips: loss(clips) / 2 for clips in videos.split(4)]
+        return Work([visual, tokenizer, perceiver, unet, vae], lambda: step(losses))
+
+    def train_llm(self):
+        """The recipe pretrain with LoRA: a step of eight clips described, and one of eight captions' clips."""
+        visual, tokenizer, tokens = self.small_tokenizer()
+        tokenizer.requires_grad_(False)
+        gmm = {"num_components": 16, "dim": SMALL["tok"]["resampler_dim"]}
+        agent = self.made(lambda: language.Language({"gmm": gmm}, SMALL_LLM))
+        for layer in agent.llm.model.layers:
+            for part in (layer.self_attn, layer.mlp):
+                for name, projection in list(part.named_children()):
+                    setattr(part, name, LoraLinear(projection))
+                if self.fused and hasattr(part, "q_proj"):
+                    part.forward = functools.partial(causal_attention, part)
+        self.compile(*agent.llm.model.layers)
+
+        clip, text, one = [0] * 64, [0] * CAPTION, [0]
+        words = torch.randint(3, 400, (8, 70 + CAPTION))
+        videos = torch.randint(256, (8, 16, 3, 64, 64), dtype=torch.uint8)
+
+        def row(*parts):
+            return torch.tensor([value for mark, ids in parts for value in [mark] * len(ids)]).expand(8, -1)
+
+        def batch(order):
+            """Columns of a row's parts: label, attention, read from a clip, written to a clip."""
+            columns = [row(*((marks[i], ids) for ids, *marks in order)) for i in range(4)]
+            labels = torch.where(columns[0].bool(), words, language.IGNORED)
+            names = ["attention_mask", "ids_cmp_mask", "ids_gen_mask"]
+            return {"input_ids": words, "labels": labels} | dict(zip(names, columns[1:]))
+
+        read = batch(
+            [(one * 3, 0, 1, 0, 0), (clip, 0, 1, 1, 0), (one * 2, 0, 1, 0, 0), (text + one, 1, 1, 0, 0)]
+        )
+        write = batch(
+            [(one + text, 0, 1, 0, 0), (one, 1, 1, 0, 0), (one, 0, 1, 0, 0), (clip, 0, -1, 0, 1)]
+            + [(one, 0, 1, 0, 0), (one * 2, 1, 1, 0, 0)]
+        )
+        used, unused = torch.ones(8, 1), torch.zeros(8, 1)
+        read |= {"embeds_cmp_mask": used, "embeds_gen_mask": unused}
+        write |= {"embeds_cmp_mask": unused, "embeds_gen_mask": used}
+
+        def loss(batch):
+            with torch.no_grad():
+                features = tokens(videos)
+            return sum(agent.losses(batch | {"video_embeds": features[:, None]}))
+
+        step = Learning([agent]).step
+        return Work([visual, tokenizer, agent], lambda: sum(step([lambda: loss(b)]) for b in (read, write)))
+
     WORKS = {
         "tokenizer": tokenizer,
         "unet": forward,
@@ -257,6 +376,8 @@ class Peer:
         "llm-token": llm_token,
         "train-small": train_small,
         "train-mid": train_mid,
+        "train-stage1": train_stage1,
+        "train-llm": train_llm,
     }
 
 
@@ -273,6 +394,81 @@ def training(modules, loss_of):
         return loss.detach()
 
     return run
+
+
+class Learning:
+    """AdamW with the settings of divot-train's recipes: decay on weights of linear layers and convolutions, clipped
+    gradients, and a moving average if asked for."""
+
+    def __init__(self, modules, average=None):
+        parts = [part for module in modules for part in module.train().modules()]
+        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+        decayed = {part.weight for part in parts if isinstance(part, layers)}
+        groups = [
+            {"params": [p for p in self.parameters if p in decayed], "weight_decay": 0.05},
+            {"params": [p for p in self.parameters if p not in decayed], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        self.decay = average
+        self.average = [p.detach().clone() for p in self.parameters] if average else []
+
+    @torch.enable_grad()
+    def step(self, losses):
+        self.optimizer.zero_grad()
+        total = 0.0
+        for loss_of in losses:
+            loss = loss_of()
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        if self.average:
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.parameters, 1 - self.decay)
+        return total
+
+
+class Tokenizer(fixture.Tokenizer):
+    """From the ViT's patch tokens of many clips [clips, frames, patches, dim] to their video tokens."""
+
+    def forward(self, patches):
+        clips, frames = patches.shape[:2]
+        temporal = self.temporal_encoder(patches.transpose(1, 2).flatten(0, 1).contiguous())
+        grid = temporal.unflatten(0, (clips, -1)).permute(0, 2, 3, 1).flatten(0, 1)
+        grid = grid.unflatten(-1, (int(grid.shape[-1] ** 0.5), -1))
+        pooled = F.adaptive_avg_pool2d(grid, self.pool_size).flatten(2).transpose(1, 2)
+        return self.image_proj_model(self.norm(pooled).unflatten(0, (clips, frames)).flatten(1, 2))
+
+
+class LoraLinear(torch.nn.Module):
+    """A frozen linear layer with low-rank adaptation."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.a = torch.nn.Linear(base.in_features, LORA["rank"], bias=False)
+        self.b = torch.nn.Linear(LORA["rank"], base.out_features, bias=False)
+        torch.nn.init.zeros_(self.b.weight)
+        self.dropout = torch.nn.Dropout(LORA["dropout"])
+
+    def forward(self, x):
+        return self.base(x) + self.b(self.a(self.dropout(x))) * (LORA["alpha"] / LORA["rank"])
+
+
+def causal_attention(layer, x, sees):
+    """The decoder's attention by scaled_dot_product_attention."""
+    q, k, v = (
+        projection(x).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)
+        for projection in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    q, k = language.rotate(q, layer.theta), language.rotate(k, layer.theta)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=sees, enable_gqa=True)
+    return layer.o_proj(out.transpose(1, 2).flatten(-2))
+
+
+def signed(frames):
+    return frames.float() / 127.5 - 1
 
 
 def fused_attend(q, k, v, heads, scale_apart=False):

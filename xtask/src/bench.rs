@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: measures the time and memory of the networks at full size. With `--peer`, it runs
 //! PyTorch in alternation.
 
+mod data;
 mod language;
+mod training;
 mod turns;
 mod works;
 
@@ -24,13 +26,15 @@ Examples:
   cargo xtask bench --only unet --profile
   cargo xtask bench --peer --check
   cargo xtask bench --only llm --model models/divot --dtype q4
+  cargo xtask bench --only data --peer --threads 2
 
 Weights are random. Sizes are the released ones, except for the training steps and the language model, which
 has 1.1 B parameters (0.2 B for llm and llm-cache). Each work runs in its own process, so its peak memory is
 its own. With --peer, two processes run at a time and take up to 14 GiB together (guided-step). The last
 column is the CPU time that other programs used meanwhile: repeat disturbed measurements.
 
---peer needs a Python with the packages of xtask/fixture/requirements.txt. They are not installed for you.")]
+--peer needs a Python with the packages of xtask/fixture/requirements.txt, and for data one with torch, pillow,
+and decord or av. They are not installed for you.")]
 pub struct Arguments {
     /// Work to run [default: all]
     #[arg(long, value_enum, value_name = "WORK")]
@@ -79,6 +83,9 @@ pub struct Arguments {
     /// Serve the one work of --only to the process that started this one
     #[arg(long, hide = true)]
     serve: bool,
+    /// What the work `data` serves: a kind, a size and a folder
+    #[arg(long, hide = true, num_args = 3)]
+    data: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -111,12 +118,20 @@ enum Work {
     TrainSmall,
     /// A training step of tokenizer and UNet of 149 M together: 1x4x16x16x16
     TrainMid,
+    /// A step of the recipe stage1 at small size: 8 clips of 64x64
+    TrainStage1,
+    /// Two steps of the recipe pretrain with LoRA and a decoder of 0.1 B: 8 rows each
+    TrainLlm,
     /// The language model: a prompt of 256 tokens, then text token by token
     Llm,
     /// A token of the language model at position 1,400 compared to one at 200
     LlmCache,
     /// Perplexity of --text under the language model of --model; lower is better
     Perplexity,
+    /// Clips read from videos and archives by the loader of training samples
+    Data,
+    /// Resident memory of that loader over 10,000 samples
+    DataMemory,
 }
 
 impl Work {
@@ -127,11 +142,17 @@ impl Work {
 
     /// Returns whether the work prints its own report instead of being timed by the parent.
     fn reports(self) -> bool {
-        matches!(self, Self::Llm | Self::LlmCache | Self::Perplexity)
+        matches!(
+            self,
+            Self::Llm | Self::LlmCache | Self::Perplexity | Self::Data | Self::DataMemory
+        )
     }
 
     fn trains(self) -> bool {
-        matches!(self, Self::TrainSmall | Self::TrainMid)
+        matches!(
+            self,
+            Self::TrainSmall | Self::TrainMid | Self::TrainStage1 | Self::TrainLlm
+        )
     }
 }
 
@@ -167,6 +188,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     };
     for work in alone {
+        if work == Work::Data {
+            data::compare(arguments)?;
+            continue;
+        }
         // Also in a separate process, for its peak memory.
         let status = ourselves(work, arguments)?.status()?;
         ensure!(status.success(), "{} failed", work.name());
@@ -184,6 +209,8 @@ fn serve(arguments: &Arguments) -> Result<()> {
         Work::Llm => language::tokens(&work.name(), arguments, &device()?),
         Work::LlmCache => language::cache(&work.name(), &device()?),
         Work::Perplexity => language::perplexity(&work.name(), arguments, &device()?),
+        Work::Data => data::serve(arguments),
+        Work::DataMemory => data::memory(&work.name(), arguments.threads()),
         work => {
             let serve = |device: burn::tensor::Device| {
                 let device = match (work.trains(), arguments.checkpointing) {
@@ -296,6 +323,7 @@ fn ourselves(work: Work, arguments: &Arguments) -> Result<Command> {
     command
         .args(["bench", "--serve", "--only", &work.name()])
         .args(["--device", &arguments.device])
+        .args(["--threads", &arguments.threads().to_string()])
         .env("RAYON_NUM_THREADS", arguments.threads().to_string());
     if let Some(dtype) = arguments.dtype.and_then(|dtype| dtype.to_possible_value()) {
         command.args(["--dtype", dtype.get_name()]);

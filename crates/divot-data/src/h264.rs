@@ -5,6 +5,7 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use rust_h264::decoder::OrderedDecoder;
 use rust_h264::error::DecodeError;
 use rust_h264::nal::{
     AvccConfig, NalUnit, NalUnitType, SpsInfo, parse_avcc, parse_avcc_config, parse_sps_info,
@@ -105,11 +106,12 @@ impl Stream {
     /// passes it on as soon as it is decoded.
     ///
     /// Decoding starts at the nearest possible sample before a wanted frame and goes through the file once.
-    /// No frame is kept.
+    /// No frame is kept. If `parallel`, several pictures are decoded at the same time.
     pub fn decode(
         &self,
         path: &Path,
         file: &mut File,
+        parallel: bool,
         wanted: &mut BTreeSet<usize>,
         each: &mut dyn FnMut(usize, Frame) -> Result<()>,
     ) -> Result<(), Stop> {
@@ -125,7 +127,7 @@ impl Stream {
             let run = Run {
                 stream: self,
                 path,
-                decoder: ThreadedDecoder::new(PICTURES_AT_ONCE),
+                decoder: Decoder::new(parallel),
                 order: PictureOrder::default(),
                 colour: Colour::BT601,
                 pending: BTreeMap::new(),
@@ -151,6 +153,37 @@ impl Stream {
 /// more pictures than processors keep those busy. Of 2, 4, 6, 8 and 16, two processors are fastest with 6
 /// and 8.
 const PICTURES_AT_ONCE: usize = 8;
+
+/// A decoder that gives pictures in display order.
+enum Decoder {
+    /// In the calling thread.
+    Single(Box<OrderedDecoder>),
+    /// In a thread for each picture. It takes more processor time in all.
+    Parallel(Box<ThreadedDecoder>),
+}
+
+impl Decoder {
+    fn new(parallel: bool) -> Self {
+        match parallel {
+            true => Self::Parallel(Box::new(ThreadedDecoder::new(PICTURES_AT_ONCE))),
+            false => Self::Single(Box::new(OrderedDecoder::new())),
+        }
+    }
+
+    fn decode(&mut self, nal: &NalUnit<'_>) -> Result<Vec<rust_h264::decoder::Frame>, DecodeError> {
+        match self {
+            Self::Single(decoder) => decoder.decode_nal(nal),
+            Self::Parallel(decoder) => decoder.decode_nal(nal),
+        }
+    }
+
+    fn flush(&mut self) -> Vec<rust_h264::decoder::Frame> {
+        match self {
+            Self::Single(decoder) => decoder.flush(),
+            Self::Parallel(decoder) => decoder.flush(),
+        }
+    }
+}
 
 /// Returns the display size in pixels before rotation, or `None` if only another decoder can tell.
 fn size(track: &Track) -> Option<(usize, usize)> {
@@ -378,7 +411,7 @@ fn shows_in_decoding_order(config: &AvccConfig<'_>) -> bool {
 struct Run<'a> {
     stream: &'a Stream,
     path: &'a Path,
-    decoder: ThreadedDecoder,
+    decoder: Decoder,
     order: PictureOrder,
     colour: Colour,
     /// Samples in the decoder with their colours, in the order in which their pictures will come out.
@@ -466,7 +499,7 @@ impl Run<'_> {
         let decoder = &mut self.decoder;
         // The decoder should not panic on damaged data. If it does, the user gets an error, and the decoder
         // is not used again.
-        match catch_unwind(AssertUnwindSafe(|| decoder.decode_nal(nal))) {
+        match catch_unwind(AssertUnwindSafe(|| decoder.decode(nal))) {
             Ok(Ok(pictures)) => pictures
                 .into_iter()
                 .try_for_each(|picture| self.deliver(picture)),
@@ -502,11 +535,17 @@ impl Run<'_> {
             .to_rgb(colour)
             .ok_or_else(|| self.broken("a picture without content"))?;
         let frame = self.stream.orientation.apply(frame);
-        for place in places {
+        for &place in &places {
             self.wanted.remove(&place);
+        }
+        // Mostly there is one place, and nothing is copied.
+        let Some((&last, others)) = places.split_last() else {
+            return Ok(());
+        };
+        for &place in others {
             (self.each)(place, frame.clone())?;
         }
-        Ok(())
+        Ok((self.each)(last, frame)?)
     }
 
     fn broken(&self, what: &str) -> Error {

@@ -1,6 +1,7 @@
 //! Conversion between frames and the inputs of networks.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::{Error, Frame, Result};
 
@@ -41,17 +42,16 @@ impl Transform {
         let (short, long) = (frame.width.min(frame.height), frame.width.max(frame.height));
         // torchvision's rule: integer arithmetic, rounded down.
         let long = size.saturating_mul(long) / short;
-        let resized = if frame.width <= frame.height {
-            resize(frame, size, long)?
-        } else {
-            resize(frame, long, size)?
+        let (width, height) = match frame.width <= frame.height {
+            true => (size, long),
+            false => (long, size),
         };
-        Ok(crop(
-            &resized,
-            crop_offset(resized.width, size),
-            crop_offset(resized.height, size),
-            size,
-        ))
+        check_resize(frame, width, height)?;
+        let part = |side: usize| {
+            let first = crop_offset(side, size);
+            first..first + size
+        };
+        resize_part(frame, (width, height), part(width), part(height))
     }
 
     /// Applies the transform to a frame. Returns values in [-1, 1] of shape `[3, size, size]`.
@@ -82,6 +82,11 @@ impl Transform {
 /// [`Error::Argument`] when a side is 0, or when the result or the image between the two passes has more
 /// than 2^27 pixels.
 pub fn resize(frame: &Frame, width: usize, height: usize) -> Result<Frame> {
+    check_resize(frame, width, height)?;
+    resize_part(frame, (width, height), 0..width, 0..height)
+}
+
+fn check_resize(frame: &Frame, width: usize, height: usize) -> Result<()> {
     // The first pass keeps the source's height.
     let larger = width.saturating_mul(height.max(frame.height));
     if width == 0 || height == 0 || larger > MAX_PIXELS {
@@ -90,15 +95,51 @@ pub fn resize(frame: &Frame, width: usize, height: usize) -> Result<Frame> {
             frame.width, frame.height
         )));
     }
-    // Pillow rounds to bytes between the two passes, so their order matters.
-    let mut rgb = Cow::Borrowed(&frame.rgb);
-    if width != frame.width {
-        rgb = Cow::Owned(resize_rows(&rgb, frame.width, width));
-    }
-    if height != frame.height {
-        rgb = Cow::Owned(resize_columns(&rgb, width * 3, frame.height, height));
-    }
-    Frame::new(width, height, rgb.into_owned())
+    Ok(())
+}
+
+/// Computes the `columns` and `rows` of a frame that is resized to `width` and `height`.
+fn resize_part(
+    frame: &Frame,
+    (width, height): (usize, usize),
+    columns: Range<usize>,
+    rows: Range<usize>,
+) -> Result<Frame> {
+    // Pillow rounds to bytes between the two passes, so their order matters. The first pass computes only the
+    // rows that the second one reads.
+    let row = columns.len() * 3;
+    let vertical =
+        (height != frame.height).then(|| bilinear_taps(frame.height, height, rows.clone()));
+    let read = match &vertical {
+        None => rows.clone(),
+        Some(taps) => match (taps.first(), taps.last()) {
+            (Some(first), Some(last)) => first.first..last.first + last.weights.len(),
+            _ => 0..0,
+        },
+    };
+    let lines = frame.rgb.chunks_exact(frame.width * 3);
+    let lines = lines.skip(read.start).take(read.len());
+    let size = (columns.len(), rows.len());
+    let rgb = match width == frame.width {
+        true if columns.len() == frame.width => {
+            Cow::Borrowed(&frame.rgb[read.start * row..][..read.len() * row])
+        }
+        true => Cow::Owned(
+            lines
+                .flat_map(|line| &line[columns.start * 3..][..row])
+                .copied()
+                .collect(),
+        ),
+        false => Cow::Owned(resize_rows(
+            lines,
+            &bilinear_taps(frame.width, width, columns),
+        )),
+    };
+    let rgb = match vertical {
+        None => rgb.into_owned(),
+        Some(taps) => resize_columns(&rgb, row, read.start, &taps),
+    };
+    Frame::new(size.0, size.1, rgb)
 }
 
 /// The inputs of one output value: the index of the first one, and the weights from there on.
@@ -113,41 +154,39 @@ const PRECISION: u32 = 32 - 8 - 2;
 /// One half, for rounding.
 const HALF: i32 = 1 << (PRECISION - 1);
 
-/// Computes the weights of the triangle filter in Pillow's fixed point. The filter is wider when the
-/// image becomes smaller.
-fn bilinear_taps(from: usize, to: usize) -> Vec<Taps> {
+/// Computes the weights of the triangle filter in Pillow's fixed point, for a part of the outputs. The filter
+/// is wider when the image becomes smaller.
+fn bilinear_taps(from: usize, to: usize, part: Range<usize>) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
     let support = scale.max(1.0);
-    (0..to)
-        .map(|i| {
-            let centre = (i as f64 + 0.5) * scale;
-            let first = (centre - support + 0.5).max(0.0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(from);
-            let weights: Vec<f64> = (first..end)
-                .map(|x| (1.0 - ((x as f64 - centre + 0.5) / support).abs()).max(0.0))
-                .collect();
-            let sum: f64 = weights.iter().sum();
-            let fixed = |w: &f64| (w / sum * f64::from(1 << PRECISION) + 0.5) as i32;
-            Taps {
-                first,
-                weights: weights.iter().map(fixed).collect(),
-            }
-        })
-        .collect()
+    part.map(|i| {
+        let centre = (i as f64 + 0.5) * scale;
+        let first = (centre - support + 0.5).max(0.0) as usize;
+        let end = ((centre + support + 0.5) as usize).min(from);
+        let weights: Vec<f64> = (first..end)
+            .map(|x| (1.0 - ((x as f64 - centre + 0.5) / support).abs()).max(0.0))
+            .collect();
+        let sum: f64 = weights.iter().sum();
+        let fixed = |w: &f64| (w / sum * f64::from(1 << PRECISION) + 0.5) as i32;
+        Taps {
+            first,
+            weights: weights.iter().map(fixed).collect(),
+        }
+    })
+    .collect()
 }
 
 fn level(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// Resizes `[.., width, 3]` along the width.
-fn resize_rows(rgb: &[u8], width: usize, to: usize) -> Vec<u8> {
-    let taps = bilinear_taps(width, to);
-    let mut out = Vec::with_capacity(rgb.len() / width * to);
-    for row in rgb.chunks_exact(width * 3) {
-        for Taps { first, weights } in &taps {
+/// Resizes lines of `[width, 3]` along the width.
+fn resize_rows<'a>(lines: impl ExactSizeIterator<Item = &'a [u8]>, taps: &[Taps]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(lines.len() * taps.len() * 3);
+    for line in lines {
+        for Taps { first, weights } in taps {
             let mut sums = [HALF; 3];
-            for (pixel, weight) in row[first * 3..].chunks_exact(3).zip(weights) {
+            for (pixel, weight) in line[first * 3..].chunks_exact(3).zip(weights) {
                 for (sum, &value) in sums.iter_mut().zip(pixel) {
                     *sum += i32::from(value) * weight;
                 }
@@ -158,13 +197,13 @@ fn resize_rows(rgb: &[u8], width: usize, to: usize) -> Vec<u8> {
     out
 }
 
-/// Resizes `[height, row]` along the height.
-fn resize_columns(rgb: &[u8], row: usize, height: usize, to: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(row * to);
+/// Resizes `[height, row]` along the height. Its first line is line `start` of the source.
+fn resize_columns(rgb: &[u8], row: usize, start: usize, taps: &[Taps]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(row * taps.len());
     let mut sums = vec![0; row];
-    for Taps { first, weights } in bilinear_taps(height, to) {
+    for Taps { first, weights } in taps {
         sums.fill(HALF);
-        for (line, weight) in rgb[first * row..].chunks_exact(row).zip(weights) {
+        for (line, weight) in rgb[(first - start) * row..].chunks_exact(row).zip(weights) {
             for (sum, &value) in sums.iter_mut().zip(line) {
                 *sum += i32::from(value) * weight;
             }
@@ -180,22 +219,6 @@ fn crop_offset(side: usize, size: usize) -> usize {
     let overhang = side - size;
     let half = overhang / 2;
     half + (overhang % 2) * (half % 2)
-}
-
-fn crop(frame: &Frame, left: usize, top: usize, size: usize) -> Frame {
-    let rgb = frame
-        .rgb
-        .chunks_exact(frame.width * 3)
-        .skip(top)
-        .take(size)
-        .flat_map(|row| &row[left * 3..(left + size) * 3])
-        .copied()
-        .collect();
-    Frame {
-        width: size,
-        height: size,
-        rgb,
-    }
 }
 
 /// Converts a frame to values of shape `[3, height, width]`, scaled to [-1, 1] by
@@ -332,6 +355,39 @@ mod tests {
             ]
         );
         assert_eq!(resize(&pattern(4, 6), 4, 6).unwrap(), pattern(4, 6));
+    }
+
+    #[test]
+    fn a_cut_is_the_centre_of_the_whole() {
+        for (width, height, size) in [
+            (32, 24, 7),
+            (24, 32, 7),
+            (33, 8, 8),
+            (9, 16, 9),
+            (5, 4, 12),
+            (6, 6, 6),
+        ] {
+            let frame = pattern(width, height);
+            let short = width.min(height);
+            let whole = resize(&frame, size * width / short, size * height / short).unwrap();
+            let cut = Transform {
+                size,
+                keep_aspect: true,
+            }
+            .frame(&frame)
+            .unwrap();
+            let (left, top) = (
+                crop_offset(whole.width, size),
+                crop_offset(whole.height, size),
+            );
+            for (x, y) in (0..size * size).map(|i| (i % size, i / size)) {
+                assert_eq!(
+                    cut.pixel(x, y),
+                    whole.pixel(left + x, top + y),
+                    "{width}x{height}"
+                );
+            }
+        }
     }
 
     #[test]

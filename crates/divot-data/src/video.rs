@@ -58,10 +58,15 @@ pub struct OpenOptions {
     pub max_pixels: u64,
     /// How long `ffmpeg` may take for 100 frames before it is stopped.
     pub silence: Duration,
+    /// Whether several pictures of H.264 are decoded at the same time, by threads of their own. This is sooner
+    /// done, but takes more processor time in all: not worth it in a program that reads as many videos at a
+    /// time as there are processors. The frames are the same.
+    pub parallel: bool,
 }
 
 impl Default for OpenOptions {
-    /// Eight frames per second for folders, the programs on the PATH, [`DEFAULT_MAX_PIXELS`], two minutes.
+    /// Eight frames per second for folders, the programs on the PATH, [`DEFAULT_MAX_PIXELS`], two minutes,
+    /// several pictures at the same time.
     fn default() -> Self {
         Self {
             folder_fps: DEFAULT_FPS,
@@ -69,6 +74,7 @@ impl Default for OpenOptions {
             ffprobe: "ffprobe".into(),
             max_pixels: DEFAULT_MAX_PIXELS,
             silence: SILENCE,
+            parallel: true,
         }
     }
 }
@@ -83,6 +89,7 @@ pub struct Video {
     timeline: Timeline,
     source: Source,
     programs: Programs,
+    parallel: bool,
 }
 
 #[derive(Debug)]
@@ -140,6 +147,7 @@ impl Video {
             info: opened.info,
             source: opened.source,
             programs,
+            parallel: options.parallel,
         })
     }
 
@@ -259,7 +267,7 @@ impl Video {
             Source::H264(stream) => {
                 let mut file = File::open(path).map_err(|e| Error::read(path, e))?;
                 let mut missing = wanted.clone();
-                match stream.decode(path, &mut file, &mut missing, each) {
+                match stream.decode(path, &mut file, self.parallel, &mut missing, each) {
                     Ok(()) => Ok(()),
                     Err(Stop::Failed(error)) => Err(error),
                     // The header does not show this, so it is found only now.

@@ -61,15 +61,6 @@ impl Planes<'_> {
         {
             return None;
         }
-        let shift = self.bit_depth - 8;
-        let sample = |plane: &[u8], i: usize| -> i32 {
-            if shift == 0 {
-                plane[i].into()
-            } else {
-                i32::from(u16::from_le_bytes([plane[2 * i], plane[2 * i + 1]]) >> shift)
-            }
-        };
-
         let (kr, kb) = colour.weights();
         let kg = 1.0 - kr - kb;
         let (offset, luma, chroma) = if colour.full_range {
@@ -77,30 +68,81 @@ impl Planes<'_> {
         } else {
             (16, 255.0 / 219.0, 255.0 / 224.0)
         };
-        let fixed = |v: f64| (v * 8192.0).round() as i32;
-        let product = |value: i32, factor: i32| (value * 8 * factor) >> 16;
+        let fixed = |v: f64| (v * 8192.0).round() as i16;
         let y_scale = fixed(luma);
         let r_v = fixed(chroma * 2.0 * (1.0 - kr));
         let b_u = fixed(chroma * 2.0 * (1.0 - kb));
         let g_u = fixed(-chroma * 2.0 * (1.0 - kb) * kb / kg);
         let g_v = fixed(-chroma * 2.0 * (1.0 - kr) * kr / kg);
 
-        let mut rgb = Vec::with_capacity(self.width * self.height * 3);
-        for row in 0..self.height {
-            let chroma_row = (row * self.chroma_height / self.height) * self.chroma_width;
-            for column in 0..self.width {
-                let c = chroma_row + (column / 2).min(self.chroma_width - 1);
-                let y = product(sample(self.y, row * self.width + column) - offset, y_scale);
-                let (u, v) = (sample(self.u, c) - 128, sample(self.v, c) - 128);
-                let pixel = [
-                    y + product(v, r_v),
-                    y + product(u, g_u) + product(v, g_v),
-                    y + product(u, b_u),
-                ];
-                rgb.extend(pixel.map(|value| value.clamp(0, 255) as u8));
+        // Rows of 16-bit numbers, which the compiler computes in vectors.
+        let mut bytes = Vec::new();
+        let [mut luma, mut red, mut green, mut blue] = [(); 4].map(|()| vec![0; self.width]);
+        let mut rgb = vec![0; self.width * self.height * 3];
+        let mut known = None;
+        for (row, line) in rgb.chunks_exact_mut(self.width * 3).enumerate() {
+            let chroma_row = row * self.chroma_height / self.height;
+            if known != Some(chroma_row) {
+                known = Some(chroma_row);
+                let u = self.row(self.u, chroma_row, self.chroma_width, &mut bytes);
+                double(u, &mut blue, |_, u| product(u - 128, b_u));
+                double(u, &mut green, |_, u| product(u - 128, g_u));
+                let v = self.row(self.v, chroma_row, self.chroma_width, &mut bytes);
+                double(v, &mut red, |_, v| product(v - 128, r_v));
+                double(v, &mut green, |green, v| green + product(v - 128, g_v));
+            }
+            let y = self.row(self.y, row, self.width, &mut bytes);
+            for (luma, &y) in luma.iter_mut().zip(y) {
+                *luma = product(i16::from(y) - offset, y_scale);
+            }
+            let chroma = red.iter().zip(&green).zip(&blue);
+            for (pixel, (&y, ((r, g), b))) in line.chunks_exact_mut(3).zip(luma.iter().zip(chroma))
+            {
+                pixel.copy_from_slice(&[r, g, b].map(|chroma| (y + chroma).clamp(0, 255) as u8));
             }
         }
         Frame::new(self.width, self.height, rgb).ok()
+    }
+
+    /// Returns a row of a plane in 8 bits. `buffer` holds it if it is not stored so.
+    fn row<'a>(
+        &'a self,
+        plane: &'a [u8],
+        row: usize,
+        width: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> &'a [u8] {
+        if self.bit_depth == 8 {
+            return &plane[row * width..][..width];
+        }
+        let shift = self.bit_depth - 8;
+        let samples = plane[row * width * 2..][..width * 2].chunks_exact(2);
+        buffer.clear();
+        buffer.extend(
+            samples.map(|sample| (u16::from_le_bytes([sample[0], sample[1]]) >> shift) as u8),
+        );
+        buffer
+    }
+}
+
+/// Multiplies with a number of 13 fractional bits, and truncates.
+fn product(value: i16, factor: i16) -> i16 {
+    ((i32::from(value * 8) * i32::from(factor)) >> 16) as i16
+}
+
+/// Applies `f` to two values for each sample. The last sample is repeated for the rest.
+fn double(samples: &[u8], values: &mut [i16], f: impl Fn(i16, i16) -> i16) {
+    let Some(&last) = samples.last() else {
+        return;
+    };
+    let (pairs, rest) = values.split_at_mut(values.len().min(2 * samples.len()));
+    for (pair, &sample) in pairs.chunks_mut(2).zip(samples) {
+        for value in pair {
+            *value = f(*value, sample.into());
+        }
+    }
+    for value in rest {
+        *value = f(*value, last.into());
     }
 }
 
@@ -138,4 +180,71 @@ pub(crate) fn from_rgb(frame: &Frame) -> (usize, usize, [Vec<u8>; 3]) {
         }
     }
     (width, height, [y_plane, u_plane, v_plane])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// FFmpeg's formula for BT.601 in the narrow range, one pixel at a time.
+    fn pixel(y: u8, u: u8, v: u8) -> [u8; 3] {
+        let product = |value: i32, factor: i32| (value * 8 * factor) >> 16;
+        let [y, u, v] = [i32::from(y) - 16, i32::from(u) - 128, i32::from(v) - 128];
+        let y = product(y, 9539);
+        let green = product(u, -3209) + product(v, -6660);
+        [y + product(v, 13075), y + green, y + product(u, 16525)]
+            .map(|value| value.clamp(0, 255) as u8)
+    }
+
+    #[test]
+    fn every_pixel_is_converted_by_itself() {
+        for (width, height, chroma_height, bit_depth) in [
+            (256, 256, 128, 8),
+            (7, 5, 2, 8),
+            (7, 5, 5, 8),
+            (1, 1, 1, 8),
+            (6, 4, 2, 10),
+            (7, 3, 3, 10),
+        ] {
+            let chroma_width = (width / 2_usize).max(1);
+            let plane = |count: usize, step: usize| -> Vec<u8> {
+                (0..count)
+                    .map(|i| (i * step + i / 256 * 31) as u8)
+                    .collect()
+            };
+            let y = plane(width * height, 1);
+            let [u, v] = [7, 11].map(|step| plane(chroma_width * chroma_height, step));
+            // The low bits of the deeper samples make no difference.
+            let stored = |plane: &[u8]| match bit_depth {
+                8 => plane.to_vec(),
+                _ => plane
+                    .iter()
+                    .flat_map(|&value| (u16::from(value) << 2 | 3).to_le_bytes())
+                    .collect(),
+            };
+            let planes = Planes {
+                width,
+                height,
+                y: &stored(&y),
+                u: &stored(&u),
+                v: &stored(&v),
+                chroma_width,
+                chroma_height,
+                bit_depth,
+            };
+            let frame = planes.to_rgb(Colour::BT601).unwrap();
+            for row in 0..height {
+                for column in 0..width {
+                    let chroma = row * chroma_height / height * chroma_width
+                        + (column / 2).min(chroma_width - 1);
+                    let expected = pixel(y[row * width + column], u[chroma], v[chroma]);
+                    assert_eq!(
+                        frame.pixel(column, row),
+                        expected,
+                        "{width}x{height}: {column}, {row}"
+                    );
+                }
+            }
+        }
+    }
 }

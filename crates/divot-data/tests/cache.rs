@@ -1,4 +1,8 @@
 //! Caches: what is written is read, in the order of the source, and damage is told.
+#![expect(
+    clippy::single_range_in_vec_init,
+    reason = "groups of samples are ranges"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -137,14 +141,8 @@ fn the_first_epoch_is_that_of_the_source() {
         );
         let stored = batches(Box::new(cached), 5, 8);
         let original = batches(Box::new(Drawn(groups)), 5, 8);
-        for (stored, original) in stored.iter().flatten().zip(original.iter().flatten()) {
-            // What stands in for a sample that cannot be used has its own draws.
-            assert_eq!(stored.key, original.key);
-            assert_eq!(stored.text, original.text);
-        }
-        let equal = stored.iter().flatten().zip(original.iter().flatten());
-        let equal = equal.filter(|(stored, original)| stored == original);
-        assert_eq!(equal.count(), 36);
+        // Also what stands in for samples that cannot be used.
+        assert_eq!(stored, original);
     }
 }
 

@@ -188,7 +188,7 @@ pub(crate) fn spec(name: &str, shape: &[usize], dtype: DType) -> TensorSpec {
     }
 }
 
-/// Casts the parameters that are not trained. Those in f32 are not touched if they are to be so.
+/// Casts the parameters that are not trained. Random ones are drawn, in the order of the fields.
 pub(crate) fn cast_frozen<M: Module>(model: M, dtype: DType) -> M {
     struct Cast(DType);
     impl ModuleMapper for Cast {
@@ -196,10 +196,7 @@ pub(crate) fn cast_frozen<M: Module>(model: M, dtype: DType) -> M {
             frozen_as(param, self.0)
         }
     }
-    match dtype {
-        DType::F32 => model,
-        dtype => model.map(&mut Cast(dtype)),
-    }
+    model.map(&mut Cast(dtype))
 }
 
 /// A parameter in `dtype`, unless it is trained.

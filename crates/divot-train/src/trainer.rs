@@ -77,7 +77,7 @@ impl Trainer {
         let frozen = settings.precision.frozen();
         let model = parameters::freeze(model, &settings.frozen);
         let model = fill(&recipe.start, model, frozen)?;
-        // Random weights are drawn by the device, in the order of the fields.
+        // The device draws the random weights now, and not where they are first used.
         device.seed(settings.seed);
         let model = parameters::cast_frozen(model, frozen);
         let saved = parameters::named(&model, |path, trained| {

@@ -101,7 +101,7 @@ fn data(folder: &Path) -> PathBuf {
         let frames = sample.clips[0].frames();
         let frames: Vec<_> = frames.iter().chain(frames).cloned().collect();
         let name = format!("{number}.mp4");
-        write_mp4(&folder.join(&name), &frames, 8.0).expect("a clip is written");
+        write_mp4(folder.join(&name), &frames, 8.0).expect("a clip is written");
         captions += &format!("{{\"video\": {name:?}, \"caption\": \"square {number}\"}}\n");
     }
     fs::write(folder.join("broken.mp4"), b"no film").expect("a file");

@@ -65,7 +65,8 @@ impl Side {
         }
     }
 
-    fn ask(&mut self, question: &str) -> Result<Value> {
+    /// Sends a line and returns the answer.
+    pub fn ask(&mut self, question: &str) -> Result<Value> {
         writeln!(self.input, "{question}")?;
         self.answer()
     }
@@ -106,6 +107,14 @@ impl Measured {
         let [first, median, last] = [first, self.median(), last].map(|seconds| factor * seconds);
         let digits = if median < 10.0 { 2 } else { 1 };
         format!("{first:.digits$} / **{median:.digits$}** / {last:.digits$} {unit}")
+    }
+
+    /// Formats the least, median and greatest rate per second of runs that each did `count` things.
+    pub fn rates(&self, count: usize) -> String {
+        let (first, last) = (self.seconds[0], self.seconds[self.seconds.len() - 1]);
+        let [least, median, most] =
+            [last, self.median(), first].map(|seconds| count as f64 / seconds);
+        format!("{least:.1} / **{median:.1}** / {most:.1}")
     }
 
     /// Formats the share of all CPUs that other programs used during the runs. The comparison is fair only
@@ -153,7 +162,8 @@ impl Ticks {
         Some(Self {
             all: total,
             busy: total - idle,
-            own: own.get(11..13)?.iter().sum(),
+            // Its own, and those of the processes that it started and that have ended.
+            own: own.get(11..15)?.iter().sum(),
         })
     }
 

@@ -14,8 +14,8 @@ use divot_unet::{
 };
 use divot_vit::VisionTowerConfig;
 
-use super::Work;
 use super::language::{generate, prompt};
+use super::{Work, training};
 
 /// A network with its inputs.
 pub struct Ready {
@@ -28,7 +28,7 @@ pub struct Ready {
 }
 
 impl Ready {
-    fn new(parameters: usize, run: impl FnMut() -> Result<f32> + 'static) -> Self {
+    pub fn new(parameters: usize, run: impl FnMut() -> Result<f32> + 'static) -> Self {
         Self {
             parameters,
             run: Box::new(run),
@@ -103,7 +103,9 @@ pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
         }
         Work::TrainSmall => train_small(inputs),
         Work::TrainMid => train_mid(inputs),
-        Work::Llm | Work::LlmCache | Work::Perplexity => {
+        Work::TrainStage1 => training::stage1(device)?,
+        Work::TrainLlm => training::llm(device)?,
+        Work::Llm | Work::LlmCache | Work::Perplexity | Work::Data | Work::DataMemory => {
             unreachable!("PyTorch takes no turns in these")
         }
     })

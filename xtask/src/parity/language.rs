@@ -233,7 +233,7 @@ impl Parity {
             self.report(&name(tensor), &[ids.len(), length], wrong, 0.0);
         }
 
-        let (clips, features) = self.clips(&name, features)?;
+        let (clips, features) = self.clips(name, features)?;
         let features = move |_: &Model| features;
         let prepared = Language::prepared(sequences, clips, features, Noise::new(0));
         let model = Model {

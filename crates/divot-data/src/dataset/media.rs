@@ -55,6 +55,8 @@ impl MediaReader {
         clips.transform.keep_aspect = config.keep_aspect.unwrap_or(clips.transform.keep_aspect);
         let options = OpenOptions {
             max_pixels: config.filter.max_pixels,
+            // Samples are read in parallel.
+            parallel: false,
             ..OpenOptions::default()
         };
         Self {

@@ -66,7 +66,9 @@ impl OrderedSource {
         let mut attempt = 0;
         loop {
             let index = self.order.sample(position, attempt);
-            let key = [self.seed, self.number, position, attempt];
+            // What is random in a stand-in is what it has at its own position.
+            let place = self.order.position(index, self.order.epoch(position));
+            let key = [self.seed, self.number, place, 0];
             let skip = match read(&*self.source.samples, index, key) {
                 Ok(sample) => {
                     self.yielded.store(true, Ordering::Relaxed);

@@ -90,7 +90,8 @@ fn outputs(recipe: &Recipe) -> Result<Vec<Output>> {
     };
     for output in &outputs {
         let part = output.part();
-        if !frozen(part) && !(part == "tokenizer" && tokenizer) {
+        let fixed = frozen(part) || (part == "tokenizer" && tokenizer);
+        if !fixed {
             let problem = format!(
                 "does not hold `{part}`, whose outputs change while it is trained; freeze it, or train from frames"
             );

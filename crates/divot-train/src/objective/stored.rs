@@ -126,6 +126,7 @@ impl Seen {
 
 /// Clips whose latents are drawn.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one is alive at a time")]
 pub enum Clean {
     /// `[clips, 3, frames, height, width]`, in [-1, 1].
     Frames(Tensor<5>),
