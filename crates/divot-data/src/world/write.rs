@@ -5,7 +5,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use serde_json::json;
+use serde::Serialize;
 
 use super::{Asking, Content, World};
 use crate::dataset::{Text, Turn};
@@ -23,6 +23,39 @@ pub struct Counts {
 
 /// The file that is written last.
 const TRUTH: &str = "truth.jsonl";
+
+#[derive(Serialize)]
+struct Captioned<'a> {
+    video: &'a str,
+    caption: String,
+}
+
+#[derive(Serialize)]
+struct Questioned<'a> {
+    video: &'a str,
+    questions: Vec<String>,
+    answers: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Told {
+    instruction: Option<String>,
+    scenes: Vec<Scene>,
+    ending: String,
+}
+
+#[derive(Serialize)]
+struct Scene {
+    video: String,
+    start: f32,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Truth<'a> {
+    video: &'a str,
+    truth: &'a Content,
+}
 
 /// Writes a world into a folder: the first clips in `clips/`, with `captions.jsonl` and `questions.jsonl`; the clips of
 /// the first stories in `stories/`, with `stories.jsonl`; and `truth.jsonl` with the ground truth of each.
@@ -53,57 +86,61 @@ pub fn write(
     let total = counts.clips + 3 * counts.stories;
     let mut files = Files::default();
     let mut done = 0;
-    let mut clip = |name: &str, content: &Content, truth: &mut String| {
-        let frames = content.frames(world.size, world.frames);
-        write_mp4(folder.join(name), &frames, world.fps)?;
-        line(truth, json!({"video": name, "truth": content}));
+    let mut clip = |video: &str, truth: &Content, lines: &mut String| {
+        let frames = truth.frames(world.size, world.frames);
+        write_mp4(folder.join(video), &frames, world.fps)?;
+        line(lines, &Truth { video, truth });
         done += 1;
         Ok::<_, Error>(each(done, total))
     };
     for index in 0..counts.clips {
-        let name = format!("clips/{index:06}.mp4");
+        let video = &format!("clips/{index:06}.mp4");
         let content = world.content(index);
-        if clip(&name, &content, &mut files.truth)?.is_break() {
+        if clip(video, &content, &mut files.truth)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
         let caption = world.caption(index);
-        line(
-            &mut files.captions,
-            json!({"video": name, "caption": caption}),
-        );
+        line(&mut files.captions, &Captioned { video, caption });
         if let Content::Sprites(_) = content {
             let turns = world.questions(index, Asking::Any).into_iter();
-            let (questions, answers): (Vec<_>, Vec<_>) = turns
-                .map(|Turn { question, answer }| (question, answer))
-                .unzip();
-            let asked = json!({"video": name, "questions": questions, "answers": answers});
-            line(&mut files.questions, asked);
+            let turns = turns.map(|Turn { question, answer }| (question, answer));
+            let (questions, answers) = turns.unzip();
+            let asked = Questioned {
+                video,
+                questions,
+                answers,
+            };
+            line(&mut files.questions, &asked);
         }
     }
     for index in 0..counts.stories {
-        let story = world.story(index);
-        let mut names = Vec::new();
-        for (number, scene) in story.scenes.into_iter().enumerate() {
-            let name = format!("stories/{index:06}-{}.mp4", number + 1);
-            let content = Content::Sprites(scene);
-            if clip(&name, &content, &mut files.truth)?.is_break() {
+        let Text::Story {
+            instruction,
+            scenes: texts,
+            ending,
+        } = world.story_text(index)
+        else {
+            continue;
+        };
+        let mut scenes = Vec::new();
+        let told = world.story(index).scenes.into_iter().zip(texts);
+        for (number, (scene, text)) in (1..).zip(told) {
+            let video = format!("stories/{index:06}-{number}.mp4");
+            if clip(&video, &Content::Sprites(scene), &mut files.truth)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            names.push(name);
+            scenes.push(Scene {
+                video,
+                start: 0.0,
+                text,
+            });
         }
-        if let Text::Story {
+        let told = Told {
             instruction,
             scenes,
             ending,
-        } = world.story_text(index)
-        {
-            let scenes = names.iter().zip(scenes);
-            let scenes =
-                scenes.map(|(name, text)| json!({"video": name, "start": 0.0, "text": text}));
-            let scenes: Vec<_> = scenes.collect();
-            let told = json!({"instruction": instruction, "scenes": scenes, "ending": ending});
-            line(&mut files.stories, told);
-        }
+        };
+        line(&mut files.stories, &told);
     }
     files.save(folder)?;
     Ok(ControlFlow::Continue(()))
@@ -133,7 +170,8 @@ impl Files {
     }
 }
 
-fn line(lines: &mut String, value: serde_json::Value) {
-    lines.push_str(&value.to_string());
+fn line(lines: &mut String, value: &impl Serialize) {
+    // These values always have a form in JSON.
+    *lines += &serde_json::to_string(value).unwrap_or_default();
     lines.push('\n');
 }
