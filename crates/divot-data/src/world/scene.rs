@@ -146,8 +146,8 @@ named! {
         Grow = "grow",
         /// It becomes smaller; its size is medium halfway.
         Shrink = "shrink",
-        /// It turns about itself by half a turn. At this pace, it looks turned in each of the tokenizer's frames but the
-        /// first, whatever its symmetry; only a square ends as it began.
+        /// It turns about itself by half a turn. At this pace, the tokenizer's frames show shapes of any symmetry turned
+        /// by different angles.
         Spin = "spin",
         /// It is not there in the beginning.
         Appear = "appear",
