@@ -23,7 +23,7 @@ pub use interrupt::interrupted;
 
 use commands::{
     cache, completions, describe, detokenize, download, export, generate, info, reconstruct,
-    tokenize, train,
+    tokenize, train, world,
 };
 use output::Output;
 
@@ -62,6 +62,7 @@ enum Command {
     Story(commands::story::Arguments),
     Tokenize(tokenize::Arguments),
     Detokenize(detokenize::Arguments),
+    World(world::Arguments),
     Train(train::Arguments),
     Cache(cache::Arguments),
     Export(export::Arguments),
@@ -136,6 +137,7 @@ fn run(cli: Cli, output: &mut Output) -> Result<()> {
         Command::Story(arguments) => ("story", arguments.run(output)),
         Command::Tokenize(arguments) => ("tokenize", arguments.run(output)),
         Command::Detokenize(arguments) => ("detokenize", arguments.run(output)),
+        Command::World(arguments) => ("world", arguments.run(output)),
         Command::Train(arguments) => ("train", arguments.run(output)),
         Command::Cache(arguments) => ("cache", arguments.run(output)),
         Command::Export(arguments) => ("export", arguments.run(output)),

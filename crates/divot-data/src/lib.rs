@@ -19,6 +19,7 @@ mod timeline;
 pub mod transform;
 mod video;
 mod webp;
+pub mod world;
 mod write;
 mod yuv;
 

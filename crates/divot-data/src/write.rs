@@ -301,7 +301,7 @@ pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
 }
 
 /// Writes through a temporary file. On an error, the temporary file is removed.
-fn atomically(
+pub(crate) fn atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut fs::File>) -> io::Result<()>,
 ) -> Result<()> {

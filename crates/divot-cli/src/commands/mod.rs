@@ -13,3 +13,4 @@ pub mod reconstruct;
 pub mod story;
 pub mod tokenize;
 pub mod train;
+pub mod world;

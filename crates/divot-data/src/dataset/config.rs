@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer};
 
 use crate::sampling::MAX_CLIPS;
+use crate::world::Split;
 use crate::{DEFAULT_MAX_PIXELS, Error, Result};
 
 /// A source of samples, as a recipe names it.
 ///
-/// Only `format` and `path` are needed; everything else has the released system's values.
+/// Only `format` and `path`, or `world`, are needed; everything else has the released system's values.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
@@ -17,8 +18,11 @@ pub struct SourceConfig {
     pub format: Format,
     /// Files, or folders that are searched with everything below them; one or a list. The numbers of
     /// archives may be given as a range in braces: `shards/{0000..0127}.tar`.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(default, deserialize_with = "one_or_many")]
     pub path: Vec<PathBuf>,
+    /// The [world](crate::world) that samples are made of instead of read from files.
+    #[serde(default)]
+    pub world: Option<WorldConfig>,
     /// The folder that paths in the files are relative to, and that they must not leave. If absent, each
     /// file's own folder.
     #[serde(default)]
@@ -57,6 +61,32 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf
         Paths::One(path) => vec![path],
         Paths::Many(paths) => paths,
     })
+}
+
+/// Which samples of the [world](crate::world) a source has. Their clips are as large as the networks read them.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorldConfig {
+    /// Seed of everything.
+    pub seed: u64,
+    /// Which samples these are.
+    pub split: Split,
+    /// Share of clips that are textures, from 0 to 1, of videos and captions.
+    pub textures: f64,
+    /// Samples of an epoch.
+    pub count: usize,
+}
+
+impl Default for WorldConfig {
+    /// A million samples for training, without textures.
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            split: Split::Train,
+            textures: 0.0,
+            count: 1_000_000,
+        }
+    }
 }
 
 /// What the files of a source look like; the [module](super) has an example of each.
@@ -122,12 +152,27 @@ impl Default for Filter {
     }
 }
 
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Videos => "videos",
+            Self::Captions => "captions",
+            Self::Csv => "csv",
+            Self::Webdataset => "webdataset",
+            Self::Questions => "questions",
+            Self::Story => "stories",
+            Self::Cache => "cache",
+        }
+    }
+}
+
 impl SourceConfig {
     /// A source with the released system's settings.
     pub fn new(format: Format, path: impl Into<PathBuf>) -> Self {
         Self {
             format,
             path: vec![path.into()],
+            world: None,
             media: None,
             text: true,
             max_clips: None,
@@ -137,8 +182,24 @@ impl SourceConfig {
         }
     }
 
+    /// A source of samples that are made, not read.
+    pub fn of_world(format: Format, world: WorldConfig) -> Self {
+        Self {
+            path: Vec::new(),
+            world: Some(world),
+            ..Self::new(format, "")
+        }
+    }
+
     /// Its paths, for messages.
     pub fn name(&self) -> String {
+        if let Some(world) = &self.world {
+            return format!(
+                "the world's {} ({})",
+                self.format.name(),
+                world.split.name()
+            );
+        }
         let paths = self.path.iter().map(|path| path.display().to_string());
         paths.collect::<Vec<_>>().join(", ")
     }
@@ -176,8 +237,20 @@ impl SourceConfig {
             ..
         } = self.filter;
         let wrong = |what: &str| Err(Error::Argument(format!("{}: {what}", self.name())));
+        if let Some(world) = &self.world {
+            let made = Self {
+                text: self.text,
+                ..Self::of_world(self.format, world.clone())
+            };
+            if *self != made {
+                return wrong(
+                    "samples that are made have no files; leave out all but `format`, `world` and `text`",
+                );
+            }
+            return self.check_world(world);
+        }
         if self.path.is_empty() {
-            let message = "`path` of a source is an empty list; name a file or folder";
+            let message = "a source has neither `path` nor `world`; name a file or folder, or write `world = {}`";
             return Err(Error::Argument(message.into()));
         }
         if self.max_clips() == 0 {
@@ -201,6 +274,29 @@ impl SourceConfig {
         }
         if self.columns.is_some() && self.format != Format::Csv {
             return wrong("only the format `csv` has `columns`; remove them");
+        }
+        Ok(())
+    }
+
+    fn check_world(&self, world: &WorldConfig) -> Result<()> {
+        let wrong = |what: &str| Err(Error::Argument(format!("{}: {what}", self.name())));
+        if matches!(
+            self.format,
+            Format::Csv | Format::Webdataset | Format::Cache
+        ) {
+            return wrong(
+                "a world has the formats `videos`, `captions`, `questions` and `story`; choose one",
+            );
+        }
+        if !(0.0..=1.0).contains(&world.textures) {
+            return wrong("`textures` is a share of clips; give 0 to 1");
+        }
+        let has_textures = matches!(self.format, Format::Videos | Format::Captions);
+        if world.textures > 0.0 && !has_textures {
+            return wrong("textures have neither questions nor stories; leave `textures` out");
+        }
+        if world.count == 0 {
+            return wrong("`count` is 0; ask for at least 1 sample");
         }
         Ok(())
     }

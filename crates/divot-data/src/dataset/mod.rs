@@ -63,6 +63,15 @@
 //! **`cache`**: a folder that a [`CacheWriter`] wrote, with what frozen networks made of the clips of another source
 //! ([`Stored`]), and their text.
 //!
+//! # The world
+//!
+//! With `world` instead of `path`, samples are made as they are needed ([`world`](crate::world)). The format, one of
+//! `videos`, `captions`, `questions` and `story`, says what they are:
+//! ```toml
+//! format = "captions"
+//! world = { split = "train", textures = 0.2 }
+//! ```
+//!
 //! # Clips
 //!
 //! Clips start at random ([`sampling::train_indices`](crate::sampling::train_indices)). Those for questions are
@@ -100,11 +109,13 @@ mod sample;
 mod skipped;
 mod source;
 mod table;
+mod worlds;
 
 pub use cache::{CacheWriter, ElementType, Manifest};
-pub use config::{Columns, Filter, Format, SourceConfig};
+pub use config::{Columns, Filter, Format, SourceConfig, WorldConfig};
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use order::Order;
+pub(crate) use order::generator;
 pub use ordered::{EpochReader, MixedSource};
 pub use sample::{Array, Medium, Reason, Sample, Samples, Skip, Stored, Text, Turn};
 pub use source::Source;

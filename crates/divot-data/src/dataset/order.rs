@@ -264,13 +264,18 @@ pub(super) fn mix(value: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Draws numbers from [0, 1). Different keys give independent numbers.
-pub(super) fn uniform(key: [u64; 4]) -> impl FnMut() -> f64 {
+/// A generator of random numbers. Different keys give independent numbers.
+pub(crate) fn generator(key: [u64; 4]) -> ChaCha8Rng {
     let mut seed = [0; 32];
     for (bytes, part) in seed.chunks_exact_mut(8).zip(key) {
         bytes.copy_from_slice(&part.to_le_bytes());
     }
-    let mut rng = ChaCha8Rng::from_seed(seed);
+    ChaCha8Rng::from_seed(seed)
+}
+
+/// Draws numbers from [0, 1). Different keys give independent numbers.
+pub(super) fn uniform(key: [u64; 4]) -> impl FnMut() -> f64 {
+    let mut rng = generator(key);
     // An f64 holds 53 bits.
     move || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -13,6 +13,7 @@ use super::media::{MediaReader, Part};
 use super::records::{Problem, Records};
 use super::sample::{Medium, Reason, Sample, Samples, Skip, Text};
 use super::table::{self, Table};
+use super::worlds::Made;
 use crate::{Clip, ClipReader, Error, Result};
 
 /// Endings of the files that a folder of videos is searched for.
@@ -39,6 +40,7 @@ enum Content {
     Archives(Archives),
     Annotations(Annotations),
     Cache(Cache),
+    Made(Made),
 }
 
 /// Files that say what is in other files.
@@ -100,7 +102,10 @@ impl Source {
     pub fn open(config: &SourceConfig, reader: &ClipReader) -> Result<Self> {
         config.check()?;
         let mut passed_over = Vec::new();
-        let content = content(config, &mut passed_over)?;
+        let content = match Made::new(config, reader)? {
+            Some(made) => Content::Made(made),
+            None => content(config, &mut passed_over)?,
+        };
         let source = Self {
             reader: MediaReader::new(config, reader),
             config: config.clone(),
@@ -128,7 +133,7 @@ impl Source {
                 paths(&chain.files, |table| &table.records.path)
             }
             Content::Annotations(Annotations::Sentences(path, _)) => vec![path],
-            Content::Cache(_) => Vec::new(),
+            Content::Cache(_) | Content::Made(_) => Vec::new(),
         }
     }
 
@@ -153,6 +158,7 @@ impl Source {
             }
             Content::Annotations(_) => "only empty files",
             Content::Cache(_) => "an empty cache",
+            Content::Made(_) => "a world without samples",
         };
         let what = match self.passed_over.first() {
             None => found.into(),
@@ -251,6 +257,7 @@ impl Samples for Source {
             Content::Archives(archives) => archives.len(),
             Content::Annotations(annotations) => annotations.len(),
             Content::Cache(cache) => cache.len(),
+            Content::Made(made) => made.len(),
         }
     }
 
@@ -277,6 +284,7 @@ impl Samples for Source {
             }
             Content::Archives(archives) => self.archived(archives, index, uniform),
             Content::Cache(cache) => cache.read(index, uniform),
+            Content::Made(made) => made.read(index, uniform),
             Content::Annotations(annotations) => {
                 let (key, path, item) = annotations.read(&self.config, index, uniform);
                 let read = item.and_then(|item| self.annotated(path, item, uniform));

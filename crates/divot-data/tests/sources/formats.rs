@@ -426,7 +426,6 @@ fn a_configuration_is_read_strictly() {
     );
     for wrong in [
         "path = \"a\"",
-        "format = \"videos\"",
         "format = \"video\"\npath = \"a\"",
         "format = \"videos\"\npath = 3",
         "format = \"videos\"\npath = \"a\"\nclips = 3",
@@ -436,6 +435,7 @@ fn a_configuration_is_read_strictly() {
         println!("{error}");
     }
     for wrong in [
+        "format = \"videos\"",
         "format = \"videos\"\npath = []",
         "format = \"videos\"\npath = \"a\"\nmax_clips = 0",
         "format = \"videos\"\npath = \"a\"\nfilter.min_aspect = 3.0",
