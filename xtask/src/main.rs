@@ -2,6 +2,7 @@
 
 mod bench;
 mod parity;
+mod tiny;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ Examples:
     Bench(bench::Arguments),
     /// Compare every stage with the numbers of a parity fixture
     Parity(parity::Arguments),
+    /// Train divot-tiny, the model in the box, from nothing
+    TrainTiny(tiny::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::ConvertWeights(arguments) => convert::run(&arguments).map(|()| true),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| true),
         Command::Parity(arguments) => parity::run(&arguments),
+        Command::TrainTiny(arguments) => tiny::run(&arguments).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -19,7 +19,8 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 pub use commands::convert;
-pub use interrupt::interrupted;
+pub use commands::train::follow;
+pub use interrupt::{handle as handle_interrupts, interrupted};
 
 use commands::{
     cache, completions, describe, detokenize, download, export, generate, info, reconstruct,

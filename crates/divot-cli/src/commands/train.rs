@@ -1,11 +1,12 @@
 //! `divot train`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Args;
 use divot::device;
+use divot_train::checkpoint::State;
 use divot_train::record::{Printer, line};
 use divot_train::{Event, Recipe, RunOptions, dry_run, run};
 
@@ -50,6 +51,38 @@ pub struct Arguments {
     workers: u16,
 }
 
+/// Trains by a recipe, and prints how far it is. Ctrl-C saves a checkpoint and ends the run.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn follow(
+    recipe: &Recipe,
+    folder: &Path,
+    device: &Device,
+    options: &RunOptions,
+) -> Result<State> {
+    let printer = Printer::new();
+    printer.note(&format!(
+        "{}: {} steps on {}, into {}",
+        recipe.name,
+        recipe.settings.steps,
+        device::name(device),
+        folder.display()
+    ));
+    let state = run(recipe, folder, device, options, &mut |event| {
+        match event {
+            Event::Resumed(step) => printer.note(&format!("goes on from step {step}")),
+            Event::Step(Some(status)) => printer.show(line(status)),
+            Event::Step(None) => {}
+            Event::Validated(loss) => printer.note(&format!("validation loss {loss:.5}")),
+            Event::Warning(warning) => printer.note(&format!("warning: {warning}")),
+        }
+        interrupt::flow()
+    });
+    printer.finish();
+    Ok(state?)
+}
+
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
@@ -68,26 +101,7 @@ impl Arguments {
             return self.dry_run(&recipe, &device, &options, output);
         }
         output.set_device(&device);
-        let printer = Printer::new();
-        printer.note(&format!(
-            "{}: {} steps on {}, into {}",
-            recipe.name,
-            recipe.settings.steps,
-            device::name(&device),
-            folder.display()
-        ));
-        let state = run(&recipe, &folder, &device, &options, &mut |event| {
-            match event {
-                Event::Resumed(step) => printer.note(&format!("goes on from step {step}")),
-                Event::Step(Some(status)) => printer.show(line(status)),
-                Event::Step(None) => {}
-                Event::Validated(loss) => printer.note(&format!("validation loss {loss:.5}")),
-                Event::Warning(warning) => printer.note(&format!("warning: {warning}")),
-            }
-            interrupt::flow()
-        });
-        printer.finish();
-        let state = state?;
+        let state = follow(&recipe, &folder, &device, &options)?;
         output.set("folder", folder.to_string_lossy());
         output.set("steps", state.step);
         output.line(format!(

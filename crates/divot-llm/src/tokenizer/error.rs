@@ -48,6 +48,16 @@ pub enum TokenizerError {
         /// The number of tokens.
         size: usize,
     },
+    /// A tokenizer of this size cannot be learned from the texts.
+    #[error(
+        "{pieces} pieces are too few: control tokens, bytes and the characters of the texts are {needed}"
+    )]
+    TooFewPieces {
+        /// The number of pieces that was asked for.
+        pieces: usize,
+        /// The least number.
+        needed: usize,
+    },
     /// A step of the tokenizer failed for a text.
     #[error(
         "the text tokenizer failed: {0}; its tokenizer.json is damaged: download or convert it again"

@@ -18,6 +18,7 @@ mod file;
 mod sentencepiece;
 mod special;
 mod text;
+mod train;
 
 #[cfg(test)]
 mod tests;

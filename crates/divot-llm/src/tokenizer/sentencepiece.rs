@@ -45,6 +45,21 @@ pub(super) fn convert(path: &Path, bytes: &[u8]) -> Result<Value> {
         .collect();
     let (legacy, added) = added_tokens(path, &pieces)?;
 
+    Ok(tokenizer_json(
+        legacy,
+        added,
+        json!(pieces),
+        json!(merges(&spm)),
+    ))
+}
+
+/// The `tokenizer.json` of a BPE with byte fallback and Llama's normalisation.
+pub(super) fn tokenizer_json(
+    legacy: bool,
+    added: Vec<Value>,
+    vocabulary: Value,
+    merges: Value,
+) -> Value {
     let space = SPACE.to_string();
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": space});
     let (normalizer, pre_tokenizer) = if legacy {
@@ -61,7 +76,7 @@ pub(super) fn convert(path: &Path, bytes: &[u8]) -> Result<Value> {
         let pair = [metaspace(" ", "first"), metaspace(&space, "never")];
         (replace, json!({"type": "Sequence", "pretokenizers": pair}))
     };
-    Ok(json!({
+    json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
@@ -84,10 +99,10 @@ pub(super) fn convert(path: &Path, bytes: &[u8]) -> Result<Value> {
             "fuse_unk": true,
             "byte_fallback": true,
             "ignore_merges": false,
-            "vocab": pieces,
-            "merges": merges(&spm),
+            "vocab": vocabulary,
+            "merges": merges,
         },
-    }))
+    })
 }
 
 /// Checks that a model is of Llama's and Mistral's kind. The conversion is known only for that kind.

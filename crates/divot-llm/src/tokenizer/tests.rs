@@ -482,3 +482,49 @@ fn bad_json_is_one_line() {
     }
     line(TextTokenizer::from_json(b"{\n").unwrap_err(), &["JSON"]);
 }
+
+#[test]
+fn a_tokenizer_is_learned_from_texts() {
+    let texts = [
+        "A red circle moves left.",
+        "A blue circle moves left, then right.",
+        "Is it red?",
+    ];
+    let learn = |pieces| TextTokenizer::train(texts.into_iter().cycle().take(300), pieces);
+    let tokenizer = learn(400).unwrap();
+    assert!(tokenizer.vocab_size() <= 400 + 262);
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (1, 2));
+    for text in [
+        "A red circle moves right.",
+        "Is it left, then?",
+        "Déjà vu: 7 kites!\n",
+        "",
+    ] {
+        let ids = tokenizer.encode(&[Segment::Text(text)]).unwrap();
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+    }
+    // Each word is a token, and so is each mark.
+    let ids = |text| tokenizer.encode(&[Segment::Text(text)]).unwrap();
+    assert_eq!(ids("A circle moves left, then right.").len(), 8);
+    // Divot's tokens are there, and the same texts give the same tokenizer, also from its file.
+    let clip = [
+        Segment::Special("<frame>"),
+        Segment::Special("<frame_00063>"),
+    ];
+    assert_eq!(tokenizer.encode(&clip).unwrap().len(), 2);
+    let folder = tempfile::tempdir().unwrap();
+    for (name, tokenizer) in [("a", &tokenizer), ("b", &learn(400).unwrap())] {
+        tokenizer
+            .save(&folder.path().join(format!("{name}.json")))
+            .unwrap();
+    }
+    let [a, b] = ["a.json", "b.json"].map(|name| fs::read(folder.path().join(name)).unwrap());
+    assert!(a == b);
+    let opened = TextTokenizer::open(&folder.path().join("a.json")).unwrap();
+    assert_eq!(
+        opened.encode(&[Segment::Text(texts[1])]).unwrap(),
+        ids(texts[1])
+    );
+    let error = learn(260).unwrap_err().to_string();
+    assert!(error.starts_with("260 pieces are too few"), "{error}");
+}

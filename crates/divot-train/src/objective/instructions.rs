@@ -2,6 +2,12 @@
 //!
 //! The caption follows a phrasing for generation; the clips stand before one for captions.
 
+/// All of them, from which a text tokenizer may learn their words.
+pub fn instructions() -> impl Iterator<Item = &'static str> {
+    let all: [&[&str]; 4] = [&VIDEOS, &IMAGES, &VIDEO_CAPTIONS, &IMAGE_CAPTIONS];
+    all.into_iter().flatten().copied()
+}
+
 /// Asks for a video.
 pub const VIDEOS: [&str; 18] = [
     "Generate a video of",

@@ -25,6 +25,7 @@ pub(crate) use batch::stack;
 pub use batch::{dense, sparse};
 pub use contrastive::Contrastive;
 pub use diffusion::{Diffusion, Noisy, ShowClips};
+pub use instructions::instructions;
 pub use language::{Language, LanguageTask, TaskKind};
 pub use stage0::Stage0;
 pub use stored::{Clean, Seen};

@@ -135,8 +135,11 @@ fn differences_are_named() {
 fn the_recipes_of_the_examples_are_valid() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
     let mut count = 0;
-    for entry in std::fs::read_dir(folder).expect("the recipes") {
-        let path = entry.expect("an entry").path();
+    let folders = [folder.to_owned(), format!("{folder}/tiny")];
+    let entries = folders.map(|folder| std::fs::read_dir(folder).expect("the recipes"));
+    let paths = entries.into_iter().flatten();
+    let paths = paths.map(|entry| entry.expect("an entry").path());
+    for path in paths.filter(|path| path.is_file()) {
         let recipe = Recipe::read(&path, &[]);
         let recipe = recipe.unwrap_or_else(|error| panic!("{error}"));
         // What a language model's text tokenizer is is only known where it is.
@@ -145,5 +148,5 @@ fn the_recipes_of_the_examples_are_valid() {
         }
         count += 1;
     }
-    assert!(count >= 19, "{count}");
+    assert!(count >= 23, "{count}");
 }

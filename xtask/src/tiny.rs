@@ -1,0 +1,106 @@
+//! `cargo xtask train-tiny`: trains divot-tiny from nothing on the synthetic world.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+use divot_data::dataset::Text;
+use divot_data::world::{Asking, World};
+use divot_llm::TextTokenizer;
+use divot_train::objective::instructions;
+use divot_train::{Recipe, RunOptions};
+
+/// Arguments of `train-tiny`.
+#[derive(Args)]
+#[command(after_help = "\
+Each stage is a recipe in examples/recipes/tiny, and a run in outputs/tiny, with its report.html. Ctrl-C saves what is
+there; the same command goes on.")]
+pub struct Arguments {
+    /// Only this stage, from what those before it left [default: all that are not done]
+    #[arg(long, value_enum)]
+    stage: Option<Stage>,
+    /// Where to compute: auto, cpu, wgpu, vulkan or cuda, with :index for a certain one
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+/// The stages, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Stage {
+    /// The text tokenizer
+    Text,
+    /// The autoencoder, which takes the place of Stable Diffusion's
+    Vae,
+    /// CLIP, which takes the place of OpenCLIP's
+    Vision,
+    /// The video tokenizer and the UNet together
+    Stage1,
+    /// The de-tokenizer for guidance
+    Stage2,
+}
+
+/// Pieces of the text tokenizer, without Divot's tokens.
+const PIECES: usize = 720;
+/// Clips and stories whose texts it learns from.
+const TEXTS: u64 = 20_000;
+
+/// Runs the stages.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    divot_cli::handle_interrupts()?;
+    let all = Stage::value_variants();
+    let wanted = |stage: &&Stage| arguments.stage.is_none_or(|only| only == **stage);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let device = divot::device::select(&arguments.device)?;
+    for &stage in all.iter().filter(wanted) {
+        let name = stage.to_possible_value().expect("each has a name");
+        let name = name.get_name();
+        if stage == Stage::Text {
+            text(Path::new("outputs/tiny"))?;
+            continue;
+        }
+        let recipe = root.join(format!("examples/recipes/tiny/{name}.toml"));
+        let recipe = Recipe::read(&recipe, &[])?;
+        let folder = PathBuf::from("outputs/tiny").join(name);
+        let options = RunOptions {
+            resume: true,
+            allow_changes: false,
+            workers: 1,
+        };
+        divot_cli::follow(&recipe, &folder, &device, &options)?;
+    }
+    Ok(())
+}
+
+/// Learns the text tokenizer from the texts of the world and the phrasings of instructions.
+fn text(folder: &Path) -> Result<()> {
+    let world = World::default();
+    let mut texts: Vec<String> = Vec::new();
+    for number in 0..TEXTS {
+        texts.push(world.caption(number));
+        for turn in world.questions(number, Asking::Any) {
+            texts.push(format!("[INST] {} [/INST]", turn.question));
+            texts.push(turn.answer);
+        }
+        if let Text::Story {
+            instruction,
+            scenes,
+            ending,
+        } = world.story_text(number)
+        {
+            texts.extend(instruction.into_iter().chain(scenes).chain([ending]));
+        }
+    }
+    // Each of them as often as words of the world, so that they are whole tokens.
+    texts.extend((0..TEXTS / 100).flat_map(|_| instructions().map(str::to_owned)));
+    let tokenizer = TextTokenizer::train(texts.iter().map(String::as_str), PIECES)?;
+    fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+    let path = folder.join("tokenizer.json");
+    tokenizer.save(&path)?;
+    println!(
+        "text: {} tokens, into {}",
+        tokenizer.vocab_size(),
+        path.display()
+    );
+    Ok(())
+}
