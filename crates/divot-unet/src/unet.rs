@@ -171,8 +171,8 @@ impl UnetConfig {
             middle,
             middle_out,
             output_blocks,
-            norm_out: GroupNormConfig::new(self.groups, self.model_channels).init(device),
-            conv_out: conv3x3([self.model_channels, self.out_channels], device),
+            norm_out: GroupNormConfig::new(self.groups, channels).init(device),
+            conv_out: conv3x3([channels, self.out_channels], device),
             default_fs: self.default_fs,
         }
     }

@@ -236,6 +236,24 @@ fn older_configurations_load() {
 
 /// With one group, an odd number of channels would pass all other checks.
 #[test]
+fn the_first_level_may_be_wider_than_the_first_convolution() {
+    let device = Device::default();
+    let config = UnetConfig::new(32, vec![2, 3], 8)
+        .with_num_res_blocks(1)
+        .with_attention_resolutions(vec![1, 2])
+        .with_head_dim(16)
+        .with_primary_context(2);
+    config.check_sizes().expect("a valid configuration");
+    let latents = Noise::new(1).normal([1, 4, 2, 4, 4], &device);
+    let context: Tensor<3> = Noise::new(2).normal([1, 4, 8], &device);
+    let timesteps = Tensor::from_floats([3.0], &device);
+    let predicted = config
+        .init(&device)
+        .forward(latents, timesteps, context, None);
+    assert_eq!(predicted.dims(), [1, 4, 2, 4, 4]);
+}
+
+#[test]
 fn timesteps_embed_into_an_even_width() {
     let config = UnetConfig::new(3, vec![1], 8)
         .with_groups(1)
