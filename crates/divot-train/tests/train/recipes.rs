@@ -97,7 +97,7 @@ fn settings_are_named_where_they_are_wrong() {
         ("data.1.weight=2", "a list of 1"),
         ("steps.more=2", "no keys below it"),
         ("model.tokenizer.vision.widht=2", "widht"),
-        ("model.sizes=tiny", "tiny"),
+        ("model.sizes=huge", "huge"),
         ("model.llm.head={Regression={dims=16}}", "dims"),
         ("model.llm.head={Gmm={dims=16}}", "dims"),
         ("model.llm.head={Linear={dim=16}}", "Linear"),
