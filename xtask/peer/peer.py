@@ -166,6 +166,10 @@ class Peer:
         self.compile(unet)
         return unet
 
+    def perceiver(self, c):
+        sizes = ["embedding_dim", "dim", "output_dim", "num_queries", "depth", "heads", "dim_head"]
+        return self.made(lambda: fixture.Perceiver(*(c[name] for name in sizes)))
+
     def patches(self, visual, video):
         size = visual.image_size[0]
         return fixture.vit_tokens(visual, fixture.clip_preprocess(video, size).to(self.dtype))[:, 1:]
@@ -250,13 +254,7 @@ class Peer:
         """The first stage of the paper: everything is trained except the vision tower."""
         visual = self.vision(MID)
         tokenizer = self.made(lambda: fixture.Tokenizer(MID["tok"]))
-        proj = MID["proj"]
-        perceiver = self.made(
-            lambda: fixture.Perceiver(
-                proj["embedding_dim"], proj["dim"], proj["output_dim"], proj["num_queries"],
-                proj["depth"], proj["heads"], proj["dim_head"],
-            )
-        )  # fmt: skip
+        perceiver = self.perceiver(MID["proj"])
         self.compile(tokenizer, perceiver)
         unet = self.unet(MID["unet"])
         visual.requires_grad_(False)
@@ -291,13 +289,7 @@ class Peer:
     def train_stage1(self):
         """The recipe stage1 at small size: two times four clips, clipped gradients, AdamW, a moving average."""
         visual, tokenizer, tokens = self.small_tokenizer()
-        proj = SMALL["proj"]
-        perceiver = self.made(
-            lambda: fixture.Perceiver(
-                proj["embedding_dim"], proj["dim"], proj["output_dim"], proj["num_queries"],
-                proj["depth"], proj["heads"], proj["dim_head"],
-            )
-        )  # fmt: skip
+        perceiver = self.perceiver(SMALL["proj"])
         unet, vae = self.unet(SMALL["unet"]), self.made(lambda: fixture.make_vae(SMALL["vae"]))
         if not self.fused:
             vae.set_attn_processor(AttnProcessor())

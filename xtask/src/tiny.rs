@@ -74,6 +74,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// Learns the text tokenizer from the texts of the world and the phrasings of instructions.
 fn text(folder: &Path) -> Result<()> {
+    let path = folder.join("tokenizer.json");
+    if path.exists() {
+        println!("text: {} is there", path.display());
+        return Ok(());
+    }
     let world = World::default();
     let mut texts: Vec<String> = Vec::new();
     for number in 0..TEXTS {
@@ -95,7 +100,6 @@ fn text(folder: &Path) -> Result<()> {
     texts.extend((0..TEXTS / 100).flat_map(|_| instructions().map(str::to_owned)));
     let tokenizer = TextTokenizer::train(texts.iter().map(String::as_str), PIECES)?;
     fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-    let path = folder.join("tokenizer.json");
     tokenizer.save(&path)?;
     println!(
         "text: {} tokens, into {}",

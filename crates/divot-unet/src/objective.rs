@@ -14,8 +14,6 @@ pub struct DiffusionBatch {
     pub timesteps: Vec<usize>,
     /// The context that the frames attend to.
     pub context: Context,
-    /// Frame stride of each clip, `[batch]`. By default, that of the UNet.
-    pub fs: Option<Tensor<1>>,
 }
 
 /// Computes the diffusion objective (paper, section 3.1.2): the squared error of the predicted v or ε,
@@ -41,7 +39,6 @@ pub fn diffusion_loss(
         noise,
         timesteps,
         context,
-        fs,
     } = batch;
     let count = latents.shape().num_elements();
     let device = latents.device();
@@ -59,7 +56,7 @@ pub fn diffusion_loss(
     let target = schedule.target(latents.clone(), noise.clone(), &timesteps);
     let noisy = schedule.add_noise(latents, noise, &timesteps);
     let noisy = noisy.cast(context.dtype());
-    let prediction = unet.forward(noisy, per_clip(&|t| t as f64), context, fs);
+    let prediction = unet.forward(noisy, per_clip(&|t| t as f64), context, None);
     let error = (prediction.cast(DType::F32) - target).square();
     let sum = match min_snr_gamma {
         None => error.sum(),

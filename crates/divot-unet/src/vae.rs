@@ -315,20 +315,28 @@ impl Vae {
     /// `clip`: `[batch, 3, frames, height, width]`, RGB in [-1, 1]. Returns
     /// `[batch, latent_channels, frames, height/d, width/d]`. `noise` has the shape of the result.
     pub fn encode_clip(&self, clip: Tensor<5>, noise: Option<Tensor<5>>) -> Tensor<5> {
-        let [batch, _, _, height, width] = clip.dims();
-        let count = at_a_time(height * width);
-        let moments = to_frames(clip)
-            .split(count, 0)
-            .into_iter()
-            .map(|frames| self.encode(frames));
+        let batch = clip.dims()[0];
+        let moments = self.encode_frames(clip);
         let latents = match noise {
-            Some(noise) => moments
-                .zip(to_frames(noise).split(count, 0))
-                .map(|(moments, noise)| moments.sample(noise))
-                .collect(),
-            None => moments.map(|moments| moments.mean).collect(),
+            Some(noise) => moments.sample(to_frames(noise)),
+            None => moments.mean,
         };
-        to_clip(Tensor::cat(latents, 0) * self.scale_factor, batch)
+        to_clip(latents * self.scale_factor, batch)
+    }
+
+    /// Encodes the frames of a clip. Memory holds the activations of as many as are encoded at a time.
+    fn encode_frames(&self, clip: Tensor<5>) -> Gaussian {
+        let [_, _, _, height, width] = clip.dims();
+        let frames = to_frames(clip).split(at_a_time(height * width), 0);
+        let moments = frames.into_iter().map(|frames| {
+            let Gaussian { mean, logvar } = self.encode(frames);
+            (mean, logvar)
+        });
+        let (means, logvars) = moments.unzip();
+        Gaussian {
+            mean: Tensor::cat(means, 0),
+            logvar: Tensor::cat(logvars, 0),
+        }
     }
 
     /// Computes the distribution of the latents of a clip's frames, without the scale factor.
@@ -337,13 +345,8 @@ impl Vae {
     /// `[batch, latent_channels, frames, height/d, width/d]` each.
     pub fn clip_moments(&self, clip: Tensor<5>) -> [Tensor<5>; 2] {
         let batch = clip.dims()[0];
-        // One frame at a time, as in `encode_clip`.
-        let frames = to_frames(clip).split(1, 0).into_iter();
-        let moments = frames.map(|frame| self.encode(frame));
-        let (means, logvars) = moments
-            .map(|Gaussian { mean, logvar }| (mean, logvar))
-            .unzip();
-        [means, logvars].map(|frames| to_clip(Tensor::cat(frames, 0), batch))
+        let Gaussian { mean, logvar } = self.encode_frames(clip);
+        [mean, logvar].map(|frames| to_clip(frames, batch))
     }
 
     /// Draws the diffusion latents of a clip from the distribution that [`clip_moments`](Self::clip_moments) gives, as

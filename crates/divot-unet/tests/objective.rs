@@ -31,7 +31,6 @@ fn batch(device: &Device) -> DiffusionBatch {
         noise: noise.normal(shape, device),
         timesteps: vec![100, 900],
         context: noise.normal::<3>([2, 80, 8], device).into(),
-        fs: None,
     }
 }
 

@@ -253,7 +253,6 @@ fn train_small(mut inputs: Inputs) -> Ready {
         noise,
         timesteps: vec![500; 8],
         context: inputs.normal::<3>([8, 125, 64]).into(),
-        fs: None,
     };
     training(unet, inputs.device, move |unet: &Unet| {
         diffusion_loss(unet, &schedule, batch.clone(), None).mean()
@@ -303,7 +302,6 @@ fn train_mid(mut inputs: Inputs) -> Ready {
             noise: noise.clone(),
             timesteps: vec![500],
             context: joint.perceiver.forward(tokens).into(),
-            fs: None,
         };
         diffusion_loss(&joint.unet, &schedule, batch, None).mean()
     })

@@ -34,10 +34,8 @@ impl TextTokenizer {
                     .collect(),
             )
             .build();
-        // One thread: the order of words decides between pairs that are equally frequent.
         let words: Vec<String> = texts.flat_map(words).collect();
-        let mut alphabet = HashSet::new();
-        alphabet.extend(words.iter().flat_map(|word| word.chars()));
+        let alphabet: HashSet<char> = words.iter().flat_map(|word| word.chars()).collect();
         if first.len() + alphabet.len() > pieces {
             let needed = first.len() + alphabet.len();
             return Err(TokenizerError::TooFewPieces { pieces, needed });

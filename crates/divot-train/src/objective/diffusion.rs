@@ -198,7 +198,6 @@ impl Noisy {
             noise: self.noise,
             timesteps: self.timesteps,
             context: context.cast(detokenizer.dtype),
-            fs: None,
         };
         let unet = &detokenizer.unet;
         diffusion_loss(unet, &detokenizer.schedule, batch, min_snr_gamma).sum
