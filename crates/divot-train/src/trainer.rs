@@ -188,6 +188,14 @@ impl Trainer {
             let average = self.average.take();
             self.average = average.map(|average| average.update(&self.model, step));
         }
+        if step + 1 == settings.steps
+            && let Some(change) = self.objective.finish(&self.evaluated(), samples)?
+        {
+            self.model = change(std::mem::take(&mut self.model));
+            if let Some(average) = &mut self.average {
+                average.model = change(std::mem::take(&mut average.model));
+            }
+        }
         Ok(StepReport {
             loss,
             terms,

@@ -1,11 +1,13 @@
 //! The objective of the KL autoencoder.
 
+use burn::module::Param;
 use burn::tensor::{DType, Tensor};
 use divot::data::dataset::Sample;
 use divot::data::{chw_to_frame, metrics};
+use divot::unet::Vae;
 use serde::Deserialize;
 
-use super::{Draws, Objective, Prepared, Shown, Term, dense};
+use super::{Draws, Finish, Objective, Prepared, Shown, Term, dense};
 use crate::error::Result;
 use crate::model::{Model, Network};
 
@@ -15,8 +17,9 @@ use crate::model::{Model, Network};
 /// Its perceptual and adversarial terms are left out: they need a network that was trained on labelled
 /// images and a discriminator. Decoded images are softer without them.
 ///
-/// Nothing of this says how large latents are, and diffusion wants a variance of 1 after the scale factor. Another
-/// term therefore holds their mean square there, (ln E\[(scale_factor · z)²\])².
+/// Nothing of this says how large latents are, and diffusion wants a variance of 1 after the scale factor. After the
+/// last step, the encoder's last convolution and the decoder's first are therefore scaled by what latents of the last
+/// batch measure.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Autoencoder {
     /// Random frames that are taken of each clip.
@@ -37,9 +40,6 @@ pub enum PixelError {
     L2,
 }
 
-/// What the term that holds the latents' scale counts for.
-const SCALE_WEIGHT: f64 = 0.01;
-
 impl Objective for Autoencoder {
     fn networks(&self) -> Vec<Network> {
         vec![Network::Vae]
@@ -47,11 +47,7 @@ impl Objective for Autoencoder {
 
     fn terms(&self) -> Vec<Term> {
         let term = |name, weight| Term { name, weight };
-        vec![
-            term("pixels", 1.0),
-            term("kl", self.kl_weight),
-            term("scale", SCALE_WEIGHT),
-        ]
+        vec![term("pixels", 1.0), term("kl", self.kl_weight)]
     }
 
     fn prepare(
@@ -86,17 +82,13 @@ impl Objective for Autoencoder {
         let pixels = images.shape().num_elements();
         let error = self.error;
         Ok(Prepared {
-            // Both of the paper's are per number of the images; there, both are per image. The scale is that of all
-            // latents together.
-            counts: vec![pixels, pixels, 1],
+            // Both are per number of the images; in the paper, both are per image.
+            counts: vec![pixels, pixels],
             left_out: 0,
             losses: Box::new(move |model: &Model| {
                 let vae = model.vae();
                 let moments = vae.encode(images.clone().cast(model.dtype));
-                let latents = moments.clone().sample(posterior);
-                let decoded = vae.decode(latents.clone());
-                let latents = latents.cast(DType::F32) * vae.scale_factor;
-                let scale = latents.square().mean().log().square();
+                let decoded = vae.decode(moments.clone().sample(posterior));
                 let difference = (decoded.cast(DType::F32) - images).abs();
                 let pixels = match error {
                     PixelError::L1 => difference.sum(),
@@ -105,9 +97,33 @@ impl Objective for Autoencoder {
                 let [mean, logvar] =
                     [moments.mean, moments.logvar].map(|moment| moment.cast(DType::F32));
                 let kl = (mean.square() + logvar.clone().exp() - 1.0 - logvar).sum() * 0.5;
-                vec![pixels, kl, scale]
+                vec![pixels, kl]
             }),
         })
+    }
+
+    /// Scales the latents, so that their mean square is 1 after the scale factor.
+    fn finish(&self, model: &Model, samples: &[Sample]) -> Result<Option<Finish>> {
+        let vae = model.vae();
+        let device = vae.quant_conv.weight.device();
+        let mut sum = 0.0;
+        for sample in samples {
+            let clip = dense(std::slice::from_ref(sample), &device)?;
+            let frames = clip.squeeze_dim::<4>(0).swap_dims(0, 1);
+            let moments = vae.encode(frames.cast(model.dtype));
+            let [mean, logvar] = [moments.mean, moments.logvar].map(|part| part.cast(DType::F32));
+            let square = (mean.square() + logvar.exp()).mean();
+            sum += square.into_scalar::<f64>();
+        }
+        let root = (sum / samples.len() as f64).sqrt();
+        let factor = 1.0 / (vae.scale_factor * root);
+        if !(factor.is_finite() && factor > 0.0) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(move |mut model: Model| {
+            model.vae = model.vae.map(|vae| scale_latents(vae, factor));
+            model
+        })))
     }
 
     fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
@@ -132,4 +148,35 @@ impl Objective for Autoencoder {
         shown.rows = vec![given, made];
         Ok(shown)
     }
+}
+
+/// Multiplies the latents by a factor, and divides by it where they are decoded.
+fn scale_latents(mut vae: Vae, factor: f64) -> Vae {
+    let channels = vae.post_quant_conv.weight.dims()[0];
+    let conv = &mut vae.quant_conv;
+    conv.weight = change(conv.weight.clone(), |weight| {
+        let mean = weight.clone().narrow(0, 0, channels) * factor;
+        weight.slice_assign(0..channels, mean)
+    });
+    conv.bias = conv.bias.take().map(|bias| {
+        change(bias, |bias| {
+            let mean = bias.clone().narrow(0, 0, channels) * factor;
+            let logvar = bias.narrow(0, channels, channels) + 2.0 * factor.ln();
+            Tensor::cat(vec![mean, logvar], 0)
+        })
+    });
+    let conv = &mut vae.post_quant_conv;
+    conv.weight = change(conv.weight.clone(), |weight| weight / factor);
+    vae
+}
+
+/// Changes a parameter's values, which are learned on as before.
+fn change<const D: usize>(
+    param: Param<Tensor<D>>,
+    change: impl FnOnce(Tensor<D>) -> Tensor<D>,
+) -> Param<Tensor<D>> {
+    param.map(|values| {
+        let learned = values.is_require_grad();
+        change(values.detach()).detach().set_require_grad(learned)
+    })
 }

@@ -83,12 +83,24 @@ pub trait Objective {
         draws: &Draws,
     ) -> Result<Prepared>;
 
+    /// What is done to a model after the last step. It is measured with `model`, on the samples of that step. Most
+    /// objectives leave the model as it is.
+    ///
+    /// # Errors
+    /// If the samples do not fit the objective.
+    fn finish(&self, _model: &Model, _samples: &[Sample]) -> Result<Option<Finish>> {
+        Ok(None)
+    }
+
     /// Lets the model do what it learns, with samples of a source that are shown to a person.
     ///
     /// # Errors
     /// If the samples do not fit the objective.
     fn show(&self, model: &Model, source: usize, samples: &[Sample]) -> Result<Shown>;
 }
+
+/// A change of a model.
+pub type Finish = Box<dyn Fn(Model) -> Model>;
 
 /// What a model made of some samples.
 #[derive(Debug, Default)]
