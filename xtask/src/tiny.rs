@@ -1,21 +1,22 @@
 //! `cargo xtask train-tiny`: trains divot-tiny from nothing on the synthetic world.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use burn::tensor::Device;
 use clap::{Args, ValueEnum};
-use divot_data::dataset::Text;
+use divot_data::dataset::{ElementType, Text};
 use divot_data::world::{Asking, World};
 use divot_llm::TextTokenizer;
 use divot_train::objective::instructions;
-use divot_train::{Recipe, RunOptions};
+use divot_train::{CacheOptions, Recipe, RunOptions, Weights};
 
 /// Arguments of `train-tiny`.
 #[derive(Args)]
 #[command(after_help = "\
-Each stage is a recipe in examples/recipes/tiny, and a run in outputs/tiny, with its report.html. Ctrl-C saves what is
-there; the same command goes on.")]
+Each stage is a recipe in examples/recipes/tiny, and a folder in outputs/tiny: a run with its report.html, or a cache.
+Ctrl-C saves what is there; the same command goes on. The model is in outputs/tiny/model in the end.")]
 pub struct Arguments {
     /// Only this stage, from what those before it left [default: all that are not done]
     #[arg(long, value_enum)]
@@ -34,12 +35,36 @@ enum Stage {
     Vae,
     /// CLIP, which takes the place of OpenCLIP's
     Vision,
+    /// The UNet, from a text and an image, which takes the place of DynamiCrafter's
+    Stage0,
     /// The video tokenizer and the UNet together
     Stage1,
+    /// What the frozen networks make of clips with captions
+    CacheCaptions,
+    /// What the tokenizer makes of clips with questions, and of stories
+    CacheTurns,
     /// The de-tokenizer for guidance
     Stage2,
+    /// The decoder, from texts alone, which takes the place of Mistral
+    Language,
+    /// The language model reads and predicts clips
+    Pretrain,
+    /// It answers questions
+    TuneComprehension,
+    /// It makes clips from captions
+    TuneGeneration,
+    /// It tells stories
+    Story,
+    /// The de-tokenizer, adapted to tokens that the language model draws
+    Adapt,
+    /// All of it as a checkpoint
+    Model,
 }
 
+/// Where everything is written.
+const FOLDER: &str = "outputs/tiny";
+/// Runs that have the parts of the model.
+const PARTS: [&str; 3] = ["stage2", "tune-comprehension", "adapt"];
 /// Pieces of the text tokenizer, without Divot's tokens.
 const PIECES: usize = 720;
 /// Clips and stories whose texts it learns from.
@@ -50,24 +75,49 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     divot_cli::handle_interrupts()?;
     let all = Stage::value_variants();
     let wanted = |stage: &&Stage| arguments.stage.is_none_or(|only| only == **stage);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let device = divot::device::select(&arguments.device)?;
     for &stage in all.iter().filter(wanted) {
         let name = stage.to_possible_value().expect("each has a name");
         let name = name.get_name();
-        if stage == Stage::Text {
-            text(Path::new("outputs/tiny"))?;
-            continue;
+        let folder = Path::new(FOLDER).join(name);
+        match stage {
+            Stage::Text => text(Path::new(FOLDER))?,
+            Stage::Model => model(&folder, &device)?,
+            Stage::CacheCaptions | Stage::CacheTurns => {
+                let options = CacheOptions {
+                    element: ElementType::F16,
+                    shard_bytes: 32 << 20,
+                    workers: 1,
+                    ..CacheOptions::default()
+                };
+                divot_cli::follow_cache(&recipe(name)?, &folder, &device, &options)?;
+            }
+            _ => {
+                let options = RunOptions {
+                    resume: true,
+                    allow_changes: false,
+                    workers: 1,
+                };
+                divot_cli::follow(&recipe(name)?, &folder, &device, &options)?;
+            }
         }
-        let recipe = root.join(format!("examples/recipes/tiny/{name}.toml"));
-        let recipe = Recipe::read(&recipe, &[])?;
-        let folder = PathBuf::from("outputs/tiny").join(name);
-        let options = RunOptions {
-            resume: true,
-            allow_changes: false,
-            workers: 1,
-        };
-        divot_cli::follow(&recipe, &folder, &device, &options)?;
+    }
+    Ok(())
+}
+
+fn recipe(name: &str) -> Result<Recipe> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let path = root.join(format!("examples/recipes/tiny/{name}.toml"));
+    Ok(Recipe::read(&path, &[])?)
+}
+
+/// Puts what was trained into one checkpoint.
+fn model(folder: &Path, device: &Device) -> Result<()> {
+    for name in PARTS {
+        let run = Path::new(FOLDER).join(name);
+        for part in divot_train::export(&run, folder, Weights::Best, device)? {
+            println!("model: {}", part.display());
+        }
     }
     Ok(())
 }

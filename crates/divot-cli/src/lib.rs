@@ -18,6 +18,7 @@ use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+pub use commands::cache::follow_cache;
 pub use commands::convert;
 pub use commands::train::follow;
 pub use interrupt::{handle as handle_interrupts, interrupted};

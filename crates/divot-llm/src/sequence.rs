@@ -138,6 +138,19 @@ pub struct SequenceBuilder<'a> {
 }
 
 impl SequenceBuilder<'_> {
+    /// Builds a text of its own, `<s>text</s>`, of which all but the first token is learned.
+    ///
+    /// # Errors
+    /// If the text is empty.
+    pub fn plain(&self, text: &str) -> Result<Sequence, LlmError> {
+        let mut row = Sequence::default();
+        row.given(&[self.text.bos()]);
+        row.learned(&self.encode("text", text)?);
+        row.learned(&[self.text.eos()]);
+        row.cut(self.max_length)?;
+        Ok(row)
+    }
+
     /// Builds a video or image with its caption. The caption and the end token are learned.
     ///
     /// - without an instruction: `<s><vid>…</vid>caption</s>`

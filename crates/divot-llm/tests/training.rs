@@ -83,6 +83,24 @@ fn builder<'a>(text: &'a TextTokenizer, tokens: &'a SpecialTokens) -> SequenceBu
 }
 
 #[test]
+fn plain_texts() {
+    let (text, tokens) = tokenizer();
+    let builder = SequenceBuilder {
+        text: &text,
+        tokens: &tokens,
+        max_length: 100,
+    };
+    let row = builder.plain("a dog").unwrap();
+    assert_eq!(written(&text, &row), "<s>[adog</s>]");
+    let short = SequenceBuilder {
+        max_length: 2,
+        ..builder
+    };
+    assert_eq!(short.plain("a dog").unwrap().len(), 2);
+    assert!(matches!(builder.plain(" "), Err(LlmError::Empty("text"))));
+}
+
+#[test]
 fn captions() {
     let (text, tokens) = tokenizer();
     let rows = builder(&text, &tokens);

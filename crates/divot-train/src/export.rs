@@ -26,9 +26,13 @@ pub enum Weights {
     Last,
 }
 
-/// Writes the networks of a run's newest checkpoint into a model's folder: `tokenizer`, `detokenizer` and
-/// `llm`, as far as the run has them. Frozen networks come from where the recipe says. Low-rank adaptation is
-/// merged, and the tokens that guidance needs are stored with the tokenizer.
+/// Writes the networks of a run's newest checkpoint into a model's folder, as far as the run has them. Frozen networks
+/// come from where the recipe says. Low-rank adaptation is merged, and the tokens that guidance needs are stored with
+/// the tokenizer.
+///
+/// A de-tokenizer that was adapted becomes `detokenizer-adapted`, any other `detokenizer`. A language model becomes
+/// `llm-comprehension` if the run learned comprehension only, `llm-generation` if it learned generation only, and
+/// `llm-pretrained` otherwise. So several runs can be exported into one folder.
 ///
 /// Returns the folders that were written.
 ///
@@ -38,16 +42,13 @@ pub enum Weights {
 pub fn export(run: &Path, to: &Path, weights: Weights, device: &Device) -> Result<Vec<PathBuf>> {
     let newest = checkpoint::newest(run)?
         .ok_or_else(|| Error::run(run, "holds no checkpoint", "name the folder of a run"))?;
-    let run = Run::load(run, &newest, weights, device)?;
-    run.save(to, device, [Part::Detokenizer, Part::Llm])
+    Run::load(run, &newest, weights, device)?.save(to, device)
 }
 
 /// Writes the networks of a run's newest checkpoint, or those of a model's folder, under the released files'
 /// names ([`convert::export_released`]).
 ///
-/// A run's language model is `Divot_sft_comp` if it learned comprehension only, `Divot_sft_gen` if it learned
-/// generation only, and `Divot_pretrain` otherwise. A de-tokenizer that was adapted is that of stage 2. The
-/// networks are written as by [`export`] first, into a hidden folder beside `to` that is removed at the end.
+/// The networks are written as by [`export`] first, into a hidden folder beside `to` that is removed at the end.
 ///
 /// # Errors
 /// Those of [`export`] and of [`convert::export_released`].
@@ -72,14 +73,13 @@ pub fn export_released(
         };
     };
     let run = Run::load(from, &newest, weights, device)?;
-    let parts = run.released_parts();
     let beside = to.ancestors().skip(1).find(|folder| folder.is_dir());
     let beside = beside.unwrap_or(Path::new("."));
     let model = tempfile::Builder::new()
         .prefix(".model-")
         .tempdir_in(beside)
         .map_err(|error| Error::io(beside, error))?;
-    run.save(model.path(), device, parts)?;
+    run.save(model.path(), device)?;
     Ok(convert::export_released(model.path(), to, progress)?)
 }
 
@@ -112,37 +112,36 @@ impl Run {
         })
     }
 
-    /// The parts of the released model that its de-tokenizer and its language model are.
-    fn released_parts(&self) -> [Part; 2] {
+    /// The parts of a model that its de-tokenizer and its language model are.
+    fn parts(&self) -> [Part; 2] {
         let settings = &self.recipe.settings;
         let detokenizer = match settings.objective {
             ObjectiveSettings::Adaptation { .. } => Part::AdaptedDetokenizer,
             _ => Part::Detokenizer,
         };
         let mut tasks = settings.data.iter().map(|data| match data.source.format {
-            Format::Story => TaskKind::Generation,
-            Format::Questions => TaskKind::Comprehension,
-            _ => data.task.unwrap_or(match settings.objective {
-                ObjectiveSettings::Adaptation { .. } => TaskKind::Generation,
-                _ => TaskKind::Comprehension,
+            Format::Story => Some(TaskKind::Generation),
+            Format::Questions => Some(TaskKind::Comprehension),
+            Format::Texts => None,
+            _ => data.task.or(match settings.objective {
+                ObjectiveSettings::Adaptation { .. } => Some(TaskKind::Generation),
+                _ => Some(TaskKind::Comprehension),
             }),
         });
-        let first = tasks.next();
+        let first = tasks.next().flatten();
         let llm = match first {
-            Some(first) if tasks.any(|task| task != first) => Part::Pretrained,
-            Some(TaskKind::Generation) => Part::Generation,
-            _ => Part::Comprehension,
+            Some(kind) if tasks.all(|task| task == first) => match kind {
+                TaskKind::Comprehension => Part::Comprehension,
+                TaskKind::Generation => Part::Generation,
+            },
+            _ => Part::Pretrained,
         };
         [detokenizer, llm]
     }
 
-    /// Writes the networks. The de-tokenizer and the language model become these parts.
-    fn save(
-        self,
-        to: &Path,
-        device: &Device,
-        [decoder, language]: [Part; 2],
-    ) -> Result<Vec<PathBuf>> {
+    /// Writes the networks.
+    fn save(self, to: &Path, device: &Device) -> Result<Vec<PathBuf>> {
+        let [decoder, language] = self.parts();
         let Self {
             folder,
             recipe,

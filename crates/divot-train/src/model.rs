@@ -42,16 +42,19 @@ pub struct Model {
 
 /// The networks that a converted model may hold: their path in [`Model`], their part, and their name in it where
 /// the part is made of several. Where networks have the same path, the last one that is there counts.
-pub(crate) const PARTS: [(&str, Part, &str); 11] = [
+pub(crate) const PARTS: [(&str, Part, &str); 14] = [
     ("tokenizer.vision", Part::DynamiCrafter, "vision"),
     ("text", Part::DynamiCrafter, "text"),
     ("image", Part::DynamiCrafter, "image"),
     ("detokenizer.unet", Part::DynamiCrafter, "unet"),
     ("detokenizer.vae", Part::DynamiCrafter, "vae"),
     ("tokenizer", Part::Tokenizer, ""),
+    ("detokenizer", Part::AdaptedDetokenizer, ""),
     ("detokenizer", Part::Detokenizer, ""),
     ("text", Part::Clip, ""),
     ("llm", Part::Mistral, ""),
+    ("llm", Part::Comprehension, ""),
+    ("llm", Part::Generation, ""),
     ("llm", Part::Pretrained, ""),
     ("llm", Part::Llm, ""),
 ];
@@ -194,7 +197,7 @@ impl ModelConfig {
             .with_attention_resolutions(vec![1, 2])
             .with_head_dim(32)
             .with_init_attn_heads(2)
-            .with_primary_context(16)
+            .with_primary_context(32)
             .with_dropout(0.0);
         let vae = VaeConfig::new()
             .with_channels(64)
@@ -203,10 +206,10 @@ impl ModelConfig {
             .with_patch_size(4);
         let detokenizer = DetokenizerConfig::new(context, unet, vae, NoiseScheduleConfig::new())
             .with_latent_size([8, 8]);
-        let text = TextTowerConfig::new(77, 49408, 64, 2, 1, 64);
+        let text = TextTowerConfig::new(32, 49408, 128, 2, 2, 64);
         let decoder =
             MistralConfig::new(1024, 192, 512, 6, 6, 2).with_max_position_embeddings(1024);
-        let head = HeadConfig::Gmm(GmmConfig::new().with_dim(32));
+        let head = HeadConfig::Gmm(GmmConfig::new().with_num_components(8).with_dim(32));
         let llm = DivotLlmConfig::new(decoder, head).with_num_queries(32);
         let image = PerceiverResamplerConfig::new(16 * 8, 128, 128, 128)
             .with_depth(2)

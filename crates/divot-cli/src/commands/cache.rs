@@ -1,15 +1,16 @@
 //! `divot cache`
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use divot::data::dataset::ElementType;
 use divot::device;
 use divot_train::record::Printer;
-use divot_train::{CacheOptions, Recipe, cache};
+use divot_train::{CacheOptions, Cached, Recipe, cache};
 
 use crate::interrupt;
 use crate::output::{self, Output};
@@ -60,6 +61,32 @@ enum Element {
     Bf16,
 }
 
+/// Makes a cache, and prints how far it is. Ctrl-C ends it after the last whole shard.
+///
+/// # Errors
+/// Those of [`cache`].
+pub fn follow_cache(
+    recipe: &Recipe,
+    folder: &Path,
+    device: &Device,
+    options: &CacheOptions,
+) -> Result<Vec<Cached>> {
+    let printer = Printer::new();
+    // A log gets fewer lines than a terminal.
+    let pause = Duration::from_secs(if io::stderr().is_terminal() { 1 } else { 30 });
+    let mut shown: Option<Instant> = None;
+    let made = cache(recipe, folder, device, options, &mut |status| {
+        let due = shown.is_none_or(|shown| shown.elapsed() >= pause);
+        if due || status.done == status.total {
+            printer.show(status.to_string());
+            shown = Some(Instant::now());
+        }
+        interrupt::flow()
+    });
+    printer.finish();
+    Ok(made?)
+}
+
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
@@ -76,20 +103,7 @@ impl Arguments {
             shard_bytes: usize::from(self.shard_size) << 20,
             workers: self.workers.into(),
         };
-        let printer = Printer::new();
-        // A log gets fewer lines than a terminal.
-        let pause = Duration::from_secs(if io::stderr().is_terminal() { 1 } else { 30 });
-        let mut shown: Option<Instant> = None;
-        let made = cache(&recipe, &self.to, &device, &options, &mut |status| {
-            let due = shown.is_none_or(|shown| shown.elapsed() >= pause);
-            if due || status.done == status.total {
-                printer.show(status.to_string());
-                shown = Some(Instant::now());
-            }
-            interrupt::flow()
-        });
-        printer.finish();
-        let made = made?;
+        let made = follow_cache(&recipe, &self.to, &device, &options)?;
         output.line("in the recipe, or after --set:")?;
         for source in &made {
             let path = source.folder.to_string_lossy();

@@ -78,6 +78,11 @@ struct Scene {
     text: Option<String>,
 }
 
+#[derive(Deserialize)]
+struct Written {
+    text: String,
+}
+
 /// The caption in the JSON file of a sample in an archive.
 #[derive(Deserialize)]
 struct Described {
@@ -94,6 +99,7 @@ pub(super) fn line(
     match format {
         Format::Questions => questions(json(line)?, wants_text),
         Format::Story => story(json(line)?, wants_text),
+        Format::Texts => written(json(line)?),
         _ => {
             let line: Captioned = json(line)?;
             let file = file(line.video, line.image)?;
@@ -106,6 +112,17 @@ pub(super) fn line(
                 text,
             })
         }
+    }
+}
+
+/// A text without files.
+fn written(line: Written) -> Result<Item, Problem> {
+    match line.text.trim().is_empty() {
+        true => Err(Problem::new(Reason::NoText, "has an empty text")),
+        false => Ok(Item {
+            files: Vec::new(),
+            text: Text::Plain(line.text),
+        }),
     }
 }
 

@@ -106,6 +106,8 @@ pub enum Format {
     Questions,
     /// JSONL with a story on each line.
     Story,
+    /// JSONL with a text on each line, and no clips.
+    Texts,
     /// What frozen networks made of the samples of another source, in a folder that a
     /// [`CacheWriter`](super::CacheWriter) wrote.
     Cache,
@@ -161,6 +163,7 @@ impl Format {
             Self::Webdataset => "webdataset",
             Self::Questions => "questions",
             Self::Story => "stories",
+            Self::Texts => "texts",
             Self::Cache => "cache",
         }
     }
@@ -285,7 +288,7 @@ impl SourceConfig {
             Format::Csv | Format::Webdataset | Format::Cache
         ) {
             return wrong(
-                "a world has the formats `videos`, `captions`, `questions` and `story`; choose one",
+                "a world has the formats `videos`, `captions`, `questions`, `story` and `texts`; choose one",
             );
         }
         if !(0.0..=1.0).contains(&world.textures) {
@@ -293,7 +296,7 @@ impl SourceConfig {
         }
         let has_textures = matches!(self.format, Format::Videos | Format::Captions);
         if world.textures > 0.0 && !has_textures {
-            return wrong("textures have neither questions nor stories; leave `textures` out");
+            return wrong("only videos and captions can be textures; leave `textures` out");
         }
         if world.count == 0 {
             return wrong("`count` is 0; ask for at least 1 sample");

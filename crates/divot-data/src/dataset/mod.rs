@@ -60,13 +60,18 @@
 //! {"instruction": "Tell a story.", "scenes": [{"video": "1.mp4", "start": 2.5, "text": "A dog wakes."}], "ending": "The end."}
 //! ```
 //!
+//! **`texts`**, `.jsonl`: texts without clips.
+//! ```json
+//! {"text": "A dog runs. Then it sleeps."}
+//! ```
+//!
 //! **`cache`**: a folder that a [`CacheWriter`] wrote, with what frozen networks made of the clips of another source
 //! ([`Stored`]), and their text.
 //!
 //! # The world
 //!
 //! With `world` instead of `path`, samples are made as they are needed ([`world`](crate::world)). The format, one of
-//! `videos`, `captions`, `questions` and `story`, says what they are:
+//! `videos`, `captions`, `questions`, `story` and `texts`, says what they are:
 //! ```toml
 //! format = "captions"
 //! world = { split = "train", textures = 0.2 }

@@ -67,6 +67,8 @@ pub enum Medium {
 pub enum Text {
     /// Nothing.
     None,
+    /// A text of its own, of no clip.
+    Plain(String),
     /// A caption.
     Caption(String),
     /// Questions with their answers.

@@ -355,7 +355,7 @@ fn content(config: &SourceConfig, passed_over: &mut Vec<Skip>) -> Result<Content
                 Annotations::Tables(Chain::new(tables.collect::<Result<_>>()?, Table::len))
             }
         },
-        Format::Captions | Format::Questions | Format::Story => {
+        Format::Captions | Format::Questions | Format::Story | Format::Texts => {
             let files = files::find(paths, &[".jsonl"], passed_over)?;
             let lines = files
                 .iter()

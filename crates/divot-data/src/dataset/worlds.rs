@@ -52,6 +52,7 @@ impl Made {
         let number = index as u64;
         let frames = match self.format {
             Format::Story => self.story(number),
+            Format::Texts => Vec::new(),
             _ => vec![self.clip(number)],
         };
         let clips = frames
@@ -93,6 +94,7 @@ impl Made {
             Format::Questions => {
                 Text::Turns(self.world.worded_questions(number, Asking::Any, wording))
             }
+            Format::Texts => Text::Plain(self.world.worded_text(number, wording)),
             Format::Captions => Text::Caption(self.world.worded_caption(number, wording)),
             _ => Text::None,
         }

@@ -207,6 +207,38 @@ impl World {
         self.worded_story(index, 0)
     }
 
+    /// A text without a clip: a caption, questions with their answers, or a story.
+    pub fn text(&self, index: u64) -> String {
+        self.worded_text(index, 0)
+    }
+
+    /// A text in other words for another `wording`.
+    pub(crate) fn worded_text(&self, index: u64, wording: u64) -> String {
+        let text = match index % 3 {
+            0 => Text::Caption(self.worded_caption(index, wording)),
+            1 => Text::Turns(self.worded_questions(index, Asking::Any, wording)),
+            _ => self.worded_story(index, wording),
+        };
+        let lines: Vec<String> = match text {
+            Text::None => Vec::new(),
+            Text::Plain(text) | Text::Caption(text) => vec![text],
+            Text::Turns(turns) => turns
+                .into_iter()
+                .map(|turn| format!("{}\n{}", turn.question, turn.answer))
+                .collect(),
+            Text::Story {
+                instruction,
+                scenes,
+                ending,
+            } => instruction
+                .into_iter()
+                .chain(scenes)
+                .chain([ending])
+                .collect(),
+        };
+        lines.join("\n")
+    }
+
     /// A caption in other words for another `wording`.
     pub(crate) fn worded_caption(&self, index: u64, wording: u64) -> String {
         match self.content(index) {

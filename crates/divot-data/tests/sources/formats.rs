@@ -2,9 +2,10 @@
 
 use std::fs;
 
+use divot_data::ClipReader;
 use divot_data::dataset::{
-    Columns, Format, Loader, LoaderConfig, Medium, MixedSource, Reason, Samples, SourceConfig,
-    Text, Turn,
+    Columns, Format, Loader, LoaderConfig, Medium, MixedSource, Reason, Samples, Source,
+    SourceConfig, Text, Turn,
 };
 use divot_data::sampling::{spread_indices, train_indices};
 use tempfile::TempDir;
@@ -75,6 +76,19 @@ fn captions() {
         assert_eq!(shown(clip), expected);
     }
     assert_eq!(samples[1].text, Text::None);
+}
+
+#[test]
+fn texts_without_clips() {
+    let folder = TempDir::new().unwrap();
+    let lines = "{\"text\": \"A dog runs.\"}\n{\"text\": \" \"}\n{\"caption\": \"a cat\"}\n";
+    let path = text(folder.path().join("texts.jsonl"), lines);
+    let source = Source::open(&config(Format::Texts, &path), &ClipReader::of_size(16)).unwrap();
+    let sample = source.read(0, &mut || 0.0).unwrap();
+    assert_eq!(sample.text, Text::Plain("A dog runs.".into()));
+    assert_eq!(sample.clip_count(), 0);
+    let skips = [1, 2].map(|index| source.read(index, &mut || 0.0).unwrap_err().reason);
+    assert_eq!(skips, [Reason::NoText, Reason::Malformed]);
 }
 
 #[test]

@@ -168,6 +168,11 @@ fn samples_are_made_without_files() {
     assert_eq!(stories[1].clips.len(), 3);
     let questions = read(&config("format = \"questions\"\nworld = { count = 2 }"));
     assert!(matches!(&questions[0].text, Text::Turns(turns) if !turns.is_empty()));
+    let texts = read(&config("format = \"texts\"\nworld = { count = 3 }"));
+    for (index, sample) in texts.iter().enumerate() {
+        assert_eq!(sample.clip_count(), 0);
+        assert!(matches!(&sample.text, Text::Plain(text) if text.lines().count() > index));
+    }
     let videos = read(&config(
         "format = \"videos\"\ntext = false\nworld = { count = 2, textures = 1.0 }",
     ));

@@ -19,7 +19,7 @@ use crate::model::{Model, Network};
 /// What is learned from the samples of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LanguageTask {
-    /// Whether clips are read or predicted. Turns are always answered, and stories always told.
+    /// Whether clips are read or predicted. Turns are always answered, stories always told, and texts continued.
     pub kind: TaskKind,
     /// Whether rows begin with an instruction, one of several phrasings at random.
     pub instructions: bool,
@@ -48,6 +48,8 @@ pub struct Language {
     pub tokens: SpecialTokens,
     /// What is learned from each source, in their order.
     pub tasks: Vec<LanguageTask>,
+    /// Whether a source has clips. Texts alone need no tokenizer.
+    pub reads_clips: bool,
     /// What the cross-entropy counts for.
     pub text_weight: f64,
     /// What the head's loss counts for.
@@ -102,6 +104,7 @@ impl Language {
         };
         match (&sample.text, task.kind) {
             (Text::None, _) => Err(LlmError::Empty("caption")),
+            (Text::Plain(text), _) => builder.plain(text),
             (Text::Caption(caption), TaskKind::Comprehension) => {
                 let instruction = one_of(match medium {
                     Medium::Video => &VIDEO_CAPTIONS,
@@ -146,7 +149,10 @@ const SHOWN_TOKENS: usize = 64;
 
 impl Objective for Language {
     fn networks(&self) -> Vec<Network> {
-        vec![Network::Tokenizer, Network::Llm]
+        match self.reads_clips {
+            true => vec![Network::Tokenizer, Network::Llm],
+            false => vec![Network::Llm],
+        }
     }
 
     fn terms(&self) -> Vec<Term> {
@@ -179,9 +185,15 @@ impl Objective for Language {
             }
         }
         let left_out = samples.len() - rows.len();
-        let seen = Seen::all(&used, &device)?;
-        let clips = used.iter().map(|sample| sample.clip_count()).collect();
-        let features = move |model: &Model| seen.tokens_by_clip(model.tokenizer());
+        let clips: Vec<usize> = used.iter().map(|sample| sample.clip_count()).collect();
+        let seen = match clips.iter().sum() {
+            0 => None,
+            _ => Some(Seen::all(&used, &device)?),
+        };
+        let features = move |model: &Model| {
+            let seen = seen.expect("asked for where there are clips");
+            seen.tokens_by_clip(model.tokenizer())
+        };
         Ok(Prepared {
             left_out,
             ..Self::prepared(rows, clips, features, draws.other(0))
@@ -221,8 +233,8 @@ impl Objective for Language {
 
 impl Language {
     /// What [`prepare`](Objective::prepare) returns for rows. `clips` says how many clips each has, `features`
-    /// gives the tokens of all of them, `[clips, tokens, width]`, and `noise` is for a head that adds noise
-    /// itself.
+    /// gives the tokens of all of them if there are any, `[clips, tokens, width]`, and `noise` is for a head that
+    /// adds noise itself.
     pub fn prepared(
         rows: Vec<Sequence>,
         clips: Vec<usize>,
@@ -238,7 +250,10 @@ impl Language {
             counts,
             left_out: 0,
             losses: Box::new(move |model: &Model| {
-                let batch = with_features(rows, &clips, &features(model));
+                let batch = match clips.iter().sum() {
+                    0 => texts(rows),
+                    _ => with_features(rows, &clips, &features(model)),
+                };
                 let losses = model.llm().forward(&batch, model.dtype, &mut noise);
                 vec![losses.lm.sum, losses.head.sum]
             }),
@@ -281,6 +296,15 @@ impl Language {
     fn decoded(&self, ids: &[u32]) -> Result<String> {
         let text = self.text.decode(ids, true);
         text.map_err(|error| Error::Model(LlmError::from(error).into()))
+    }
+}
+
+/// Rows without clips.
+fn texts(rows: Vec<Sequence>) -> Batch {
+    Batch {
+        inputs: None,
+        targets: None,
+        sequences: rows,
     }
 }
 

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use divot::data::dataset::Format;
 use divot::gmm::SampleOptions;
 use divot::language::{SpecialTokens, TextTokenizer};
 use divot::{GuidanceConfig, SamplingConfig};
@@ -290,6 +291,11 @@ impl Recipe {
             text,
             tokens,
             tasks: tasks.collect(),
+            reads_clips: self
+                .settings
+                .data
+                .iter()
+                .any(|data| data.source.format != Format::Texts),
             text_weight,
             head_weight,
         })

@@ -212,6 +212,26 @@ fn questions_and_stories_are_learned() {
 }
 
 #[test]
+fn texts_are_learned_without_a_tokenizer() {
+    let batch: Vec<Sample> = samples(4, 32)
+        .into_iter()
+        .map(|sample| Sample {
+            clips: Vec::new(),
+            text: Text::Plain("A square wakes up. It leaves.".to_owned()),
+            ..sample
+        })
+        .collect();
+    let (head, tokenizer) = language("");
+    let changes = [
+        "frozen=[]",
+        "data.0.source={format=\"texts\",path=\"t.jsonl\"}",
+        &tokenizer,
+    ];
+    let [first, last] = learn_from(&head, &changes, &batch, 30);
+    assert!(last < first / 2.0, "{first} → {last}");
+}
+
+#[test]
 fn a_tokenizer_learns_from_captions_through_a_frozen_language_model() {
     let (head, text) = language("task = \"comprehension\"");
     let changes = [
