@@ -1,5 +1,5 @@
 //! Every recipe of the examples at toy size, one after another as a user goes from vision tower to story, on files
-//! that are made here. And every format of data.
+//! that are made here; those of divot-tiny on its world. And every format of data.
 
 #[path = "train/common.rs"]
 mod common;
@@ -17,7 +17,7 @@ use divot::data::dataset::{Sample, Samples, Source};
 use divot::data::{write_gif, write_mp4, write_png};
 use divot::language::TextTokenizer;
 use divot_train::checkpoint::{self, State};
-use divot_train::{Event, Recipe, RunOptions, Trainer, Weights, export, run};
+use divot_train::{CacheOptions, Event, Recipe, RunOptions, Trainer, Weights, cache, export, run};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tempfile::TempDir;
@@ -345,6 +345,111 @@ fn every_recipe_trains_in_the_order_in_which_they_need_each_other() {
             left.keys()
         );
     }
+}
+
+/// The stages of divot-tiny follow each other at their own sizes, on a few samples of the world.
+#[test]
+fn the_recipes_of_divot_tiny_fit_together() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().expect("a folder");
+    std::env::set_current_dir(folder.path()).expect("it is there");
+    fs::create_dir_all("outputs/tiny").expect("a folder");
+    let text = TextTokenizer::open(Path::new(TEXT_TOKENIZER)).expect("the fixture");
+    let saved = text.save(Path::new("outputs/tiny/tokenizer.json"));
+    saved.expect("a text tokenizer");
+
+    let stages = [
+        "vae",
+        "vision",
+        "stage0",
+        "stage1",
+        "cache-captions",
+        "cache-turns",
+        "stage2",
+        "language",
+        "pretrain",
+        "tune-comprehension",
+        "tune-generation",
+        "story",
+        "adapt",
+    ];
+    for name in stages {
+        let path = Path::new(RECIPES).join(format!("tiny/{name}.toml"));
+        let table: Table =
+            toml::from_str(&fs::read_to_string(&path).expect("a recipe")).expect("TOML");
+        let few = few_samples(&table);
+        let recipe = read(&path, &few, &[]);
+        let folder = Path::new("outputs/tiny").join(name);
+        if name.starts_with("cache") {
+            let options = CacheOptions::default();
+            let watch = &mut |_: &_| ControlFlow::Continue(());
+            let made = cache(&recipe, &folder, &Device::default(), &options, watch);
+            made.unwrap_or_else(|error| panic!("{name}: {error}"));
+        } else {
+            train(&recipe, &folder);
+        }
+    }
+    assert_eq!(
+        fs::read_dir(Path::new(RECIPES).join("tiny"))
+            .expect("recipes")
+            .count(),
+        stages.len()
+    );
+
+    for name in ["stage2", "tune-comprehension", "adapt"] {
+        let run = Path::new("outputs/tiny").join(name);
+        export(&run, Path::new("model"), Weights::Best, &Device::default()).expect("a model");
+    }
+    for part in [
+        "tokenizer",
+        "detokenizer",
+        "detokenizer-adapted",
+        "llm-comprehension",
+        "llm-generation",
+    ] {
+        assert!(
+            Path::new("model")
+                .join(part)
+                .join("model.safetensors")
+                .exists(),
+            "{part}"
+        );
+    }
+}
+
+/// What makes a recipe of the world two steps of a few samples.
+fn few_samples(recipe: &Table) -> Vec<String> {
+    let mut changes: Vec<String> = [
+        "steps=2",
+        "batch=2",
+        "rate.warmup=0",
+        "log_every=1",
+        "validation.every=2",
+        "validation.batches=1",
+        "checkpoints.every=2",
+    ]
+    .map(str::to_owned)
+    .into();
+    if matches!(
+        recipe["objective"]["kind"].as_str(),
+        Some("diffusion" | "adaptation")
+    ) {
+        changes.push("objective.sampling_steps=2".to_owned());
+    }
+    for (key, data) in [
+        ("data", &recipe["data"]),
+        ("validation.data", &recipe["validation"]["data"]),
+    ] {
+        for (number, data) in data.as_array().expect("sources").iter().enumerate() {
+            if data.get("batch").is_some() {
+                changes.push(format!("{key}.{number}.batch=2"));
+            }
+            if data["source"].get("world").is_some() {
+                changes.push(format!("{key}.{number}.source.world.count=4"));
+            }
+        }
+    }
+    changes
 }
 
 /// A language model that was trained on captions tells a tokenizer that it does not know what to say.
