@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use divot::checkpoint::{Checkpoint, Part};
 use divot::convert::{Job, ReleasedConfig, convert};
-use divot::weights::{Saver, Source, TensorSpec, write_safetensors};
+use divot::weights::{Saver, Source, StoredType, TensorSpec, write_safetensors};
 use divot::{Detokenizer, DynamiCrafterConfig, Step, Tokenizer};
 
 /// Returns the folder of the parity fixture: the one that `DIVOT_FIXTURE` names, or the project's own.
@@ -422,14 +422,14 @@ fn a_saved_tokenizer_is_the_converted_one() {
     // Saving replaces an older part. If it is stopped, the older one stays.
     let before = fs::read(saved.join("model.safetensors")).unwrap();
     let mut checkpoint = Checkpoint::new(&folder, &device)
-        .with_dtype(FloatDType::F16)
+        .with_stored_type(StoredType::F16)
         .with_progress(|_| ControlFlow::Break(()));
     let error = checkpoint
         .save(Part::Tokenizer, &config, tokenizer.clone(), None)
         .unwrap_err();
     assert!(error.is_stopped(), "{error}");
     assert_eq!(fs::read(saved.join("model.safetensors")).unwrap(), before);
-    let mut checkpoint = Checkpoint::new(&folder, &device).with_dtype(FloatDType::F16);
+    let mut checkpoint = Checkpoint::new(&folder, &device).with_stored_type(StoredType::F16);
     checkpoint
         .save(Part::Tokenizer, &config, tokenizer.clone(), None)
         .unwrap();

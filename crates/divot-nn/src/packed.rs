@@ -14,15 +14,13 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::rounding::{BLOCK, block_scale, nearest_step};
 use crate::vectorised;
-
-/// Number of values that share a scale. They are neighbouring inputs of one output on the CPU, and
-/// neighbouring outputs of one input on a GPU.
-const BLOCK: usize = 32;
 
 /// Number of bits of a quantised weight.
 ///
-/// Blocks of 32 values share a scale in f16, so on the CPU a weight takes 8.5 or 4.5 bits.
+/// Blocks of 32 values share a scale in f16, so on the CPU a weight takes 8.5 or 4.5 bits. A block is
+/// neighbouring inputs of one output on the CPU, and neighbouring outputs of one input on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Quantization {
     /// 8 bits: 255 steps.
@@ -158,6 +156,26 @@ impl PackedLinear {
         }
     }
 
+    /// Packs weights that are [`Rounded`](crate::Rounded), as they are. Steps and scales are those of the
+    /// transposed matrix: `[output, input]` and `[output, input / 32]`.
+    ///
+    /// # Panics
+    /// If the number of inputs is not a multiple of 32, or the lengths do not fit.
+    pub fn from_rounded(steps: Vec<u8>, scales: Vec<f16>, [input, output]: [usize; 2]) -> Self {
+        assert_whole_blocks(input);
+        assert_eq!(steps.len(), input * output, "a step for each weight");
+        assert_eq!(scales.len() * BLOCK, steps.len(), "a scale for each block");
+        Self {
+            matrix: Arc::new(Matrix {
+                quantization: Quantization::Q8,
+                input,
+                output,
+                values: steps,
+                scales,
+            }),
+        }
+    }
+
     /// Returns the size of the packed weights in host memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.matrix.values.len() + 2 * self.matrix.scales.len()
@@ -195,24 +213,21 @@ impl Quantization {
         }
     }
 
-    /// Quantises whole blocks to values and scales with Burn's scheme: the largest value of a block becomes
-    /// the last step, and scales are rounded up.
+    /// Quantises whole blocks to values and scales with Burn's scheme.
     #[inline(always)]
     fn pack(self, weights: &[f32]) -> (Vec<u8>, Vec<f16>) {
-        let (lowest, highest) = self.scheme().value.range();
+        let (_, last_step) = self.scheme().value.range();
         let mut values = Vec::with_capacity(self.bytes(weights.len()));
         let mut scales = Vec::with_capacity(weights.len() / BLOCK);
         for block in weights.chunks_exact(BLOCK) {
             let peak = block
                 .iter()
                 .fold(0f32, |peak, weight| peak.max(weight.abs()));
-            let scale = ScaleDtype::F16
-                .round_up(peak / highest)
-                .max(f32::MIN_POSITIVE);
+            let scale = block_scale(peak, last_step);
             let inverse = 1.0 / scale;
             let steps = block
                 .iter()
-                .map(|weight| (weight * inverse).round().clamp(lowest, highest) as i8);
+                .map(|weight| nearest_step(*weight, inverse, last_step));
             match self {
                 Self::Q8 => values.extend(steps.map(|step| step as u8)),
                 Self::Q4 => {
@@ -371,6 +386,40 @@ mod tests {
     use burn::tensor::quantization::QuantizedBytes;
 
     use super::*;
+    use crate::Rounded;
+
+    #[test]
+    fn rounded_weights_are_what_packing_makes_of_them() {
+        let (input, output) = (3 * BLOCK, 40);
+        let weights = Tensor::<2>::random(
+            [input, output],
+            Distribution::Normal(0.0, 0.02),
+            &Device::flex(),
+        );
+        let floats: Vec<f32> = weights.to_data().iter().collect();
+        let Rounded { steps, scales } = Rounded::new(&floats, output);
+        let packed = |weights| {
+            let weight = Param::from_tensor(weights);
+            PackedLinear::new(Linear { weight, bias: None }, Quantization::Q8)
+        };
+        let restored = Rounded::restore(&steps, &scales, output);
+        let restored = TensorData::new(restored, [input, output]);
+        let restored = Tensor::from_data(restored, &Device::flex());
+
+        let transposed_steps = (0..output).flat_map(|o| (0..input).map(move |i| i * output + o));
+        let transposed_scales =
+            (0..output).flat_map(|o| (0..input / BLOCK).map(move |i| i * output + o));
+        let taken = PackedLinear::from_rounded(
+            transposed_steps.map(|i| steps[i]).collect(),
+            transposed_scales.map(|i| scales[i]).collect(),
+            [input, output],
+        );
+        // Rounding what is rounded changes nothing.
+        for again in [packed(weights), packed(restored)] {
+            assert_eq!(again.matrix.values, taken.matrix.values);
+            assert_eq!(again.matrix.scales, taken.matrix.scales);
+        }
+    }
 
     #[test]
     fn steps_and_scales_are_burns() {

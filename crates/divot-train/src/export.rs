@@ -9,6 +9,7 @@ use divot::checkpoint::{CONFIG, Checkpoint, Part};
 use divot::convert::{self, Exported};
 use divot::data::dataset::Format;
 use divot::language::TextTokenizer;
+use divot::weights::StoredType;
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
@@ -32,17 +33,24 @@ pub enum Weights {
 ///
 /// A de-tokenizer that was adapted becomes `detokenizer-adapted`, any other `detokenizer`. A language model becomes
 /// `llm-comprehension` if the run learned comprehension only, `llm-generation` if it learned generation only, and
-/// `llm-pretrained` otherwise. So several runs can be exported into one folder.
+/// `llm-pretrained` otherwise. So several runs can be exported into one folder. Weights have the element type `stored`.
 ///
 /// Returns the folders that were written.
 ///
 /// # Errors
 /// If there is no checkpoint, what the recipe names is no longer there, the run trained only what is no part of
 /// a model by itself, or a folder cannot be written.
-pub fn export(run: &Path, to: &Path, weights: Weights, device: &Device) -> Result<Vec<PathBuf>> {
+pub fn export(
+    run: &Path,
+    to: &Path,
+    weights: Weights,
+    stored: StoredType,
+    device: &Device,
+) -> Result<Vec<PathBuf>> {
     let newest = checkpoint::newest(run)?
         .ok_or_else(|| Error::run(run, "holds no checkpoint", "name the folder of a run"))?;
-    Run::load(run, &newest, weights, device)?.save(to, device)
+    let to = Checkpoint::new(to, device).with_stored_type(stored);
+    Run::load(run, &newest, weights, device)?.save(to)
 }
 
 /// Writes the networks of a run's newest checkpoint, or those of a model's folder, under the released files'
@@ -79,7 +87,7 @@ pub fn export_released(
         .prefix(".model-")
         .tempdir_in(beside)
         .map_err(|error| Error::io(beside, error))?;
-    run.save(model.path(), device)?;
+    run.save(Checkpoint::new(model.path(), device))?;
     Ok(convert::export_released(model.path(), to, progress)?)
 }
 
@@ -140,7 +148,7 @@ impl Run {
     }
 
     /// Writes the networks.
-    fn save(self, to: &Path, device: &Device) -> Result<Vec<PathBuf>> {
+    fn save(self, mut checkpoint: Checkpoint<'_>) -> Result<Vec<PathBuf>> {
         let [decoder, language] = self.parts();
         let Self {
             folder,
@@ -153,7 +161,6 @@ impl Run {
                     ..
                 },
         } = self;
-        let mut checkpoint = Checkpoint::new(to, device);
         let mut written = Vec::new();
         if let Some(tokenizer) = tokenizer {
             let config = &recipe.model.tokenizer;

@@ -16,6 +16,7 @@ use common::{TINY, samples};
 use divot::data::dataset::{Sample, Samples, Source};
 use divot::data::{write_gif, write_mp4, write_png};
 use divot::language::TextTokenizer;
+use divot::weights::StoredType;
 use divot_train::checkpoint::{self, State};
 use divot_train::{CacheOptions, Event, Recipe, RunOptions, Trainer, Weights, cache, export, run};
 use flate2::Compression;
@@ -321,6 +322,7 @@ fn every_recipe_trains_in_the_order_in_which_they_need_each_other() {
                 &folder,
                 &Path::new("models").join(name),
                 Weights::Best,
+                StoredType::F32,
                 &Device::default(),
             );
             match name.as_str() {

@@ -14,6 +14,7 @@ use common::{recipe, samples};
 use divot::checkpoint::Part;
 use divot::convert::{Job, ReleasedConfig, convert};
 use divot::data::write_mp4;
+use divot::weights::StoredType;
 use divot_train::{Recipe, RunOptions, Weights, export, export_released, run};
 
 /// First weights are drawn by the device, whose generator all runs of a process share.
@@ -77,7 +78,7 @@ fn comes_back(run: &Path, names: &[(&str, Part)], files_written: &[&str]) {
     let device = Device::default();
     let [plain, out, again] = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
     for weights in [Weights::Last, Weights::Best] {
-        export(run, plain.path(), weights, &device).expect("it is exported");
+        export(run, plain.path(), weights, StoredType::F32, &device).expect("it is exported");
         let to = out.path().join("released");
         let mut calls = 0;
         let exported = export_released(run, &to, weights, &device, |_| {

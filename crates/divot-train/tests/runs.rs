@@ -12,6 +12,7 @@ use burn::tensor::{DType, Device};
 use common::{recipe, samples};
 use divot::checkpoint::Checkpoint;
 use divot::data::write_mp4;
+use divot::weights::StoredType;
 use divot::{Detokenizer, Tokenizer};
 use divot_train::{Error, Event, Recipe, RunOptions, Trainer, Weights, checkpoint, export, run};
 
@@ -329,7 +330,8 @@ fn an_exported_run_is_a_model_and_a_start() {
         (Weights::Last, trained().learned()),
         (Weights::Best, trained().evaluated()),
     ] {
-        let folders = export(folder.path(), &to, weights, &device).expect("it is exported");
+        let folders =
+            export(folder.path(), &to, weights, StoredType::F32, &device).expect("it is exported");
         assert_eq!(folders, [to.join("tokenizer"), to.join("detokenizer")]);
         let mut loaded = Checkpoint::new(&to, &device);
         let (tokenizer, _) = Tokenizer::load(&mut loaded).expect("a tokenizer");

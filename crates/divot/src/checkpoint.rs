@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 
 use burn::config::Config;
 use burn::module::Module;
+use burn::nn::Linear;
 use burn::tensor::{DType, Device, FloatDType};
-use divot_nn::CheckSizes;
+use divot_nn::{CheckSizes, PackedLinear};
 
 use crate::device;
 use crate::error::{Error, Result};
 use crate::memory::available_memory;
 use crate::progress::{Progress, Step, Watch};
-use crate::weights::Weights;
+use crate::weights::{StoredType, Weights};
 
 pub use crate::parts::{CONFIG, Part, Release, TEXT_TOKENIZER, UNCONDITIONAL, WEIGHTS};
 
@@ -24,7 +25,8 @@ pub use crate::parts::{CONFIG, Part, Release, TEXT_TOKENIZER, UNCONDITIONAL, WEI
 pub struct Checkpoint<'a> {
     folder: PathBuf,
     device: Device,
-    pub(crate) dtype: Option<FloatDType>,
+    dtype: Option<FloatDType>,
+    pub(crate) stored: StoredType,
     pub(crate) progress: Box<Watch<'a>>,
 }
 
@@ -42,19 +44,28 @@ impl<'a> Checkpoint<'a> {
     /// Creates a checkpoint of the parts in `folder`. The folder is created when a part is saved.
     ///
     /// Weights are loaded onto `device`. On the CPU they are loaded in f32, which is the fastest there.
-    /// Elsewhere they keep the stored element type.
+    /// Elsewhere they keep the stored element type, or are f16 if they are stored in 8 bits.
+    ///
+    /// Weights are saved in f32.
     pub fn new(folder: impl Into<PathBuf>, device: &Device) -> Self {
         Self {
             folder: folder.into(),
             dtype: device::is_cpu(device).then_some(FloatDType::F32),
             device: device.clone(),
+            stored: StoredType::F32,
             progress: Box::new(|_| ControlFlow::Continue(())),
         }
     }
 
-    /// Casts weights to `dtype` (f32, f16 or bf16) when they are loaded or saved.
+    /// Casts weights to `dtype` (f32, f16 or bf16) when they are loaded.
     pub fn with_dtype(mut self, dtype: FloatDType) -> Self {
         self.dtype = Some(dtype);
+        self
+    }
+
+    /// Saves weights in the element type `stored`.
+    pub fn with_stored_type(mut self, stored: StoredType) -> Self {
+        self.stored = stored;
         self
     }
 
@@ -204,6 +215,25 @@ impl Loading<'_, '_> {
                     })
                 })?;
         Ok(module)
+    }
+
+    /// Packs the weight of a linear layer for the CPU without rounding it, if it is stored in 8 bits
+    /// ([`Weights::load_packed`]). The tensor is named `prefix` + `weight`.
+    ///
+    /// # Errors
+    /// If the tensor has another shape, or is damaged; if the progress callback stops it.
+    pub fn packed(&mut self, prefix: &str, linear: &Linear) -> Result<Option<PackedLinear>> {
+        let (part, progress) = (self.part, &mut self.checkpoint.progress);
+        let name = format!("{prefix}weight");
+        let shape = linear.weight.lazy_shape().dims();
+        Ok(self.weights.load_packed(&name, shape, |done, total| {
+            progress(Progress {
+                name: part.name(),
+                step: Step::Load,
+                done,
+                total,
+            })
+        })?)
     }
 
     /// Checks that every tensor was used by a module.

@@ -52,6 +52,9 @@ pub enum Error {
     /// The name is not that of a precision.
     #[error("`{0}` is no precision; use auto, f32, f16, bf16, q8 or q4")]
     Precision(String),
+    /// The name is not that of an element type on disk.
+    #[error("`{0}` is no element type of weights on disk; use f32, f16, bf16 or q8")]
+    StoredType(String),
     /// Video tokens belong to another model than the de-tokenizer.
     #[error(
         "tokens of {found} numbers do not fit a de-tokenizer of {expected}; make them with the same model"

@@ -6,20 +6,20 @@ use std::path::Path;
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{FloatDType, TensorData};
+use burn::tensor::TensorData;
 use divot_llm::{LlmError, TextTokenizer};
 
 use crate::checkpoint::{CONFIG, Checkpoint, Part, Saved, TEXT_TOKENIZER, UNCONDITIONAL, WEIGHTS};
 use crate::error::{Error, Result, one_line};
 use crate::progress::{Progress, Step, Watch};
 use crate::staging::Staged;
-use crate::weights::{SafetensorsWriter, Saver, TensorSpec, WeightsError};
+use crate::weights::{ParamWriter, Saver, StoredType, WeightsError};
 use crate::{Tokenizer, device, unconditional};
 
 impl<'a> Checkpoint<'a> {
     /// Saves a part: its configuration, its weights and, for a language model, its text tokenizer.
     ///
-    /// The weights have the element type of [`with_dtype`](Self::with_dtype), or f32. One tensor is in
+    /// The weights have the element type of [`with_stored_type`](Self::with_stored_type). One tensor is in
     /// memory at a time besides the module.
     ///
     /// With the video tokenizer, the tokens of a mid-grey clip are stored
@@ -49,12 +49,12 @@ impl<'a> Checkpoint<'a> {
             ));
         }
         let config = serde_json::to_string_pretty(config).unwrap_or_default();
-        let dtype = self.dtype.unwrap_or(FloatDType::F32);
+        let stored = self.stored;
         let mut saving = self.saving(part, &config)?;
         if let Some(text) = text {
             saving.text_tokenizer(text)?;
         }
-        saving.module(module, dtype)?;
+        saving.module(module, stored)?;
         saving.finish()
     }
 
@@ -87,9 +87,9 @@ impl Saving<'_> {
     }
 
     /// Writes the weights from a module.
-    fn module<M: Module>(&mut self, module: M, dtype: FloatDType) -> Result<()> {
+    fn module<M: Module>(&mut self, module: M, stored: StoredType) -> Result<()> {
         let saver =
-            Saver::new(self.staged.folder().join(WEIGHTS), dtype).metadata("format", "divot");
+            Saver::new(self.staged.folder().join(WEIGHTS), stored).metadata("format", "divot");
         let (part, progress) = (self.part, &mut *self.progress);
         let result = saver
             .add("", module)
@@ -97,18 +97,20 @@ impl Saving<'_> {
         self.staged.in_place(result)
     }
 
-    /// Writes the weights tensor by tensor. `tensor` returns the data of the `i`-th of `specs`.
-    pub fn tensors(
+    /// Writes the weights one by one. `param` returns the data of the `i`-th of `params`, which are names and
+    /// shapes, in any float type.
+    pub fn params(
         &mut self,
-        specs: &[TensorSpec],
-        mut tensor: impl FnMut(usize) -> Result<TensorData, WeightsError>,
+        params: &[(String, Vec<usize>)],
+        stored: StoredType,
+        mut param: impl FnMut(usize) -> Result<TensorData, WeightsError>,
     ) -> Result<()> {
         let metadata = BTreeMap::from([("format".to_owned(), "divot".to_owned())]);
         let path = self.staged.folder().join(WEIGHTS);
-        let mut write = || {
-            let mut writer = SafetensorsWriter::create(&path, specs, &metadata)?;
-            for i in 0..specs.len() {
-                writer.write(&tensor(i)?)?;
+        let write = || {
+            let mut writer = ParamWriter::create(&path, params, stored, metadata)?;
+            for i in 0..params.len() {
+                writer.write(param(i)?)?;
                 let (done, total) = writer.bytes();
                 if (self.progress)(step(self.part, done, total)).is_break() {
                     return Err(WeightsError::Stopped);

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::FloatDType;
+use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
 use divot::checkpoint::Part;
 use divot::convert::{Job, Lora, ReleasedConfig, convert};
 use divot::pipeline::Event;
+use divot::weights::StoredType;
 use serde_json::{Value, json};
 
 use crate::interrupt;
@@ -56,26 +56,14 @@ pub struct Arguments {
 /// Options for the storage of converted weights.
 #[derive(Args)]
 pub(crate) struct Stored {
-    /// Element type of the converted weights
-    #[arg(long, value_enum, default_value = "f16")]
-    dtype: Dtype,
+    /// Element type of the weights on disk; q8 rounds large ones to 8 bits, about half the size of f16
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = stored_type())]
+    dtype: StoredType,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Dtype {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Stored {
-    fn dtype(&self) -> FloatDType {
-        match self.dtype {
-            Dtype::F32 => FloatDType::F32,
-            Dtype::F16 => FloatDType::F16,
-            Dtype::Bf16 => FloatDType::BF16,
-        }
-    }
+/// Parses the name of an element type on disk.
+pub(crate) fn stored_type() -> impl TypedValueParser<Value = StoredType> {
+    PossibleValuesParser::new(StoredType::NAMES).try_map(|name| name.parse::<StoredType>())
 }
 
 /// Builds the long help text, which lists the released files of the catalogue.
@@ -175,7 +163,7 @@ pub(crate) fn convert_all(
     let mut reports: Vec<Value> = Vec::new();
     for job in jobs {
         let report = output.timed("conversion", |output| {
-            let report = convert(job, sizes, to, stored.dtype(), |progress| {
+            let report = convert(job, sizes, to, stored.dtype, |progress| {
                 output.observe(Event::Progress(progress))
             });
             report.with_context(|| {

@@ -8,7 +8,7 @@ use clap::Args;
 use divot::checkpoint::{CONFIG, Part, WEIGHTS};
 use divot::data::Video;
 use divot::data::sampling::{MAX_CLIPS, comprehend_indices};
-use divot::weights::Source;
+use divot::weights::{Source, SourceTensor};
 use serde_json::{Value, json};
 
 use crate::output::{self, Output, count, size};
@@ -111,7 +111,7 @@ struct Weights {
 impl Weights {
     fn read(path: &Path) -> Result<Self> {
         let source = Source::open(path)?;
-        let mut dtypes: Vec<_> = source.tensors().map(|tensor| tensor.dtype.name()).collect();
+        let mut dtypes: Vec<_> = source.tensors().map(SourceTensor::stored_type).collect();
         dtypes.sort_unstable();
         dtypes.dedup();
         Ok(Self {
@@ -183,12 +183,12 @@ fn tensors(file: &Path, output: &mut Output) -> Result<()> {
             "  {} {:?} {}",
             tensor.name,
             tensor.shape,
-            tensor.dtype.name()
+            tensor.stored_type()
         ))?;
         list.push(json!({
             "name": tensor.name,
             "shape": tensor.shape,
-            "dtype": tensor.dtype.name(),
+            "dtype": tensor.stored_type(),
         }));
     }
     output.set("file", file.to_string_lossy());

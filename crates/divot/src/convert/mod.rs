@@ -3,14 +3,14 @@
 //! ```no_run
 //! use std::ops::ControlFlow;
 //!
-//! use burn::tensor::FloatDType;
 //! use divot::convert::{Job, ReleasedConfig, convert};
+//! use divot::weights::StoredType;
 //!
 //! # fn main() -> Result<(), divot::Error> {
 //! let sizes = ReleasedConfig::divot();
 //! for job in Job::find("pretrained".as_ref())?.jobs {
 //!     let to = "models/divot".as_ref();
-//!     let report = convert(&job, &sizes, to, FloatDType::F16, |_| ControlFlow::Continue(()))?;
+//!     let report = convert(&job, &sizes, to, StoredType::F16, |_| ControlFlow::Continue(()))?;
 //!     println!("{report}");
 //! }
 //! # Ok(())
@@ -35,13 +35,13 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::Device;
 use divot_llm::TextTokenizer;
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::weights::{Source, TensorSpec};
+use crate::weights::{Source, StoredType};
 use plan::{Origin, TensorPlan};
 
 /// The result of a conversion.
@@ -101,7 +101,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Converts one part into `to/<part>`, with elements of `dtype`.
+/// Converts one part into `to/<part>`, with elements of the type `stored`.
 ///
 /// One tensor is in memory at a time. The part is written as by [`Checkpoint::save`]. Its folder appears,
 /// and replaces an older one, when it is complete. With the video tokenizer, the tokens of a mid-grey clip
@@ -110,17 +110,17 @@ impl fmt::Display for Report {
 /// `progress` is called for each tensor and may stop the conversion. Nothing is left behind then.
 ///
 /// # Errors
-/// If a source cannot be read, lacks a tensor, or has one of another shape or with values that `dtype`
+/// If a source cannot be read, lacks a tensor, or has one of another shape or with values that `stored`
 /// cannot represent; if `to` cannot be written; if another process wrote the same part in the meantime; if
 /// `progress` stops it ([`Error::Stopped`](crate::Error::Stopped)).
 pub fn convert(
     job: &Job,
     sizes: &ReleasedConfig,
     to: &Path,
-    dtype: FloatDType,
+    stored: impl Into<StoredType>,
     progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Report> {
-    let part = job.part;
+    let (part, stored) = (job.part, stored.into());
     if part.is_llm() {
         let pieces = llm::Pieces::open(job)?;
         let (plans, config) = pieces.plan(job, sizes)?;
@@ -131,7 +131,7 @@ pub fn convert(
             config,
             text: Some(pieces.text_tokenizer()),
         };
-        return planned.write(to, dtype, progress);
+        return planned.write(to, stored, progress);
     }
     let sources = job
         .sources
@@ -149,7 +149,7 @@ pub fn convert(
         config,
         text: None,
     };
-    planned.write(to, dtype, progress)
+    planned.write(to, stored, progress)
 }
 
 /// The plan for a part, ready to be written.
@@ -165,7 +165,7 @@ impl Planned<'_> {
     fn write(
         &self,
         to: &Path,
-        dtype: FloatDType,
+        stored: StoredType,
         progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Report> {
         let mut checkpoint = Checkpoint::new(to, &Device::default()).with_progress(progress);
@@ -173,16 +173,13 @@ impl Planned<'_> {
         if let Some(text) = self.text {
             saving.text_tokenizer(text)?;
         }
-        let specs: Vec<TensorSpec> = self
+        let params: Vec<_> = self
             .plans
             .iter()
-            .map(|plan| TensorSpec {
-                name: plan.name.clone(),
-                shape: plan.spec.shape.clone(),
-                dtype: dtype.into(),
-            })
+            .map(|plan| (plan.name.clone(), plan.spec.shape.clone()))
             .collect();
-        saving.tensors(&specs, |i| self.plans[i].read(dtype.into()))?;
+        let dtype = stored.before_storing();
+        saving.params(&params, stored, |i| self.plans[i].read(dtype))?;
         let saved = saving.finish()?;
 
         let used: BTreeSet<&str> = self

@@ -147,7 +147,8 @@ impl OpenLlm {
     /// Loads the weights.
     ///
     /// With `quantization`, the decoder's weights are kept in 8 or 4 bits. They are read and packed one
-    /// matrix at a time, so that memory holds the packed model and one matrix.
+    /// matrix at a time, so that memory holds the packed model and one matrix. On the CPU, matrices that are
+    /// stored in 8 bits are kept as they are with 8 bits.
     ///
     /// # Errors
     /// If a file is missing, damaged, or does not match the others; or if weights with LoRA are to be
@@ -191,6 +192,13 @@ fn load_quantized(
     let mut loading = checkpoint.loading(part)?;
     let dtype = loading.dtype();
     let quantize = |loading: &mut Loading<'_, '_>, prefix: &str, slot: &mut Projection| {
+        if let (Quantization::Q8, true, true, Projection::Dense(linear)) =
+            (quantization, on_host, slot.can_quantize(on_host), &*slot)
+            && let Some(packed) = loading.packed(prefix, linear)?
+        {
+            *slot = Projection::Packed(packed);
+            return Ok(());
+        }
         // Matrices to be packed are read in the stored type, which takes the least memory.
         let dtype = match slot.can_quantize(on_host) {
             true => None,

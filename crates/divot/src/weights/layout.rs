@@ -189,7 +189,7 @@ pub(super) fn wrong_shape(tensor: &str, expected: &[usize], found: &[usize]) -> 
 }
 
 /// Transposes a `rows` x `columns` matrix whose elements have `size` bytes.
-fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> {
+pub(super) fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> {
     fn typed<const SIZE: usize>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
         // Copy tiles through a buffer in the first-level cache. Going down a column of the matrix itself
         // would be slow: if rows have a power of two of elements, those of a column share a few cache
@@ -229,8 +229,15 @@ fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> 
 #[derive(Debug, PartialEq)]
 pub(super) enum CastProblem {
     NotFloat(DType),
-    NotFinite { index: usize, value: f64 },
-    TooLarge { index: usize, value: f64, to: DType },
+    NotFinite {
+        index: usize,
+        value: f64,
+    },
+    TooLarge {
+        index: usize,
+        value: f64,
+        to: &'static str,
+    },
     Unsupported(DType),
 }
 
@@ -249,10 +256,7 @@ impl CastProblem {
                 "the checkpoint is broken: get it again or use an earlier one",
             ),
             Self::TooLarge { index, value, to } => (
-                format!(
-                    "holds {value} (element {index}), which {} cannot",
-                    to.name()
-                ),
+                format!("holds {value} (element {index}), which {to} cannot"),
                 "use bf16 or f32 instead",
             ),
             Self::Unsupported(to) => (
@@ -342,7 +346,7 @@ fn blocks(
             return Err(CastProblem::TooLarge {
                 index: number * BLOCK + at,
                 value: element(raw, from, at),
-                to,
+                to: to.name(),
             });
         }
         each(block);

@@ -1,16 +1,17 @@
-//! Our own checkpoint files: a `model.safetensors` with one network, or with several under prefixes.
+//! Reads our own checkpoint files: a `model.safetensors` with one network, or with several under prefixes.
 
-use super::layout::{ParamPath, cast_slice, wrong_shape};
+use super::layout::{ParamPath, cast_slice, transpose, wrong_shape};
 use super::safetensors::{Entry, SafetensorsFile};
-use super::{SafetensorsWriter, TensorSpec, WeightsError, module_layout};
+use super::{WeightsError, eight_bits, module_layout};
 use crate::device::is_cpu;
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use divot_nn::PackedLinear;
 use memmap2::{Mmap, MmapOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::PoisonError;
 
 /// An open `model.safetensors`, from which modules are filled.
@@ -71,7 +72,11 @@ impl Weights {
     pub(crate) fn fingerprint(&self, seed: &[u8]) -> Result<u64, WeightsError> {
         let mut hash = Fnv::new();
         hash.add(seed);
-        for (name, entry) in &self.file.tensors {
+        let tensors = self.file.tensors.iter();
+        for (name, entry) in tensors.flat_map(|(name, entry)| {
+            let scales = entry.scales.as_deref().map(|scales| (name, scales));
+            [Some((name, entry)), scales].into_iter().flatten()
+        }) {
             let kind = format!("{name}\n{}\n{:?}\n", entry.dtype.name(), entry.shape);
             hash.add(kind.as_bytes());
             let len = entry.len.min(64);
@@ -86,12 +91,13 @@ impl Weights {
         Ok(hash.0)
     }
 
-    /// Returns the size of the file's tensors in elements of `dtype`, or of their own types, in bytes.
+    /// Returns the size of the file's tensors in elements of `dtype`, or of the types that [`load`](Self::load)
+    /// gives them without one, in bytes.
     pub fn bytes_as(&self, dtype: Option<FloatDType>) -> u64 {
         let entries = self.file.tensors.values();
-        let bytes = entries.map(|entry| match dtype {
-            Some(dtype) => entry.shape.iter().product::<usize>() * DType::from(dtype).size(),
-            None => entry.len,
+        let bytes = entries.map(|entry| {
+            let dtype = dtype.map_or(entry.read_type(), DType::from);
+            entry.shape.iter().product::<usize>() * dtype.size()
         });
         bytes.sum::<usize>() as u64
     }
@@ -99,8 +105,8 @@ impl Weights {
     /// Fills every float parameter of `module` from the tensor named `prefix` + its path (see
     /// [`ParamSpec::path`](super::ParamSpec::path)), on `device`.
     ///
-    /// The elements have the type `dtype`, or that of the file. Vectors are f32 on the CPU, which computes
-    /// in f32.
+    /// The elements have the type `dtype`, or that of the file. Tensors of 8 bits become floats: of `dtype`, or f16.
+    /// Vectors are f32 on the CPU, which computes in f32.
     ///
     /// Parameters that are not initialised are replaced without initialising them. Each parameter keeps its
     /// id, whether it requires a gradient, and whether it is part of an autodiff graph, which depends on
@@ -162,6 +168,49 @@ impl Weights {
         }
     }
 
+    /// Packs a matrix that is stored in 8 bits for the CPU, as it is stored: the weight `name` of a linear layer,
+    /// `shape`d `[input, output]`. Returns `None` for a matrix of another type.
+    ///
+    /// `progress` is that of [`load_with`](Self::load_with).
+    ///
+    /// # Errors
+    ///
+    /// If the tensor has another shape, or a scale is not finite; [`WeightsError::Stopped`].
+    ///
+    /// # Panics
+    ///
+    /// If the number of inputs is not a multiple of 32.
+    pub fn load_packed(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        progress: impl FnOnce(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Option<PackedLinear>, WeightsError> {
+        let Some((entry, scales)) = self
+            .file
+            .tensors
+            .get(name)
+            .and_then(|entry| Some((entry, entry.scales.as_deref()?)))
+        else {
+            return Ok(None);
+        };
+        let located = |error: WeightsError| error.in_file(&self.file.path);
+        if entry.shape != shape {
+            return Err(located(wrong_shape(name, &shape, &entry.shape)));
+        }
+        let [input, output] = shape;
+        let steps = transpose(&self.map(entry)?, input, output, 1);
+        let scales = eight_bits::scales(name, &self.map(scales)?).map_err(located)?;
+        let column = |output: usize| scales[output..].iter().step_by(shape[1]).copied();
+        let scales = (0..output).flat_map(column).collect();
+        self.used.insert(name.to_owned());
+        let (done, total) = self.bytes();
+        match progress(done, total) {
+            ControlFlow::Continue(()) => Ok(Some(PackedLinear::from_rounded(steps, scales, shape))),
+            ControlFlow::Break(()) => Err(WeightsError::Stopped),
+        }
+    }
+
     /// Checks that every tensor of the file was used by a module.
     ///
     /// # Errors
@@ -187,7 +236,7 @@ impl Weights {
             .tensors
             .iter()
             .fold((0, 0), |(done, total), (name, entry)| {
-                let bytes = entry.len as u64;
+                let bytes = entry.bytes() as u64;
                 let used = if self.used.contains(name) { bytes } else { 0 };
                 (done + used, total + bytes)
             })
@@ -212,8 +261,8 @@ impl Weights {
             if entry.shape != spec.shape {
                 return Err(wrong_shape(&name, &spec.shape, &entry.shape).in_file(&self.file.path));
             }
-            if dtype.is_none() && !dtypes.contains(&entry.dtype) {
-                dtypes.push(entry.dtype);
+            if dtype.is_none() && !dtypes.contains(&entry.read_type()) {
+                dtypes.push(entry.read_type());
             }
         }
         if !missing.is_empty() {
@@ -243,19 +292,35 @@ impl Weights {
             path: self.file.path.clone(),
             names: vec![name.to_string()],
         })?;
-        let dtype = dtype.map_or(entry.dtype, DType::from);
-        let cast = |bytes: &[u8]| {
-            cast_slice(bytes, entry.dtype, dtype)
-                .map_err(|problem| problem.into_error(name).in_file(&self.file.path))
-        };
-        let bytes: Bytes = if entry.len == 0 {
-            cast(&[])?
-        } else {
-            let map = map(&self.file, &entry)
-                .map_err(|err| WeightsError::reading(&self.file.path, err))?;
-            cast(&map)?
-        };
+        let dtype = dtype.map_or(entry.read_type(), DType::from);
+        let stored = self.map(&entry)?;
+        let bytes = match &entry.scales {
+            None => {
+                cast_slice(&stored, entry.dtype, dtype).map_err(|problem| problem.into_error(name))
+            }
+            Some(scales) => {
+                let scales = self.map(scales)?;
+                eight_bits::restore(name, entry.shape[0], &stored, &scales, dtype)
+            }
+        }
+        .map_err(|error| error.in_file(&self.file.path))?;
         Ok(TensorData::from_bytes(bytes, entry.shape, dtype))
+    }
+
+    /// Maps the bytes of one tensor.
+    fn map(&self, entry: &Entry) -> Result<Mapped, WeightsError> {
+        map(&self.file, entry).map_err(|err| WeightsError::reading(&self.file.path, err))
+    }
+}
+
+/// The bytes of a tensor. An empty map is not possible.
+struct Mapped(Option<Mmap>);
+
+impl std::ops::Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
     }
 }
 
@@ -279,7 +344,10 @@ impl Fnv {
 /// Not the whole file, because the pages of a map count as resident memory until it is dropped. With the
 /// whole file mapped, loading would take twice the size of the model.
 #[allow(unsafe_code)]
-fn map(file: &SafetensorsFile, entry: &Entry) -> io::Result<Mmap> {
+fn map(file: &SafetensorsFile, entry: &Entry) -> io::Result<Mapped> {
+    if entry.len == 0 {
+        return Ok(Mapped(None));
+    }
     let handle = file.file.lock().unwrap_or_else(PoisonError::into_inner);
     // The header was checked against the file's length when the file was opened. If the file has shrunk
     // since then, accessing its pages would end the process, so return an error instead.
@@ -289,12 +357,13 @@ fn map(file: &SafetensorsFile, entry: &Entry) -> io::Result<Mmap> {
     // SAFETY: the map is read-only and private to the caller, which drops it once the bytes are copied. If
     // another process writes to the file in the meantime, the copied bytes are arbitrary, but any bytes are
     // valid elements. Our own writers replace files and never change them.
-    unsafe {
+    let map = unsafe {
         MmapOptions::new()
             .offset(entry.offset)
             .len(entry.len)
             .map(&*handle)
-    }
+    };
+    Ok(Mapped(Some(map?)))
 }
 
 /// Maximum amount of host memory that waits for its upload to a device, in bytes.
@@ -384,138 +453,4 @@ pub fn load_module<M: Module>(
     let module = weights.load("", module, device, dtype)?;
     weights.finish()?;
     Ok(module)
-}
-
-/// Writes modules to a `model.safetensors` that [`Weights`] reads.
-///
-/// A parameter that is not initialised is initialised only while it is written, so a random model of any
-/// size can be saved. Modules are taken by value for this reason: a clone would keep those parameters in
-/// memory.
-pub struct Saver<'a> {
-    path: PathBuf,
-    dtype: FloatDType,
-    metadata: BTreeMap<String, String>,
-    specs: Vec<TensorSpec>,
-    modules: Vec<WriteModule<'a>>,
-}
-
-/// Writes one module's parameters.
-type WriteModule<'a> = Box<dyn FnOnce(&mut Writing<'_>) + 'a>;
-
-impl<'a> Saver<'a> {
-    /// Prepares a file at `path` with elements of `dtype` (f32, f16 or bf16). Nothing is written before
-    /// [`finish`](Self::finish).
-    pub fn new(path: impl Into<PathBuf>, dtype: FloatDType) -> Self {
-        Self {
-            path: path.into(),
-            dtype,
-            metadata: BTreeMap::new(),
-            specs: Vec::new(),
-            modules: Vec::new(),
-        }
-    }
-
-    /// Adds an entry to the file's metadata, which [`Weights::metadata`] returns.
-    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.metadata.insert(key.into(), value.into());
-        self
-    }
-
-    /// Adds the float parameters of `module` under `prefix` + their paths.
-    pub fn add<M: Module + 'a>(mut self, prefix: &str, module: M) -> Self {
-        let dtype = self.dtype.into();
-        let specs = module_layout(&module).into_iter().map(|spec| TensorSpec {
-            name: format!("{prefix}{}", spec.path),
-            shape: spec.shape,
-            dtype,
-        });
-        self.specs.extend(specs);
-        self.modules.push(Box::new(move |writing| {
-            module.map(writing);
-        }));
-        self
-    }
-
-    /// Writes the file, one tensor at a time, and moves it to its path when it is complete.
-    ///
-    /// # Errors
-    ///
-    /// If two parameters have the same name, a parameter contains NaN, an infinity or a value that `dtype`
-    /// cannot represent, the folder cannot be written, or the disk is full. Nothing is left behind then.
-    pub fn finish(self) -> Result<(), WeightsError> {
-        self.finish_with(|_, _| ControlFlow::Continue(()))
-    }
-
-    /// Like [`finish`](Self::finish), but calls `progress` after each tensor with the bytes written so far
-    /// and those of all tensors. It may stop the writing.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`finish`](Self::finish), or [`WeightsError::Stopped`].
-    pub fn finish_with(
-        self,
-        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
-    ) -> Result<(), WeightsError> {
-        let mut writing = Writing {
-            writer: SafetensorsWriter::create(&self.path, &self.specs, &self.metadata)?,
-            names: self.specs.iter().map(|spec| spec.name.clone()).collect(),
-            next: 0,
-            dtype: self.dtype.into(),
-            error: None,
-            progress: &mut progress,
-        };
-        for module in self.modules {
-            module(&mut writing);
-        }
-        match writing.error {
-            None => writing.writer.finish(),
-            Some(err) => Err(err.in_file(&self.path)),
-        }
-    }
-}
-
-/// Writes parameters in the order of their specs, which is the order of any visit.
-struct Writing<'p> {
-    writer: SafetensorsWriter,
-    names: Vec<String>,
-    next: usize,
-    dtype: DType,
-    error: Option<WeightsError>,
-    progress: &'p mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-}
-
-impl Writing<'_> {
-    fn write(&mut self, data: TensorData) -> Result<(), WeightsError> {
-        let name = &self.names[self.next];
-        self.next += 1;
-        let (bytes, shape, from) = data.into_parts();
-        let bytes = super::layout::cast(bytes, from, self.dtype)
-            .map_err(|problem| problem.into_error(name))?;
-        self.writer
-            .write(&TensorData::from_bytes(bytes, shape, self.dtype))?;
-        let (done, total) = self.writer.bytes();
-        match (self.progress)(done, total) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(WeightsError::Stopped),
-        }
-    }
-}
-
-impl ModuleMapper for Writing<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.error.is_none() {
-            let data = param.transform_for_save().into_value().into_data();
-            self.error = self.write(data).err();
-        }
-        // A placeholder that takes no memory. Its module is dropped at once.
-        let shape = param.lazy_shape();
-        let size = shape.clone();
-        Param::uninitialized(
-            param.id,
-            move |device, _| Tensor::zeros(size, device),
-            param.lazy_device(),
-            false,
-            shape,
-        )
-    }
 }

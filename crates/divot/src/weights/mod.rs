@@ -8,12 +8,14 @@
 //! | [`write_pytorch`] | writes a state dict that `torch.load` reads, one tensor at a time |
 //! | [`Weights`], [`load_module`] | fill modules from a `model.safetensors` |
 //! | [`Saver`] | writes modules to a `model.safetensors` |
+//! | [`StoredType`] | the element types that a `model.safetensors` may have: floats, or 8 bits with scales |
 //!
 //! At most one tensor is in memory besides the module that is being filled, so a checkpoint may be larger
 //! than memory. Every error is a [`WeightsError`], whose message is one line with the file, the tensor, the
 //! problem and the remedy.
 
 mod callable;
+mod eight_bits;
 mod layout;
 mod load;
 mod new_file;
@@ -21,15 +23,20 @@ mod pickle;
 mod pytorch;
 mod pytorch_file;
 mod safetensors;
+mod save;
 mod source;
+mod stored;
 
 pub use layout::{ParamPath, ParamSpec, convert_tensor, module_layout};
-pub use load::{Saver, Weights, load_module};
+pub use load::{Weights, load_module};
 pub use pytorch_file::write_pytorch;
 pub use safetensors::{SafetensorsWriter, TensorSpec, write_safetensors};
+pub use save::Saver;
 pub use source::{Source, SourceTensor};
+pub use stored::StoredType;
 
 pub(crate) use layout::{check_shape, release_tensor};
+pub(crate) use save::ParamWriter;
 pub(crate) use source::holds_weights;
 
 use std::io;

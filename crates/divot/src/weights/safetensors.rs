@@ -1,7 +1,7 @@
 //! The safetensors format: a JSON header, and then the bytes of every tensor.
 
 use super::new_file::NewFile;
-use super::{DAMAGED, WeightsError};
+use super::{DAMAGED, WeightsError, eight_bits};
 use ::safetensors::tensor::{Dtype, Metadata};
 use burn::tensor::{BoolStore, DType, TensorData};
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +43,24 @@ pub(super) struct Entry {
     pub offset: u64,
     /// Number of bytes.
     pub len: usize,
+    /// The scales of a tensor of 8 bits.
+    pub scales: Option<Box<Entry>>,
+}
+
+impl Entry {
+    /// Returns the type in which the tensor is read if no other is asked for. It is f16 for a tensor of 8 bits, like
+    /// the other tensors of its file.
+    pub fn read_type(&self) -> DType {
+        match self.scales {
+            Some(_) => DType::F16,
+            None => self.dtype,
+        }
+    }
+
+    /// Returns the size of the tensor in the file, with its scales, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.len + self.scales.as_ref().map_or(0, |scales| scales.len)
+    }
 }
 
 impl SafetensorsFile {
@@ -107,21 +125,24 @@ impl SafetensorsFile {
                 shape: info.shape.clone(),
                 offset: 8 + header_len + start as u64,
                 len: end - start,
+                scales: None,
             };
             tensors.insert(name, entry);
         }
         let metadata = header.metadata().clone().unwrap_or_default();
+        let metadata = metadata.into_iter().collect();
+        eight_bits::attach_scales(path, &metadata, &mut tensors)?;
 
         Ok(Self {
             path: path.to_path_buf(),
             file: Mutex::new(file),
-            metadata: metadata.into_iter().collect(),
+            metadata,
             tensors,
             unreadable,
         })
     }
 
-    /// Reads the bytes of one tensor. It uses no memory map, whose pages would count as resident until the
+    /// Reads the stored bytes of one tensor. It uses no memory map, whose pages would count as resident until the
     /// file is closed. This matters for files that are larger than memory.
     pub fn read(&self, entry: &Entry) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; entry.len];

@@ -2,7 +2,7 @@
 
 use super::pytorch::{self, PytorchTensor};
 use super::safetensors::{Entry, SafetensorsFile, is_safetensors};
-use super::{DAMAGED, WeightsError, count, one_line, some_names};
+use super::{DAMAGED, WeightsError, count, eight_bits, one_line, some_names};
 use burn::tensor::{Bytes, DType, TensorData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -62,7 +62,7 @@ pub struct SourceTensor {
     pub name: String,
     /// Extents, outermost first, in PyTorch's order.
     pub shape: Vec<usize>,
-    /// Stored element type.
+    /// Element type: the stored one, or f16 for a tensor that is stored in 8 bits.
     pub dtype: DType,
     /// The file that contains it.
     pub file: PathBuf,
@@ -80,25 +80,44 @@ impl SourceTensor {
     ///
     /// # Errors
     ///
-    /// If the file is shorter than stated, its checksum is wrong, or it cannot be read.
+    /// If the file is shorter than stated, its checksum is wrong, or it cannot be read; if the tensor is stored in 8
+    /// bits, and its scales are damaged.
     pub fn read(&self) -> Result<TensorData, WeightsError> {
-        let bytes = match &self.data {
-            TensorSource::Pytorch(tensor) => tensor.read(),
-            TensorSource::Safetensors(file, entry) => file.read(entry),
-        }
-        .map_err(|err| match err.kind() {
+        let failed = |err: io::Error| match err.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
                 let problem = format!("cannot be read ({err})");
                 WeightsError::tensor(&self.name, problem, DAMAGED).in_file(&self.file)
             }
             _ => WeightsError::reading(&self.file, err),
-        })?;
-        let bytes = Bytes::from_bytes_vec(bytes);
+        };
+        let bytes = match &self.data {
+            TensorSource::Pytorch(tensor) => Bytes::from_bytes_vec(tensor.read().map_err(failed)?),
+            TensorSource::Safetensors(file, entry) => {
+                let bytes = file.read(entry).map_err(failed)?;
+                match &entry.scales {
+                    None => Bytes::from_bytes_vec(bytes),
+                    Some(scales) => {
+                        let scales = file.read(scales).map_err(failed)?;
+                        let rows = entry.shape[0];
+                        eight_bits::restore(&self.name, rows, &bytes, &scales, self.dtype)
+                            .map_err(|error| error.in_file(&self.file))?
+                    }
+                }
+            }
+        };
         Ok(TensorData::from_bytes(
             bytes,
             self.shape.clone(),
             self.dtype,
         ))
+    }
+
+    /// Returns the name of the stored element type: `q8` for a tensor of 8 bits, which is read as f16.
+    pub fn stored_type(&self) -> &'static str {
+        match &self.data {
+            TensorSource::Safetensors(_, entry) if entry.scales.is_some() => eight_bits::NAME,
+            _ => self.dtype.name(),
+        }
     }
 }
 
@@ -457,7 +476,7 @@ fn open_safetensors(path: &Path) -> Result<Found, WeightsError> {
         let tensor = SourceTensor {
             name: name.clone(),
             shape: entry.shape.clone(),
-            dtype: entry.dtype,
+            dtype: entry.read_type(),
             file: path.to_path_buf(),
             data: TensorSource::Safetensors(file.clone(), entry.clone()),
         };
