@@ -20,6 +20,13 @@ fn fixture() -> PathBuf {
     )
 }
 
+const EVERY_TYPE: [StoredType; 4] = [
+    StoredType::F32,
+    StoredType::F16,
+    StoredType::Bf16,
+    StoredType::Q8,
+];
+
 fn go(_: divot::Progress<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
@@ -28,7 +35,7 @@ fn go(_: divot::Progress<'_>) -> ControlFlow<()> {
 fn every_part_of_the_fixture_converts_and_loads() {
     let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
-    for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+    for dtype in EVERY_TYPE {
         let to = tempfile::tempdir().unwrap();
         let jobs = Job::find(&fixture.join("pretrained")).unwrap().jobs;
         assert_eq!(jobs.len(), 4);
@@ -63,7 +70,7 @@ fn the_tokens_of_a_grey_clip_are_stored() {
     let to = tempfile::tempdir().unwrap();
     let device = Device::default();
     let mut earlier: Option<Vec<f32>> = None;
-    for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+    for dtype in EVERY_TYPE {
         let report = convert(&job, &sizes, to.path(), dtype, go).unwrap();
         assert_eq!(report.not_stored, None);
         let mut checkpoint = Checkpoint::new(to.path(), &device);
@@ -81,7 +88,7 @@ fn the_tokens_of_a_grey_clip_are_stored() {
         // Other element types give other tokens, so none are left over from an earlier conversion. f16 may
         // hold a fixture's weights exactly.
         let same = earlier.replace(stored.clone()) == Some(stored);
-        assert!(!same || dtype == FloatDType::F16, "{dtype:?}");
+        assert!(!same || dtype == StoredType::F16, "{dtype:?}");
     }
 }
 
@@ -329,18 +336,22 @@ fn dynamicrafter_becomes_a_start_with_four_channels() {
     }
 }
 
-/// The same weights in half precision give nearly the same tokens, context and prediction.
+/// The same weights in fewer bits, in memory or on disk, give nearly the same tokens, context and prediction.
 #[test]
-fn half_precision_is_close() {
+fn fewer_bits_are_close() {
     let fixture = fixture();
     let sizes = ReleasedConfig::read(&fixture.join("config.json")).unwrap();
-    let to = tempfile::tempdir().unwrap();
-    for job in &Job::find(&fixture.join("pretrained")).unwrap().jobs {
-        convert(job, &sizes, to.path(), FloatDType::F32, go).unwrap();
-    }
+    let folders = [StoredType::F32, StoredType::Q8].map(|stored| {
+        let to = tempfile::tempdir().unwrap();
+        for job in &Job::find(&fixture.join("pretrained")).unwrap().jobs {
+            convert(job, &sizes, to.path(), stored, go).unwrap();
+        }
+        to
+    });
+    let [plain, rounded] = folders.each_ref().map(|folder| folder.path());
     let device = Device::default();
-    let stages = |dtype: FloatDType| -> [Vec<f32>; 3] {
-        let mut checkpoint = Checkpoint::new(to.path(), &device).with_dtype(dtype);
+    let stages = |folder: &Path, dtype: FloatDType| -> [Vec<f32>; 3] {
+        let mut checkpoint = Checkpoint::new(folder, &device).with_dtype(dtype);
         let (tokenizer, _) = Tokenizer::load(&mut checkpoint).unwrap();
         let (detokenizer, config) = Detokenizer::load(&mut checkpoint).unwrap();
         let mut noise = divot::Noise::new(1);
@@ -358,16 +369,20 @@ fn half_precision_is_close() {
             floats(prediction.into_data()),
         ]
     };
-    let exact = stages(FloatDType::F32);
-    for (dtype, limit) in [(FloatDType::F16, 1e-2), (FloatDType::BF16, 6e-2)] {
-        for (ours, exact) in stages(dtype).iter().zip(&exact) {
+    let exact = stages(plain, FloatDType::F32);
+    for (name, found, limit) in [
+        ("f16", stages(plain, FloatDType::F16), 1e-2),
+        ("bf16", stages(plain, FloatDType::BF16), 6e-2),
+        ("q8 on disk", stages(rounded, FloatDType::F32), 4e-2),
+    ] {
+        for (ours, exact) in found.iter().zip(&exact) {
             let square = |values: &mut dyn Iterator<Item = f32>| {
                 values.map(|v| f64::from(v).powi(2)).sum::<f64>()
             };
             let difference = square(&mut ours.iter().zip(exact).map(|(a, b)| a - b));
             let error = (difference / square(&mut exact.iter().copied())).sqrt();
-            println!("{dtype:?}: {error:.1e}");
-            assert!(error > 0.0 && error < limit, "{dtype:?}: {error}");
+            println!("{name}: {error:.1e}");
+            assert!(error > 0.0 && error < limit, "{name}: {error}");
         }
     }
 }
@@ -435,6 +450,17 @@ fn a_saved_tokenizer_is_the_converted_one() {
         .unwrap();
     assert!(fs::read(saved.join("model.safetensors")).unwrap().len() < before.len());
     assert_eq!(names(&folder), ["tokenizer"]);
+
+    // In 8 bits too.
+    convert(&job, &sizes, to.path(), StoredType::Q8, go).unwrap();
+    let mut checkpoint = Checkpoint::new(&folder, &device).with_stored_type(StoredType::Q8);
+    checkpoint
+        .save(Part::Tokenizer, &config, tokenizer.clone(), None)
+        .unwrap();
+    for name in names(&saved) {
+        let read = |folder: &Path| fs::read(folder.join(&name)).unwrap();
+        assert_eq!(read(&saved), read(&converted), "{name:?}");
+    }
 
     // A language model without its text tokenizer could not be used.
     let error = checkpoint

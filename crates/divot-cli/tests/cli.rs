@@ -771,6 +771,63 @@ fn a_model_is_exported_under_the_released_names_and_converted_again() {
 }
 
 #[test]
+fn a_model_in_8_bits_works_like_any_other() {
+    let bench = Bench::new();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixture");
+    let [from, sizes] = ["pretrained", "config.json"].map(|name| fixture.join(name));
+    let [from, sizes] = [&from, &sizes].map(|path| path.to_str().unwrap());
+    bench.json(&[
+        "convert", "--from", from, "--config", sizes, "--to", "small", "--dtype", "q8",
+    ]);
+    let info = bench.json(&["info", "small"]);
+    for part in info["parts"].as_array().unwrap() {
+        assert_eq!(part["dtypes"], serde_json::json!(["f16", "q8"]), "{part}");
+        let [bytes, parameters] = ["bytes", "parameters"].map(|key| part[key].as_u64().unwrap());
+        assert!(bytes < 2 * parameters, "{part}");
+    }
+    let file = "small/llm-generation/model.safetensors";
+    let tensors = bench.json(&["info", file]);
+    assert!(!tensors.to_string().contains(".scale"), "{tensors}");
+
+    // Under the released names it is f16, and converts to nearly the same.
+    bench.json(&["export", "small", "--to", "released", "--released"]);
+    let sizes = "released/config.json";
+    bench.json(&[
+        "convert", "--from", "released", "--config", sizes, "--to", "again",
+    ]);
+    for dtype in ["f32", "q8", "q4"] {
+        for model in ["small", "again"] {
+            let object = bench.json(&[
+                "describe",
+                "--model",
+                model,
+                "--input",
+                "clip.mp4",
+                "--greedy",
+                "--max-new-tokens",
+                "3",
+                "--dtype",
+                dtype,
+            ]);
+            assert!(object["answers"][0]["prompt_tokens"].is_u64(), "{object}");
+        }
+    }
+    let refused = bench.refused(&[
+        "export",
+        "small",
+        "--to",
+        "x",
+        "--released",
+        "--dtype",
+        "q8",
+    ]);
+    assert!(
+        refused.contains("--dtype") && refused.contains("--released"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn convert_merges_lora() {
     let bench = Bench::new();
     let pretrained = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixture/pretrained");

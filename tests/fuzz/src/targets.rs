@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use burn::nn::LinearConfig;
 use burn::tensor::{Device, Tensor};
 use clap::ValueEnum;
 use divot::data::dataset::{Filter, Format, Samples, Source as SampleSource, SourceConfig};
@@ -13,7 +14,7 @@ use divot::data::{
 };
 use divot::language::TextTokenizer;
 use divot::tokens::VideoTokens;
-use divot::weights::{Source, Weights};
+use divot::weights::{Saver, Source, StoredType, Weights};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
@@ -87,6 +88,9 @@ impl Target {
                 add_all(&mut seeds, CHECKPOINTS, &["safetensors"])?;
                 let llm = format!("{PRETRAINED}/Divot_sft_gen/llm");
                 add_all(&mut seeds, &llm, &["safetensors"])?;
+                let linear = LinearConfig::new(64, 32).init(&Device::default());
+                Saver::new(&made, StoredType::Q8).add("", linear).finish()?;
+                seeds.push(("input.safetensors".into(), fs::read(&made)?));
             }
             Self::TokenizerJson => {
                 TextTokenizer::open(&project().join(TOKENIZER))?.save(&made)?;
