@@ -373,7 +373,7 @@ fn fewer_bits_are_close() {
     for (name, found, limit) in [
         ("f16", stages(plain, FloatDType::F16), 1e-2),
         ("bf16", stages(plain, FloatDType::BF16), 6e-2),
-        ("q8 on disk", stages(rounded, FloatDType::F32), 4e-2),
+        ("q8 on disk", stages(rounded, FloatDType::F32), 6e-2),
     ] {
         for (ours, exact) in found.iter().zip(&exact) {
             let square = |values: &mut dyn Iterator<Item = f32>| {

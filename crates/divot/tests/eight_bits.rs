@@ -414,8 +414,10 @@ fn a_language_model_keeps_its_stored_bits() {
         .unwrap();
     assert_eq!(scores(&llm(restored, None)), scores(&plain));
     for quantization in [Quantization::Q8, Quantization::Q4] {
-        let [taken, again] =
-            [rounded, restored].map(|folder| scores(&llm(folder, Some(quantization))));
+        let [mut taken, again] = [rounded, restored].map(|folder| llm(folder, Some(quantization)));
+        // Embeddings are not packed: they are f16 and f32.
+        taken.model.llm.embed_tokens = again.model.llm.embed_tokens.clone();
+        let [taken, again] = [&taken, &again].map(scores);
         match quantization {
             Quantization::Q8 => assert_eq!(taken, again),
             // From f16 and from f32.
