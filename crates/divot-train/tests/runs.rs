@@ -363,6 +363,33 @@ fn an_exported_run_is_a_model_and_a_start() {
             [&model, &expected].map(|model| model.tokenizer().tokenize(frames.clone()));
         assert_eq!(tokens.to_data(), expected.to_data());
     }
+    // What was exported in 8 bits is nearly the same start.
+    let small = exported.path().join("small");
+    export(
+        folder.path(),
+        &small,
+        Weights::Best,
+        StoredType::Q8,
+        &device,
+    )
+    .expect("it is exported");
+    let size = |folder: &Path| {
+        let weights = folder.join("detokenizer/model.safetensors");
+        fs::metadata(weights).expect("weights").len()
+    };
+    assert!(size(&small) < size(&to) / 2);
+    let frames = burn::tensor::Tensor::<5>::ones([1, 5, 3, 32, 32], &device) * 0.5;
+    let [tokens, expected] = [&small, &to].map(|folder| {
+        let model = later(folder).expect("it starts");
+        model.tokenizer().tokenize(frames.clone())
+    });
+    let difference = (tokens - expected.clone()).abs().max().into_scalar::<f32>();
+    let largest = expected.abs().max().into_scalar::<f32>();
+    assert!(
+        difference > 0.0 && difference < 0.1 * largest,
+        "{difference} of {largest}"
+    );
+
     let text = later(data.path())
         .expect_err("there is nothing")
         .to_string();
