@@ -102,7 +102,7 @@ impl<'a> Saver<'a> {
         }
     }
 
-    /// Adds an entry to the file's metadata, which [`Weights::metadata`] returns.
+    /// Adds an entry to the file's metadata, which [`Weights::metadata`](super::Weights::metadata) returns.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
