@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
+use divot::weights::StoredType;
 use divot_data::dataset::{ElementType, Text};
 use divot_data::world::{Asking, World};
 use divot_llm::TextTokenizer;
@@ -115,7 +116,8 @@ fn recipe(name: &str) -> Result<Recipe> {
 fn model(folder: &Path, device: &Device) -> Result<()> {
     for name in PARTS {
         let run = Path::new(FOLDER).join(name);
-        for part in divot_train::export(&run, folder, Weights::Best, device)? {
+        let stored = StoredType::F32;
+        for part in divot_train::export(&run, folder, Weights::Best, stored, device)? {
             println!("model: {}", part.display());
         }
     }
