@@ -400,7 +400,14 @@ fn the_recipes_of_divot_tiny_fit_together() {
 
     for name in ["stage2", "tune-comprehension", "adapt"] {
         let run = Path::new("outputs/tiny").join(name);
-        export(&run, Path::new("model"), Weights::Best, &Device::default()).expect("a model");
+        export(
+            &run,
+            Path::new("model"),
+            Weights::Best,
+            StoredType::F32,
+            &Device::default(),
+        )
+        .expect("a model");
     }
     for part in [
         "tokenizer",
