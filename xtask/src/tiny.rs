@@ -116,7 +116,7 @@ fn recipe(name: &str) -> Result<Recipe> {
 fn model(folder: &Path, device: &Device) -> Result<()> {
     for name in PARTS {
         let run = Path::new(FOLDER).join(name);
-        let stored = StoredType::F32;
+        let stored = StoredType::Q8;
         for part in divot_train::export(&run, folder, Weights::Best, stored, device)? {
             println!("model: {}", part.display());
         }

@@ -208,7 +208,7 @@ impl ModelConfig {
             .with_latent_size([8, 8]);
         let text = TextTowerConfig::new(32, 49408, 128, 2, 2, 64);
         let decoder =
-            MistralConfig::new(1024, 192, 512, 6, 6, 2).with_max_position_embeddings(1024);
+            MistralConfig::new(1024, 192, 384, 6, 6, 2).with_max_position_embeddings(1024);
         let head = HeadConfig::Gmm(GmmConfig::new().with_num_components(8).with_dim(32));
         let llm = DivotLlmConfig::new(decoder, head).with_num_queries(32);
         let image = PerceiverResamplerConfig::new(16 * 8, 128, 128, 128)
