@@ -241,14 +241,18 @@ impl Scoring {
         )
     }
 
-    /// How clips are sampled, in words.
+    /// How clips and texts are sampled, in words.
     fn sampling(&self) -> String {
         let sampling = &self.decoding.sampling;
         let guidance = self.decoding.guidance.scale;
+        let (text, features) = (&self.generation.text, &self.generation.features);
         format!(
-            "{} steps of {}, guidance {guidance}",
+            "{} steps of {}, guidance {guidance}, text at temperature {} and top-p {}, tokens at {} of their variance",
             sampling.check().unwrap_or(sampling.steps),
             solver_name(sampling.solver),
+            text.temperature,
+            text.top_p,
+            features.var_scale,
         )
     }
 
@@ -261,6 +265,7 @@ impl Scoring {
                 steps,
                 ..Status::default()
             },
+            weight: 1,
             started: Instant::now(),
             shown: Instant::now(),
         }
@@ -289,21 +294,23 @@ struct Progress<'a> {
     printer: &'a Printer,
     name: String,
     status: Status,
+    /// Steps that a clip takes.
+    weight: usize,
     started: Instant,
     shown: Instant,
 }
 
 impl Progress<'_> {
-    /// Notes that so many more steps are done.
+    /// Notes that so many more clips, answers or the like are done.
     ///
     /// # Errors
     /// If Ctrl-C was pressed.
-    fn advance(&mut self, steps: usize) -> Result<()> {
+    fn advance(&mut self, clips: usize) -> Result<()> {
         if divot_cli::interrupted() {
             return Err(divot::Error::Stopped.into());
         }
         let status = &mut self.status;
-        status.step += steps;
+        status.step += clips * self.weight;
         if self.shown.elapsed().as_secs_f64() >= SECONDS {
             let left = status.steps.saturating_sub(status.step) as f64;
             let pace = self.started.elapsed().as_secs_f64() / status.step.max(1) as f64;

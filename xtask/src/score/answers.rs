@@ -225,7 +225,7 @@ mod tests {
                 assert_eq!(choices(&turn.question).is_some(), number == 0);
                 assert!(is_right(turn, &turn.answer), "{turn:?}");
                 // An answer of the same kind, of another clip.
-                let alike = turns[place + 10..].iter();
+                let alike = turns.iter().skip(place + 10);
                 let mut alike = alike.filter(|it| self::kind(&it.question) == Some(kind));
                 if let Some(other) = alike.next() {
                     shuffled[number][0] += f64::from(u8::from(is_right(turn, &other.answer)));

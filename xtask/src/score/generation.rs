@@ -7,7 +7,7 @@ use divot_data::Frame;
 use divot_llm::Prompt;
 
 use super::held_out::{HeldOut, SPLITS, held_out};
-use super::networks::{decode, flow, guided};
+use super::networks::{decode, flow};
 use super::sheets::{Entry, Gallery};
 use super::table::{Cell, Table};
 use super::tally::{Mean, Tally, quality};
@@ -28,10 +28,7 @@ struct Sums {
 pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     let part = Detokenizer::adapted_part(scoring.pipeline.folder());
     let clips = held_out(scoring.clips, scoring.made_side(part)?)?;
-    let guidance = match scoring.decoding.guidance.is_on() {
-        true => guided(scoring.decoding.guidance, &scoring.grey()?),
-        false => None,
-    };
+    let guidance = scoring.guidance()?;
 
     let (llm, name) = scoring.llm(Task::Generation)?;
     let mut progress = scoring.progress("clips from captions", clips.len() * scoring.seeds.len());
@@ -75,7 +72,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
                     rows: vec![clip.frames(), made],
                 });
             }
-            progress.advance(1)
+            Ok(())
         };
         let decoding = &scoring.decoding;
         decode(
@@ -84,6 +81,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
             guidance.as_ref(),
             decoding,
             seed,
+            &mut progress,
             &mut add,
         )?;
     }

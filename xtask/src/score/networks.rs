@@ -12,7 +12,7 @@ use divot::{
 };
 use divot_data::{Clip, Frame, chw_to_clip};
 
-use super::Scoring;
+use super::{Progress, Scoring};
 
 /// Clips that a network works on at a time.
 pub const AT_A_TIME: usize = 16;
@@ -83,6 +83,14 @@ impl Scoring {
         }
     }
 
+    /// The guidance of the options, if it is on.
+    pub fn guidance(&self) -> Result<Option<Guidance>> {
+        match self.decoding.guidance.is_on() {
+            true => Ok(guided(self.decoding.guidance, &self.grey()?)),
+            false => Ok(None),
+        }
+    }
+
     /// Tokens of clips, `[clips, tokens, width]`.
     pub fn tokens(
         &self,
@@ -121,6 +129,7 @@ pub fn decode(
     guidance: Option<&Guidance>,
     decoding: &Decoding,
     seed: u64,
+    progress: &mut Progress<'_>,
     each: &mut dyn FnMut(usize, Vec<Frame>) -> Result<()>,
 ) -> Result<()> {
     let count = tokens.dims()[0];
@@ -132,9 +141,11 @@ pub fn decode(
         let sampling = &decoding.sampling;
         let latents = detokenizer.sample(batch, guidance, sampling, &mut noise, |_| flow())?;
         let clips = frames(detokenizer, latents)?;
+        let count = clips.len();
         for (place, clip) in clips.into_iter().enumerate() {
             each(start + place, clip)?;
         }
+        progress.advance(count)?;
     }
     Ok(())
 }

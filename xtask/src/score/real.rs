@@ -4,12 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use burn::tensor::Tensor;
 use divot::checkpoint::Part;
 use divot_data::{Clip, Frame, Video, metrics};
 
 use super::Scoring;
-use super::networks::{AT_A_TIME, autoencoded, decode, guided};
+use super::networks::{AT_A_TIME, autoencoded, decode};
 use super::reconstruction::mean_frame;
 use super::sheets::{Entry, write};
 use super::table::{Cell, Table};
@@ -26,10 +25,7 @@ pub fn tables(scoring: &Scoring, folder: &Path) -> Result<Vec<Table>> {
         names.push(name.to_string_lossy().into_owned());
     }
     let tokens = scoring.tokens(clips.iter().cloned().map(Ok), clips.len())?;
-    let guidance = match scoring.decoding.guidance.is_on() {
-        true => guided(scoring.decoding.guidance, &scoring.grey()?),
-        false => None,
-    };
+    let guidance = scoring.guidance()?;
     let detokenizer = scoring.detokenizer(Part::Detokenizer)?;
     let mut ceilings = Vec::new();
     for batch in clips.chunks(AT_A_TIME) {
@@ -49,12 +45,18 @@ pub fn tables(scoring: &Scoring, folder: &Path) -> Result<Vec<Table>> {
             if seed == scoring.seeds[0] {
                 shown.push(made);
             }
-            progress.advance(1)
+            Ok(())
         };
         let decoding = &scoring.decoding;
-        let guidance: Option<_> = guidance.as_ref();
-        let tokens: &Tensor<3> = &tokens;
-        decode(&detokenizer, tokens, guidance, decoding, seed, &mut add)?;
+        decode(
+            &detokenizer,
+            &tokens,
+            guidance.as_ref(),
+            decoding,
+            seed,
+            &mut progress,
+            &mut add,
+        )?;
     }
 
     let mut rows = Vec::new();

@@ -7,7 +7,7 @@ use divot_data::{Clip, Frame};
 
 use super::Scoring;
 use super::held_out::{HeldOut, SPLITS, held_out};
-use super::networks::{AT_A_TIME, autoencoded, decode, guided};
+use super::networks::{AT_A_TIME, autoencoded, decode};
 use super::sheets::{Entry, Gallery};
 use super::table::Table;
 use super::tally::{AGREEMENT, FIDELITY, Measured, Tally, agreement, fidelity};
@@ -38,11 +38,7 @@ type Tallies = [[Vec<Tally>; 2]; KINDS.len()];
 pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     let clips = held_out(scoring.clips, scoring.side()?)?;
     let tokens = scoring.tokens(clips.iter().map(HeldOut::clip), clips.len())?;
-    let guidance = scoring.decoding.guidance;
-    let guidance = match guidance.is_on() {
-        true => guided(guidance, &scoring.grey()?),
-        false => None,
-    };
+    let guidance = scoring.guidance()?;
     let detokenizer = scoring.detokenizer(Part::Detokenizer)?;
     let mut tallies = Tallies::default();
 
@@ -75,7 +71,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
                     rows: vec![real, made],
                 });
             }
-            progress.advance(1)
+            Ok(())
         };
         let decoding = &scoring.decoding;
         decode(
@@ -84,6 +80,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
             guidance.as_ref(),
             decoding,
             seed,
+            &mut progress,
             &mut add,
         )?;
         for (split, tally) in seeds.into_iter().enumerate() {

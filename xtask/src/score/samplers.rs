@@ -62,13 +62,14 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
         };
         let taken = decoding.sampling.check()?;
         let guidance = guided(config, &grey);
+        progress.weight = passes_of(&setting);
         let mut tallies = Vec::new();
         let mut seconds = 0.0;
         for &seed in &scoring.seeds {
             let mut made = Vec::new();
             let mut add = |_, frames: Vec<Frame>| {
                 made.push(frames);
-                progress.advance(passes_of(&setting))
+                Ok(())
             };
             let started = Instant::now();
             decode(
@@ -77,6 +78,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
                 guidance.as_ref(),
                 &decoding,
                 seed,
+                &mut progress,
                 &mut add,
             )?;
             seconds += started.elapsed().as_secs_f64();

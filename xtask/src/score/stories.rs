@@ -10,7 +10,7 @@ use divot_llm::Prompt;
 
 use super::answers::tells;
 use super::held_out::{HeldOut, SPLITS, held_out};
-use super::networks::{decode, flow, guided};
+use super::networks::{decode, flow};
 use super::sheets::{Entry, Gallery};
 use super::table::{Cell, Table};
 use super::tally::Mean;
@@ -54,10 +54,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     let part = Detokenizer::adapted_part(scoring.pipeline.folder());
     let count = scoring.clips.div_ceil(SCENES).max(2);
     let stories = held_out(count, scoring.made_side(part)?)?;
-    let guidance = match scoring.decoding.guidance.is_on() {
-        true => guided(scoring.decoding.guidance, &scoring.grey()?),
-        false => None,
-    };
+    let guidance = scoring.guidance()?;
 
     let (llm, name) = scoring.llm(Task::Generation)?;
     let mut progress = scoring.progress("stories", stories.len() * scoring.seeds.len());
@@ -98,7 +95,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
             let mut progress = scoring.progress(&name, features.len());
             let mut add = |place: usize, made: Vec<Frame>| {
                 all[owners[place]].clips.push(made);
-                progress.advance(1)
+                Ok(())
             };
             let (features, decoding) = (Tensor::cat(features, 0), &scoring.decoding);
             decode(
@@ -107,6 +104,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
                 guidance.as_ref(),
                 decoding,
                 seed,
+                &mut progress,
                 &mut add,
             )?;
         }
@@ -115,7 +113,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
             for (story, told) in stories.iter().zip(&all) {
                 let quality = quality(&scoring.oracle, story, told);
                 galleries[story.split()].add(quality, || Entry {
-                    text: format!("{:?} {}", told.instruction, told.texts.join(" / ")),
+                    text: format!("{:?} {:?}", told.instruction, told.texts),
                     rows: told.clips.clone(),
                 });
             }
