@@ -128,6 +128,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         divot_data::check_writable(path)?;
     }
     let subjects = subjects(arguments)?;
+    let videos = match &arguments.real {
+        Some(folder) => real::videos(folder)?,
+        None => Vec::new(),
+    };
 
     println!("{}", scoring.heading());
     let mut tables = Vec::new();
@@ -143,10 +147,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             Subject::Generation => generation::tables(&scoring)?,
             Subject::Stories => stories::tables(&scoring)?,
             Subject::Samplers => samplers::tables(&scoring)?,
-            Subject::Real => match &arguments.real {
-                Some(folder) => real::tables(&scoring, folder)?,
-                None => Vec::new(),
-            },
+            Subject::Real => real::tables(&scoring, &videos)?,
         };
         for table in &made {
             println!("\n{}", table.markdown());
@@ -157,9 +158,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             started.elapsed().as_secs_f64()
         ));
         tables.extend(made);
-    }
-    if let Some(path) = &arguments.json {
-        write_json(path, &scoring, &tables)?;
+        // After each table, so that a run that is stopped leaves those that it made.
+        if let Some(path) = &arguments.json {
+            write_json(path, &scoring, &tables)?;
+        }
     }
     scoring.printer.finish();
     Ok(())

@@ -224,7 +224,7 @@ fn question_table(
     rows.push(row("**all**", &|_| true));
     let rule = match questions.first().and_then(|it| choices(&it.turn.question)) {
         Some(_) => {
-            "An answer is right if it is the right letter and nothing else. Chance is one of the choices."
+            "An answer is right if it is the right letter and nothing else. Chance is one in four."
         }
         None => {
             "An answer is right if it is the world's in the same words (case, punctuation and articles do not count) \

@@ -1,7 +1,7 @@
 //! Real videos, shrunk to the model's frames and reconstructed.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use divot::checkpoint::Part;
@@ -14,14 +14,14 @@ use super::sheets::{Entry, write};
 use super::table::{Cell, Table};
 
 /// Makes the table.
-pub fn tables(scoring: &Scoring, folder: &Path) -> Result<Vec<Table>> {
+pub fn tables(scoring: &Scoring, videos: &[Video]) -> Result<Vec<Table>> {
     scoring.side()?;
     let reader = scoring.pipeline.clip_reader()?;
     let mut clips = Vec::new();
     let mut names = Vec::new();
-    for path in videos(folder)? {
-        clips.push(reader.read(&Video::open(&path)?, 0.0)?);
-        let name = path.file_name().unwrap_or_default();
+    for video in videos {
+        clips.push(reader.read(video, 0.0)?);
+        let name = video.path().file_name().unwrap_or_default();
         names.push(name.to_string_lossy().into_owned());
     }
     let tokens = scoring.tokens(clips.iter().cloned().map(Ok), clips.len())?;
@@ -87,8 +87,11 @@ pub fn tables(scoring: &Scoring, folder: &Path) -> Result<Vec<Table>> {
     }])
 }
 
-/// The videos of a folder, by name.
-fn videos(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Opens the videos of a folder, in the order of their names.
+///
+/// # Errors
+/// If there are none, or one cannot be read.
+pub fn videos(folder: &Path) -> Result<Vec<Video>> {
     let listed = fs::read_dir(folder).with_context(|| {
         format!(
             "{}: cannot be listed; name a folder with --real",
@@ -110,7 +113,7 @@ fn videos(folder: &Path) -> Result<Vec<PathBuf>> {
         );
     }
     paths.sort();
-    Ok(paths)
+    paths.iter().map(|path| Ok(Video::open(path)?)).collect()
 }
 
 /// Each clip: real, what the autoencoder makes of it, and what the model makes of it.

@@ -118,7 +118,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     Ok(vec![Table {
         title: "Samplers",
         note: format!(
-            "Reconstruction of {} held-out clips, half of each split, with the default spacing of each sampler. A pass is \
+            "Reconstruction of {} held-out clips, half of each split, by the settings of each row, with the default spacing of each sampler. A pass is \
              a run of the UNet on one clip; guidance takes two for each step, and rescales {} of its prediction. Seconds \
              include the decoding to frames, {} clips at a time.",
             clips.len(),

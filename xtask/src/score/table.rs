@@ -71,9 +71,12 @@ impl Cell {
     /// What is not finite is `null`.
     fn json(&self) -> Value {
         match self {
-            Self::Text(text) => text
-                .parse::<u64>()
-                .map_or_else(|_| json!(text), Value::from),
+            Self::Text(text) => {
+                let number = serde_json::from_str(text).ok();
+                number
+                    .filter(Value::is_number)
+                    .unwrap_or_else(|| json!(text))
+            }
             Self::Score(values, _) => json!({
                 "mean": mean(values),
                 "deviation": deviation(values),
