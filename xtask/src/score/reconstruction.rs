@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 use divot::checkpoint::Part;
-use divot_data::world::Scene;
+use divot_data::world::{Scene, Size};
 use divot_data::{Clip, Frame};
 
 use super::Scoring;
 use super::held_out::{HeldOut, SPLITS, held_out};
 use super::networks::{AT_A_TIME, autoencoded, decode};
 use super::sheets::{Entry, Gallery};
-use super::table::Table;
+use super::table::{Cell, Table};
 use super::tally::{AGREEMENT, FIDELITY, Measured, Tally, agreement, fidelity};
 
 const NOTE: &str = "\
@@ -29,12 +29,17 @@ const KINDS: [&str; 6] = [
     "mid-grey",
     "another clip",
 ];
+const ITSELF: usize = 0;
+const CEILING: usize = 1;
 const MADE: usize = 2;
+const STILL: usize = 3;
+const GREY: usize = 4;
+const OTHER: usize = 5;
 
 /// A tally for each seed, of each kind of frames and each split. What needs no seed has one.
 type Tallies = [[Vec<Tally>; 2]; KINDS.len()];
 
-/// Makes the table.
+/// Makes the tables.
 pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     let clips = held_out(scoring.clips, scoring.side()?)?;
     let tokens = scoring.tokens(clips.iter().map(HeldOut::clip), clips.len())?;
@@ -42,6 +47,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     let detokenizer = scoring.detokenizer(Part::Detokenizer)?;
     let mut tallies = Tallies::default();
 
+    let mut ceiling_gallery = Gallery::default();
     let mut progress = scoring.progress("autoencoder", clips.len());
     for (number, batch) in clips.chunks(AT_A_TIME).enumerate() {
         let read = batch.iter().map(HeldOut::clip);
@@ -50,10 +56,17 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
         for (place, (ceiling, clip)) in ceilings.into_iter().zip(&read).enumerate() {
             let place = number * AT_A_TIME + place;
             let other = clips[(place + 1) % clips.len()].frames();
-            compare(scoring, &mut tallies, &clips[place], clip, &ceiling, &other)?;
+            let clip = (&clips[place], clip);
+            let measured = compare(scoring, &mut tallies, clip, &ceiling, &other)?;
+            ceiling_gallery.add(measured.quality(), || Entry {
+                text: describe(clip.0, &measured),
+                rows: vec![clip.1.frames().to_vec(), ceiling],
+            });
         }
         progress.advance(batch.len())?;
     }
+
+    ceiling_gallery.write(scoring.sheets.as_deref(), "autoencoder")?;
 
     let mut galleries: [Gallery; 2] = Default::default();
     for (number, &seed) in scoring.seeds.iter().enumerate() {
@@ -91,18 +104,17 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
         let name = format!("reconstruction-{}", split.name());
         gallery.write(scoring.sheets.as_deref(), &name)?;
     }
-    Ok(vec![table(&clips, &tallies)])
+    Ok(vec![table(&clips, &tallies), shapes(&tallies)])
 }
 
-/// Adds everything that is compared with a clip and needs no seed.
+/// Adds everything that is compared with a clip and needs no seed. Returns the autoencoder's measures.
 fn compare(
     scoring: &Scoring,
     tallies: &mut Tallies,
-    clip: &HeldOut,
-    read: &Clip,
+    (clip, read): (&HeldOut, &Clip),
     ceiling: &[Frame],
     other: &[Frame],
-) -> Result<()> {
+) -> Result<Measured> {
     let (scene, real) = (clip.scene(), read.frames());
     let grey = Frame {
         rgb: vec![127; real[0].rgb.len()],
@@ -110,24 +122,20 @@ fn compare(
     };
     let grey = vec![grey; real.len()];
     let still = vec![mean_frame(real); real.len()];
-    let kinds: [Option<&[Frame]>; KINDS.len()] = [
-        Some(real),
-        Some(ceiling),
-        None,
-        Some(&still),
-        Some(&grey),
-        Some(other),
-    ];
-    for (made, tallies) in kinds.into_iter().zip(tallies) {
-        let Some(made) = made else { continue };
+    let mut add = |kind: usize, made: &[Frame]| -> Result<Measured> {
         let measured = Measured::of(&scoring.oracle, &scene, real, made)?;
-        let seeds = &mut tallies[clip.split()];
+        let seeds = &mut tallies[kind][clip.split()];
         if seeds.is_empty() {
             seeds.push(Tally::default());
         }
         seeds[0].add(&measured);
-    }
-    Ok(())
+        Ok(measured)
+    };
+    add(ITSELF, real)?;
+    add(STILL, &still)?;
+    add(GREY, &grey)?;
+    add(OTHER, other)?;
+    add(CEILING, ceiling)
 }
 
 /// The mean of frames of one size.
@@ -157,6 +165,28 @@ fn table(clips: &[HeldOut], tallies: &Tallies) -> Table {
     Table {
         title: "Reconstruction",
         note: NOTE.to_owned(),
+        columns,
+        rows,
+    }
+}
+
+/// Shapes by the size of their objects: small ones are the hardest to keep.
+fn shapes(tallies: &Tallies) -> Table {
+    let mut rows = Vec::new();
+    for (place, split) in SPLITS.iter().enumerate() {
+        for (kind, tallies) in KINDS.iter().zip(tallies).take(MADE + 1) {
+            let mut row: Vec<Cell> = vec![split.name().into(), (*kind).into()];
+            row.extend(Size::ALL.map(|size| {
+                Cell::percent(&tallies[place], |tally| tally.shape_by_size[size as usize])
+            }));
+            rows.push(row);
+        }
+    }
+    let mut columns = vec!["split", "frames"];
+    columns.extend(Size::ALL.map(Size::name));
+    Table {
+        title: "Shapes by size",
+        note: "Of the objects of each size, whether the oracle sees the true shape.".to_owned(),
         columns,
         rows,
     }
@@ -242,6 +272,9 @@ mod tests {
         assert!(other.colour.percent() < 40.0, "{other:?}");
         assert!(still.motion.percent() < 60.0, "{still:?}");
         assert!(other.psnr.value() < still.psnr.value());
+        for shapes in truth.shape_by_size {
+            assert!(shapes.percent() >= 90.0, "{truth:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Sums over clips of how what was made agrees with the truth.
 
 use anyhow::Result;
-use divot_data::world::{Oracle, Scene, Verdict};
+use divot_data::world::{Oracle, Scene, Size, Verdict};
 use divot_data::{Frame, metrics};
 
 use super::table::Cell;
@@ -15,6 +15,8 @@ pub struct Measured {
     pub ssim: Option<f64>,
     /// What the oracle sees of the truth.
     pub verdict: Verdict,
+    /// The true size of each object.
+    pub sizes: Vec<Size>,
 }
 
 impl Measured {
@@ -27,6 +29,7 @@ impl Measured {
             psnr: metrics::mean(real, made, metrics::psnr)?,
             ssim: metrics::mean(real, made, metrics::ssim).ok(),
             verdict: oracle.read(made).verdict(scene),
+            sizes: scene.objects.iter().map(|object| object.size).collect(),
         })
     }
 
@@ -89,6 +92,8 @@ pub struct Tally {
     pub colour: Mean,
     /// Of objects: the shape.
     pub shape: Mean,
+    /// Of the objects of each size: the shape.
+    pub shape_by_size: [Mean; Size::ALL.len()],
     /// Of objects: the size.
     pub size: Mean,
     /// Of objects: what it does.
@@ -105,6 +110,9 @@ impl Tally {
         self.psnr.add(measured.psnr);
         if let Some(ssim) = measured.ssim {
             self.ssim.add(ssim);
+        }
+        for (it, size) in measured.verdict.objects.iter().zip(&measured.sizes) {
+            self.shape_by_size[*size as usize].note(it.shape);
         }
         self.add_verdict(&measured.verdict);
     }
