@@ -2,6 +2,7 @@
 
 mod bench;
 mod parity;
+mod score;
 mod tiny;
 
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ Examples:
     Parity(parity::Arguments),
     /// Train divot-tiny, the model in the box, from nothing
     TrainTiny(tiny::Arguments),
+    /// Measure a trained divot-tiny on held-out clips of the world
+    ScoreTiny(Box<score::Arguments>),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments).map(|()| true),
         Command::Parity(arguments) => parity::run(&arguments),
         Command::TrainTiny(arguments) => tiny::run(&arguments).map(|()| true),
+        Command::ScoreTiny(arguments) => score::run(&arguments).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

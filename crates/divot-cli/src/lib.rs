@@ -88,7 +88,7 @@ pub fn program<A: Parser>(run: impl FnOnce(A, &mut Output) -> Result<()>) -> Exi
         Ok(arguments) => arguments,
         Err(error) => return usage(&error),
     };
-    let mut output = Output::new();
+    let mut output = Output::default();
     let result = interrupt::handle().and_then(|()| run(arguments, &mut output));
     let result = match result {
         // The output stopped the work: its reader has closed it, or it cannot be written.

@@ -34,9 +34,9 @@ pub struct Output {
     bar: Option<(Step, ProgressBar)>,
 }
 
-impl Output {
-    /// Creates the output of a command that starts now and prints text.
-    pub(crate) fn new() -> Self {
+impl Default for Output {
+    /// The output of a command that starts now and prints text.
+    fn default() -> Self {
         Self {
             json: false,
             results: Map::new(),
@@ -49,7 +49,9 @@ impl Output {
             bar: None,
         }
     }
+}
 
+impl Output {
     /// Sets whether to print one JSON object at the end instead of text.
     pub(crate) fn set_json(&mut self, json: bool) {
         self.json = json;

@@ -109,7 +109,7 @@ pub(crate) fn part_parser(wanted: fn(Part) -> bool) -> impl TypedValueParser<Val
 /// was pressed.
 pub fn run(arguments: &Arguments) -> Result<()> {
     interrupt::handle()?;
-    report(arguments, &mut Output::new())
+    report(arguments, &mut Output::default())
 }
 
 /// Like [`run`], with the report in `output`.

@@ -131,6 +131,11 @@ impl Pipeline {
         &self.device
     }
 
+    /// Returns the element type of weights in memory.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Returns the model's checkpoint, for loading single parts.
     pub fn checkpoint(&self) -> Checkpoint<'_> {
         let checkpoint = Checkpoint::new(&self.folder, &self.device);

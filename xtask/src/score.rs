@@ -1,0 +1,326 @@
+//! `cargo xtask score-tiny`: measures a trained divot-tiny on clips of the world that no training saw.
+//!
+//! The world's oracle reads what the model made, and is compared with the ground truth. Nothing here knows what a good
+//! score is: it measures, and the tables say by which rule.
+
+mod answers;
+mod generation;
+mod held_out;
+mod networks;
+mod questions;
+mod real;
+mod reconstruction;
+mod samplers;
+mod sheets;
+mod stories;
+mod table;
+mod tally;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+use divot::checkpoint::Part;
+use divot::pipeline::Decoding;
+use divot::unet::Solver;
+use divot::{Detokenizer, GenerationConfig, Pipeline, Task};
+use divot_cli::options::MakeOptions;
+use divot_cli::output::{Output, plural};
+use divot_data::world::Oracle;
+use divot_train::record::{Printer, Status, line};
+use serde_json::json;
+
+use table::Table;
+
+/// Arguments of `score-tiny`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask score-tiny --model models/tiny --sheets sheets --json scores.json
+  cargo xtask score-tiny --model models/tiny --only reconstruction --clips 100 --sampler unipc --guidance 1
+  cargo xtask score-tiny --model models/tiny --only samplers --clips 48 --seeds 1
+  cargo xtask score-tiny --model models/tiny --only real --real videos --sheets sheets
+
+The tables are printed in Markdown. They are a function of the model, the options and the counts; only seconds are not.
+Parts that the model does not have are left out, which is said.")]
+pub struct Arguments {
+    /// Table to make [default: all but samplers; real if --real is given]
+    #[arg(long, value_enum, value_name = "TABLE")]
+    only: Vec<Subject>,
+    /// Held-out clips, half of them with combinations that training never has; stories are a third as many, of three
+    /// clips each
+    #[arg(long, value_name = "COUNT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    clips: u32,
+    /// Seeds over which scores are averaged: --seed and those after it
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    seeds: u32,
+    /// Folder of real videos (MP4, GIF) to reconstruct
+    #[arg(long, value_name = "DIR")]
+    real: Option<PathBuf>,
+    /// Folder for contact sheets: the first clips and the worst ones, real above made, and what was said
+    #[arg(long, value_name = "DIR")]
+    sheets: Option<PathBuf>,
+    /// File for the numbers of each seed
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    options: MakeOptions,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Subject {
+    /// Clips to tokens and back
+    Reconstruction,
+    /// Questions about clips, and captions
+    Questions,
+    /// Clips from captions
+    Generation,
+    /// Stories in text and clips
+    Stories,
+    /// Samplers, steps and guidance: quality against cost
+    Samplers,
+    /// Real videos, reconstructed
+    Real,
+}
+
+/// The model, and how it is measured.
+struct Scoring {
+    pipeline: Pipeline,
+    decoding: Decoding,
+    generation: GenerationConfig,
+    seeds: Vec<u64>,
+    clips: usize,
+    sheets: Option<PathBuf>,
+    oracle: Oracle,
+    printer: Printer,
+}
+
+/// Makes the tables.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    divot_cli::handle_interrupts()?;
+    let mut output = Output::default();
+    let options = &arguments.options;
+    let first = options.seed();
+    let scoring = Scoring {
+        generation: options.generation()?,
+        decoding: options.decoding(&mut output)?,
+        pipeline: options.pipeline(&mut output)?,
+        seeds: (0..u64::from(arguments.seeds))
+            .map(|number| first.wrapping_add(number))
+            .collect(),
+        clips: arguments.clips as usize,
+        sheets: arguments.sheets.clone(),
+        oracle: Oracle::default(),
+        printer: Printer::new(),
+    };
+    if let Some(folder) = &scoring.sheets {
+        fs::create_dir_all(folder).with_context(|| {
+            format!(
+                "{}: no folder can be made there; choose another --sheets",
+                folder.display()
+            )
+        })?;
+    }
+    if let Some(path) = &arguments.json {
+        divot_data::check_writable(path)?;
+    }
+    let subjects = subjects(arguments)?;
+    let videos = match &arguments.real {
+        Some(folder) => real::videos(folder)?,
+        None => Vec::new(),
+    };
+
+    println!("{}", scoring.heading());
+    let mut tables = Vec::new();
+    for subject in subjects {
+        if let Some(missing) = scoring.missing(subject) {
+            println!("\nLeft out: {}: the model {missing}.", subject.name());
+            continue;
+        }
+        let started = Instant::now();
+        let made = match subject {
+            Subject::Reconstruction => reconstruction::tables(&scoring)?,
+            Subject::Questions => questions::tables(&scoring)?,
+            Subject::Generation => generation::tables(&scoring)?,
+            Subject::Stories => stories::tables(&scoring)?,
+            Subject::Samplers => samplers::tables(&scoring)?,
+            Subject::Real => real::tables(&scoring, &videos)?,
+        };
+        for table in &made {
+            println!("\n{}", table.markdown());
+        }
+        scoring.printer.note(&format!(
+            "{}: {:.0} s",
+            subject.name(),
+            started.elapsed().as_secs_f64()
+        ));
+        tables.extend(made);
+        // After each table, so that a run that is stopped leaves those that it made.
+        if let Some(path) = &arguments.json {
+            write_json(path, &scoring, &tables)?;
+        }
+    }
+    scoring.printer.finish();
+    Ok(())
+}
+
+/// What to measure, in order.
+fn subjects(arguments: &Arguments) -> Result<Vec<Subject>> {
+    let real = arguments.real.is_some();
+    if arguments.only.contains(&Subject::Real) && !real {
+        bail!("--only real needs a folder of videos; name one with --real");
+    }
+    let wanted = |subject: &Subject| match (arguments.only.is_empty(), subject) {
+        (false, _) => arguments.only.contains(subject),
+        (true, Subject::Samplers) => false,
+        (true, Subject::Real) => real,
+        (true, _) => true,
+    };
+    let all = Subject::value_variants().iter().copied();
+    Ok(all.filter(wanted).collect())
+}
+
+fn write_json(path: &std::path::Path, scoring: &Scoring, tables: &[Table]) -> Result<()> {
+    let tables: Vec<_> = tables.iter().map(Table::json).collect();
+    let value = json!({
+        "model": scoring.pipeline.folder(),
+        "device": divot::device::name(scoring.pipeline.device()),
+        "clips": scoring.clips,
+        "seeds": scoring.seeds,
+        "sampling": scoring.sampling(),
+        "tables": tables,
+    });
+    let text = serde_json::to_string_pretty(&value)?;
+    fs::write(path, text + "\n").with_context(|| format!("{}: cannot be written", path.display()))
+}
+
+impl Subject {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+impl Scoring {
+    /// Which part a subject needs that the model does not have, if any.
+    fn missing(&self, subject: Subject) -> Option<String> {
+        let folder = self.pipeline.folder();
+        let lacks = |part: Part| {
+            let absent = !part.folder(folder).is_dir();
+            absent.then(|| format!("has no {part}", part = part.name()))
+        };
+        let mute = |task: Task| {
+            let absent = task.part(folder).is_err();
+            absent.then(|| "has no language model".to_owned())
+        };
+        match subject {
+            Subject::Reconstruction | Subject::Samplers | Subject::Real => {
+                lacks(Part::Tokenizer).or_else(|| lacks(Part::Detokenizer))
+            }
+            Subject::Questions => lacks(Part::Tokenizer).or_else(|| mute(Task::Comprehension)),
+            Subject::Generation | Subject::Stories => mute(Task::Generation)
+                .or_else(|| lacks(Detokenizer::adapted_part(folder)))
+                .or_else(|| lacks(Part::Tokenizer).filter(|_| self.decoding.guidance.is_on())),
+        }
+    }
+
+    fn heading(&self) -> String {
+        let folder = self.pipeline.folder();
+        let seeds = match &self.seeds[..] {
+            [one] => format!("seed {one}"),
+            seeds => format!("seeds {} to {}", seeds[0], seeds[seeds.len() - 1]),
+        };
+        format!(
+            "# Scores of {}\n\n{}, {seeds}, {}, on {}. Where there are several seeds, a score is their mean ± their \
+             standard deviation. Shares are in percent.",
+            folder.display(),
+            plural(self.clips, "clip"),
+            self.sampling(),
+            divot::device::name(self.pipeline.device()),
+        )
+    }
+
+    /// How clips and texts are sampled, in words.
+    fn sampling(&self) -> String {
+        let sampling = &self.decoding.sampling;
+        let guidance = self.decoding.guidance.scale;
+        let (text, features) = (&self.generation.text, &self.generation.features);
+        format!(
+            "{} steps of {}, guidance {guidance}, text at temperature {} and top-p {}, tokens at {} of their variance",
+            sampling.check().unwrap_or(sampling.steps),
+            solver_name(sampling.solver),
+            text.temperature,
+            text.top_p,
+            features.var_scale,
+        )
+    }
+
+    /// Follows a work of so many steps.
+    fn progress(&self, name: &str, steps: usize) -> Progress<'_> {
+        Progress {
+            printer: &self.printer,
+            name: name.to_owned(),
+            status: Status {
+                steps,
+                ..Status::default()
+            },
+            weight: 1,
+            started: Instant::now(),
+            shown: Instant::now(),
+        }
+    }
+}
+
+/// What a solver is called, with its share of fresh noise.
+fn solver_name(solver: Solver) -> String {
+    match solver {
+        Solver::Ddim { eta } => format!("ddim (eta {eta})"),
+        Solver::DpmSolverPlusPlus => "dpm-solver++".to_owned(),
+        Solver::UniPc => "unipc".to_owned(),
+    }
+}
+
+/// The seed of the random numbers of one clip or answer, a different one for each.
+fn seed_of(seed: u64, number: u64) -> u64 {
+    seed.wrapping_mul(1_000_003).wrapping_add(number)
+}
+
+/// Least seconds between two lines about how far a work is.
+const SECONDS: f64 = 5.0;
+
+/// How far a work is.
+struct Progress<'a> {
+    printer: &'a Printer,
+    name: String,
+    status: Status,
+    /// Steps that a clip takes.
+    weight: usize,
+    started: Instant,
+    shown: Instant,
+}
+
+impl Progress<'_> {
+    /// Notes that so many more clips, answers or the like are done.
+    ///
+    /// # Errors
+    /// If Ctrl-C was pressed.
+    fn advance(&mut self, clips: usize) -> Result<()> {
+        if divot_cli::interrupted() {
+            return Err(divot::Error::Stopped.into());
+        }
+        let status = &mut self.status;
+        status.step += clips * self.weight;
+        if self.shown.elapsed().as_secs_f64() >= SECONDS {
+            let left = status.steps.saturating_sub(status.step) as f64;
+            let pace = self.started.elapsed().as_secs_f64() / status.step.max(1) as f64;
+            status.seconds_left = Some(pace * left);
+            self.printer
+                .show(format!("{}: {}", self.name, line(status)));
+            self.shown = Instant::now();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+//! The networks at work: clips to tokens and back, several at a time.
+
+use std::ops::ControlFlow;
+
+use anyhow::{Result, bail};
+use burn::tensor::{DType, Shape, Tensor, TensorData};
+use divot::checkpoint::Part;
+use divot::pipeline::Decoding;
+use divot::{
+    Detokenizer, DetokenizerConfig, Guidance, GuidanceConfig, Noise, OpenLlm, Task, Tokenizer,
+    TokenizerConfig, VideoLlm,
+};
+use divot_data::{Clip, Frame, chw_to_clip};
+
+use super::{Progress, Scoring};
+
+/// Clips that a network works on at a time.
+pub const AT_A_TIME: usize = 16;
+
+/// Breaks if Ctrl-C was pressed.
+pub fn flow() -> ControlFlow<()> {
+    match divot_cli::interrupted() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+impl Scoring {
+    /// Side of the frames that the tokenizer reads.
+    pub fn read_side(&self) -> Result<usize> {
+        let config: TokenizerConfig = self.pipeline.checkpoint().config(Part::Tokenizer)?;
+        Ok(config.frame_size)
+    }
+
+    /// Side of the frames that a de-tokenizer makes.
+    pub fn made_side(&self, part: Part) -> Result<usize> {
+        let config: DetokenizerConfig = self.pipeline.checkpoint().config(part)?;
+        let [height, width] = config.frame_size();
+        if height != width {
+            bail!(
+                "the {part} makes frames of {width}x{height}, and clips of the world are square",
+                part = part.name()
+            );
+        }
+        Ok(width)
+    }
+
+    /// Side of the frames of a model that makes what it reads.
+    pub fn side(&self) -> Result<usize> {
+        let (read, made) = (self.read_side()?, self.made_side(Part::Detokenizer)?);
+        if read != made {
+            bail!(
+                "the tokenizer reads frames of {read} pixels and the de-tokenizer makes {made}: they cannot be compared"
+            );
+        }
+        Ok(read)
+    }
+
+    /// Loads the tokenizer.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Ok(Tokenizer::load(&mut self.pipeline.checkpoint())?.0)
+    }
+
+    /// Loads a de-tokenizer.
+    pub fn detokenizer(&self, part: Part) -> Result<Detokenizer> {
+        Ok(Detokenizer::load_part(&mut self.pipeline.checkpoint(), part)?.0)
+    }
+
+    /// Loads the best language model for a task. Also returns its name.
+    pub fn llm(&self, task: Task) -> Result<(VideoLlm, &'static str)> {
+        let mut checkpoint = self.pipeline.checkpoint();
+        let open = OpenLlm::best(&checkpoint, task)?;
+        let part = open.part.name();
+        let quantization = self.pipeline.precision().quantization;
+        Ok((open.load(&mut checkpoint, quantization)?, part))
+    }
+
+    /// The tokens of a mid-grey clip, `[1, tokens, width]`.
+    pub fn grey(&self) -> Result<Tensor<3>> {
+        match self.pipeline.checkpoint().unconditional()? {
+            Some(tokens) => Ok(tokens),
+            None => Ok(self.tokenizer()?.unconditional()),
+        }
+    }
+
+    /// The guidance of the options, if it is on.
+    pub fn guidance(&self) -> Result<Option<Guidance>> {
+        match self.decoding.guidance.is_on() {
+            true => Ok(guided(self.decoding.guidance, &self.grey()?)),
+            false => Ok(None),
+        }
+    }
+
+    /// Tokens of clips, `[clips, tokens, width]`.
+    pub fn tokens(
+        &self,
+        clips: impl Iterator<Item = Result<Clip>>,
+        count: usize,
+    ) -> Result<Tensor<3>> {
+        let tokenizer = self.tokenizer()?;
+        let device = self.pipeline.device();
+        let mut progress = self.progress("tokenizer", count);
+        let mut clips = clips.peekable();
+        let mut tokens = Vec::new();
+        while clips.peek().is_some() {
+            let batch = clips.by_ref().take(AT_A_TIME);
+            let batch = batch.map(|clip| Ok(clip?.sparse()));
+            let batch = batch.collect::<Result<Vec<_>>>()?;
+            let count = batch.len();
+            tokens.push(tokenizer.tokenize(stack(batch, device)));
+            progress.advance(count)?;
+        }
+        Ok(Tensor::cat(tokens, 0))
+    }
+}
+
+/// Guidance with the tokens of a mid-grey clip, if it is on.
+pub fn guided(config: GuidanceConfig, grey: &Tensor<3>) -> Option<Guidance> {
+    config.is_on().then(|| config.with_tokens(grey.clone()))
+}
+
+/// Decodes the tokens of clips, `[clips, tokens, width]`, and hands each clip over with its place.
+///
+/// # Errors
+/// If a value is not finite, Ctrl-C was pressed, or `each` fails.
+pub fn decode(
+    detokenizer: &Detokenizer,
+    tokens: &Tensor<3>,
+    guidance: Option<&Guidance>,
+    decoding: &Decoding,
+    seed: u64,
+    progress: &mut Progress<'_>,
+    each: &mut dyn FnMut(usize, Vec<Frame>) -> Result<()>,
+) -> Result<()> {
+    let count = tokens.dims()[0];
+    for start in (0..count).step_by(AT_A_TIME) {
+        let batch = tokens
+            .clone()
+            .narrow(0, start, AT_A_TIME.min(count - start));
+        let mut noise = Noise::keyed([seed, start as u64, 0, 0]);
+        let sampling = &decoding.sampling;
+        let latents = detokenizer.sample(batch, guidance, sampling, &mut noise, |_| flow())?;
+        let clips = frames(detokenizer, latents)?;
+        let count = clips.len();
+        for (place, clip) in clips.into_iter().enumerate() {
+            each(start + place, clip)?;
+        }
+        progress.advance(count)?;
+    }
+    Ok(())
+}
+
+/// What the autoencoder alone makes of clips of frames.
+///
+/// # Errors
+/// If a value is not finite.
+pub fn autoencoded(detokenizer: &Detokenizer, clips: &[Clip]) -> Result<Vec<Vec<Frame>>> {
+    let device = detokenizer.unet.conv_in.weight.device();
+    let clips = stack(clips.iter().map(Clip::dense).collect(), &device);
+    let clips = clips.swap_dims(1, 2).cast(detokenizer.dtype);
+    frames(detokenizer, detokenizer.vae.encode_clip(clips, None))
+}
+
+/// Decodes latents, `[clips, channels, frames, height, width]`.
+fn frames(detokenizer: &Detokenizer, latents: Tensor<5>) -> Result<Vec<Vec<Frame>>> {
+    let video = detokenizer.decode(latents).swap_dims(1, 2);
+    let [_, count, channels, height, width] = video.dims();
+    let shape = [count, channels, height, width];
+    let values: Vec<f32> = video.into_data().iter::<f32>().collect();
+    if values.iter().any(|value| value.is_nan()) {
+        return Err(divot::Error::NotFinite(detokenizer.dtype.name()).into());
+    }
+    let clips = values.chunks(shape.iter().product());
+    clips
+        .map(|values| Ok(chw_to_clip(values, shape)?))
+        .collect()
+}
+
+/// Frames of clips of one size, each `[frames, 3, height, width]`, as `[clips, frames, 3, height, width]`.
+fn stack(clips: Vec<(Vec<f32>, [usize; 4])>, device: &burn::tensor::Device) -> Tensor<5> {
+    let [frames, channels, height, width] = clips.first().map_or([0; 4], |(_, shape)| *shape);
+    let shape = Shape::new([clips.len(), frames, channels, height, width]);
+    let values: Vec<f32> = clips.into_iter().flat_map(|(values, _)| values).collect();
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
