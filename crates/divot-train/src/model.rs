@@ -193,13 +193,17 @@ impl ModelConfig {
             .with_heads(2);
         // The first transformer over time has heads of its own. Eight of them would be the widest of the network.
         let unet = UnetConfig::new(32, vec![2, 3], 128)
+            .with_in_channels(8)
+            .with_out_channels(8)
             .with_num_res_blocks(1)
             .with_attention_resolutions(vec![1, 2])
             .with_head_dim(32)
             .with_init_attn_heads(2)
             .with_primary_context(32)
             .with_dropout(0.0);
+        // Four channels keep too little of shapes that are as small as two latents.
         let vae = VaeConfig::new()
+            .with_latent_channels(8)
             .with_channels(64)
             .with_channel_mult(vec![1, 2])
             .with_num_res_blocks(1)
