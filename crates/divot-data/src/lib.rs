@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod animation;
+pub mod captions;
 mod clip;
 mod clip_files;
 pub mod dataset;
