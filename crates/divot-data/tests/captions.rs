@@ -109,6 +109,8 @@ fn the_same_word_is_a_verb_or_a_noun() {
         ),
         ("She waves at the camera", "Sea waves, top view"),
         ("A woman cuts a cake", "Cuts of meat on a table"),
+        ("A mason building a wall", "The building is old"),
+        ("Painting a wall", "A painting on a wall"),
         ("Cars are parking", "A parking lot full of cars"),
         ("The lights flicker", "Traffic lights in the city"),
         ("Two girls dance in a studio", "A dance studio with mirrors"),

@@ -31,7 +31,7 @@
 //!
 //! | evidence | weight | examples | not |
 //! | --- | --- | --- | --- |
-//! | a participle in -ing of a verb of motion | 2 | "woman walking", "falling snow" | "running shoes", "for cutting" |
+//! | a participle in -ing of a verb of motion | 2 | "woman walking", "falling snow" | "running shoes", "for cutting", "the building" |
 //! | the same of a verb in no list, after who does it | 2 | "a man is yodelling" | "is missing", "sitting" |
 //! | a finite form, where a verb can stand | 2 | "she waves", "kids run", "zoom in" | "the waves", "ski runs" |
 //! | a past form, where it is no adjective | 2 | "is thrown into", "being painted" | "a broken cup" |

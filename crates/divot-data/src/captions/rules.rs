@@ -104,6 +104,9 @@ impl Caption<'_> {
         let before = self.before(at);
         if before == Some("for") || self.is_noun_of_action(at) {
             None
+        } else if verb.motion.participle && self.words.is_noun_in_ing(word) {
+            let is_verb = self.follows_actor(at) || self.leads_somewhere(at) || self.has_object(at);
+            is_verb.then_some(Reason::Progressive)
         } else if verb.motion.participle {
             let named = !self.follows_actor(at)
                 && self
@@ -157,9 +160,7 @@ impl Caption<'_> {
         if !verb.motion.base || self.follows_possessive(at) {
             return false;
         }
-        let next = self.next(at);
-        let has_object = next.is_some_and(|next| self.words.determiner.contains(next));
-        let leads = self.leads_somewhere(at) || has_object;
+        let leads = self.leads_somewhere(at) || self.has_object(at);
         match self.before(at) {
             None => self.tokens[at].before == Break::Sentence && leads,
             Some(before)
@@ -183,9 +184,7 @@ impl Caption<'_> {
             return false;
         };
         let leads = self.leads_somewhere(at);
-        let has_object = self
-            .next(at)
-            .is_some_and(|next| self.words.determiner.contains(next));
+        let has_object = self.has_object(at);
         if self.words.get.contains(before) || before == "being" {
             true
         } else if self.words.be.contains(before) {
@@ -299,6 +298,12 @@ impl Caption<'_> {
     fn leads_somewhere(&self, at: usize) -> bool {
         self.next(at)
             .is_some_and(|next| self.words.direction.contains(next))
+    }
+
+    /// Whether an object with its article follows.
+    fn has_object(&self, at: usize) -> bool {
+        self.next(at)
+            .is_some_and(|next| self.words.determiner.contains(next))
     }
 
     fn can_follow_verb(&self, word: &str) -> bool {
