@@ -20,6 +20,9 @@ use crate::{DEFAULT_FPS, Error, Frame, Result, gif, images, webp};
 /// How long a program may give no output. It sends a frame for every 100 that it decodes.
 const SILENCE: Duration = Duration::from_secs(120);
 
+/// How often a file is read at most to see all frames in order. Once is enough but for edit lists that go back.
+const PASSES: usize = 16;
+
 /// Description of a video.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -255,6 +258,39 @@ impl Video {
             return Ok(ControlFlow::Break(()));
         }
         outcome.map(ControlFlow::Continue)
+    }
+
+    /// Decodes all frames in display order, and calls `each` with the index and the frame. `each` may stop it. The
+    /// result states whether it did.
+    ///
+    /// One frame is in memory at a time, and some 300 bytes for each frame of the video.
+    ///
+    /// # Errors
+    /// Those of [`Video::visit_until`]. [`Error::Argument`] when an edit list goes back and forth too often.
+    pub fn visit_all(
+        &self,
+        mut each: impl FnMut(usize, &Frame) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<()>> {
+        let mut next = 0;
+        for _ in 0..PASSES {
+            let first = next;
+            let indices: Vec<usize> = (first..self.info.frames).collect();
+            let flow = self.visit_until(&indices, |position, frame| {
+                // A frame that comes too early comes again in the next pass.
+                if first + position != next {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                next += 1;
+                each(next - 1, frame)
+            })?;
+            if flow.is_break() || next == self.info.frames {
+                return Ok(flow);
+            }
+        }
+        Err(Error::Argument(format!(
+            "{}: its edit list goes back and forth too often to read all frames in order; convert the video to H.264 in MP4",
+            self.path.display()
+        )))
     }
 
     fn decode(
