@@ -1,6 +1,6 @@
 //! Opens videos of any format and reads their frames.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::ops::ControlFlow;
@@ -228,24 +228,27 @@ impl Video {
         mut each: impl FnMut(usize, &Frame) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
         let frames = self.info.frames;
-        let mut positions: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (position, &index) in indices.iter().enumerate() {
-            if index >= frames {
-                return Err(Error::OutOfRange {
-                    path: self.path.clone(),
-                    index,
-                    frames,
-                });
-            }
-            positions.entry(index).or_default().push(position);
+        if let Some(&index) = indices.iter().find(|&&index| index >= frames) {
+            return Err(Error::OutOfRange {
+                path: self.path.clone(),
+                index,
+                frames,
+            });
         }
-        let wanted: BTreeSet<usize> = positions.keys().copied().collect();
+        // A film has hundreds of thousands of frames, for which maps are large.
+        let mut positions: Vec<(usize, usize)> = indices.iter().copied().zip(0..).collect();
+        positions.sort_unstable();
+        let wanted: BTreeSet<usize> = positions.iter().map(|&(index, _)| index).collect();
         if wanted.is_empty() {
             return Ok(ControlFlow::Continue(()));
         }
         let mut stopped = false;
         let outcome = self.decode(&wanted, &mut |index, frame| {
-            for &position in positions.get(&index).into_iter().flatten() {
+            let first = positions.partition_point(|&(wanted, _)| wanted < index);
+            let same = positions[first..]
+                .iter()
+                .take_while(|&&(wanted, _)| wanted == index);
+            for &(_, position) in same {
                 if each(position, &frame)?.is_break() {
                     stopped = true;
                     // This error only stops the decoding and is not returned.

@@ -46,8 +46,9 @@
 //! 5. The adaptive detector ([`Adaptive`]) finds a frame that scores several times the mean of its neighbours. A
 //!    camera that moves quickly raises all scores, and makes no cut.
 //!
-//! On the same frames, scores are equal to the bit. PySceneDetect's component for edges, which is off in it, is
-//! missing here.
+//! On the same frames, scores are equal to the bit. Frames of 8 bits are decoded equally, too. OpenCV rounds colours of
+//! 10 bits differently, so that scores differ where pictures are nearly grey. PySceneDetect's component for edges,
+//! which is off by default, is missing here.
 //!
 //! | here | PySceneDetect | default |
 //! | --- | --- | --- |
