@@ -16,6 +16,7 @@ mod mp4;
 mod mux;
 mod picture_order;
 pub mod sampling;
+pub mod shots;
 mod timeline;
 pub mod transform;
 mod video;

@@ -1,6 +1,6 @@
 //! Opens videos of any format and reads their frames.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::ops::ControlFlow;
@@ -19,6 +19,9 @@ use crate::{DEFAULT_FPS, Error, Frame, Result, gif, images, webp};
 
 /// How long a program may give no output. It sends a frame for every 100 that it decodes.
 const SILENCE: Duration = Duration::from_secs(120);
+
+/// How often a file is read at most to see all frames in order. Once is enough but for edit lists that go back.
+const PASSES: usize = 16;
 
 /// Description of a video.
 #[derive(Debug, Clone, PartialEq)]
@@ -225,24 +228,27 @@ impl Video {
         mut each: impl FnMut(usize, &Frame) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
         let frames = self.info.frames;
-        let mut positions: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (position, &index) in indices.iter().enumerate() {
-            if index >= frames {
-                return Err(Error::OutOfRange {
-                    path: self.path.clone(),
-                    index,
-                    frames,
-                });
-            }
-            positions.entry(index).or_default().push(position);
+        if let Some(&index) = indices.iter().find(|&&index| index >= frames) {
+            return Err(Error::OutOfRange {
+                path: self.path.clone(),
+                index,
+                frames,
+            });
         }
-        let wanted: BTreeSet<usize> = positions.keys().copied().collect();
+        // A film has hundreds of thousands of frames, for which maps are large.
+        let mut positions: Vec<(usize, usize)> = indices.iter().copied().zip(0..).collect();
+        positions.sort_unstable();
+        let wanted: BTreeSet<usize> = positions.iter().map(|&(index, _)| index).collect();
         if wanted.is_empty() {
             return Ok(ControlFlow::Continue(()));
         }
         let mut stopped = false;
         let outcome = self.decode(&wanted, &mut |index, frame| {
-            for &position in positions.get(&index).into_iter().flatten() {
+            let first = positions.partition_point(|&(wanted, _)| wanted < index);
+            let same = positions[first..]
+                .iter()
+                .take_while(|&&(wanted, _)| wanted == index);
+            for &(_, position) in same {
                 if each(position, &frame)?.is_break() {
                     stopped = true;
                     // This error only stops the decoding and is not returned.
@@ -255,6 +261,39 @@ impl Video {
             return Ok(ControlFlow::Break(()));
         }
         outcome.map(ControlFlow::Continue)
+    }
+
+    /// Decodes all frames in display order, and calls `each` with the index and the frame. `each` may stop it. The
+    /// result states whether it did.
+    ///
+    /// One frame is in memory at a time, and some 300 bytes for each frame of the video.
+    ///
+    /// # Errors
+    /// Those of [`Video::visit_until`]. [`Error::Argument`] when an edit list goes back and forth too often.
+    pub fn visit_all(
+        &self,
+        mut each: impl FnMut(usize, &Frame) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<()>> {
+        let mut next = 0;
+        for _ in 0..PASSES {
+            let first = next;
+            let indices: Vec<usize> = (first..self.info.frames).collect();
+            let flow = self.visit_until(&indices, |position, frame| {
+                // A frame that comes too early comes again in the next pass.
+                if first + position != next {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                next += 1;
+                each(next - 1, frame)
+            })?;
+            if flow.is_break() || next == self.info.frames {
+                return Ok(flow);
+            }
+        }
+        Err(Error::Argument(format!(
+            "{}: its edit list goes back and forth too often to read all frames in order; convert the video to H.264 in MP4",
+            self.path.display()
+        )))
     }
 
     fn decode(

@@ -401,3 +401,86 @@ fn fewer_pictures_than_packets() {
         Error::OutOfRange { frames: 50..70, .. }
     ));
 }
+
+/// Writes a video of 60 frames at 10 frames per second with an edit list: first frames, of which it shows `length`.
+fn edited(path: &Path, starts: &[u32], length: u32) {
+    write_mp4(path, &frames(60), 10.0).unwrap();
+    let mut bytes = fs::read(path).unwrap();
+    let place = |bytes: &[u8], name: &[u8]| bytes.windows(4).position(|w| w == name).unwrap();
+    let mut list = Vec::new();
+    let edits = starts
+        .iter()
+        .flat_map(|&start| [length * 1000, start * 1000, 0x1_0000]);
+    let size = 16 + 12 * starts.len() as u32;
+    for word in [size + 8, 0, size, 0, 0, starts.len() as u32]
+        .into_iter()
+        .chain(edits)
+    {
+        list.extend(word.to_be_bytes());
+    }
+    list[4..8].copy_from_slice(b"edts");
+    list[12..16].copy_from_slice(b"elst");
+
+    // At the end of the track, which is that of the index. The pictures move back.
+    let mut enlarge = |at: usize, by: usize| {
+        let value = u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        bytes[at..at + 4].copy_from_slice(&((value + by) as u32).to_be_bytes());
+        value
+    };
+    let text = fs::read(path).unwrap();
+    let movie = place(&text, b"moov") - 4;
+    let end = movie + enlarge(movie, list.len());
+    enlarge(place(&text, b"trak") - 4, list.len());
+    let chunks = place(&text, b"stco") + 8;
+    for chunk in 0..enlarge(chunks, 0) {
+        enlarge(chunks + 4 * (chunk + 1), list.len());
+    }
+    bytes.splice(end..end, list);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn every_frame_comes_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.mp4");
+    for starts in [&[0][..], &[5, 40], &[0, 0], &[30, 10, 10, 50, 0]] {
+        edited(&path, starts, 10);
+        let video = Video::open(&path).unwrap();
+        let count = video.info().frames;
+        assert_eq!(count, 10 * starts.len(), "{starts:?}");
+        let expected = video.frames(&(0..count).collect::<Vec<_>>()).unwrap();
+        for stop in [count, 3, 17] {
+            let mut next = 0;
+            let flow = video.visit_all(|index, frame| {
+                assert_eq!(index, next, "{starts:?}");
+                assert!(*frame == expected[index], "{starts:?}: frame {index}");
+                next += 1;
+                Ok(if next == stop {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                })
+            });
+            assert_eq!(flow.unwrap().is_break(), stop <= count);
+            assert_eq!(next, stop.min(count));
+        }
+    }
+    // From the last frame to the first.
+    let backwards: Vec<u32> = (0..60).rev().collect();
+    edited(&path, &backwards, 1);
+    let video = Video::open(&path).unwrap();
+    assert_eq!(video.info().frames, 60);
+    let error = video
+        .visit_all(|_, _| Ok(ControlFlow::Continue(())))
+        .unwrap_err();
+    let line = error.to_string();
+    assert!(
+        line.contains("a.mp4: its edit list") && !line.contains('\n'),
+        "{line}"
+    );
+    // An error of the caller ends it.
+    let error = video
+        .visit_all(|_, _| Err(Error::Argument("mine".into())))
+        .unwrap_err();
+    assert_eq!(error.to_string(), "mine");
+}

@@ -1,0 +1,4 @@
+//! Shot boundaries beside PySceneDetect's, which `xtask/peer/shots.py` computed.
+
+mod made;
+mod videos;
