@@ -25,6 +25,10 @@ pub enum Error {
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(crate::hub::HubError),
+    /// A language model behind an endpoint could not be asked.
+    #[cfg(feature = "endpoint")]
+    #[error(transparent)]
+    Endpoint(crate::endpoint::EndpointError),
     /// The device is not available.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -121,6 +125,16 @@ impl From<crate::hub::HubError> for Error {
         match error {
             crate::hub::HubError::Stopped => Self::Stopped,
             error => Self::Hub(error),
+        }
+    }
+}
+
+#[cfg(feature = "endpoint")]
+impl From<crate::endpoint::EndpointError> for Error {
+    fn from(error: crate::endpoint::EndpointError) -> Self {
+        match error {
+            crate::endpoint::EndpointError::Stopped => Self::Stopped,
+            error => Self::Endpoint(error),
         }
     }
 }

@@ -5,6 +5,8 @@ pub mod convert;
 mod detokenizer;
 pub mod device;
 mod dynamicrafter;
+#[cfg(feature = "endpoint")]
+pub mod endpoint;
 mod error;
 mod guidance;
 #[cfg(feature = "hub")]

@@ -83,6 +83,7 @@ struct State {
     most: usize,
     /// Requests of `Deed::Gather` that arrived.
     gathered: usize,
+    hanging: usize,
     is_released: bool,
 }
 
@@ -130,6 +131,11 @@ impl Stub {
         self.shared.0.lock().unwrap().answered.clone()
     }
 
+    /// The number of requests that hang, or did.
+    pub fn hanging(&self) -> usize {
+        self.shared.0.lock().unwrap().hanging
+    }
+
     pub fn most(&self) -> usize {
         self.shared.0.lock().unwrap().most
     }
@@ -174,6 +180,7 @@ fn serve(
             }
         }
         Deed::Hang => {
+            locked.hanging += 1;
             locked = changed
                 .wait_while(locked, |state| !state.is_released)
                 .unwrap();
