@@ -189,6 +189,7 @@ fn jobs_are_drawn_when_there_is_room() {
     let (kept, drawn) = (Kept::new(), Cell::new(0));
     let jobs = (0..).map(|index| {
         drawn.set(index + 1);
+        assert!(index < 1000, "jobs are drawn without end");
         (index, question(format!("q{index}")))
     });
     let mut before = 0;

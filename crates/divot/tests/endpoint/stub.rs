@@ -44,7 +44,7 @@ pub enum Deed {
     CutInside,
     /// Never answers, until the endpoint is released.
     Hang,
-    /// Answers when as many requests as this are there at once.
+    /// Answers when as many requests as this are there at once, and a moment later, so that more would be seen.
     Gather(usize),
 }
 
@@ -173,7 +173,9 @@ fn serve(
             let (after, waited) = changed
                 .wait_timeout_while(locked, limit, |state| state.gathered < goal)
                 .unwrap();
-            locked = after;
+            drop(after);
+            thread::sleep(Duration::from_millis(50));
+            locked = state.lock().unwrap();
             match waited.timed_out() {
                 true => Deed::status(400, "too few requests at a time"),
                 false => Deed::says("together"),
