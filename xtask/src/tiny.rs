@@ -16,8 +16,9 @@ use divot_train::{CacheOptions, Recipe, RunOptions, Weights};
 /// Arguments of `train-tiny`.
 #[derive(Args)]
 #[command(after_help = "\
-Each stage is a recipe in examples/recipes/tiny, and a folder in outputs/tiny: a run with its report.html, or a cache.
-Ctrl-C saves what is there; the same command goes on. The model is in outputs/tiny/model in the end.")]
+All stages but text and model are recipes in examples/recipes/tiny, and folders in outputs/tiny: runs with their
+report.html, or caches. Ctrl-C saves what is there; the same command goes on. The model is written into
+outputs/tiny/model in 8 bits, each time anew.")]
 pub struct Arguments {
     /// Only this stage, from what those before it left [default: all that are not done]
     #[arg(long, value_enum)]

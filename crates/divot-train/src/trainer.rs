@@ -189,7 +189,9 @@ impl Trainer {
             self.average = average.map(|average| average.update(&self.model, step));
         }
         if step + 1 == settings.steps
-            && let Some(change) = self.objective.finish(&self.evaluated(), samples)?
+            && let Some(change) = self
+                .objective
+                .finish(&self.model, &self.evaluated(), samples)?
         {
             self.model = change(std::mem::take(&mut self.model));
             if let Some(average) = &mut self.average {

@@ -68,17 +68,17 @@ pub fn write(folder: &Path, name: &str, entries: &[Entry]) -> Result<()> {
     }
     let rows = entries.iter().flat_map(|entry| &entry.rows);
     let rows: Vec<&[Frame]> = rows.map(Vec::as_slice).collect();
-    write_png(
-        folder.join(format!("{name}.png")),
-        &contact_sheet(&rows, GAP)?,
-    )?;
-    let lines = entries.iter().zip(1..);
-    let lines = lines.map(|(entry, number)| format!("{number}. {}\n", entry.text));
-    write_text(
-        folder,
-        name,
-        &format!("![]({name}.png)\n\n{}", lines.collect::<String>()),
-    )
+    let mut text = String::new();
+    // A story may end before its first clip.
+    if !rows.is_empty() {
+        let sheet = contact_sheet(&rows, GAP)?;
+        write_png(folder.join(format!("{name}.png")), &sheet)?;
+        text += &format!("![]({name}.png)\n\n");
+    }
+    for (entry, number) in entries.iter().zip(1..) {
+        text += &format!("{number}. {}\n", entry.text);
+    }
+    write_text(folder, name, &text)
 }
 
 /// Writes `NAME.md`.
@@ -121,5 +121,12 @@ mod tests {
         let text = fs::read_to_string(folder.path().join("sheet-worst.md")).unwrap();
         assert!(text.contains("3. 19\n"), "{text}");
         assert!(folder.path().join("sheet.png").is_file());
+
+        let entry = Entry {
+            text: "nothing".to_owned(),
+            rows: Vec::new(),
+        };
+        write(folder.path(), "empty", &[entry]).unwrap();
+        assert!(!folder.path().join("empty.png").exists());
     }
 }

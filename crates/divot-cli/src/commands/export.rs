@@ -15,7 +15,10 @@ use crate::output::Output;
 /// Turn a training run's newest checkpoint into a model
 ///
 /// The folder can then be given as --model. Frozen networks are taken from where the recipe says, and low-rank
-/// adaptation is merged. A vision tower or an autoencoder alone is no model: train a stage that starts from it.
+/// adaptation is merged. An adapted de-tokenizer becomes detokenizer-adapted. A language model becomes
+/// llm-comprehension or llm-generation if it learned only that, and llm-pretrained otherwise. So several runs can be
+/// exported into one folder; parts of the same name are replaced. A vision tower or an autoencoder alone is no model:
+/// train a stage that starts from it.
 ///
 /// With --released, the folder has the released files' names instead, for the released Python code and for
 /// `transformers`. `divot convert --from FOLDER --config FOLDER/config.json` turns it back.

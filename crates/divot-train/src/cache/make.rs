@@ -137,6 +137,12 @@ pub fn cache(
                 problem: "is a cache already; name the source that it was made of".to_owned(),
             });
         }
+        if data.source.format == Format::Texts {
+            return Err(Error::Setting {
+                setting: format!("{key}.source"),
+                problem: "has no clips; train from it directly".to_owned(),
+            });
+        }
         opened.push((key, Source::open(&data.source, &clips)?));
     }
     let _lock = Lock::new(folder)?;

@@ -102,8 +102,17 @@ impl Objective for Autoencoder {
         })
     }
 
-    /// Scales the latents, so that their mean square is 1 after the scale factor.
-    fn finish(&self, model: &Model, samples: &[Sample]) -> Result<Option<Finish>> {
+    /// Scales the latents, so that their mean square is 1 after the scale factor, unless they are held by what is frozen.
+    fn finish(&self, learned: &Model, model: &Model, samples: &[Sample]) -> Result<Option<Finish>> {
+        let Vae {
+            quant_conv,
+            post_quant_conv,
+            ..
+        } = learned.vae();
+        let mut scaled = [&quant_conv.weight, &post_quant_conv.weight].into_iter();
+        if !scaled.all(|weight| weight.is_require_grad()) {
+            return Ok(None);
+        }
         let vae = model.vae();
         let device = vae.quant_conv.weight.device();
         let mut sum = 0.0;

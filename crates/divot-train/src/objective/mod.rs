@@ -83,12 +83,17 @@ pub trait Objective {
         draws: &Draws,
     ) -> Result<Prepared>;
 
-    /// What is done to a model after the last step. It is measured with `model`, on the samples of that step. Most
-    /// objectives leave the model as it is.
+    /// What is done to the model that was `learned` after the last step, and to its moving average. It is measured with
+    /// `model`, on the samples of that step. Most objectives leave the model as it is.
     ///
     /// # Errors
     /// If the samples do not fit the objective.
-    fn finish(&self, _model: &Model, _samples: &[Sample]) -> Result<Option<Finish>> {
+    fn finish(
+        &self,
+        _learned: &Model,
+        _model: &Model,
+        _samples: &[Sample],
+    ) -> Result<Option<Finish>> {
         Ok(None)
     }
 

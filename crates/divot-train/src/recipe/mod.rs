@@ -278,6 +278,13 @@ impl Recipe {
         }
         let tokens = SpecialTokens::of(&text, self.model.llm.num_queries);
         let tokens = tokens.map_err(|error| setting(error.to_string()))?;
+        if self.settings.validation.data.len() > self.settings.data.len() {
+            return Err(Error::Setting {
+                setting: "validation.data".to_owned(),
+                problem: "has more sources than `data`; the first has the task of the first there, and so on"
+                    .to_owned(),
+            });
+        }
         let kind = match self.settings.objective {
             ObjectiveSettings::Adaptation { .. } => TaskKind::Generation,
             _ => TaskKind::Comprehension,
@@ -291,11 +298,11 @@ impl Recipe {
             text,
             tokens,
             tasks: tasks.collect(),
-            reads_clips: self
-                .settings
-                .data
-                .iter()
-                .any(|data| data.source.format != Format::Texts),
+            reads_clips: {
+                let data = &self.settings.data;
+                let mut all = data.iter().chain(&self.settings.validation.data);
+                all.any(|data| data.source.format != Format::Texts)
+            },
             text_weight,
             head_weight,
         })

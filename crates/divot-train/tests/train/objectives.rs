@@ -1,7 +1,7 @@
 //! Every objective learns, and its loss does not depend on how a batch is divided.
 
 use crate::common::{recipe, samples};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
 use divot::data::dataset::{Sample, Text, Turn};
 use divot_train::Trainer;
 
@@ -85,6 +85,39 @@ fn ablations_of_the_tokenizer_learn() {
 fn the_autoencoder_learns() {
     let [first, last] = learn(&head("{ kind = \"autoencoder\" }", "[]"), 30);
     assert!(last < first / 2.0, "{first} → {last}");
+}
+
+/// After the last step, latents have the scale that diffusion wants. What is frozen keeps its own.
+#[test]
+fn the_autoencoder_ends_with_scaled_latents() {
+    let batch = samples(2, 32);
+    let scale = |frozen: &str| {
+        let head = head("{ kind = \"autoencoder\" }", frozen);
+        let start = "model.start={vae=\"random\"}";
+        let mut changes = vec!["steps=2", "rate.warmup=0", "average=0.5"];
+        if frozen != "[]" {
+            changes.push(start);
+        }
+        let recipe = recipe(&head, &changes).expect("a valid recipe");
+        let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+        for step in 0..2 {
+            trainer.step(step, 0, &batch).expect("a step");
+        }
+        let model = trainer.evaluated();
+        let vae = model.vae();
+        let squares = batch.iter().map(|sample| {
+            let (values, shape) = sample.clips[0].dense();
+            let frames = Tensor::<4>::from_data(TensorData::new(values, shape), &Device::default());
+            let moments = vae.encode(frames);
+            let square = moments.mean.square() + moments.logvar.exp();
+            f64::from(square.mean().into_scalar::<f32>()) * vae.scale_factor.powi(2)
+        });
+        squares.sum::<f64>() / batch.len() as f64
+    };
+    let scaled = scale("[]");
+    assert!((scaled - 1.0).abs() < 1e-3, "{scaled}");
+    let held = scale("[\"vae.encoder\", \"vae.quant_conv\"]");
+    assert!((held - 1.0).abs() > 0.1, "{held}");
 }
 
 #[test]

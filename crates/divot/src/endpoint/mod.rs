@@ -21,7 +21,7 @@
 //!
 //! let prices = Prices { input: 0.15, output: 0.60 }; // for a million tokens
 //! let expected = estimate(&endpoint, &cache, jobs().map(|(_, request)| request));
-//! println!("at most about {:.2}", prices.of(expected.usage));
+//! println!("about {:.2}", prices.of(expected.usage));
 //!
 //! let summary = run(&endpoint, &mut cache, jobs(), |event, _so_far| {
 //!     match event {
