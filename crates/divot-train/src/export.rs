@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use divot::Progress;
 use divot::checkpoint::{CONFIG, Checkpoint, Part};
 use divot::convert::{self, Exported};
-use divot::data::dataset::Format;
+use divot::data::dataset::{Format, Manifest, SourceConfig};
 use divot::language::TextTokenizer;
 use divot::weights::StoredType;
 
@@ -121,35 +121,36 @@ impl Run {
     }
 
     /// The parts of a model that its de-tokenizer and its language model are.
-    fn parts(&self) -> [Part; 2] {
+    fn parts(&self) -> Result<[Part; 2]> {
         let settings = &self.recipe.settings;
         let detokenizer = match settings.objective {
             ObjectiveSettings::Adaptation { .. } => Part::AdaptedDetokenizer,
             _ => Part::Detokenizer,
         };
-        let mut tasks = settings.data.iter().map(|data| match data.source.format {
-            Format::Story => Some(TaskKind::Generation),
-            Format::Questions => Some(TaskKind::Comprehension),
-            Format::Texts => None,
-            _ => data.task.or(match settings.objective {
-                ObjectiveSettings::Adaptation { .. } => Some(TaskKind::Generation),
-                _ => Some(TaskKind::Comprehension),
-            }),
-        });
-        let first = tasks.next().flatten();
-        let llm = match first {
-            Some(kind) if tasks.all(|task| task == first) => match kind {
-                TaskKind::Comprehension => Part::Comprehension,
-                TaskKind::Generation => Part::Generation,
-            },
+        let mut tasks = Vec::new();
+        for data in &settings.data {
+            tasks.push(match format(&data.source)? {
+                Format::Story => Some(TaskKind::Generation),
+                Format::Questions => Some(TaskKind::Comprehension),
+                Format::Texts => None,
+                _ => data.task.or(match settings.objective {
+                    ObjectiveSettings::Adaptation { .. } => Some(TaskKind::Generation),
+                    _ => Some(TaskKind::Comprehension),
+                }),
+            });
+        }
+        tasks.dedup();
+        let llm = match tasks[..] {
+            [Some(TaskKind::Comprehension)] => Part::Comprehension,
+            [Some(TaskKind::Generation)] => Part::Generation,
             _ => Part::Pretrained,
         };
-        [detokenizer, llm]
+        Ok([detokenizer, llm])
     }
 
     /// Writes the networks.
     fn save(self, mut checkpoint: Checkpoint<'_>) -> Result<Vec<PathBuf>> {
-        let [decoder, language] = self.parts();
+        let [decoder, language] = self.parts()?;
         let Self {
             folder,
             recipe,
@@ -191,4 +192,16 @@ impl Run {
             )),
         }
     }
+}
+
+/// The format of a source; of a cache, that of the source that it was made of.
+fn format(source: &SourceConfig) -> Result<Format> {
+    if source.format != Format::Cache {
+        return Ok(source.format);
+    }
+    let folder = source.path.first().map_or(Path::new(""), |path| path);
+    let manifest = Manifest::read(folder)?;
+    let format = manifest.made_of.get("source.format");
+    let format = format.and_then(|format| serde_json::from_str(format).ok());
+    Ok(format.unwrap_or(source.format))
 }

@@ -154,13 +154,14 @@ impl Held {
     }
 }
 
-/// The networks of a converted model.
+/// The networks of a converted model. Of several with the same path, only the last one of [`PARTS`] is taken.
 fn parts(folder: &Path) -> Result<Vec<Held>> {
-    let mut networks = Vec::new();
+    let mut networks: Vec<Held> = Vec::new();
     for (path, part, name) in PARTS {
         let file = part.folder(folder).join(WEIGHTS);
         if file.exists() {
             let source = Source::open(&file)?;
+            networks.retain(|held| held.path != path);
             networks.push(Held { source, name, path });
         }
     }

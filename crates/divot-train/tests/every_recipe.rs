@@ -398,17 +398,21 @@ fn the_recipes_of_divot_tiny_fit_together() {
         stages.len()
     );
 
-    for name in ["stage2", "tune-comprehension", "adapt"] {
+    let export_to = |name: &str, model: &str| {
         let run = Path::new("outputs/tiny").join(name);
-        export(
-            &run,
-            Path::new("model"),
-            Weights::Best,
-            StoredType::F32,
-            &Device::default(),
-        )
-        .expect("a model");
+        let cpu = Device::default();
+        let stored = StoredType::F32;
+        export(&run, Path::new(model), Weights::Best, stored, &cpu).expect("a model")
+    };
+    for name in ["stage2", "tune-comprehension", "adapt"] {
+        export_to(name, "model");
     }
+    // The formats of cached sources say that it learned generation only.
+    let told = export_to("story", "told");
+    assert!(
+        told.contains(&PathBuf::from("told/llm-generation")),
+        "{told:?}"
+    );
     for part in [
         "tokenizer",
         "detokenizer",

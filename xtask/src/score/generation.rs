@@ -3,11 +3,10 @@
 use anyhow::Result;
 use burn::tensor::Tensor;
 use divot::{Detokenizer, GenerationConfig, Task};
-use divot_data::Frame;
 use divot_llm::Prompt;
 
 use super::held_out::{HeldOut, SPLITS, held_out};
-use super::networks::{decode, flow};
+use super::networks::flow;
 use super::sheets::{Entry, Gallery};
 use super::table::{Cell, Table};
 use super::tally::{Mean, Tally, quality};
@@ -28,7 +27,6 @@ struct Sums {
 pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     let part = Detokenizer::adapted_part(scoring.pipeline.folder());
     let clips = held_out(scoring.clips, scoring.made_side(part)?)?;
-    let guidance = scoring.guidance()?;
 
     let (llm, name) = scoring.llm(Task::Generation)?;
     let mut progress = scoring.progress("clips from captions", clips.len() * scoring.seeds.len());
@@ -53,12 +51,12 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     }
     drop(llm);
 
-    let detokenizer = scoring.detokenizer(part)?;
+    let decoder = scoring.decoder(part)?;
     let mut galleries: [Gallery; 2] = Default::default();
     for ((&seed, features), sums) in scoring.seeds.iter().zip(&features).zip(&mut sums) {
         let name = format!("de-tokenizer with seed {seed}");
         let mut progress = scoring.progress(&name, clips.len());
-        let mut add = |place: usize, made: Vec<Frame>| {
+        decoder.decode(features, seed, &mut progress, |place, made| {
             let clip: &HeldOut = &clips[place];
             let reading = scoring.oracle.read(&made);
             let verdict = reading.verdict(&clip.scene());
@@ -73,17 +71,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
                 });
             }
             Ok(())
-        };
-        let decoding = &scoring.decoding;
-        decode(
-            &detokenizer,
-            features,
-            guidance.as_ref(),
-            decoding,
-            seed,
-            &mut progress,
-            &mut add,
-        )?;
+        })?;
     }
     for (split, gallery) in SPLITS.iter().zip(&galleries) {
         let name = format!("generation-{}", split.name());

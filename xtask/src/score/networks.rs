@@ -5,10 +5,9 @@ use std::ops::ControlFlow;
 use anyhow::{Result, bail};
 use burn::tensor::{DType, Shape, Tensor, TensorData};
 use divot::checkpoint::Part;
-use divot::pipeline::Decoding;
 use divot::{
-    Detokenizer, DetokenizerConfig, Guidance, GuidanceConfig, Noise, OpenLlm, Task, Tokenizer,
-    TokenizerConfig, VideoLlm,
+    Detokenizer, DetokenizerConfig, Guidance, GuidanceConfig, Noise, OpenLlm, SamplingConfig, Task,
+    Tokenizer, TokenizerConfig, VideoLlm,
 };
 use divot_data::{Clip, Frame, chw_to_clip};
 
@@ -61,9 +60,18 @@ impl Scoring {
         Ok(Tokenizer::load(&mut self.pipeline.checkpoint())?.0)
     }
 
-    /// Loads a de-tokenizer.
-    pub fn detokenizer(&self, part: Part) -> Result<Detokenizer> {
-        Ok(Detokenizer::load_part(&mut self.pipeline.checkpoint(), part)?.0)
+    /// Loads a de-tokenizer, to decode as the options say.
+    pub fn decoder(&self, part: Part) -> Result<Decoder> {
+        let config = self.decoding.guidance;
+        let guidance = match config.is_on() {
+            true => guided(config, &self.grey()?),
+            false => None,
+        };
+        Ok(Decoder {
+            network: Detokenizer::load_part(&mut self.pipeline.checkpoint(), part)?.0,
+            guidance,
+            sampling: self.decoding.sampling.clone(),
+        })
     }
 
     /// Loads the best language model for a task. Also returns its name.
@@ -80,14 +88,6 @@ impl Scoring {
         match self.pipeline.checkpoint().unconditional()? {
             Some(tokens) => Ok(tokens),
             None => Ok(self.tokenizer()?.unconditional()),
-        }
-    }
-
-    /// The guidance of the options, if it is on.
-    pub fn guidance(&self) -> Result<Option<Guidance>> {
-        match self.decoding.guidance.is_on() {
-            true => Ok(guided(self.decoding.guidance, &self.grey()?)),
-            false => Ok(None),
         }
     }
 
@@ -119,61 +119,72 @@ pub fn guided(config: GuidanceConfig, grey: &Tensor<3>) -> Option<Guidance> {
     config.is_on().then(|| config.with_tokens(grey.clone()))
 }
 
-/// Decodes the tokens of clips, `[clips, tokens, width]`, and hands each clip over with its place.
-///
-/// # Errors
-/// If a value is not finite, Ctrl-C was pressed, or `each` fails.
-pub fn decode(
-    detokenizer: &Detokenizer,
-    tokens: &Tensor<3>,
-    guidance: Option<&Guidance>,
-    decoding: &Decoding,
-    seed: u64,
-    progress: &mut Progress<'_>,
-    each: &mut dyn FnMut(usize, Vec<Frame>) -> Result<()>,
-) -> Result<()> {
-    let count = tokens.dims()[0];
-    for start in (0..count).step_by(AT_A_TIME) {
-        let batch = tokens
-            .clone()
-            .narrow(0, start, AT_A_TIME.min(count - start));
-        let mut noise = Noise::keyed([seed, start as u64, 0, 0]);
-        let sampling = &decoding.sampling;
-        let latents = detokenizer.sample(batch, guidance, sampling, &mut noise, |_| flow())?;
-        let clips = frames(detokenizer, latents)?;
-        let count = clips.len();
-        for (place, clip) in clips.into_iter().enumerate() {
-            each(start + place, clip)?;
+/// A de-tokenizer, and how it decodes.
+pub struct Decoder {
+    network: Detokenizer,
+    /// Guidance, if it is on.
+    pub guidance: Option<Guidance>,
+    /// The sampler and its steps.
+    pub sampling: SamplingConfig,
+}
+
+impl Decoder {
+    /// Decodes the tokens of clips, `[clips, tokens, width]`, and hands each clip over with its place.
+    ///
+    /// # Errors
+    /// If a value is not finite, Ctrl-C was pressed, or `each` fails.
+    pub fn decode(
+        &self,
+        tokens: &Tensor<3>,
+        seed: u64,
+        progress: &mut Progress<'_>,
+        mut each: impl FnMut(usize, Vec<Frame>) -> Result<()>,
+    ) -> Result<()> {
+        let count = tokens.dims()[0];
+        for start in (0..count).step_by(AT_A_TIME) {
+            let batch = tokens
+                .clone()
+                .narrow(0, start, AT_A_TIME.min(count - start));
+            let mut noise = Noise::keyed([seed, start as u64, 0, 0]);
+            let guidance = self.guidance.as_ref();
+            let latents =
+                self.network
+                    .sample(batch, guidance, &self.sampling, &mut noise, |_| flow())?;
+            let clips = self.frames(latents)?;
+            let count = clips.len();
+            for (place, clip) in clips.into_iter().enumerate() {
+                each(start + place, clip)?;
+            }
+            progress.advance(count)?;
         }
-        progress.advance(count)?;
+        Ok(())
     }
-    Ok(())
-}
 
-/// What the autoencoder alone makes of clips of frames.
-///
-/// # Errors
-/// If a value is not finite.
-pub fn autoencoded(detokenizer: &Detokenizer, clips: &[Clip]) -> Result<Vec<Vec<Frame>>> {
-    let device = detokenizer.unet.conv_in.weight.device();
-    let clips = stack(clips.iter().map(Clip::dense).collect(), &device);
-    let clips = clips.swap_dims(1, 2).cast(detokenizer.dtype);
-    frames(detokenizer, detokenizer.vae.encode_clip(clips, None))
-}
-
-/// Decodes latents, `[clips, channels, frames, height, width]`.
-fn frames(detokenizer: &Detokenizer, latents: Tensor<5>) -> Result<Vec<Vec<Frame>>> {
-    let video = detokenizer.decode(latents).swap_dims(1, 2);
-    let [_, count, channels, height, width] = video.dims();
-    let shape = [count, channels, height, width];
-    let values: Vec<f32> = video.into_data().iter::<f32>().collect();
-    if values.iter().any(|value| value.is_nan()) {
-        return Err(divot::Error::NotFinite(detokenizer.dtype.name()).into());
+    /// What the autoencoder alone makes of clips.
+    ///
+    /// # Errors
+    /// If a value is not finite.
+    pub fn autoencoded(&self, clips: &[Clip]) -> Result<Vec<Vec<Frame>>> {
+        let device = self.network.unet.conv_in.weight.device();
+        let clips = stack(clips.iter().map(Clip::dense).collect(), &device);
+        let clips = clips.swap_dims(1, 2).cast(self.network.dtype);
+        self.frames(self.network.vae.encode_clip(clips, None))
     }
-    let clips = values.chunks(shape.iter().product());
-    clips
-        .map(|values| Ok(chw_to_clip(values, shape)?))
-        .collect()
+
+    /// Decodes latents, `[clips, channels, frames, height, width]`.
+    fn frames(&self, latents: Tensor<5>) -> Result<Vec<Vec<Frame>>> {
+        let video = self.network.decode(latents).swap_dims(1, 2);
+        let [_, count, channels, height, width] = video.dims();
+        let shape = [count, channels, height, width];
+        let values: Vec<f32> = video.into_data().iter::<f32>().collect();
+        if values.iter().any(|value| value.is_nan()) {
+            return Err(divot::Error::NotFinite(self.network.dtype.name()).into());
+        }
+        let clips = values.chunks(shape.iter().product());
+        clips
+            .map(|values| Ok(chw_to_clip(values, shape)?))
+            .collect()
+    }
 }
 
 /// Frames of clips of one size, each `[frames, 3, height, width]`, as `[clips, frames, 3, height, width]`.

@@ -8,7 +8,7 @@ use divot::checkpoint::Part;
 use divot_data::{Clip, Frame, Video, metrics};
 
 use super::Scoring;
-use super::networks::{AT_A_TIME, autoencoded, decode};
+use super::networks::AT_A_TIME;
 use super::reconstruction::mean_frame;
 use super::sheets::{Entry, write};
 use super::table::{Cell, Table};
@@ -25,11 +25,10 @@ pub fn tables(scoring: &Scoring, videos: &[Video]) -> Result<Vec<Table>> {
         names.push(name.to_string_lossy().into_owned());
     }
     let tokens = scoring.tokens(clips.iter().cloned().map(Ok), clips.len())?;
-    let guidance = scoring.guidance()?;
-    let detokenizer = scoring.detokenizer(Part::Detokenizer)?;
+    let decoder = scoring.decoder(Part::Detokenizer)?;
     let mut ceilings = Vec::new();
     for batch in clips.chunks(AT_A_TIME) {
-        ceilings.extend(autoencoded(&detokenizer, batch)?);
+        ceilings.extend(decoder.autoencoded(batch)?);
     }
 
     let mut shown: Vec<Vec<Frame>> = Vec::new();
@@ -37,7 +36,7 @@ pub fn tables(scoring: &Scoring, videos: &[Video]) -> Result<Vec<Table>> {
     let mut scores: Vec<[Vec<f64>; 2]> = vec![Default::default(); clips.len()];
     for &seed in &scoring.seeds {
         let mut progress = scoring.progress(&format!("real clips with seed {seed}"), clips.len());
-        let mut add = |place: usize, made: Vec<Frame>| {
+        decoder.decode(&tokens, seed, &mut progress, |place, made| {
             let real = clips[place].frames();
             scores[place][0].push(metrics::mean(real, &made, metrics::psnr)?);
             let ssim = metrics::mean(real, &made, metrics::ssim);
@@ -46,17 +45,7 @@ pub fn tables(scoring: &Scoring, videos: &[Video]) -> Result<Vec<Table>> {
                 shown.push(made);
             }
             Ok(())
-        };
-        let decoding = &scoring.decoding;
-        decode(
-            &detokenizer,
-            &tokens,
-            guidance.as_ref(),
-            decoding,
-            seed,
-            &mut progress,
-            &mut add,
-        )?;
+        })?;
     }
 
     let mut rows = Vec::new();

@@ -7,7 +7,7 @@ use divot_data::{Clip, Frame};
 
 use super::Scoring;
 use super::held_out::{HeldOut, SPLITS, held_out};
-use super::networks::{AT_A_TIME, autoencoded, decode};
+use super::networks::AT_A_TIME;
 use super::sheets::{Entry, Gallery};
 use super::table::{Cell, Table};
 use super::tally::{AGREEMENT, FIDELITY, Measured, Tally, agreement, fidelity};
@@ -43,8 +43,7 @@ type Tallies = [[Vec<Tally>; 2]; KINDS.len()];
 pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     let clips = held_out(scoring.clips, scoring.side()?)?;
     let tokens = scoring.tokens(clips.iter().map(HeldOut::clip), clips.len())?;
-    let guidance = scoring.guidance()?;
-    let detokenizer = scoring.detokenizer(Part::Detokenizer)?;
+    let decoder = scoring.decoder(Part::Detokenizer)?;
     let mut tallies = Tallies::default();
 
     let mut ceiling_gallery = Gallery::default();
@@ -52,7 +51,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     for (number, batch) in clips.chunks(AT_A_TIME).enumerate() {
         let read = batch.iter().map(HeldOut::clip);
         let read = read.collect::<Result<Vec<_>>>()?;
-        let ceilings = autoencoded(&detokenizer, &read)?;
+        let ceilings = decoder.autoencoded(&read)?;
         for (place, (ceiling, clip)) in ceilings.into_iter().zip(&read).enumerate() {
             let place = number * AT_A_TIME + place;
             let other = clips[(place + 1) % clips.len()].frames();
@@ -73,7 +72,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
         let name = format!("reconstruction with seed {seed}");
         let mut progress = scoring.progress(&name, clips.len());
         let mut seeds: [Tally; 2] = Default::default();
-        let mut add = |place: usize, made: Vec<Frame>| {
+        decoder.decode(&tokens, seed, &mut progress, |place, made| {
             let clip: &HeldOut = &clips[place];
             let real = clip.frames();
             let measured = Measured::of(&scoring.oracle, &clip.scene(), &real, &made)?;
@@ -85,17 +84,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
                 });
             }
             Ok(())
-        };
-        let decoding = &scoring.decoding;
-        decode(
-            &detokenizer,
-            &tokens,
-            guidance.as_ref(),
-            decoding,
-            seed,
-            &mut progress,
-            &mut add,
-        )?;
+        })?;
         for (split, tally) in seeds.into_iter().enumerate() {
             tallies[MADE][split].push(tally);
         }

@@ -4,13 +4,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use divot::checkpoint::Part;
-use divot::pipeline::Decoding;
 use divot::unet::Solver;
 use divot::{GuidanceConfig, SamplingConfig};
-use divot_data::Frame;
 
 use super::held_out::{HeldOut, held_out};
-use super::networks::{decode, guided};
+use super::networks::guided;
 use super::sheets::{Entry, write};
 use super::table::{Cell, Table};
 use super::tally::{AGREEMENT, FIDELITY, Measured, Tally, agreement, fidelity};
@@ -30,7 +28,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     let clips = held_out(scoring.clips, scoring.side()?)?;
     let tokens = scoring.tokens(clips.iter().map(HeldOut::clip), clips.len())?;
     let grey = scoring.grey()?;
-    let detokenizer = scoring.detokenizer(Part::Detokenizer)?;
+    let mut decoder = scoring.decoder(Part::Detokenizer)?;
 
     let settings = SOLVERS.iter().flat_map(|&solver| {
         STEPS
@@ -53,34 +51,19 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     }];
     for setting in settings {
         let (solver, steps, scale) = setting;
-        let sampling = SamplingConfig::new().with_steps(steps).with_solver(solver);
-        let config = GuidanceConfig::new().with_scale(scale);
-        let decoding = Decoding {
-            sampling,
-            guidance: config,
-            ..Decoding::default()
-        };
-        let taken = decoding.sampling.check()?;
-        let guidance = guided(config, &grey);
+        decoder.sampling = SamplingConfig::new().with_steps(steps).with_solver(solver);
+        decoder.guidance = guided(GuidanceConfig::new().with_scale(scale), &grey);
+        let taken = decoder.sampling.check()?;
         progress.weight = passes_of(&setting);
         let mut tallies = Vec::new();
         let mut seconds = 0.0;
         for &seed in &scoring.seeds {
             let mut made = Vec::new();
-            let mut add = |_, frames: Vec<Frame>| {
+            let started = Instant::now();
+            decoder.decode(&tokens, seed, &mut progress, |_, frames| {
                 made.push(frames);
                 Ok(())
-            };
-            let started = Instant::now();
-            decode(
-                &detokenizer,
-                &tokens,
-                guidance.as_ref(),
-                &decoding,
-                seed,
-                &mut progress,
-                &mut add,
-            )?;
+            })?;
             seconds += started.elapsed().as_secs_f64();
             let mut tally = Tally::default();
             for (clip, made) in clips.iter().zip(&made) {
@@ -118,9 +101,9 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     Ok(vec![Table {
         title: "Samplers",
         note: format!(
-            "Reconstruction of {} held-out clips, half of each split, by the settings of each row, with the default spacing of each sampler. A pass is \
-             a run of the UNet on one clip; guidance takes two for each step, and rescales {} of its prediction. Seconds \
-             include the decoding to frames, {} clips at a time.",
+            "Reconstruction of {} held-out clips, half of each split, by the settings of each row, with the default \
+             spacing of each sampler. A pass is a run of the UNet on one clip. Guidance takes two for each step, and \
+             rescales {} of its prediction. Seconds include the decoding to frames, {} clips at a time.",
             clips.len(),
             GuidanceConfig::new().rescale,
             super::networks::AT_A_TIME,

@@ -10,7 +10,7 @@ use divot_llm::Prompt;
 
 use super::answers::tells;
 use super::held_out::{HeldOut, SPLITS, held_out};
-use super::networks::{decode, flow};
+use super::networks::flow;
 use super::sheets::{Entry, Gallery};
 use super::table::{Cell, Table};
 use super::tally::Mean;
@@ -54,7 +54,6 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     let part = Detokenizer::adapted_part(scoring.pipeline.folder());
     let count = scoring.clips.div_ceil(SCENES).max(2);
     let stories = held_out(count, scoring.made_side(part)?)?;
-    let guidance = scoring.guidance()?;
 
     let (llm, name) = scoring.llm(Task::Generation)?;
     let mut progress = scoring.progress("stories", stories.len() * scoring.seeds.len());
@@ -85,7 +84,7 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     }
     drop(llm);
 
-    let detokenizer = scoring.detokenizer(part)?;
+    let decoder = scoring.decoder(part)?;
     let mut galleries: [Gallery; 2] = Default::default();
     let mut sums = Vec::new();
     for (&seed, (mut all, features)) in scoring.seeds.iter().zip(seeds) {
@@ -93,20 +92,11 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
         if !features.is_empty() {
             let name = format!("de-tokenizer with seed {seed}");
             let mut progress = scoring.progress(&name, features.len());
-            let mut add = |place: usize, made: Vec<Frame>| {
+            let features = Tensor::cat(features, 0);
+            decoder.decode(&features, seed, &mut progress, |place, made| {
                 all[owners[place]].clips.push(made);
                 Ok(())
-            };
-            let (features, decoding) = (Tensor::cat(features, 0), &scoring.decoding);
-            decode(
-                &detokenizer,
-                &features,
-                guidance.as_ref(),
-                decoding,
-                seed,
-                &mut progress,
-                &mut add,
-            )?;
+            })?;
         }
         sums.push(score(&scoring.oracle, &stories, &all));
         if seed == scoring.seeds[0] {

@@ -97,10 +97,11 @@ fn failures_are_not_kept() {
 
 /// A program that is killed while it asks.
 #[test]
-#[ignore = "is part of another test"]
 fn child() {
-    let get = |name| std::env::var(name).unwrap();
-    let (address, cache) = (get(CHILD_ADDRESS), get(CHILD_CACHE));
+    let Ok(address) = std::env::var(CHILD_ADDRESS) else {
+        return;
+    };
+    let cache = std::env::var(CHILD_CACHE).unwrap();
     let endpoint = Endpoint::new(&address, "a-model").unwrap().with_parallel(4);
     let _ = collect(&endpoint, &mut Cache::open(cache).unwrap(), questions(40));
 }
@@ -114,7 +115,7 @@ fn a_killed_run_goes_on() {
     });
     let kept = Kept::new();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "keeping::child", "--ignored"])
+        .args(["--exact", "keeping::child"])
         .env(CHILD_ADDRESS, &stub.address)
         .env(CHILD_CACHE, &kept.path)
         .stdout(Stdio::null())
