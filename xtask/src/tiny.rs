@@ -26,6 +26,9 @@ pub struct Arguments {
     /// Where to compute: auto, cpu, wgpu, vulkan or cuda, with :index for a certain one
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Threads that read and make clips
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
 }
 
 /// The stages, in order.
@@ -89,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 let options = CacheOptions {
                     element: ElementType::F16,
                     shard_bytes: 32 << 20,
-                    workers: 1,
+                    workers: arguments.workers,
                     ..CacheOptions::default()
                 };
                 divot_cli::follow_cache(&recipe(name)?, &folder, &device, &options)?;
@@ -98,7 +101,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 let options = RunOptions {
                     resume: true,
                     allow_changes: false,
-                    workers: 1,
+                    workers: arguments.workers,
                 };
                 divot_cli::follow(&recipe(name)?, &folder, &device, &options)?;
             }

@@ -1,7 +1,7 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Device, Tensor};
 
 #[cfg(feature = "flex")]
@@ -40,9 +40,8 @@ pub fn attention(
             None => kernels::run(kernel, Cost::High, [query, key, value]),
         };
     }
-    let [batch, heads, queries, _] = query.dims();
+    let [batch, heads, queries, head_dim] = query.dims();
     let keys = key.dims()[2];
-    // Burn's own causal option counts from the last key, and lets GPUs take kernels in float16.
     let triangle = causal.then(|| {
         let device = query.device();
         let hidden = Tensor::<2, Bool>::tril_mask([queries, keys], 0, &device);
@@ -53,12 +52,17 @@ pub fn attention(
         (Some(mask), Some(triangle)) => Some(mask + triangle),
         (mask, triangle) => mask.or(triangle),
     };
-    let mask = mask.map(|mask| mask.expand([batch, heads, queries, keys]));
     let dtype = query.dtype();
     let [key, value] = [key, value].map(|x| share(x, batch, heads));
     let [query, key, value] = [query, key, value].map(|x| x.cast(DType::F32));
-    let options = AttentionModuleOptions::default();
-    burn::tensor::module::attention(query, key, value, None, mask, options).cast(dtype)
+    // Burn 0.22's own attention multiplies in float16 on GPUs with tensor cores, whatever the type.
+    let query = query * (head_dim as f64).powf(-0.5);
+    let scores = query.matmul(key.swap_dims(2, 3));
+    let scores = match mask {
+        Some(mask) => scores + mask,
+        None => scores,
+    };
+    softmax(scores, 3).matmul(value).cast(dtype)
 }
 
 /// Repeats each batch and each head in place, up to `batch` and `heads`.

@@ -20,7 +20,8 @@ const MAX_DEPTH: usize = 32;
 ///
 /// A part's parameters are found in its folder under the same path, or else under one of which one ends in the
 /// other: `detokenizer.vae` is filled from `vae` of the run that trained the autoencoder, and `vision` from
-/// `tokenizer.vision` of a converted model. What a run had frozen is found where that run started from.
+/// `tokenizer.vision` of a converted model. Of a run, the moving average of the parameters is taken if it keeps one.
+/// What it had frozen is found where it started from.
 ///
 /// # Errors
 /// If a folder is neither a run's nor a model's, or a parameter is missing there or has another shape.
@@ -87,8 +88,9 @@ fn find(part: &str, folder: &Path, depth: usize, found: &mut Vec<(String, Held)>
                     find(part, folder, depth + 1, found)?;
                 }
             }
+            let weights = newest.average().unwrap_or_else(|| newest.weights());
             vec![Held {
-                source: newest.source(&newest.weights())?,
+                source: newest.source(&weights)?,
                 name: "",
                 path: "",
             }]
