@@ -27,8 +27,8 @@ pub struct Arguments {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Threads that read and make clips
-    #[arg(long, default_value_t = 1)]
-    workers: usize,
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    workers: u16,
 }
 
 /// The stages, in order.
@@ -92,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 let options = CacheOptions {
                     element: ElementType::F16,
                     shard_bytes: 32 << 20,
-                    workers: arguments.workers,
+                    workers: arguments.workers.into(),
                     ..CacheOptions::default()
                 };
                 divot_cli::follow_cache(&recipe(name)?, &folder, &device, &options)?;
@@ -101,7 +101,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 let options = RunOptions {
                     resume: true,
                     allow_changes: false,
-                    workers: arguments.workers,
+                    workers: arguments.workers.into(),
                 };
                 divot_cli::follow(&recipe(name)?, &folder, &device, &options)?;
             }
