@@ -53,6 +53,7 @@ mod cost;
 mod error;
 mod reply;
 mod request;
+mod usable;
 
 pub use batch::{Event, Failure, Summary, run};
 pub use cache::Cache;
@@ -60,6 +61,7 @@ pub use cost::{Estimate, Prices, Usage, estimate};
 pub use error::EndpointError;
 pub use reply::Answer;
 pub use request::{Format, Image, Request};
+pub use usable::{Asked, ask};
 
 use std::fmt;
 use std::time::Duration;
