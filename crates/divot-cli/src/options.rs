@@ -271,7 +271,8 @@ impl ClipOutput {
 #[derive(Args)]
 struct Seed {
     /// Seed of all random numbers; the same seed gives the same result on every run
-    #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
+    // It belongs to no heading, not even to one before it.
+    #[arg(long, help_heading = None, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
     seed: u64,
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use divot::data::dataset::{Format, Samples, Source, SourceConfig, Text};
 use divot::data::world::World;
@@ -277,6 +277,40 @@ fn several_films_and_some_that_cannot_be_read() {
     assert_eq!(line, "error: none of 2 videos can be read");
 }
 
+#[test]
+fn a_story_without_all_its_captions_is_left_out() {
+    let bench = Bench::new();
+    film(&bench.path("film.mp4"), 8);
+    let is_patient = Arc::new(AtomicBool::new(false));
+    let patient = is_patient.clone();
+    // The second caption is refused at first.
+    let calls = AtomicUsize::new(0);
+    let stub = Stub::start(move |asked| {
+        match calls.fetch_add(1, Ordering::Relaxed) == 1 && !patient.load(Ordering::Relaxed) {
+            true => Deed::status(400, "too hard"),
+            false => Deed::says(&says(asked)),
+        }
+    });
+    let arguments = format!(
+        "data story film.mp4 --output made --language-model writer --endpoint {} --parallel 1",
+        stub.address
+    );
+    let (printed, problems) = bench.works(&arguments);
+    assert!(printed.ends_with("1 film, 6 clips, 1 story → made/stories.jsonl\n"));
+    let line = "1 caption missing, the first for no answer (HTTP 400: too hard; tries: 1); the same command asks again\n";
+    assert!(problems.contains(line), "{problems}");
+    assert_eq!(bench.text("made/captions.jsonl").lines().count(), 5);
+    let stories = bench.text("made/stories.jsonl");
+    assert!(stories.contains("0004.mp4") && !stories.contains("0001.mp4"));
+
+    is_patient.store(true, Ordering::Relaxed);
+    let found = bench.json(&arguments);
+    assert_eq!(
+        (&found["stories"], &found["requests"]),
+        (&json!(2), &json!(2))
+    );
+}
+
 #[cfg(unix)]
 #[test]
 fn a_run_that_was_interrupted_goes_on() {
@@ -285,7 +319,7 @@ fn a_run_that_was_interrupted_goes_on() {
     // From the fourth caption on, the endpoint is silent.
     let is_open = Arc::new(AtomicBool::new(false));
     let gate = is_open.clone();
-    let calls = std::sync::atomic::AtomicUsize::new(0);
+    let calls = AtomicUsize::new(0);
     let stub = Stub::start(move |asked| {
         match calls.fetch_add(1, Ordering::Relaxed) >= 3 && !gate.load(Ordering::Relaxed) {
             true => Deed::Hang,

@@ -1,4 +1,5 @@
 //! Shot boundaries beside PySceneDetect's, which `xtask/peer/shots.py` computed.
 
+mod clips;
 mod made;
 mod videos;

@@ -2,9 +2,9 @@
 //!
 //! | request | the answer | source |
 //! | --- | --- | --- |
-//! | [`Annotator::caption`] | a caption of a clip, from eight of its frames | paper, appendix A.1: GPT-4V |
+//! | [`Annotator::caption`] | a caption of a clip, from eight of its frames | paper, appendix A.2: GPT-4V |
 //! | [`Annotator::story`] | an instruction and a storyline for three consecutive clips, from their captions | the same: GPT-4 |
-//! | [`Annotator::change`] | whether a caption describes change over time | the same: LLaMA-3 |
+//! | [`Annotator::change`] | whether a caption describes change over time | appendix A.1: LLaMA-3 |
 //!
 //! The paper has no prompts, so that these are our own. Each request has a function that reads its answer, for
 //! [`ask`](crate::endpoint::ask).

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Annotator, one_line};
 use crate::endpoint::{Answer, Format, Request};
 
-/// Consecutive clips of a story (paper, appendix A.1).
+/// Consecutive clips of a story (paper, appendix A.2).
 pub const SCENES: usize = 3;
 /// Tokens of a storyline, at most.
 const STORY_TOKENS: u32 = 500;
