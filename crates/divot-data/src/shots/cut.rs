@@ -17,13 +17,23 @@ use crate::{Error, Frame, Mp4Writer, Result, Video};
 /// called for every frame of the video with the number of files that are written, and may stop the work.
 ///
 /// # Errors
-/// Those of [`Video::visit_all`] and [`Mp4Writer`].
+/// [`Error::Argument`] for shots of other frames than the video's. Those of [`Video::visit_all`] and [`Mp4Writer`].
 pub fn cut(
     video: &Video,
     shots: &[(Shot, PathBuf)],
     side: usize,
     mut each: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
+    let all = video.info().frames;
+    let is_foreign = |shot: &Shot| shot.frames.is_empty() || shot.frames.end > all;
+    if let Some((shot, _)) = shots.iter().find(|(shot, _)| is_foreign(shot)) {
+        return Err(Error::Argument(format!(
+            "{}: frames {} to {} were to be cut out of {all}; find its shots again",
+            video.path().display(),
+            shot.frames.start,
+            shot.frames.end
+        )));
+    }
     let mut left = shots.iter();
     let mut written = 0;
     let mut current = next(video, &mut left)?;

@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use divot_data::Video;
 use divot_data::shots::{Shot, cut, split};
+use divot_data::{Error, Frame, Video, write_mp4};
 
 #[test]
 fn clips_of_a_variable_rate_show_what_is_seen_at_their_times() {
@@ -51,5 +51,22 @@ fn clips_of_a_variable_rate_show_what_is_seen_at_their_times() {
             let mean = sum as f64 / original.rgb.len() as f64;
             assert!(mean < 4.0, "{mean}");
         }
+    }
+}
+
+#[test]
+fn frames_that_are_not_there_cannot_be_cut_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("film.mp4");
+    write_mp4(&path, &vec![Frame::filled(16, 16, [9; 3]).unwrap(); 4], 8.0).unwrap();
+    let video = Video::open(&path).unwrap();
+    for frames in [0..5, 2..2, 3..usize::MAX] {
+        let shot = Shot {
+            frames,
+            seconds: 0.0..0.5,
+        };
+        let shots = [(shot, folder.path().join("shot.mp4"))];
+        let cut = cut(&video, &shots, 1000, |_| ControlFlow::Continue(()));
+        assert!(matches!(cut, Err(Error::Argument(_))), "{cut:?}");
     }
 }
