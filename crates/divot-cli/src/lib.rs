@@ -5,6 +5,7 @@
 //! programs: options, output, and exit codes ([`program`]).
 
 mod commands;
+mod endpoint;
 mod files;
 mod interrupt;
 pub mod options;
@@ -24,7 +25,7 @@ pub use commands::train::follow;
 pub use interrupt::{handle as handle_interrupts, interrupted};
 
 use commands::{
-    cache, completions, describe, detokenize, download, export, generate, info, reconstruct,
+    cache, completions, data, describe, detokenize, download, export, generate, info, reconstruct,
     tokenize, train, world,
 };
 use output::Output;
@@ -65,6 +66,7 @@ enum Command {
     Tokenize(tokenize::Arguments),
     Detokenize(detokenize::Arguments),
     World(world::Arguments),
+    Data(data::Arguments),
     Train(train::Arguments),
     Cache(cache::Arguments),
     Export(export::Arguments),
@@ -140,6 +142,7 @@ fn run(cli: Cli, output: &mut Output) -> Result<()> {
         Command::Tokenize(arguments) => ("tokenize", arguments.run(output)),
         Command::Detokenize(arguments) => ("detokenize", arguments.run(output)),
         Command::World(arguments) => ("world", arguments.run(output)),
+        Command::Data(arguments) => (arguments.name(), arguments.run(output)),
         Command::Train(arguments) => ("train", arguments.run(output)),
         Command::Cache(arguments) => ("cache", arguments.run(output)),
         Command::Export(arguments) => ("export", arguments.run(output)),

@@ -82,6 +82,17 @@ impl AskOptions {
         self.model.open(self.weights.dtype, output)
     }
 
+    /// Opens the model on the device if there is one. Only the default model may be missing.
+    ///
+    /// # Errors
+    /// If a model that was named, or the device, does not exist.
+    pub fn pipeline_if_any(&self, output: &mut Output) -> Result<Option<Pipeline>> {
+        match self.model.model == Path::new(DEFAULT_MODEL) && !self.model.model.exists() {
+            true => Ok(None),
+            false => self.pipeline(output).map(Some),
+        }
+    }
+
     /// Returns the options of text generation.
     ///
     /// # Errors
@@ -169,12 +180,15 @@ impl TokenizeOptions {
     }
 }
 
+/// Folder of the model if none is named.
+pub const DEFAULT_MODEL: &str = "models/divot";
+
 /// The model and the device.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 struct Model {
     /// Folder of the model, as `divot download` and `divot convert` write it
-    #[arg(long, value_name = "DIR", default_value = "models/divot")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_MODEL)]
     model: PathBuf,
     /// auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
     #[arg(long, default_value = "auto")]
@@ -257,7 +271,8 @@ impl ClipOutput {
 #[derive(Args)]
 struct Seed {
     /// Seed of all random numbers; the same seed gives the same result on every run
-    #[arg(long, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
+    // It belongs to no heading, not even to one before it.
+    #[arg(long, help_heading = None, default_value_t = 42, allow_negative_numbers = true, value_parser = seed)]
     seed: u64,
 }
 

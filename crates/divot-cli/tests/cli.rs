@@ -1,62 +1,16 @@
 //! Runs the program as a user does, on the fixture's small random model: its output, and its one-line
 //! errors.
 
+mod program;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
 
 use divot::data::{Frame, Video, read_image, write_mp4, write_png};
+use program::{divot, model, text};
 use serde_json::Value;
-
-fn divot() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_divot"));
-    // The tests must not depend on the caches of the machine.
-    for name in [
-        "HF_HOME",
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "XDG_CACHE_HOME",
-        "HF_ENDPOINT",
-        "HF_TOKEN",
-        "HF_HUB_OFFLINE",
-    ] {
-        command.env_remove(name);
-    }
-    command
-}
-
-/// Returns the model, which the program itself converts once.
-fn model() -> &'static Path {
-    static MODEL: OnceLock<tempfile::TempDir> = OnceLock::new();
-    MODEL
-        .get_or_init(|| {
-            let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixture");
-            let folder = tempfile::tempdir().unwrap();
-            let output = divot()
-                .arg("convert")
-                .arg("--from")
-                .arg(fixture.join("pretrained"))
-                .arg("--config")
-                .arg(fixture.join("config.json"))
-                .arg("--to")
-                .arg(folder.path())
-                .output()
-                .unwrap();
-            let stdout = text(&output.stdout);
-            assert!(output.status.success(), "{}", text(&output.stderr));
-            for part in ["tokenizer", "detokenizer", "clip", "llm-generation"] {
-                assert!(stdout.contains(&format!("{part}: ")), "{stdout}");
-            }
-            folder
-        })
-        .path()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
 
 /// A folder with a video and a picture.
 struct Bench {

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::sampling::CLIP_FPS;
 use crate::transform::resize;
-use crate::write::{check_writable, contact_sheet, is_own_png, write_mp4, write_png};
+use crate::write::{check_writable, contact_sheet, is_own_png, write_png};
+use crate::write_mp4::write_mp4;
 use crate::{Error, Frame, Result};
 
 /// Width of a frame on a contact sheet, in pixels.

@@ -23,6 +23,7 @@ mod video;
 mod webp;
 pub mod world;
 mod write;
+mod write_mp4;
 mod yuv;
 
 pub use clip::{Clip, ClipReader};
@@ -33,8 +34,9 @@ pub use images::{DEFAULT_MAX_PIXELS, read_image};
 pub use transform::{Transform, chw_to_clip, chw_to_frame, clip_to_chw};
 pub use video::{OpenOptions, Video, VideoInfo};
 pub use write::{
-    check_writable, contact_sheet, encode_png, is_own_png, write_gif, write_mp4, write_png,
+    atomically, check_writable, contact_sheet, encode_png, is_own_png, write_gif, write_png,
 };
+pub use write_mp4::{Mp4Writer, write_mp4};
 
 /// Frame rate of what has none of its own (a still image, a folder of images), in frames per
 /// second: that of a clip.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
-use common::{TINY, samples};
+use common::{samples, toy};
 use divot::data::dataset::{Sample, Samples, Source};
 use divot::data::{write_gif, write_mp4, write_png};
 use divot::language::TextTokenizer;
@@ -22,14 +22,13 @@ use divot_train::{CacheOptions, Event, Recipe, RunOptions, Trainer, Weights, cac
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tempfile::TempDir;
-use toml::{Table, Value};
+use toml::Table;
 
 const RECIPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
 const TEXT_TOKENIZER: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../tests/fixture/pretrained/cvlm_mistral_instruct_tokenizer"
 );
-const STEPS: usize = 20;
 /// Steps in which the loss on one batch falls to half.
 const STEPS_TO_HALF: usize = 30;
 /// What makes a batch learned fast.
@@ -108,91 +107,6 @@ fn workplace() -> TempDir {
 "#,
     );
     folder
-}
-
-/// The settings of toy networks, without those that the recipe makes itself.
-fn toy(recipe: &Table) -> Vec<String> {
-    let tiny: Table = toml::from_str(TINY).expect("the toy sizes");
-    let mut changes = Vec::new();
-    flatten("", &Value::Table(tiny), &mut changes);
-    changes
-        .retain(|change| !change.starts_with("model.start") && !change.starts_with("model.sizes"));
-    // As many as the UNet's states for text in stage 0.
-    changes.push("model.text.context_length=8".to_owned());
-
-    let value = |key: &str| {
-        let mut names = key.split('.');
-        let first = recipe.get(names.next()?)?;
-        names.try_fold(first, |value, name| value.get(name))
-    };
-    if value("model.tokenizer.resampler.perceiver") == Some(&Value::Boolean(false)) {
-        // The width of the vision tower.
-        changes.push("model.detokenizer.resampler.input_dim=32".to_owned());
-    }
-    if let Some(Value::Table(head)) = value("model.llm.head") {
-        let name = head.keys().next().expect("a head has a name");
-        changes.retain(|change| !change.starts_with("model.llm.head"));
-        let sizes: &[&str] = match head[name].get("width") {
-            Some(_) => &[
-                "dim=16",
-                "cond_dim=32",
-                "width=32",
-                "depth=1",
-                "timestep_width=16",
-            ],
-            None => &["dim=16"],
-        };
-        changes.extend(
-            sizes
-                .iter()
-                .map(|size| format!("model.llm.head.{name}.{size}")),
-        );
-    }
-    let kind = value("objective.kind").and_then(Value::as_str);
-    if matches!(kind, Some("diffusion" | "adaptation")) {
-        changes.push("objective.sampling_steps=2".to_owned());
-    }
-    if value("micro_batch").is_some() {
-        changes.push("micro_batch=1".to_owned());
-    }
-    for (number, data) in value("data")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
-        if data.get("batch").is_some() {
-            changes.push(format!("data.{number}.batch=3"));
-        }
-    }
-    let more = [
-        &format!("steps={STEPS}"),
-        "batch=2",
-        "log_every=1",
-        "rate.warmup=2",
-        "validation.every=20",
-        "validation.batches=1",
-        "checkpoints.every=20",
-    ];
-    changes.extend(more.map(str::to_owned));
-    changes
-}
-
-/// Every value as `key=value`.
-fn flatten(key: &str, value: &Value, changes: &mut Vec<String>) {
-    match value {
-        Value::Table(table) => {
-            for (name, value) in table {
-                let key = if key.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{key}.{name}")
-                };
-                flatten(&key, value, changes);
-            }
-        }
-        value => changes.push(format!("{key}={value}")),
-    }
 }
 
 fn read(path: &Path, changes: &[String], more: &[&str]) -> Recipe {

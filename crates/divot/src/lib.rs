@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "endpoint")]
+pub mod annotate;
 pub mod checkpoint;
 pub mod convert;
 mod detokenizer;

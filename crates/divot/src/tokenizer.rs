@@ -4,10 +4,11 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use divot_data::sampling::TOKENIZER_FRAMES;
-use divot_data::{Clip, ClipReader, Video};
+use divot_data::shots::Shot;
+use divot_data::{Clip, ClipReader, Frame, Video, clip_to_chw};
 use divot_nn::{CheckSizes, SizeError, check_same, check_widths};
 use divot_resampler::{VideoResampler, VideoResamplerConfig};
-use divot_vit::{VisionTower, VisionTowerConfig, preprocess};
+use divot_vit::{VisionTower, VisionTowerConfig, normalize, preprocess};
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
@@ -204,6 +205,64 @@ impl Tokenizer {
                 })?;
         match flow {
             ControlFlow::Continue(()) => Ok(Tensor::cat(tokens, 0)),
+            ControlFlow::Break(()) => Err(Error::Stopped),
+        }
+    }
+
+    /// Computes CLIP's feature of a frame: the class token, projected and scaled to length one. The cosine of two
+    /// features, their product, says how alike the frames are.
+    ///
+    /// # Errors
+    /// If the frame is so narrow that it cannot be cut to a square.
+    pub fn image_feature(&self, frame: &Frame) -> divot_data::Result<Vec<f32>> {
+        let frame = self.clip_reader().transform.frame(frame)?;
+        let frames = self.frames(clip_to_chw(std::slice::from_ref(&frame))?);
+        let features = self
+            .vision
+            .image_features(self.images(frames.squeeze_dim(0)));
+        let features = normalize(features.cast(DType::F32));
+        Ok(features.into_data().iter::<f32>().collect())
+    }
+
+    /// Computes how alike neighbouring shots are: the cosine of the [features](Self::image_feature) of a frame near the
+    /// end of each shot and of one near the beginning of the next, a twentieth of the shot away. Returns one for each pair
+    /// of neighbours, from -1 to 1.
+    ///
+    /// These are the frames that Panda-70M compares, by ImageBind, whose vision tower is OpenCLIP's ViT-H too.
+    ///
+    /// The file is read once. `each` is called with the number of pairs that are done, and may stop the work.
+    ///
+    /// # Errors
+    /// If the video cannot be decoded; [`Error::Stopped`] if `each` stops it.
+    pub fn similarities(
+        &self,
+        video: &Video,
+        shots: &[Shot],
+        mut each: impl FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<f64>> {
+        let at = |shot: &Shot, twentieths: usize| {
+            let last = shot.frames.len() - 1;
+            shot.frames.start + last * twentieths / 20
+        };
+        let ends = |pair: &[Shot]| [at(&pair[0], 19), at(&pair[1], 1)];
+        let indices: Vec<usize> = shots.windows(2).flat_map(ends).collect();
+        let mut features: Vec<Option<Vec<f32>>> = vec![None; indices.len()];
+        let mut similarities = vec![f64::NAN; indices.len() / 2];
+        let mut done = 0;
+        let flow = video.visit_until(&indices, |position, frame| {
+            let feature = self.image_feature(frame)?;
+            match features[position ^ 1].take() {
+                None => features[position] = Some(feature),
+                Some(other) => {
+                    let products = feature.iter().zip(&other).map(|(a, b)| f64::from(a * b));
+                    similarities[position / 2] = products.sum();
+                    done += 1;
+                }
+            }
+            Ok(each(done))
+        })?;
+        match flow {
+            ControlFlow::Continue(()) => Ok(similarities),
             ControlFlow::Break(()) => Err(Error::Stopped),
         }
     }

@@ -8,7 +8,9 @@ use anyhow::{Context, Result, ensure};
 use burn::nn::LinearConfig;
 use burn::tensor::{Device, Tensor};
 use clap::ValueEnum;
-use divot::data::dataset::{Filter, Format, Samples, Source as SampleSource, SourceConfig};
+use divot::data::dataset::{
+    CaptionList, Filter, Format, Samples, Source as SampleSource, SourceConfig,
+};
 use divot::data::{
     ClipReader, Frame, OpenOptions, Video, read_image, write_gif, write_mp4, write_png,
 };
@@ -336,6 +338,30 @@ fn samples(path: &Path) -> Result<()> {
         }
     }
     ensure!(sound > 0, "no sample is sound");
+    match format {
+        Format::Captions | Format::Csv => rows(path),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the rows of a list of captions, as they are copied.
+fn rows(path: &Path) -> Result<()> {
+    if path.extension().is_some_and(|ending| ending == "json") {
+        return Ok(());
+    }
+    let list = CaptionList::open(path, None)?;
+    let mut length = list.header()?.len();
+    for row in list.rows()? {
+        let row = row?;
+        length += row.bytes.len();
+        if let Err(skip) = row.captions {
+            ensure!(!skip.message.contains('\n'));
+        }
+    }
+    ensure!(
+        length as u64 <= path.metadata()?.len(),
+        "more rows than the file has"
+    );
     Ok(())
 }
 

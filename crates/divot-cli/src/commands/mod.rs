@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod completions;
 pub mod convert;
+pub mod data;
 pub mod describe;
 pub mod detokenize;
 pub mod download;

@@ -126,9 +126,26 @@ fn written(line: Written) -> Result<Item, Problem> {
     }
 }
 
+/// The captions of a line that are not blank.
+pub(super) fn captions(line: &[u8]) -> Result<Vec<String>, Problem> {
+    let line: Captioned = json(line)?;
+    file(line.video, line.image)?;
+    texts(line.caption)
+}
+
 /// The caption in a JSON file.
 pub(super) fn described(text: &[u8], uniform: &mut dyn FnMut() -> f64) -> Result<Text, Problem> {
     caption(json::<Described>(text)?.caption, uniform)
+}
+
+/// The texts that are not blank, of which there is one at least.
+pub(super) fn texts(texts: Option<Texts>) -> Result<Vec<String>, Problem> {
+    let mut texts = texts.map(Texts::into_vec).unwrap_or_default();
+    texts.retain(|text| !text.trim().is_empty());
+    match texts.is_empty() {
+        true => Err(Problem::new(Reason::NoText, "has no caption")),
+        false => Ok(texts),
+    }
 }
 
 /// One of several captions that are not blank.
@@ -136,10 +153,8 @@ pub(super) fn caption(
     texts: Option<Texts>,
     uniform: &mut dyn FnMut() -> f64,
 ) -> Result<Text, Problem> {
-    let mut texts = texts.map(Texts::into_vec).unwrap_or_default();
-    texts.retain(|text| !text.trim().is_empty());
+    let mut texts = self::texts(texts)?;
     let number = match texts.len() {
-        0 => return Err(Problem::new(Reason::NoText, "has no caption")),
         1 => 0,
         // A product may round up to the count.
         count => ((uniform() * count as f64) as usize).min(count - 1),

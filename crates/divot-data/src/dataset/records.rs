@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memchr::{memchr, memchr_iter};
@@ -12,7 +13,7 @@ use super::sample::{Reason, Skip};
 /// The longest record that is read, in bytes.
 pub(super) const MAX_RECORD: u64 = 1 << 20;
 
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Why a sample is left out, before it has a name.
 #[derive(Debug)]
@@ -173,14 +174,21 @@ impl Records {
         self.lines[index]
     }
 
+    /// The bytes of the file that a record is, with its line break and blank lines behind it.
+    pub fn range(&self, index: usize) -> Range<u64> {
+        let end = self.starts.get(index + 1).copied().unwrap_or(self.end);
+        self.starts[index]..end
+    }
+
+    /// The bytes before the first record.
+    pub fn head(&self) -> Range<u64> {
+        0..self.starts.first().copied().unwrap_or(self.end)
+    }
+
     /// Reads a record.
     pub fn read(&self, index: usize) -> Result<Vec<u8>, Problem> {
-        let start = self.starts[index];
-        let end = self.starts.get(index + 1).copied().unwrap_or(self.end);
-        if end - start > MAX_RECORD {
-            let message = format!("{} bytes, more than the limit of {MAX_RECORD}", end - start);
-            return Err(Problem::new(Reason::TooMuchText, message));
-        }
+        let Range { start, end } = self.range(index);
+        check_length(end - start)?;
         // The byte before it tells whether it still begins there.
         let before = u64::from(start > 0);
         let mut file = File::open(&self.path)?;
@@ -199,6 +207,17 @@ impl Records {
         }
         bytes.truncate(bytes.trim_ascii_end().len());
         Ok(bytes)
+    }
+}
+
+/// Refuses a record that is too long.
+pub(super) fn check_length(length: u64) -> Result<(), Problem> {
+    match length > MAX_RECORD {
+        true => {
+            let message = format!("{length} bytes, more than the limit of {MAX_RECORD}");
+            Err(Problem::new(Reason::TooMuchText, message))
+        }
+        false => Ok(()),
     }
 }
 

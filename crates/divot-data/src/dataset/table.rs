@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::annotations::{Item, MediaFile, Texts, caption};
+use super::annotations::{Item, MediaFile, Texts, caption, texts};
 use super::config::Columns;
 use super::media::Part;
 use super::python::{self, Value};
@@ -110,6 +110,26 @@ impl Table {
             true => key,
             false => format!("{key}[{number}]"),
         }
+    }
+
+    /// The captions of a record: one, or those of Panda-70M's parts.
+    pub fn captions(&self, record: &[u8]) -> Result<Vec<String>, Problem> {
+        let fields = csv_fields(record)?;
+        let field = |place: usize| {
+            let field = fields.get(place).map(|field| field.trim());
+            field.ok_or_else(|| Problem::malformed(format!("has only {} fields", fields.len())))
+        };
+        if field(self.places.video)?.is_empty() {
+            return Err(Problem::malformed("names no video"));
+        }
+        let caption = field(self.places.caption)?;
+        let found = match self.places.parts {
+            None => vec![caption.to_owned()],
+            Some(_) => python::list(caption)
+                .and_then(|list| list.into_iter().map(Value::text).collect())
+                .ok_or_else(|| Problem::malformed("its captions are no list of texts"))?,
+        };
+        texts(Some(Texts::Many(found)))
     }
 
     /// Reads a sample.

@@ -66,17 +66,21 @@
 //! constant rate, that is the number of frames. A shot ends when the next one begins. The last one ends a frame after
 //! its last frame begins. A video without cuts is one shot.
 
+mod cut;
 mod detector;
 mod filter;
 mod hsv;
 mod shrink;
+mod stitch;
 
 use std::ops::{ControlFlow, Range};
 
 use crate::{Error, Result, Video};
 
+pub use cut::cut;
 pub use detector::{Detector, Score};
 pub use filter::{Filter, MinLength};
+pub use stitch::{split, stitch};
 
 /// Weights of the differences in a frame's score, which is divided by the sum of their absolute values.
 #[derive(Debug, Clone, Copy, PartialEq)]

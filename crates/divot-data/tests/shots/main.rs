@@ -1,4 +1,5 @@
-//! Shot boundaries beside PySceneDetect's, which `xtask/peer/shots.py` computed.
+//! Shot boundaries beside PySceneDetect's, which `xtask/peer/shots.py` computed, and the clips that shots become.
 
+mod clips;
 mod made;
 mod videos;

@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use divot::data::dataset::{Medium, Sample, Text};
 use divot::data::{Clip, Frame};
 use divot_train::{Recipe, Result};
+use toml::{Table, Value};
+
+/// Steps of a recipe at toy size.
+pub const STEPS: usize = 20;
 
 /// Sizes at which a step takes a fraction of a second.
 pub const TINY: &str = r#"
@@ -134,4 +138,89 @@ fn frame(number: usize, t: usize, side: usize) -> Frame {
         }
     }
     frame
+}
+
+/// The settings that make a recipe [`STEPS`] steps of toy networks, without those that it makes itself.
+pub fn toy(recipe: &Table) -> Vec<String> {
+    let tiny: Table = toml::from_str(TINY).expect("the toy sizes");
+    let mut changes = Vec::new();
+    flatten("", &Value::Table(tiny), &mut changes);
+    changes
+        .retain(|change| !change.starts_with("model.start") && !change.starts_with("model.sizes"));
+    // As many as the UNet's states for text in stage 0.
+    changes.push("model.text.context_length=8".to_owned());
+
+    let value = |key: &str| {
+        let mut names = key.split('.');
+        let first = recipe.get(names.next()?)?;
+        names.try_fold(first, |value, name| value.get(name))
+    };
+    if value("model.tokenizer.resampler.perceiver") == Some(&Value::Boolean(false)) {
+        // The width of the vision tower.
+        changes.push("model.detokenizer.resampler.input_dim=32".to_owned());
+    }
+    if let Some(Value::Table(head)) = value("model.llm.head") {
+        let name = head.keys().next().expect("a head has a name");
+        changes.retain(|change| !change.starts_with("model.llm.head"));
+        let sizes: &[&str] = match head[name].get("width") {
+            Some(_) => &[
+                "dim=16",
+                "cond_dim=32",
+                "width=32",
+                "depth=1",
+                "timestep_width=16",
+            ],
+            None => &["dim=16"],
+        };
+        changes.extend(
+            sizes
+                .iter()
+                .map(|size| format!("model.llm.head.{name}.{size}")),
+        );
+    }
+    let kind = value("objective.kind").and_then(Value::as_str);
+    if matches!(kind, Some("diffusion" | "adaptation")) {
+        changes.push("objective.sampling_steps=2".to_owned());
+    }
+    if value("micro_batch").is_some() {
+        changes.push("micro_batch=1".to_owned());
+    }
+    for (number, data) in value("data")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        if data.get("batch").is_some() {
+            changes.push(format!("data.{number}.batch=3"));
+        }
+    }
+    let more = [
+        &format!("steps={STEPS}"),
+        "batch=2",
+        "log_every=1",
+        "rate.warmup=2",
+        "validation.every=20",
+        "validation.batches=1",
+        "checkpoints.every=20",
+    ];
+    changes.extend(more.map(str::to_owned));
+    changes
+}
+
+/// Every value as `key=value`.
+fn flatten(key: &str, value: &Value, changes: &mut Vec<String>) {
+    match value {
+        Value::Table(table) => {
+            for (name, value) in table {
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
+                flatten(&key, value, changes);
+            }
+        }
+        value => changes.push(format!("{key}={value}")),
+    }
 }

@@ -63,6 +63,18 @@ pub struct Summary {
     pub uncounted: usize,
 }
 
+impl Summary {
+    /// Adds another run.
+    pub fn add(&mut self, other: &Self) {
+        self.answered += other.answered;
+        self.cached += other.cached;
+        self.failed += other.failed;
+        self.requests += other.requests;
+        self.usage.add(other.usage);
+        self.uncounted += other.uncounted;
+    }
+}
+
 /// Asks for the answers of `jobs` that `cache` lacks, and hands over all of them in the order of `jobs`, each with
 /// what came with its request.
 ///

@@ -2,7 +2,8 @@
 //!
 //! An [`Endpoint`] says whom to ask, a [`Request`] what, and [`run`] asks: several requests at a time, failures
 //! retried, each answer kept in a [`Cache`] the moment it arrives. A run that ends early, however it ends, goes
-//! on where it was, and no answer is paid twice. [`estimate`] says beforehand what a run will cost.
+//! on where it was, and no answer is paid twice. [`estimate`] says beforehand what a run will cost. [`ask`] asks again
+//! where an answer is of no use.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -53,6 +54,7 @@ mod cost;
 mod error;
 mod reply;
 mod request;
+mod usable;
 
 pub use batch::{Event, Failure, Summary, run};
 pub use cache::Cache;
@@ -60,6 +62,7 @@ pub use cost::{Estimate, Prices, Usage, estimate};
 pub use error::EndpointError;
 pub use reply::Answer;
 pub use request::{Format, Image, Request};
+pub use usable::{Asked, ask};
 
 use std::fmt;
 use std::time::Duration;

@@ -4,12 +4,17 @@ use std::io::Cursor;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image::{ImageFormat, ImageReader};
+use divot_data::Frame;
+use image::codecs::jpeg::JpegEncoder;
+use image::{ExtendedColorType, ImageFormat, ImageReader};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{Endpoint, EndpointError};
+
+/// Quality of frames as JPEG, of 100.
+const QUALITY: u8 = 90;
 
 /// A PNG or JPEG image, as its file has it.
 #[derive(Clone)]
@@ -43,6 +48,26 @@ impl Image {
         Ok(Self {
             bytes,
             mime,
+            width,
+            height,
+        })
+    }
+
+    /// Encodes a frame of a video as JPEG. The same frame gives the same bytes, and so the same request.
+    ///
+    /// # Errors
+    /// If a side is over 65535 pixels.
+    pub fn of_frame(frame: &Frame) -> Result<Self, EndpointError> {
+        let mut bytes = Vec::new();
+        let (width, height) = (frame.width as u32, frame.height as u32);
+        JpegEncoder::new_with_quality(&mut bytes, QUALITY)
+            .encode(&frame.rgb, width, height, ExtendedColorType::Rgb8)
+            .map_err(|error| EndpointError::Image {
+                problem: super::reply::one_line(&error.to_string()),
+            })?;
+        Ok(Self {
+            bytes,
+            mime: "image/jpeg",
             width,
             height,
         })

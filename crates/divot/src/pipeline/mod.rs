@@ -5,6 +5,7 @@
 //! at a time, so that the largest determines the memory of a task.
 
 mod event;
+mod many;
 mod options;
 
 use std::fmt;

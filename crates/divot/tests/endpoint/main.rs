@@ -5,3 +5,4 @@ mod asking;
 mod failing;
 mod keeping;
 mod stub;
+mod usable;

@@ -21,15 +21,17 @@ pub struct Asked {
     pub path: String,
     pub authorization: Option<String>,
     pub body: Value,
-    /// How often the same text had arrived before.
+    /// How often the same request had arrived before.
     pub before: usize,
 }
 
 impl Asked {
-    /// The user's text.
+    /// The user's text, and the first one beside images.
     pub fn text(&self) -> &str {
         let content = &self.body["messages"].as_array().unwrap().last().unwrap()["content"];
-        content.as_str().unwrap_or_default()
+        let parts = content.as_array().map_or(&[][..], Vec::as_slice);
+        let beside = parts.iter().find_map(|part| part["text"].as_str());
+        content.as_str().or(beside).unwrap_or_default()
     }
 }
 
@@ -161,7 +163,7 @@ fn serve(
     asked.before = locked
         .asked
         .iter()
-        .filter(|it| it.text() == asked.text())
+        .filter(|it| it.body == asked.body)
         .count();
     locked.asked.push(asked.clone());
     let deed = match deed(&asked) {
