@@ -6,7 +6,7 @@
 //! | [`Annotator::story`] | an instruction and a storyline for three consecutive clips, from their captions | the same: GPT-4 |
 //! | [`Annotator::change`] | whether a caption describes change over time | appendix A.1: LLaMA-3 |
 //!
-//! The paper has no prompts, so that these are our own. Each request has a function that reads its answer, for
+//! The paper has no prompts: these are our own. Each request has a function that reads its answer, for
 //! [`ask`](crate::endpoint::ask).
 
 mod story;
