@@ -6,7 +6,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use divot::Tokenizer;
+use divot::checkpoint::Checkpoint;
 use divot::data::dataset::{Format, Samples, Source, SourceConfig, Text};
+use divot::data::shots::Shot;
 use divot::data::world::World;
 use divot::data::{ClipReader, Frame, Video, write_mp4};
 use divot::language::TextTokenizer;
@@ -370,6 +373,12 @@ fn a_run_that_was_interrupted_goes_on() {
     // Three captions were kept; three and two storylines were asked for.
     assert_eq!((&found["requests"], stub.answered().len()), (&json!(5), 8));
 
+    let moved = arguments.replace("film.mp4", "elsewhere/film.mp4");
+    let line = bench.refused(&moved);
+    assert!(
+        line.contains("was cut from another file of that name"),
+        "{line}"
+    );
     let line = bench.refused(&format!("{arguments} --threshold 30"));
     assert!(
         line.contains("made/clips/film: was cut with `threshold` 27.0, and not 30.0"),
@@ -420,6 +429,82 @@ fn our_own_model_stitches_and_describes() {
     fs::remove_file(bench.path("made/clips/film/0002.json")).unwrap();
     assert!(bench.json(&arguments)["seconds"].get("loading").is_some());
     assert!(made(&bench, "made") == before);
+}
+
+#[test]
+fn clip_says_which_neighbours_are_alike() {
+    let bench = Bench::new();
+    let picture = |shift: usize| {
+        let mut frame = Frame::filled(112, 112, [0; 3]).unwrap();
+        for (index, value) in frame.rgb.iter_mut().enumerate() {
+            *value =
+                ((index / 3 % 112 / 14 + shift * (index / 336 / 14)) % 2 * 200 + 20 * shift) as u8;
+        }
+        frame
+    };
+    let frames: Vec<Frame> = [0, 0, 1]
+        .into_iter()
+        .flat_map(|shift| vec![picture(shift); 20])
+        .collect();
+    write_mp4(bench.path("film.mp4"), &frames, FPS).unwrap();
+    let device = Default::default();
+    let mut checkpoint = Checkpoint::new(program::model(), &device);
+    let (tokenizer, _) = Tokenizer::load(&mut checkpoint).unwrap();
+    let video = Video::open(bench.path("film.mp4")).unwrap();
+    let shots = [0..20, 20..40, 40..60].map(|frames| Shot {
+        seconds: frames.start as f64 / FPS..frames.end as f64 / FPS,
+        frames,
+    });
+    let flow = |_| std::ops::ControlFlow::Continue(());
+    let found = tokenizer.similarities(&video, &shots, flow).unwrap();
+
+    // A twentieth of a shot from its end, and from the beginning of the next.
+    let shown = video.frames(&[18, 20, 38, 40]).unwrap();
+    let features: Vec<Vec<f32>> = shown
+        .iter()
+        .map(|frame| tokenizer.image_feature(frame).unwrap())
+        .collect();
+    for (pair, similarity) in features.chunks(2).zip(&found) {
+        let product: f64 = pair[0]
+            .iter()
+            .zip(&pair[1])
+            .map(|(a, b)| f64::from(a * b))
+            .sum();
+        let length: f64 = pair[0].iter().map(|a| f64::from(a * a)).sum();
+        assert!(
+            (product - similarity).abs() < 1e-5,
+            "{product} {similarity}"
+        );
+        assert!((length - 1.0).abs() < 1e-5, "{length}");
+    }
+    assert!(found[0] > 0.999 && found[1] < found[0] - 1e-3, "{found:?}");
+}
+
+#[test]
+fn nothing_is_written_over_what_was_there_if_everything_fails() {
+    let bench = Bench::new();
+    film(&bench.path("film.mp4"), 9);
+    fs::create_dir(bench.path("made")).unwrap();
+    fs::write(bench.path("made/captions.jsonl"), "good").unwrap();
+    let stub = Stub::start(|_| Deed::status(400, "no images"));
+    let to = format!("--language-model writer --endpoint {}", stub.address);
+    let line = bench.refused(&format!("data story film.mp4 --output made {to}"));
+    assert_eq!(
+        line,
+        "error: no caption was written, the first for no answer (HTTP 400: no images; tries: 1)"
+    );
+    assert_eq!(bench.text("made/captions.jsonl"), "good");
+    fs::write(
+        bench.path("list.jsonl"),
+        r#"{"video": "film.mp4", "caption": "A dog runs."}"#,
+    )
+    .unwrap();
+    let line = bench.refused(&format!("data filter list.jsonl --output kept.jsonl {to}"));
+    assert_eq!(
+        line,
+        "error: no caption was judged, the first for no answer (HTTP 400: no images; tries: 1)"
+    );
+    assert!(!bench.path("kept.jsonl").exists());
 }
 
 #[test]

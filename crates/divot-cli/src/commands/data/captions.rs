@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use divot::annotate::{Annotator, SCENES, Storyline, caption_frames, read_caption};
 use divot::data::{Video, atomically};
 use divot::endpoint::{Asked, Cache, Endpoint, Estimate, Request, Summary, ask, estimate};
@@ -42,6 +42,17 @@ impl<T> Answers<T> {
             found: std::iter::repeat_with(|| None).take(count).collect(),
             failed: 0,
             first_failure: None,
+        }
+    }
+
+    /// # Errors
+    /// If everything failed: then nothing is to be written over what was there.
+    pub fn check_any(&self, what: &str) -> Result<()> {
+        match &self.first_failure {
+            Some(reason) if self.found.iter().all(Option::is_none) => {
+                bail!("no {what} was written, the first for {reason}")
+            }
+            _ => Ok(()),
         }
     }
 }

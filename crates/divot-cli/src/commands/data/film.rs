@@ -240,8 +240,14 @@ impl<'a> Cutter<'a> {
                 index.display()
             );
         };
-        // A film that is gone is no reason to lose what was made of it.
-        if path.exists() && film.bytes != length(path) {
+        let bytes = length(path);
+        let is_same = match film.video == path.to_string_lossy() {
+            // A film that is gone is no reason to lose what was made of it.
+            true => !path.exists() || film.bytes == bytes,
+            // A file may have moved. A folder of images has nothing to be known by.
+            false => film.bytes.is_some() && film.bytes == bytes,
+        };
+        if !is_same {
             bail!(
                 "{}: was cut from another file of that name; {remedy}",
                 folder.display()

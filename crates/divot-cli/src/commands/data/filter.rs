@@ -189,7 +189,7 @@ impl Arguments {
         }
 
         let mut failed: BTreeMap<usize, String> = BTreeMap::new();
-        let (mut pace, mut done) = (Pace::new(), 0);
+        let (mut pace, mut done, mut answered) = (Pace::new(), 0, 0);
         let spent = ask::<_, _, anyhow::Error>(
             endpoint,
             &mut cache,
@@ -200,7 +200,10 @@ impl Arguments {
                 if let Asked::Done { job, result } = event {
                     done += 1;
                     match result {
-                        Ok((is_dynamic, _)) => judged.kept[job.0] |= is_dynamic,
+                        Ok((is_dynamic, _)) => {
+                            answered += 1;
+                            judged.kept[job.0] |= is_dynamic;
+                        }
                         Err(failure) => drop(failed.insert(job.0, failure.to_string())),
                     }
                 }
@@ -210,6 +213,9 @@ impl Arguments {
         );
         pace.finish();
         let spent = spent?;
+        if let (0, Some(reason)) = (answered, failed.values().next()) {
+            bail!("no caption was judged, the first for {reason}");
+        }
         failed.retain(|&row, _| !judged.kept[row]);
         judged.unanswered = failed.len();
         judged.first_unanswered = failed.into_values().next();

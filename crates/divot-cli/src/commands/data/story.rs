@@ -27,7 +27,8 @@ use crate::output::{Output, plural};
 /// gets a caption, and each three consecutive clips an instruction and a storyline, by the language model of an
 /// endpoint or by our own. Ctrl-C or a crash loses little: the same command goes on.
 ///
-/// Into the folder go stories.jsonl, which recipes read as the format story, captions.jsonl, and clips/.
+/// The folder gets stories.jsonl, which recipes read as the format story, captions.jsonl, and clips/. Both lists are
+/// written anew, from the films that are named.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -243,6 +244,7 @@ impl Arguments {
             }
         }
         let captions = output.timed("captions", |_| writer.captions(clips))?;
+        captions.check_any("caption")?;
         tell_failures("caption", &captions, output);
         self.write_captions(films, &captions.found)?;
         let groups = self.stories(films, &captions.found);
@@ -251,6 +253,7 @@ impl Arguments {
             .map(|(_, captions)| captions.clone())
             .collect();
         let stories = output.timed("storylines", |_| writer.stories(&texts))?;
+        stories.check_any("storyline")?;
         tell_failures("storyline", &stories, output);
         self.endpoint.tell_spent(&writer.spent, output);
         let told = groups.into_iter().zip(stories.found);
@@ -360,7 +363,7 @@ impl Arguments {
         }
         if least < LEAST {
             output.remark(format!(
-                "clips are {least} pixels small: a source of them needs filter = {{ min_side = {least} }}"
+                "the shorter side of the clips has {least} pixels: a source of them needs filter = {{ min_side = {least} }}"
             ));
         }
         Ok(())
