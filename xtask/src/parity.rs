@@ -538,6 +538,7 @@ impl Parity {
         let objective = Diffusion {
             dropped: 0.0,
             min_snr_gamma: None,
+            frames: None,
             kl_weight: None,
             show: ShowClips {
                 sampling: SamplingConfig::new(),

@@ -15,6 +15,7 @@ mod sheets;
 mod stories;
 mod table;
 mod tally;
+mod tokens;
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,7 +47,7 @@ Examples:
 The tables are printed in Markdown. They are a function of the model, the options and the counts; only seconds are not.
 Parts that the model does not have are left out, which is said.")]
 pub struct Arguments {
-    /// Table to make [default: all but samplers; real if --real is given]
+    /// Table to make [default: all but tokens and samplers; real if --real is given]
     #[arg(long, value_enum, value_name = "TABLE")]
     only: Vec<Subject>,
     /// Held-out clips, half of them with combinations that training never has; stories are a third as many, of three
@@ -72,6 +73,8 @@ pub struct Arguments {
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Subject {
+    /// What a linear map reads off tokens
+    Tokens,
     /// Clips to tokens and back
     Reconstruction,
     /// Questions about clips, and captions
@@ -142,6 +145,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         let started = Instant::now();
         let made = match subject {
+            Subject::Tokens => tokens::tables(&scoring)?,
             Subject::Reconstruction => reconstruction::tables(&scoring)?,
             Subject::Questions => questions::tables(&scoring)?,
             Subject::Generation => generation::tables(&scoring)?,
@@ -175,7 +179,7 @@ fn subjects(arguments: &Arguments) -> Result<Vec<Subject>> {
     }
     let wanted = |subject: &Subject| match (arguments.only.is_empty(), subject) {
         (false, _) => arguments.only.contains(subject),
-        (true, Subject::Samplers) => false,
+        (true, Subject::Tokens | Subject::Samplers) => false,
         (true, Subject::Real) => real,
         (true, _) => true,
     };
@@ -217,6 +221,7 @@ impl Scoring {
             absent.then(|| "has no language model".to_owned())
         };
         match subject {
+            Subject::Tokens => lacks(Part::Tokenizer),
             Subject::Reconstruction | Subject::Samplers | Subject::Real => {
                 lacks(Part::Tokenizer).or_else(|| lacks(Part::Detokenizer))
             }

@@ -42,6 +42,9 @@ enum Stage {
     Vision,
     /// The UNet, from a text and an image, which takes the place of DynamiCrafter's
     Stage0,
+    /// The video tokenizer and the UNet together, on single frames
+    #[value(name = "stage1-images")]
+    Images,
     /// The video tokenizer and the UNet together
     Stage1,
     /// What the frozen networks make of clips with captions

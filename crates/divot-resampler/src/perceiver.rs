@@ -101,10 +101,19 @@ impl PerceiverResamplerConfig {
         let hidden = self.width * self.mlp_ratio;
         let linear =
             |from: usize, to: usize| LinearConfig::new(from, to).with_bias(false).init(device);
+        // Attention scores have a deviation of 3 at first. Attention that is nearly even gives every query the mean of
+        // the inputs, in which nothing has a place.
+        let sharp = Initializer::Normal {
+            mean: 0.0,
+            std: (27.0 / self.width as f64).sqrt(),
+        };
         PerceiverLayer {
             norm_inputs: norm.init(device),
             norm_latents: norm.init(device),
-            to_q: linear(self.width, inner),
+            to_q: LinearConfig::new(self.width, inner)
+                .with_bias(false)
+                .with_initializer(sharp)
+                .init(device),
             to_kv: linear(self.width, 2 * inner),
             to_out: linear(inner, self.width),
             norm_mlp: norm.init(device),

@@ -37,11 +37,12 @@ pub struct SpatialTemporalTransformer {
 }
 
 impl SpatialTemporalTransformerConfig {
-    /// Initialises the transformer.
+    /// Initialises the transformer. The embeddings start as large as the tokens, which come from a layer norm: much
+    /// smaller ones are lost among them, and training from nothing never learns where anything is.
     pub fn init(&self, device: &Device) -> SpatialTemporalTransformer {
         let embedding = Initializer::Normal {
             mean: 0.0,
-            std: 0.02,
+            std: 1.0,
         };
         let block = TransformerBlockConfig::new(self.width, self.heads).with_epsilon(1e-6);
         SpatialTemporalTransformer {

@@ -42,7 +42,7 @@ pub struct TemporalTransformer {
 }
 
 impl TemporalTransformerConfig {
-    /// Initialises the transformer.
+    /// Initialises the transformer. A frame's position starts as large as what the first layer makes of its tokens.
     pub fn init(&self, device: &Device) -> TemporalTransformer {
         let block = TransformerBlockConfig::new(self.width, self.heads)
             .with_epsilon(1e-6)
@@ -51,7 +51,7 @@ impl TemporalTransformerConfig {
             proj_in: LinearConfig::new(self.input_dim, self.width).init(device),
             positional_embedding: Initializer::Normal {
                 mean: 0.0,
-                std: 0.01,
+                std: 0.5,
             }
             .init([self.frames, self.width], device),
             blocks: (0..self.depth).map(|_| block.init(device)).collect(),

@@ -73,7 +73,7 @@ impl Objective for Adaptation {
                 losses: Box::new(|_| Vec::new()),
             });
         }
-        let noisy = Noisy::draw(model, &used, draws, self.dropped)?;
+        let noisy = Noisy::draw(model, &used, draws, self.dropped, None)?;
         let rows: Vec<&Sample> = used.iter().collect();
         let drawn = self.draw(model, source, &rows, &mut draws.other(0))?;
         let mut tokens = Seen::Tokens(drawn);

@@ -24,6 +24,10 @@ pub struct Diffusion {
     pub dropped: f64,
     /// γ of the Min-SNR weights, if they are used.
     pub min_snr_gamma: Option<f64>,
+    /// How many of a clip's frames are denoised, evenly spread from the first to the last; absent for all. The
+    /// tokenizer sees the whole clip. Fewer frames make a step cheaper, and 1 teaches a network from nothing where
+    /// things are before it learns how they move.
+    pub frames: Option<usize>,
     /// Weight of the divergence of a variational tokenizer's tokens; absent for any other tokenizer.
     pub kl_weight: Option<f64>,
     /// How clips are made for a person to see.
@@ -57,7 +61,7 @@ impl Objective for Diffusion {
         samples: &[Sample],
         draws: &Draws,
     ) -> Result<Prepared> {
-        let noisy = Noisy::draw(model, samples, draws, self.dropped)?;
+        let noisy = Noisy::draw(model, samples, draws, self.dropped, self.frames)?;
         let device = noisy.clip.device();
         let seen = Seen::first(samples, self.kl_weight.is_some(), &device)?;
         Ok(self.prepared(model, seen, noisy, draws))
@@ -141,18 +145,22 @@ pub struct Noisy {
 }
 
 impl Noisy {
-    /// Draws timesteps, noise, and which conditions are `dropped`.
+    /// Draws timesteps, noise, and which conditions are `dropped`. Of each clip, so many `frames` are kept.
     pub(super) fn draw(
         model: &Model,
         samples: &[Sample],
         draws: &Draws,
         dropped: f64,
+        frames: Option<usize>,
     ) -> Result<Self> {
         let detokenizer = model.detokenizer();
         let device = detokenizer.unet.conv_in.weight.device();
         let channels = detokenizer.unet.conv_in.weight.dims()[1];
         let [height, width] = detokenizer.latent_size;
-        let clip = Clean::first(samples, &device)?;
+        let mut clip = Clean::first(samples, &device)?;
+        if let Some(frames) = frames {
+            clip = clip.spread(frames);
+        }
         let shape = [1, channels, clip.frames(), height, width];
         let count = detokenizer.schedule.betas.len() as f64;
 

@@ -84,7 +84,7 @@ impl Objective for Stage0 {
         draws: &Draws,
     ) -> Result<Prepared> {
         // Conditions are dropped here, text and image apart.
-        let noisy = Noisy::draw(model, samples, draws, 0.0)?;
+        let noisy = Noisy::draw(model, samples, draws, 0.0, None)?;
         let Clean::Frames(clips) = &noisy.clip else {
             let key = samples.first().map_or("", |sample| &sample.key);
             let problem = "was stored without its frames, one of which is the condition here";

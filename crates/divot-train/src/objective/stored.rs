@@ -1,6 +1,6 @@
 //! What objectives learn from: frames, or what frozen networks made of them before.
 
-use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use divot::data::dataset::{Array, Sample};
 use divot::data::{Frame, chw_to_clip};
 use divot::{Detokenizer, Tokenizer};
@@ -152,6 +152,24 @@ impl Clean {
     pub fn frames(&self) -> usize {
         let (Self::Frames(clip) | Self::Moments([clip, _])) = self;
         clip.dims()[2]
+    }
+
+    /// Keeps so many frames, evenly spread from the first to the last, or all if there are no more.
+    pub fn spread(self, frames: usize) -> Self {
+        let all = self.frames();
+        if frames >= all {
+            return self;
+        }
+        let place = |index| (index * (all - 1)) as f64 / (frames - 1).max(1) as f64;
+        let kept: Vec<i64> = (0..frames)
+            .map(|index| place(index).round() as i64)
+            .collect();
+        let kept = Tensor::<1, Int>::from_data(kept.as_slice(), &self.device());
+        let select = |clip: Tensor<5>| clip.select(2, kept.clone());
+        match self {
+            Self::Frames(clip) => Self::Frames(select(clip)),
+            Self::Moments(moments) => Self::Moments(moments.map(select)),
+        }
     }
 
     /// Where it is.

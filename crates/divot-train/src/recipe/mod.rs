@@ -184,6 +184,7 @@ impl Recipe {
             ObjectiveSettings::Diffusion {
                 dropped,
                 min_snr_gamma,
+                frames,
                 kl_weight,
                 sampling_steps,
                 guidance,
@@ -193,6 +194,7 @@ impl Recipe {
                 Box::new(Diffusion {
                     dropped,
                     min_snr_gamma,
+                    frames,
                     kl_weight: variational.then_some(kl_weight),
                     show: show(sampling_steps, guidance),
                 })

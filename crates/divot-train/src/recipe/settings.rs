@@ -189,6 +189,8 @@ pub enum ObjectiveSettings {
         dropped: f64,
         /// γ of the Min-SNR weights.
         min_snr_gamma: Option<f64>,
+        /// How many of a clip's frames are denoised.
+        frames: Option<usize>,
         /// Weight of the divergence of a variational tokenizer's tokens.
         #[serde(default = "kl_weight")]
         kl_weight: f64,
@@ -286,10 +288,15 @@ impl ObjectiveSettings {
                 problems.push((key, wanted));
             }
         };
+        if let Self::Diffusion { frames, .. } = self {
+            let frames = frames.is_none_or(|frames| frames > 0);
+            check(frames, "objective.frames", "at least 1");
+        }
         match self {
             Self::Diffusion {
                 dropped,
                 min_snr_gamma,
+                frames: _,
                 kl_weight: scale,
                 sampling_steps,
                 guidance,

@@ -75,6 +75,7 @@ fn ablations_of_the_tokenizer_learn() {
             "model.detokenizer.schedule.zero_terminal_snr=false",
         ],
         &["objective.min_snr_gamma=5.0"],
+        &["objective.frames=1"],
     ] {
         let [first, last] = learn_from(&diffusion(), changes, &samples(2, 32), 20);
         assert!(last < first / 2.0, "{changes:?}: {first} → {last}");

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use super::{Answer, Cache, Endpoint, EndpointError, Event, Failure, Request, Summary, run};
 
-/// How often a question is asked whose answers are of no use.
-const ROUNDS: u64 = 3;
+/// How often a run asks a question whose answers are of no use.
+const TRIES: u32 = 3;
 
 /// What happens while questions are asked.
 #[derive(Debug)]
@@ -23,7 +23,8 @@ pub enum Asked<J, T> {
 }
 
 /// Asks for the answers of many jobs as [`run`] does, and again for those that `read` finds of no use: with another
-/// seed, because the cache has the answer to the same request. A job is asked three times at most.
+/// seed, because the cache has the answer to the same request. A run asks for a job three times at most; answers of the
+/// cache do not count, so that the next run asks again.
 ///
 /// `request` makes a job's request. Its errors end the run, and so do those of [`run`]. `read` says in a few words what
 /// is wrong with an answer. `each` is called as that of [`run`]; jobs come in their order, except that those that are
@@ -40,21 +41,22 @@ pub fn ask<J, T, E: From<EndpointError>>(
     mut each: impl FnMut(Asked<J, T>) -> ControlFlow<()>,
 ) -> Result<Summary, E> {
     let mut total = Summary::default();
-    let mut again: Vec<J> = Vec::new();
-    let mut jobs = jobs.into_iter();
-    for round in 0..ROUNDS {
+    // Jobs of a round, and how often this run has asked for each of them in vain.
+    let mut jobs = jobs.into_iter().map(|job| (job, 0));
+    let mut again: Vec<(J, u32)> = Vec::new();
+    for round in 0.. {
         let mut earlier = std::mem::take(&mut again).into_iter();
         if round > 0 && earlier.len() == 0 {
             break;
         }
-        let asked: &mut dyn Iterator<Item = J> = match round {
+        let asked: &mut dyn Iterator<Item = (J, u32)> = match round {
             0 => &mut jobs,
             _ => &mut earlier,
         };
         let mut failed = None;
-        let requests = asked.map_while(|job| match request(&job) {
-            Ok(request) if round == 0 => Some((job, request)),
-            Ok(request) => Some((job, request.seed(round))),
+        let requests = asked.map_while(|(job, tries)| match request(&job) {
+            Ok(request) if round == 0 => Some(((job, tries), request)),
+            Ok(request) => Some(((job, tries), request.seed(round))),
             Err(error) => {
                 failed = Some(error);
                 None
@@ -62,17 +64,17 @@ pub fn ask<J, T, E: From<EndpointError>>(
         });
         let (mut answered, mut cached, mut without) = (0, 0, 0);
         let summary = run(endpoint, cache, requests, |event, _| {
-            let (job, result) = match event {
+            let ((job, tries), result) = match event {
                 Event::Waiting => return each(Asked::Waiting),
                 Event::Done { job, result } => (job, result),
             };
             let result = match result.map(|answer| (read(&answer), answer.cached)) {
-                Ok((Err(_), _)) if round + 1 < ROUNDS => {
-                    again.push(job);
-                    return ControlFlow::Continue(());
-                }
-                Ok((Err(reason), _)) => {
-                    let tries = ROUNDS as u32;
+                Ok((Err(reason), is_cached)) => {
+                    let tries = tries + u32::from(!is_cached);
+                    if tries < TRIES {
+                        again.push((job, tries));
+                        return ControlFlow::Continue(());
+                    }
                     Err(Failure { tries, reason })
                 }
                 Ok((Ok(value), is_cached)) => Ok((value, is_cached)),
