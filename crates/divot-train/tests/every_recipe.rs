@@ -278,6 +278,7 @@ fn the_recipes_of_divot_tiny_fit_together() {
         "vae",
         "vision",
         "stage0",
+        "stage1-images",
         "stage1",
         "cache-captions",
         "cache-turns",
