@@ -20,7 +20,9 @@ use divot::{
 };
 use divot_data::sampling::{comprehend_indices, reconstruct_indices, tokenizer_indices};
 use divot_data::{Frame, Transform};
-use divot_train::objective::{Clean, Diffusion, Draws, Noisy, Prepared, Seen, ShowClips};
+use divot_train::objective::{
+    Clean, Diffusion, Draws, NoiseOptions, Noisy, Prepared, Seen, ShowClips,
+};
 use divot_train::{Model, gradient_norm};
 use divot_unet::{DdimConfig, Denoiser, NoiseSchedule, NoiseScheduleConfig, Spacing};
 use divot_vit::{TextTowerConfig, normalize, preprocess};
@@ -536,9 +538,8 @@ impl Parity {
             noise,
         };
         let objective = Diffusion {
-            dropped: 0.0,
+            noise: NoiseOptions::default(),
             min_snr_gamma: None,
-            frames: None,
             kl_weight: None,
             show: ShowClips {
                 sampling: SamplingConfig::new(),

@@ -5,7 +5,7 @@ use divot::Noise;
 use divot::data::dataset::Sample;
 use divot::gmm::{SampleOptions, TokenHead};
 
-use super::diffusion::{Noisy, ShowClips};
+use super::diffusion::{NoiseOptions, Noisy, ShowClips};
 use super::stored::Seen;
 use super::{Draws, Language, Objective, Prepared, Shown, Term};
 use crate::error::Result;
@@ -19,8 +19,8 @@ pub struct Adaptation {
     pub language: Language,
     /// How features are drawn.
     pub features: SampleOptions,
-    /// Share of the samples whose condition is dropped.
-    pub dropped: f64,
+    /// What is denoised.
+    pub noise: NoiseOptions,
     /// γ of the Min-SNR weights, if they are used.
     pub min_snr_gamma: Option<f64>,
     /// How clips are made for a person to see.
@@ -73,7 +73,7 @@ impl Objective for Adaptation {
                 losses: Box::new(|_| Vec::new()),
             });
         }
-        let noisy = Noisy::draw(model, &used, draws, self.dropped, None)?;
+        let noisy = Noisy::draw(model, &used, draws, &self.noise)?;
         let rows: Vec<&Sample> = used.iter().collect();
         let drawn = self.draw(model, source, &rows, &mut draws.other(0))?;
         let mut tokens = Seen::Tokens(drawn);
@@ -97,7 +97,7 @@ impl Objective for Adaptation {
             .iter()
             .filter(|sample| self.language.fits(source, sample));
         let fitting: Vec<Sample> = fitting.cloned().collect();
-        self.show.clips(model, &fitting, |sample| {
+        self.show.clips(model, &fitting, None, |sample| {
             self.draw(model, source, &[sample], &mut Noise::new(0))
         })
     }

@@ -8,7 +8,7 @@ use divot::data::metrics;
 use divot::unet::{Context, DiffusionBatch, diffusion_loss};
 use divot::{GuidanceConfig, SamplingConfig, Tokenizer};
 
-use super::stored::{Clean, Seen, shown};
+use super::stored::{Clean, Seen, shown, spread};
 use super::{Draws, Objective, Prepared, Shown, Term};
 use crate::error::Result;
 use crate::model::{Model, Network};
@@ -20,18 +20,28 @@ use crate::model::{Model, Network};
 /// tokens are drawn, and their divergence from the standard normal distribution is a term of the loss.
 #[derive(Debug, Clone)]
 pub struct Diffusion {
-    /// Share of the samples whose condition is dropped. Released: 0.05 in stage 2.
-    pub dropped: f64,
+    /// What is denoised.
+    pub noise: NoiseOptions,
     /// γ of the Min-SNR weights, if they are used.
     pub min_snr_gamma: Option<f64>,
-    /// How many of a clip's frames are denoised, evenly spread from the first to the last; absent for all. The
-    /// tokenizer sees the whole clip. Fewer frames make a step cheaper, and 1 teaches a network from nothing where
-    /// things are before it learns how they move.
-    pub frames: Option<usize>,
     /// Weight of the divergence of a variational tokenizer's tokens; absent for any other tokenizer.
     pub kl_weight: Option<f64>,
     /// How clips are made for a person to see.
     pub show: ShowClips,
+}
+
+/// What is denoised.
+#[derive(Debug, Clone, Default)]
+pub struct NoiseOptions {
+    /// Share of the samples whose condition is dropped. Released: 0.05 in stage 2.
+    pub dropped: f64,
+    /// How many of a clip's frames are denoised, evenly spread from the first to the last; absent for all. The
+    /// tokenizer sees the whole clip. Fewer frames make a step cheaper, and 1 teaches a network from nothing where
+    /// things are before it learns how they move.
+    pub frames: Option<usize>,
+    /// The first timestep that is drawn, and the one after the last; absent for all. The more noise, the more has to
+    /// come from the tokens.
+    pub timesteps: Option<[usize; 2]>,
 }
 
 /// How clips are made for a person to see.
@@ -61,7 +71,7 @@ impl Objective for Diffusion {
         samples: &[Sample],
         draws: &Draws,
     ) -> Result<Prepared> {
-        let noisy = Noisy::draw(model, samples, draws, self.dropped, self.frames)?;
+        let noisy = Noisy::draw(model, samples, draws, &self.noise)?;
         let device = noisy.clip.device();
         let seen = Seen::first(samples, self.kl_weight.is_some(), &device)?;
         Ok(self.prepared(model, seen, noisy, draws))
@@ -69,12 +79,13 @@ impl Objective for Diffusion {
 
     fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
         let tokenizer = model.tokenizer();
-        self.show.clips(model, samples, |sample| {
-            let device = model.detokenizer().unet.conv_in.weight.device();
-            let variational = self.kl_weight.is_some();
-            let seen = Seen::first(std::slice::from_ref(sample), variational, &device)?;
-            Ok(seen.tokens(tokenizer))
-        })
+        self.show
+            .clips(model, samples, self.noise.frames, |sample| {
+                let device = model.detokenizer().unet.conv_in.weight.device();
+                let variational = self.kl_weight.is_some();
+                let seen = Seen::first(std::slice::from_ref(sample), variational, &device)?;
+                Ok(seen.tokens(tokenizer))
+            })
     }
 }
 
@@ -145,31 +156,32 @@ pub struct Noisy {
 }
 
 impl Noisy {
-    /// Draws timesteps, noise, and which conditions are `dropped`. Of each clip, so many `frames` are kept.
+    /// Draws timesteps, noise, and which conditions are dropped.
     pub(super) fn draw(
         model: &Model,
         samples: &[Sample],
         draws: &Draws,
-        dropped: f64,
-        frames: Option<usize>,
+        options: &NoiseOptions,
     ) -> Result<Self> {
         let detokenizer = model.detokenizer();
         let device = detokenizer.unet.conv_in.weight.device();
         let channels = detokenizer.unet.conv_in.weight.dims()[1];
         let [height, width] = detokenizer.latent_size;
         let mut clip = Clean::first(samples, &device)?;
-        if let Some(frames) = frames {
+        if let Some(frames) = options.frames {
             clip = clip.spread(frames);
         }
         let shape = [1, channels, clip.frames(), height, width];
-        let count = detokenizer.schedule.betas.len() as f64;
+        let [start, end] = options
+            .timesteps
+            .unwrap_or([0, detokenizer.schedule.betas.len()]);
 
         let (mut timesteps, mut kept) = (Vec::new(), Vec::<f32>::new());
         let (mut posterior, mut noise) = (Vec::new(), Vec::new());
         for index in 0..samples.len() {
             let mut draw = draws.of(index);
-            timesteps.push((draw.uniform() * count) as usize);
-            kept.push(match draw.uniform() < dropped {
+            timesteps.push(start + (draw.uniform() * (end - start) as f64) as usize);
+            kept.push(match draw.uniform() < options.dropped {
                 true => 0.0,
                 false => 1.0,
             });
@@ -214,11 +226,12 @@ impl Noisy {
 
 impl ShowClips {
     /// Decodes the tokens of samples, and compares the clips with what they are of: their frames, or what the
-    /// autoencoder makes of stored latents.
+    /// autoencoder makes of stored latents. Of each clip, so many `frames` are shown, or all.
     pub(super) fn clips(
         &self,
         model: &Model,
         samples: &[Sample],
+        frames: Option<usize>,
         tokens: impl Fn(&Sample) -> Result<Tensor<3>>,
     ) -> Result<Shown> {
         let detokenizer = model.detokenizer();
@@ -230,7 +243,12 @@ impl ShowClips {
         let mut psnr = 0.0;
         let mut name = "psnr";
         for (index, sample) in samples.iter().enumerate() {
-            let (given, decoded) = shown(sample, detokenizer)?;
+            let (mut given, decoded) = shown(sample, detokenizer)?;
+            if let Some(frames) = frames {
+                given = spread(frames, given.len())
+                    .map(|index| given[index].clone())
+                    .collect();
+            }
             name = if decoded { "psnr_decoded" } else { "psnr" };
             let sampling = self.sampling.clone().with_frames(given.len());
             let tokens = tokens(sample)?;

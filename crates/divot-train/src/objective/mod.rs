@@ -24,7 +24,7 @@ pub use autoencoder::{Autoencoder, PixelError};
 pub(crate) use batch::stack;
 pub use batch::{dense, sparse};
 pub use contrastive::Contrastive;
-pub use diffusion::{Diffusion, Noisy, ShowClips};
+pub use diffusion::{Diffusion, NoiseOptions, Noisy, ShowClips};
 pub use instructions::instructions;
 pub use language::{Language, LanguageTask, TaskKind};
 pub use stage0::Stage0;

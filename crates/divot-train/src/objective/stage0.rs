@@ -6,7 +6,7 @@ use divot::data::dataset::Sample;
 use divot::unet::Context;
 use divot::vit::{BpeTokenizer, preprocess};
 
-use super::diffusion::Noisy;
+use super::diffusion::{NoiseOptions, Noisy};
 use super::stored::Clean;
 use super::{Draws, Objective, Prepared, Shown, Term, captions, text_ids};
 use crate::error::{Error, Result};
@@ -84,7 +84,7 @@ impl Objective for Stage0 {
         draws: &Draws,
     ) -> Result<Prepared> {
         // Conditions are dropped here, text and image apart.
-        let noisy = Noisy::draw(model, samples, draws, 0.0, None)?;
+        let noisy = Noisy::draw(model, samples, draws, &NoiseOptions::default())?;
         let Clean::Frames(clips) = &noisy.clip else {
             let key = samples.first().map_or("", |sample| &sample.key);
             let problem = "was stored without its frames, one of which is the condition here";

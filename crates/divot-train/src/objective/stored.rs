@@ -156,13 +156,8 @@ impl Clean {
 
     /// Keeps so many frames, evenly spread from the first to the last, or all if there are no more.
     pub fn spread(self, frames: usize) -> Self {
-        let all = self.frames();
-        if frames >= all {
-            return self;
-        }
-        let place = |index| (index * (all - 1)) as f64 / (frames - 1).max(1) as f64;
-        let kept: Vec<i64> = (0..frames)
-            .map(|index| place(index).round() as i64)
+        let kept: Vec<i64> = spread(frames, self.frames())
+            .map(|frame| frame as i64)
             .collect();
         let kept = Tensor::<1, Int>::from_data(kept.as_slice(), &self.device());
         let select = |clip: Tensor<5>| clip.select(2, kept.clone());
@@ -188,6 +183,14 @@ impl Clean {
             Self::Moments(moments) => detokenizer.vae.draw_latents(moments, noise),
         }
     }
+}
+
+/// So many `frames` of `all`, evenly spread from the first to the last; all if there are no more.
+pub(super) fn spread(frames: usize, all: usize) -> impl Iterator<Item = usize> {
+    let frames = frames.min(all);
+    let gaps = frames.saturating_sub(1).max(1) as f64;
+    let place = move |index| (index * all.saturating_sub(1)) as f64 / gaps;
+    (0..frames).map(move |index| place(index).round() as usize)
 }
 
 /// The clip that a sample is of, to be shown: its frames, or what the autoencoder decodes its latents to. Returns

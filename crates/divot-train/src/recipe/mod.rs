@@ -21,8 +21,8 @@ use crate::checkpoint::Start;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::objective::{
-    Adaptation, Autoencoder, Contrastive, Diffusion, Language, LanguageTask, Objective, ShowClips,
-    Stage0, TaskKind,
+    Adaptation, Autoencoder, Contrastive, Diffusion, Language, LanguageTask, NoiseOptions,
+    Objective, ShowClips, Stage0, TaskKind,
 };
 use crate::parameters::is_below;
 use text::{change_table, line, offset_of, values};
@@ -185,16 +185,27 @@ impl Recipe {
                 dropped,
                 min_snr_gamma,
                 frames,
+                timesteps,
                 kl_weight,
                 sampling_steps,
                 guidance,
             } => {
                 sized(self.model.check_clips())?;
+                let last = self.model.detokenizer.schedule.timesteps;
+                if let Some([_, end]) = timesteps.filter(|[_, end]| *end > last) {
+                    return Err(Error::Setting {
+                        setting: "objective.timesteps".to_owned(),
+                        problem: format!("ends at {end}, but the schedule has {last} timesteps"),
+                    });
+                }
                 let variational = self.model.tokenizer.resampler.variational;
                 Box::new(Diffusion {
-                    dropped,
+                    noise: NoiseOptions {
+                        dropped,
+                        frames,
+                        timesteps,
+                    },
                     min_snr_gamma,
-                    frames,
                     kl_weight: variational.then_some(kl_weight),
                     show: show(sampling_steps, guidance),
                 })
@@ -210,7 +221,10 @@ impl Recipe {
                 Box::new(Adaptation {
                     language: self.language(0.0, 1.0)?,
                     features: SampleOptions::new().with_var_scale(var_scale),
-                    dropped,
+                    noise: NoiseOptions {
+                        dropped,
+                        ..NoiseOptions::default()
+                    },
                     min_snr_gamma,
                     show: show(sampling_steps, guidance),
                 })

@@ -191,6 +191,8 @@ pub enum ObjectiveSettings {
         min_snr_gamma: Option<f64>,
         /// How many of a clip's frames are denoised.
         frames: Option<usize>,
+        /// The first timestep that is drawn, and the one after the last.
+        timesteps: Option<[usize; 2]>,
         /// Weight of the divergence of a variational tokenizer's tokens.
         #[serde(default = "kl_weight")]
         kl_weight: f64,
@@ -288,15 +290,25 @@ impl ObjectiveSettings {
                 problems.push((key, wanted));
             }
         };
-        if let Self::Diffusion { frames, .. } = self {
+        if let Self::Diffusion {
+            frames, timesteps, ..
+        } = self
+        {
             let frames = frames.is_none_or(|frames| frames > 0);
             check(frames, "objective.frames", "at least 1");
+            let timesteps = timesteps.is_none_or(|[start, end]| start < end);
+            check(
+                timesteps,
+                "objective.timesteps",
+                "[start, end] with start below end",
+            );
         }
         match self {
             Self::Diffusion {
                 dropped,
                 min_snr_gamma,
                 frames: _,
+                timesteps: _,
                 kl_weight: scale,
                 sampling_steps,
                 guidance,

@@ -2,6 +2,7 @@
 
 use crate::common::{recipe, samples};
 use burn::tensor::{Device, Tensor, TensorData};
+use divot::data::Clip;
 use divot::data::dataset::{Sample, Text, Turn};
 use divot_train::Trainer;
 
@@ -76,10 +77,44 @@ fn ablations_of_the_tokenizer_learn() {
         ],
         &["objective.min_snr_gamma=5.0"],
         &["objective.frames=1"],
+        &["objective.timesteps=[500, 1000]"],
     ] {
         let [first, last] = learn_from(&diffusion(), changes, &samples(2, 32), 20);
         assert!(last < first / 2.0, "{changes:?}: {first} → {last}");
     }
+}
+
+/// The loss of the first step on these samples.
+fn first_loss(changes: &[&str], batch: &[Sample]) -> f64 {
+    let recipe = recipe(&diffusion(), changes).expect("a valid recipe");
+    let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+    trainer.step(0, 0, batch).expect("a step").loss
+}
+
+/// The tokenizer sees frames 0, 4, 8, 12 and 15.
+#[test]
+fn some_frames_are_denoised() {
+    let batch = samples(2, 32);
+    let mut changed = batch.clone();
+    for sample in &mut changed {
+        let mut frames = sample.clips[0].frames().to_vec();
+        frames[1] = frames[14].clone();
+        sample.clips[0] = Clip::new(frames).expect("a clip");
+    }
+    let one = ["objective.frames=1"];
+    assert_eq!(first_loss(&one, &batch), first_loss(&one, &changed));
+    assert_ne!(first_loss(&[], &batch), first_loss(&[], &changed));
+}
+
+/// A UNet that was not trained predicts little. Nearly all of the loss is the mean square of the target then: of the
+/// noise at the first timestep, and of the latents at the last one.
+#[test]
+fn some_timesteps_are_drawn() {
+    let batch = samples(2, 32);
+    let low = first_loss(&["objective.timesteps=[0, 1]"], &batch);
+    let high = first_loss(&["objective.timesteps=[999, 1000]"], &batch);
+    assert!((0.8..1.5).contains(&low), "{low}");
+    assert!(high < low / 4.0, "{low}, then {high}");
 }
 
 #[test]

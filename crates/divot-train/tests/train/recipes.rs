@@ -51,12 +51,31 @@ fn a_recipe_is_read() {
 }
 
 #[test]
+fn timesteps_are_those_of_the_schedule() {
+    let drawn = |last: usize| {
+        let timesteps = format!("objective.timesteps=[400, {last}]");
+        recipe(HEAD, &[&timesteps]).expect("valid").objective()
+    };
+    assert!(drawn(1000).is_ok());
+    let error = drawn(1001).err().expect("it is refused").to_string();
+    assert!(error.contains("1000 timesteps"), "{error}");
+}
+
+#[test]
 fn mistakes_are_named_with_their_line() {
     let cases = [
         // What is changed in the recipe, its line, and what the message holds.
         (("steps = 10", "steps = 0"), 1, "`steps`"),
         (("steps = 10", "stepps = 10"), 1, "stepps"),
         (("batch = 4", "batch = \"four\""), 2, "string"),
+        (
+            (
+                "kind = \"diffusion\"",
+                "kind = \"diffusion\"\ntimesteps = [9, 9]",
+            ),
+            7,
+            "start below end",
+        ),
         (("batch = 4", "batch = 4\nmicro_batch = 3"), 3, "divisor"),
         (("warmup = 2", "warmup = 10"), 12, "less than `steps`"),
         (("warmup = 2", "peek = 1"), 12, "peek"),
