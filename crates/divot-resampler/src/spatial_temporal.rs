@@ -38,7 +38,7 @@ pub struct SpatialTemporalTransformer {
 
 impl SpatialTemporalTransformerConfig {
     /// Initialises the transformer. The embeddings start as large as the tokens, which come from a layer norm: much
-    /// smaller ones are lost among them, and training from nothing never learns where anything is.
+    /// smaller ones are lost among them.
     pub fn init(&self, device: &Device) -> SpatialTemporalTransformer {
         let embedding = Initializer::Normal {
             mean: 0.0,
