@@ -32,7 +32,7 @@ fn main() -> ExitCode {
             .context("no caption: give a text that says what the video should show")?;
         let files = arguments.output.files(&[])?;
         let config = arguments.options.generation()?;
-        let decoding = arguments.options.decoding(output)?;
+        let decoding = arguments.options.decoding(&pipeline, output)?;
 
         let (_, frames) = pipeline.generate(&caption, &config, &decoding, &mut |event| {
             output.observe(event)

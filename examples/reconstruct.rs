@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         let input = arguments.input.context("no input: name one with --input")?;
         let files = arguments.output.files(&[&input])?;
         let video = Video::open(&input)?;
-        let decoding = arguments.options.decoding(output)?;
+        let decoding = arguments.options.decoding(&pipeline, output)?;
 
         let made = pipeline.reconstruct(&video, arguments.start, &decoding, &mut |event| {
             output.observe(event)

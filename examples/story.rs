@@ -37,7 +37,7 @@ fn main() -> ExitCode {
             .context("no instruction: give a text that says what the story should be")?;
         story::check_folder(&arguments.output)?;
         let config = arguments.options.generation()?;
-        let decoding = arguments.options.decoding(output)?;
+        let decoding = arguments.options.decoding(&pipeline, output)?;
 
         let (told, clips) = pipeline.story(
             &instruction,

@@ -107,10 +107,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut output = Output::default();
     let options = &arguments.options;
     let first = options.seed();
+    let pipeline = options.pipeline(&mut output)?;
     let scoring = Scoring {
         generation: options.generation()?,
-        decoding: options.decoding(&mut output)?,
-        pipeline: options.pipeline(&mut output)?,
+        decoding: options.decoding(&pipeline, &mut output)?,
+        pipeline,
         seeds: (0..u64::from(arguments.seeds))
             .map(|number| first.wrapping_add(number))
             .collect(),

@@ -10,7 +10,7 @@ use divot::gmm::SampleOptions;
 use divot::language::TextSampling;
 use divot::pipeline::{Decoding, Precision};
 use divot::unet::{Solver, Spacing};
-use divot::{GenerationConfig, GuidanceConfig, Pipeline, SamplingConfig, device};
+use divot::{GenerationConfig, Pipeline, device};
 
 use crate::output::Output;
 
@@ -46,12 +46,12 @@ impl DecodeOptions {
         self.model.open(self.weights.dtype, output)
     }
 
-    /// Returns the options of decoding.
+    /// Returns the options of decoding. What is not asked for is as the model has it.
     ///
     /// # Errors
-    /// If an option is out of range.
-    pub fn decoding(&self, output: &mut Output) -> Result<Decoding> {
-        self.diffusion.decoding(&self.seed, output)
+    /// If an option is out of range, or the model's configuration is invalid.
+    pub fn decoding(&self, pipeline: &Pipeline, output: &mut Output) -> Result<Decoding> {
+        self.diffusion.decoding(&self.seed, pipeline, output)
     }
 }
 
@@ -147,12 +147,12 @@ impl MakeOptions {
         self.text.generation(features, &self.seed)
     }
 
-    /// Returns the options of decoding.
+    /// Returns the options of decoding. What is not asked for is as the model has it.
     ///
     /// # Errors
-    /// If an option is out of range.
-    pub fn decoding(&self, output: &mut Output) -> Result<Decoding> {
-        self.diffusion.decoding(&self.seed, output)
+    /// If an option is out of range, or the model's configuration is invalid.
+    pub fn decoding(&self, pipeline: &Pipeline, output: &mut Output) -> Result<Decoding> {
+        self.diffusion.decoding(&self.seed, pipeline, output)
     }
 }
 
@@ -285,21 +285,23 @@ fn seed(text: &str) -> Result<u64, String> {
 #[derive(Args)]
 #[command(next_help_heading = "Video sampling")]
 struct Diffusion {
-    /// Sampler; the last two need fewer steps and no fresh noise
-    #[arg(long, value_enum, default_value = "ddim")]
-    sampler: Sampler,
-    /// Sampling steps, 1 to 1000 [default: 50 for ddim, 20 for the others]; with uniform spacing, a number
-    /// that does not divide 1000 is changed to one near it
+    /// Sampler; the last two need fewer steps and no fresh noise [default: the model's, which is ddim for the released
+    /// one]
+    #[arg(long, value_enum)]
+    sampler: Option<Sampler>,
+    /// Sampling steps, 1 to 1000 [default: the model's, or 50 for --sampler ddim and 20 for the others]; with uniform
+    /// spacing, a number that does not divide 1000 is changed to one near it
     #[arg(long)]
     steps: Option<usize>,
-    /// Spacing of the timesteps [default: uniform for ddim, quadratic for the others]; all except uniform
-    /// start at pure noise
+    /// Spacing of the timesteps [default: the model's, or uniform for --sampler ddim and quadratic for the others]; all
+    /// except uniform start at pure noise
     #[arg(long, value_enum)]
     spacing: Option<Timesteps>,
-    /// Strength of classifier-free guidance; 1 means none, which takes half the time
-    #[arg(long, default_value_t = 7.5, allow_negative_numbers = true)]
-    guidance: f64,
-    /// Share of fresh noise in each step of ddim, 0 to 1 [default: 1]
+    /// Strength of classifier-free guidance; 1 means none, which takes half the time [default: the model's, which is 7.5
+    /// for the released one]
+    #[arg(long, allow_negative_numbers = true)]
+    guidance: Option<f64>,
+    /// Share of fresh noise in each step of ddim, 0 to 1 [default: the model's, or 1 for --sampler ddim]
     #[arg(long, allow_negative_numbers = true)]
     eta: Option<f64>,
 }
@@ -321,31 +323,33 @@ enum Timesteps {
 }
 
 impl Diffusion {
-    /// Returns the checked options.
-    fn decoding(&self, seed: &Seed, output: &mut Output) -> Result<Decoding> {
-        let (solver, steps) = match (self.sampler, self.eta) {
-            (Sampler::Ddim, eta) => (
-                Solver::Ddim {
-                    eta: eta.unwrap_or(1.0),
-                },
-                50,
-            ),
-            (_, Some(_)) => {
-                bail!("--eta is for --sampler ddim; the other samplers draw no fresh noise")
+    /// Returns the checked options. What is not asked for is as the model has it.
+    fn decoding(&self, seed: &Seed, pipeline: &Pipeline, output: &mut Output) -> Result<Decoding> {
+        let mut decoding = pipeline.decoding()?;
+        let sampling = &mut decoding.sampling;
+        if let Some(sampler) = self.sampler {
+            (sampling.solver, sampling.steps) = match sampler {
+                Sampler::Ddim => (Solver::Ddim { eta: 1.0 }, 50),
+                Sampler::DpmSolverPlusPlus => (Solver::DpmSolverPlusPlus, 20),
+                Sampler::UniPc => (Solver::UniPc, 20),
+            };
+            sampling.spacing = None;
+        }
+        if let Some(eta) = self.eta {
+            if !matches!(sampling.solver, Solver::Ddim { .. }) {
+                bail!("--eta is for --sampler ddim; the other samplers draw no fresh noise");
             }
-            (Sampler::DpmSolverPlusPlus, None) => (Solver::DpmSolverPlusPlus, 20),
-            (Sampler::UniPc, None) => (Solver::UniPc, 20),
-        };
-        let spacing = self.spacing.map(|spacing| match spacing {
-            Timesteps::Uniform => Spacing::Uniform,
-            Timesteps::Trailing => Spacing::UniformTrailing,
-            Timesteps::Quadratic => Spacing::QuadraticTrailing,
-        });
-        let asked = self.steps.unwrap_or(steps);
-        let sampling = SamplingConfig::new()
-            .with_steps(asked)
-            .with_solver(solver)
-            .with_spacing(spacing);
+            sampling.solver = Solver::Ddim { eta };
+        }
+        if let Some(spacing) = self.spacing {
+            sampling.spacing = Some(match spacing {
+                Timesteps::Uniform => Spacing::Uniform,
+                Timesteps::Trailing => Spacing::UniformTrailing,
+                Timesteps::Quadratic => Spacing::QuadraticTrailing,
+            });
+        }
+        let asked = self.steps.unwrap_or(sampling.steps);
+        sampling.steps = asked;
         let steps = sampling.check()?;
         if steps != asked {
             output.note(format!(
@@ -353,13 +357,12 @@ impl Diffusion {
             ));
         }
         output.set("steps", steps);
-        let guidance = GuidanceConfig::new().with_scale(self.guidance);
-        guidance.check()?;
-        Ok(Decoding {
-            sampling,
-            guidance,
-            seed: seed.seed,
-        })
+        if let Some(scale) = self.guidance {
+            decoding.guidance.scale = scale;
+        }
+        decoding.guidance.check()?;
+        decoding.seed = seed.seed;
+        Ok(decoding)
     }
 }
 

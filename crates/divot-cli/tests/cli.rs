@@ -969,6 +969,30 @@ fn a_model_without_a_language_model() {
 }
 
 #[test]
+fn a_model_may_say_how_it_is_best_sampled() {
+    let bench = Bench::new();
+    bench.model_of("own", &GENERATION);
+    let path = bench.path("own/detokenizer/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["sampling"]["steps"] = 4.into();
+    config["guidance"]["scale"] = 1.0.into();
+    fs::write(&path, config.to_string()).unwrap();
+    let steps = |options: &[&str]| {
+        let arguments = ["reconstruct", "--input", "clip.mp4", "--model", "own"];
+        bench.json(&[&arguments, options].concat())["steps"].clone()
+    };
+    assert_eq!(steps(&[]), 4);
+    let own = bench.bytes("out.mp4");
+    assert_eq!(steps(&["--steps", "2"]), 2);
+    assert_eq!(steps(&["--guidance", "1"]), 4);
+    assert_eq!(bench.bytes("out.mp4"), own);
+    assert_eq!(steps(&["--guidance", "2"]), 4);
+    assert_ne!(bench.bytes("out.mp4"), own);
+    // Another sampler has its own number.
+    assert_eq!(steps(&["--sampler", "unipc"]), 20);
+}
+
+#[test]
 fn options_that_make_no_sense() {
     let bench = Bench::new();
     let input = ["--input", "clip.mp4"];

@@ -1,12 +1,15 @@
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::nn::{Initializer, Linear, LinearConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use divot_nn::ops::{gelu, linear};
 use divot_nn::{
     CheckSizes, LayerNorm, LayerNormConfig, SizeError, check_depths, check_widths,
     multi_head_attention,
 };
+
+/// How much larger queries than keys are at first. A query then gives some three quarters of its attention to one input.
+const SHARPNESS: f64 = 5.0;
 
 /// Sizes of a [`PerceiverResampler`].
 #[derive(Config, Debug)]
@@ -140,6 +143,28 @@ impl CheckSizes for PerceiverResamplerConfig {
 }
 
 impl PerceiverResampler {
+    /// Lets each query of a new Perceiver start at an input of its own, spread evenly over them. Their `positions`,
+    /// `[inputs, input_dim]`, are what tells the inputs apart in every clip.
+    ///
+    /// Without this, every query starts with a mixture of all inputs, in which nothing has a place.
+    pub fn starting_at(mut self, positions: Tensor<2>) -> Self {
+        let [_, queries, width] = self.latents.dims();
+        let inputs = positions.dims()[0];
+        let chosen: Vec<_> = (0..queries).map(|query| query * inputs / queries).collect();
+        let chosen = Tensor::<1, Int>::from_ints(chosen.as_slice(), &positions.device());
+        let starts = linear(&self.proj_in, positions.select(0, chosen));
+        let size = starts.clone().square().mean_dim(1).sqrt() * (width as f64).sqrt();
+        // The score of a query and an input is the similarity of their norms. Latents are keys, too, and both signs keep
+        // a query from its own.
+        self.latents = Param::from_tensor((starts / size).neg().unsqueeze().detach());
+        if let Some(layer) = self.layers.first_mut() {
+            let inner = layer.to_q.weight.dims()[1];
+            let keys = layer.to_kv.weight.val().narrow(1, 0, inner);
+            layer.to_q.weight = Param::from_tensor((keys * -SHARPNESS).detach());
+        }
+        self
+    }
+
     /// Applies the resampler: `[batch, tokens, input_dim]` → `[batch, queries, output_dim]`.
     pub fn forward(&self, inputs: Tensor<3>) -> Tensor<3> {
         let batch = inputs.dims()[0];

@@ -37,12 +37,12 @@ pub struct SpatialTemporalTransformer {
 }
 
 impl SpatialTemporalTransformerConfig {
-    /// Initialises the transformer. The embeddings start as large as the tokens, which come from a layer norm: much
-    /// smaller ones are lost among them.
+    /// Initialises the transformer. The tokens come from a layer norm. Much smaller embeddings are lost among them, and
+    /// larger ones drown what differs between clips.
     pub fn init(&self, device: &Device) -> SpatialTemporalTransformer {
         let embedding = Initializer::Normal {
             mean: 0.0,
-            std: 1.0,
+            std: 0.4,
         };
         let block = TransformerBlockConfig::new(self.width, self.heads).with_epsilon(1e-6);
         SpatialTemporalTransformer {
@@ -55,13 +55,17 @@ impl SpatialTemporalTransformerConfig {
 }
 
 impl SpatialTemporalTransformer {
-    /// Applies the transformer to `[batch, frames·positions, width]`, frame by frame.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [_, tokens, width] = x.dims();
+    /// Returns the positions of all tokens, `[frames·positions, width]`.
+    pub(crate) fn positions(&self) -> Tensor<2> {
         let spatial = self.spatial_embedding.val().unsqueeze_dim::<3>(0);
         let temporal = self.temporal_embedding.val().unsqueeze_dim::<3>(1);
-        let position = (temporal + spatial).reshape([1, tokens, width]);
-        let x = x.clone() + position.cast(x.dtype());
+        (temporal + spatial).flatten(0, 1)
+    }
+
+    /// Applies the transformer to `[batch, frames·positions, width]`, frame by frame.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let positions = self.positions().cast(x.dtype());
+        let x = x + positions.unsqueeze::<3>();
         let x = self
             .blocks
             .iter()

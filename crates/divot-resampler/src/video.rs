@@ -89,6 +89,14 @@ impl VideoResamplerConfig {
 
     /// Initialises the network.
     pub fn init(&self, device: &Device) -> VideoResampler {
+        let spatial_temporal = SpatialTemporalTransformerConfig::new(
+            self.frames,
+            self.pool_size.pow(2),
+            self.hidden_dim,
+            self.spatial_temporal_depth,
+        )
+        .with_heads(self.spatial_temporal_heads)
+        .init(device);
         VideoResampler {
             temporal: TemporalTransformerConfig::new(
                 self.frames,
@@ -102,14 +110,6 @@ impl VideoResamplerConfig {
             norm: LayerNormConfig::new(self.hidden_dim)
                 .with_epsilon(1e-6)
                 .init(device),
-            spatial_temporal: SpatialTemporalTransformerConfig::new(
-                self.frames,
-                self.pool_size.pow(2),
-                self.hidden_dim,
-                self.spatial_temporal_depth,
-            )
-            .with_heads(self.spatial_temporal_heads)
-            .init(device),
             resampler: self.perceiver.then(|| {
                 PerceiverResamplerConfig::new(
                     self.tokens,
@@ -121,7 +121,9 @@ impl VideoResamplerConfig {
                 .with_heads(self.resampler_heads)
                 .with_head_dim(self.resampler_head_dim)
                 .init(device)
+                .starting_at(spatial_temporal.positions())
             }),
+            spatial_temporal,
             log_variance: self.variational.then(|| {
                 let [_, width] = self.output_size();
                 LinearConfig::new(width, width).init(device)

@@ -88,3 +88,61 @@ fn older_configurations_load() {
         (16, 64)
     );
 }
+
+/// A change at a position shows most in the token whose query starts there.
+#[test]
+fn queries_start_at_positions_of_their_own() {
+    let device = Device::flex();
+    device.seed(1);
+    let (positions, tokens) = (32, 8);
+    let resampler = VideoResamplerConfig::new(64, 64, 64)
+        .with_frames(2)
+        .with_temporal_depth(1)
+        .with_pool_size(4)
+        .with_spatial_temporal_depth(1)
+        .with_resampler_depth(1)
+        .with_resampler_heads(2)
+        .with_resampler_head_dim(32)
+        .with_tokens(tokens)
+        .with_token_dim(16)
+        .init(&device);
+    let perceiver = resampler.resampler.as_ref().unwrap();
+    let forward = |pooled| perceiver.forward(resampler.spatial_temporal.forward(pooled));
+    let pooled: Tensor<3> = Noise::new(1).normal([1, positions, 64], &device);
+    let before = forward(pooled.clone());
+    let found = (0..tokens).filter(|&token| {
+        let position = token * positions / tokens;
+        let other: Tensor<3> = Noise::new(2).normal([1, 1, 64], &device);
+        let places = [0..1, position..position + 1, 0..64];
+        let changed = pooled.clone().slice_assign(places, other);
+        let change = (forward(changed) - before.clone()).square().sum_dim(2);
+        change.argmax(1).into_scalar::<i32>() as usize == token
+    });
+    assert!(found.count() >= 6);
+}
+
+/// Attention that is nearly even, or that a query gives to itself, would leave constants.
+#[test]
+fn what_differs_between_clips_reaches_new_tokens() {
+    let device = Device::flex();
+    device.seed(1);
+    let resampler = VideoResamplerConfig::new(64, 64, 64)
+        .with_temporal_depth(1)
+        .with_temporal_heads(2)
+        .with_pool_size(4)
+        .with_spatial_temporal_depth(2)
+        .with_spatial_temporal_heads(2)
+        .with_resampler_depth(2)
+        .with_resampler_heads(2)
+        .with_resampler_head_dim(32)
+        .with_tokens(32)
+        .with_token_dim(16)
+        .init(&device);
+    let clips = 64;
+    let patches: Tensor<4> = Noise::new(3).normal([clips, 5, 16, 64], &device);
+    let tokens = resampler.forward(patches);
+    let constant = tokens.clone().mean_dim(0);
+    let between = (tokens.clone() - constant).square().mean().into_scalar::<f32>();
+    let all = tokens.square().mean().into_scalar::<f32>();
+    assert!(between > 0.3 * all, "{}", between / all);
+}

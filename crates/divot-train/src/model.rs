@@ -466,6 +466,17 @@ fn is_other(value: &Value, changes: &toml::Table) -> bool {
 }
 
 impl Model {
+    /// Lets each query of a new de-tokenizer's Perceiver start at a token of its own. A mid-grey clip shows what tells
+    /// tokens apart in every clip.
+    pub(crate) fn with_queries_at_tokens(mut self) -> Self {
+        if let (Some(tokenizer), Some(detokenizer)) = (&self.tokenizer, &mut self.detokenizer) {
+            let tokens = tokenizer.unconditional().squeeze_dim(0);
+            let resampler = detokenizer.resampler.clone();
+            detokenizer.resampler = resampler.starting_at(tokens);
+        }
+        self
+    }
+
     /// The model with computations in `dtype`.
     pub(crate) fn computing_in(mut self, dtype: DType) -> Self {
         self.dtype = dtype;

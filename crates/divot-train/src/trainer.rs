@@ -63,6 +63,7 @@ impl Trainer {
         let objective = recipe.objective()?;
         let _generator = generator();
         let dtype = settings.precision.activations(&device)?;
+        device.seed(settings.seed);
         let model = recipe.model.init(&objective.networks(), &device);
         let model = model.computing_in(dtype);
         let paths = parameters::paths(&model);
@@ -76,18 +77,19 @@ impl Trainer {
         }
         let frozen = settings.precision.frozen();
         let model = parameters::freeze(model, &settings.frozen);
-        let model = fill(&recipe.start, model, frozen)?;
-        // The device draws the random weights now, and not where they are first used.
-        device.seed(settings.seed);
-        let model = parameters::cast_frozen(model, frozen);
-        let saved = parameters::named(&model, |path, trained| {
-            let starts = recipe
-                .start
-                .iter()
-                .filter(|start| is_below(path, &start.part));
+        let mut model = fill(&recipe.start, model, frozen)?;
+        let is_new = |path: &str| {
+            let starts = recipe.start.iter();
+            let starts = starts.filter(|start| is_below(path, &start.part));
             let last = starts.max_by_key(|start| start.part.len());
-            trained || last.is_none_or(|start| start.folder.is_none())
-        });
+            last.is_none_or(|start| start.folder.is_none())
+        };
+        if is_new("detokenizer.resampler") {
+            model = model.with_queries_at_tokens();
+        }
+        // The device draws the random weights now, and not where they are first used.
+        let model = parameters::cast_frozen(model, frozen);
+        let saved = parameters::named(&model, |path, trained| trained || is_new(path));
         if parameters::named(&model, |_, trained| trained).is_empty() {
             return Err(Error::Setting {
                 setting: "frozen".to_owned(),

@@ -64,7 +64,14 @@ impl VisionTowerConfig {
     }
 
     /// Initialises the tower.
+    ///
+    /// Positions start larger than patches. The layer norm before the blocks would otherwise make light and dark patches
+    /// of a colour the same.
     pub fn init(&self, device: &Device) -> VisionTower {
+        let position = Initializer::Normal {
+            mean: 0.0,
+            std: 1.0,
+        };
         let embedding = Initializer::Normal {
             mean: 0.0,
             std: (self.width as f64).powf(-0.5),
@@ -78,7 +85,7 @@ impl VisionTowerConfig {
                 .with_bias(false)
                 .init(device),
             class_embedding: embedding.init([self.width], device),
-            positional_embedding: embedding.init([1 + self.patches(), self.width], device),
+            positional_embedding: position.init([1 + self.patches(), self.width], device),
             ln_pre: norm.init(device),
             blocks: (0..self.layers).map(|_| block.init(device)).collect(),
             ln_post: norm.init(device),

@@ -56,3 +56,16 @@ fn bf16_over_f32_weights() {
         assert!(largest(half - full.clone()) < 0.08 * largest(full));
     }
 }
+
+/// The layer norm before the blocks would make them the same if positions started small.
+#[test]
+fn a_new_tower_tells_light_from_dark() {
+    let device = Device::flex();
+    device.seed(1);
+    let tower = VisionTowerConfig::new(32, 8, 64, 2, 2, 8).init(&device);
+    let tokens = |level: f32| tower.patch_tokens(Tensor::<4>::full([1, 3, 32, 32], level, &device));
+    let [dark, light] = [1.0, 2.0].map(tokens);
+    let apart = (light - dark.clone()).square().mean() / dark.square().mean();
+    let apart = apart.into_scalar::<f32>().sqrt();
+    assert!(apart > 0.2, "{apart}");
+}

@@ -12,24 +12,30 @@ use divot_unet::{
     Spacing, Unet, UnetConfig, Vae, VaeConfig,
 };
 
-use crate::Guidance;
 use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
+use crate::{Guidance, GuidanceConfig};
 
-/// Sizes of the Divot de-tokenizer.
-#[derive(Config, Debug)]
-pub struct DetokenizerConfig {
-    /// Perceiver that converts video tokens to the UNet's context.
-    pub resampler: PerceiverResamplerConfig,
-    /// The video UNet.
-    pub unet: UnetConfig,
-    /// The autoencoder.
-    pub vae: VaeConfig,
-    /// The noise schedule.
-    pub schedule: NoiseScheduleConfig,
-    /// Height and width of the latents.
-    #[config(default = "[32, 32]")]
-    pub latent_size: [usize; 2],
+divot_nn::config! {
+    /// Sizes of the Divot de-tokenizer, and how it is best used.
+    pub struct DetokenizerConfig {
+        /// Perceiver that converts video tokens to the UNet's context.
+        pub resampler: PerceiverResamplerConfig,
+        /// The video UNet.
+        pub unet: UnetConfig,
+        /// The autoencoder.
+        pub vae: VaeConfig,
+        /// The noise schedule.
+        pub schedule: NoiseScheduleConfig,
+    }
+    defaults {
+        /// Height and width of the latents.
+        pub latent_size, with_latent_size: [usize; 2] = [32, 32],
+        /// How tokens are decoded if nothing else is asked for.
+        pub sampling, with_sampling: SamplingConfig = SamplingConfig::new(),
+        /// Guidance if nothing else is asked for.
+        pub guidance, with_guidance: GuidanceConfig = GuidanceConfig::new(),
+    }
 }
 
 /// Options for decoding tokens to video. The defaults are the released ones.

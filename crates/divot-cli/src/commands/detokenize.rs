@@ -35,8 +35,8 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
         let files = self.output.files(&[&self.input, self.options.folder()])?;
-        let decoding = self.options.decoding(output)?;
         let pipeline = self.options.pipeline(output)?;
+        let decoding = self.options.decoding(&pipeline, output)?;
         let tokens = VideoTokens::open(&self.input, pipeline.device())?;
         let frames = pipeline.detokenize(&tokens, &decoding, &mut |event| output.observe(event));
         let frames = match frames {

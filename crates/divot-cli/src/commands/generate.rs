@@ -36,8 +36,8 @@ impl Arguments {
         }
         let files = self.output.files(&[self.options.folder()])?;
         let config = self.options.generation()?;
-        let decoding = self.options.decoding(output)?;
         let pipeline = self.options.pipeline(output)?;
+        let decoding = self.options.decoding(&pipeline, output)?;
         let mut said = false;
         let (scene, frames) =
             pipeline.generate(&self.caption, &config, &decoding, &mut |event| {

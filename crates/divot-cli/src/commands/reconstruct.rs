@@ -42,8 +42,8 @@ impl Arguments {
     pub fn run(&self, output: &mut Output) -> Result<()> {
         let files = self.output.files(&[&self.input, self.options.folder()])?;
         let video = Video::open(&self.input)?;
-        let decoding = self.options.decoding(output)?;
         let pipeline = self.options.pipeline(output)?;
+        let decoding = self.options.decoding(&pipeline, output)?;
         let made = pipeline.reconstruct(&video, self.start, &decoding, &mut |event| {
             output.observe(event)
         })?;

@@ -49,8 +49,8 @@ impl Arguments {
         }
         story::check_folder(&self.output)?;
         let config = self.options.generation()?;
-        let decoding = self.options.decoding(output)?;
         let pipeline = self.options.pipeline(output)?;
+        let decoding = self.options.decoding(&pipeline, output)?;
         let (told, clips) = pipeline.story(
             &self.instruction,
             self.scenes,

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use divot::data::dataset::Sample;
 use divot::data::metrics;
 use divot::unet::{Context, DiffusionBatch, diffusion_loss};
@@ -36,8 +36,7 @@ pub struct NoiseOptions {
     /// Share of the samples whose condition is dropped. Released: 0.05 in stage 2.
     pub dropped: f64,
     /// How many of a clip's frames are denoised, evenly spread from the first to the last; absent for all. The
-    /// tokenizer sees the whole clip. Fewer frames make a step cheaper, and 1 teaches a network from nothing where
-    /// things are before it learns how they move.
+    /// tokenizer sees the whole clip. With 1, clips are images: the tokenizer sees the first frame alone, as five copies.
     pub frames: Option<usize>,
     /// The first timestep that is drawn, and the one after the last; absent for all. The more noise, the more has to
     /// come from the tokens.
@@ -73,7 +72,7 @@ impl Objective for Diffusion {
     ) -> Result<Prepared> {
         let noisy = Noisy::draw(model, samples, draws, &self.noise)?;
         let device = noisy.clip.device();
-        let seen = Seen::first(samples, self.kl_weight.is_some(), &device)?;
+        let seen = self.seen(samples, &device)?;
         Ok(self.prepared(model, seen, noisy, draws))
     }
 
@@ -82,14 +81,21 @@ impl Objective for Diffusion {
         self.show
             .clips(model, samples, self.noise.frames, |sample| {
                 let device = model.detokenizer().unet.conv_in.weight.device();
-                let variational = self.kl_weight.is_some();
-                let seen = Seen::first(std::slice::from_ref(sample), variational, &device)?;
+                let seen = self.seen(std::slice::from_ref(sample), &device)?;
                 Ok(seen.tokens(tokenizer))
             })
     }
 }
 
 impl Diffusion {
+    fn seen(&self, samples: &[Sample], device: &Device) -> Result<Seen> {
+        let seen = Seen::first(samples, self.kl_weight.is_some(), device)?;
+        Ok(match self.noise.frames {
+            Some(1) => seen.image(),
+            _ => seen,
+        })
+    }
+
     /// What [`prepare`](Objective::prepare) returns for given noise. `seen` is what the tokenizer's tokens are made of.
     /// `draws` are for a variational tokenizer's tokens.
     pub fn prepared(&self, model: &Model, mut seen: Seen, noisy: Noisy, draws: &Draws) -> Prepared {

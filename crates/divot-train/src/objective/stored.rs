@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use divot::data::dataset::{Array, Sample};
+use divot::data::sampling::TOKENIZER_FRAMES;
 use divot::data::{Frame, chw_to_clip};
 use divot::{Detokenizer, Tokenizer};
 
@@ -20,9 +21,9 @@ pub(crate) const LOGVAR: &str = "logvar";
 /// What video tokens are made of.
 #[derive(Debug)]
 pub enum Seen {
-    /// `[clips, 5, 3, height, width]`, in [-1, 1].
+    /// `[clips, 5, 3, height, width]`, in [-1, 1]; of images, one frame.
     Frames(Tensor<5>),
-    /// `[clips, 5, patches, width]`.
+    /// `[clips, 5, patches, width]`; of images, one frame.
     Patches(Tensor<4>),
     /// Nothing is left to be made: `[clips, tokens, width]`.
     Tokens(Tensor<3>),
@@ -39,6 +40,15 @@ impl Seen {
         match Self::stored(&stored, true, variational, device)? {
             Some(seen) => Ok(seen),
             None => Ok(Self::Frames(batch::sparse(samples, device)?)),
+        }
+    }
+
+    /// The first frame alone, as an image. Stored tokens stay as they are.
+    pub fn image(self) -> Self {
+        match self {
+            Self::Frames(frames) => Self::Frames(frames.narrow(1, 0, 1)),
+            Self::Patches(patches) => Self::Patches(patches.narrow(1, 0, 1)),
+            Self::Tokens(tokens) => Self::Tokens(tokens),
         }
     }
 
@@ -85,27 +95,30 @@ impl Seen {
         }
     }
 
-    /// The patch tokens, `[clips, 5, patches, width]`.
+    /// The patch tokens, `[clips, 5, patches, width]`. An image is five copies of itself.
     ///
     /// # Panics
     /// If there are only tokens.
     pub fn patches(self, tokenizer: &Tokenizer) -> Tensor<4> {
-        match self {
+        let patches = match self {
             Self::Frames(frames) => tokenizer.patch_tokens(frames),
             Self::Patches(patches) => patches.cast(tokenizer.dtype),
             Self::Tokens(_) => panic!("tokens are not taken where they are drawn"),
+        };
+        match patches.dims()[1] {
+            1 => patches.repeat_dim(1, TOKENIZER_FRAMES.len()),
+            _ => patches,
         }
     }
 
     /// The tokens, `[clips, tokens, width]`.
     pub fn tokens(self, tokenizer: &Tokenizer) -> Tensor<3> {
         match self {
-            Self::Frames(frames) => tokenizer.tokenize(frames),
-            Self::Patches(patches) => {
-                let tokens = tokenizer.resampler.forward(patches.cast(tokenizer.dtype));
-                tokens.cast(DType::F32)
-            }
             Self::Tokens(tokens) => tokens,
+            seen => {
+                let patches = seen.patches(tokenizer);
+                tokenizer.resampler.forward(patches).cast(DType::F32)
+            }
         }
     }
 

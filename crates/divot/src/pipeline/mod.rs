@@ -116,6 +116,27 @@ impl Pipeline {
         })
     }
 
+    /// Returns how the model's tokens are best decoded: what the de-tokenizer's configuration says, or the released
+    /// settings.
+    ///
+    /// # Errors
+    /// If the configuration is invalid.
+    pub fn decoding(&self) -> Result<Decoding> {
+        let part = match Part::Detokenizer.folder(&self.folder).is_dir() {
+            true => Part::Detokenizer,
+            false => Detokenizer::adapted_part(&self.folder),
+        };
+        if !part.folder(&self.folder).is_dir() {
+            return Ok(Decoding::default());
+        }
+        let config: DetokenizerConfig = self.checkpoint().config(part)?;
+        Ok(Decoding {
+            sampling: config.sampling,
+            guidance: config.guidance,
+            ..Decoding::default()
+        })
+    }
+
     /// Sets the element type of weights in memory.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
