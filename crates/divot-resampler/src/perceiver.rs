@@ -8,8 +8,8 @@ use divot_nn::{
     multi_head_attention,
 };
 
-/// How much larger queries than keys are at first. A query then gives some three quarters of its attention to one input.
-const SHARPNESS: f64 = 5.0;
+/// Attention score of a query and the position that it starts at.
+const SCORE: f64 = 13.0;
 
 /// Sizes of a [`PerceiverResampler`].
 #[derive(Config, Debug)]
@@ -159,8 +159,9 @@ impl PerceiverResampler {
         self.latents = Param::from_tensor((starts / size).neg().unsqueeze().detach());
         if let Some(layer) = self.layers.first_mut() {
             let inner = layer.to_q.weight.dims()[1];
+            let sharpness = SCORE * 3.0 / ((inner / layer.heads) as f64).sqrt();
             let keys = layer.to_kv.weight.val().narrow(1, 0, inner);
-            layer.to_q.weight = Param::from_tensor((keys * -SHARPNESS).detach());
+            layer.to_q.weight = Param::from_tensor((keys * -sharpness).detach());
         }
         self
     }
