@@ -156,12 +156,12 @@ impl PerceiverResampler {
         let size = starts.clone().square().mean_dim(1).sqrt() * (width as f64).sqrt();
         // The score of a query and an input is the similarity of their norms. Latents are keys, too, and both signs keep
         // a query from its own.
-        self.latents = Param::from_tensor((starts / size).neg().unsqueeze().detach());
+        self.latents = with_value(self.latents, (starts / size).neg().unsqueeze());
         if let Some(layer) = self.layers.first_mut() {
             let inner = layer.to_q.weight.dims()[1];
             let sharpness = SCORE * 3.0 / ((inner / layer.heads) as f64).sqrt();
             let keys = layer.to_kv.weight.val().narrow(1, 0, inner);
-            layer.to_q.weight = Param::from_tensor((keys * -sharpness).detach());
+            layer.to_q.weight = with_value(layer.to_q.weight.clone(), keys * -sharpness);
         }
         self
     }
@@ -178,6 +178,11 @@ impl PerceiverResampler {
         });
         self.norm_out.forward(linear(&self.proj_out, latents))
     }
+}
+
+/// The parameter with another value. It is trained if it was.
+fn with_value<const D: usize>(param: Param<Tensor<D>>, value: Tensor<D>) -> Param<Tensor<D>> {
+    param.map(|old| value.detach().set_require_grad(old.is_require_grad()))
 }
 
 impl PerceiverLayer {

@@ -1,9 +1,10 @@
 //! The tokenizer without its Perceiver, as a variational one, and in half precision.
 
 use burn::config::Config;
+use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use divot_nn::Noise;
-use divot_resampler::{VideoResampler, VideoResamplerConfig};
+use divot_resampler::{PerceiverResampler, VideoResampler, VideoResamplerConfig};
 
 fn config() -> VideoResamplerConfig {
     VideoResamplerConfig::new(12, 16, 24)
@@ -149,4 +150,18 @@ fn what_differs_between_clips_reaches_new_tokens() {
         .into_scalar::<f32>();
     let all = tokens.square().mean().into_scalar::<f32>();
     assert!(between > 0.2 * all, "{}", between / all);
+}
+
+#[test]
+fn a_frozen_perceiver_stays_frozen_when_its_queries_are_placed() {
+    let device = Device::flex().autodiff();
+    let resampler = config().init(&device).resampler.unwrap();
+    let positions: Tensor<2> = Noise::new(1).normal([8, 16], &device);
+    let learns = |perceiver: PerceiverResampler| {
+        let placed = perceiver.starting_at(positions.clone());
+        let query = &placed.layers[0].to_q.weight;
+        [placed.latents.is_require_grad(), query.is_require_grad()]
+    };
+    assert_eq!(learns(resampler.clone()), [true, true]);
+    assert_eq!(learns(resampler.no_grad()), [false, false]);
 }
