@@ -42,7 +42,7 @@ enum Stage {
     Vision,
     /// The UNet, from a text and an image, which takes the place of DynamiCrafter's
     Stage0,
-    /// The video tokenizer and the UNet together, on single frames
+    /// The video tokenizer and the UNet together, on images
     #[value(name = "stage1-images")]
     Images,
     /// The video tokenizer and the UNet together

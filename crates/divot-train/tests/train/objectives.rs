@@ -116,6 +116,19 @@ fn some_frames_are_denoised() {
     }
 }
 
+/// A query that starts at a token scores by similarity: its weights are those of the keys, with another size.
+#[test]
+fn queries_of_a_new_detokenizer_start_at_tokens() {
+    let recipe = recipe(&diffusion(), &[]).expect("a valid recipe");
+    let trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+    let layer = &trainer.model().detokenizer().resampler.layers[0];
+    let query = layer.to_q.weight.val();
+    let keys = layer.to_kv.weight.val().narrow(1, 0, query.dims()[1]);
+    let product = |a: &Tensor<2>, b: &Tensor<2>| (a.clone() * b.clone()).sum().into_scalar::<f32>();
+    let cosine = product(&query, &keys) / (product(&query, &query) * product(&keys, &keys)).sqrt();
+    assert!(cosine < -0.999, "{cosine}");
+}
+
 /// A UNet that was not trained predicts little. Nearly all of the loss is the mean square of the target then: of the
 /// noise at the first timestep, and of the latents at the last one.
 #[test]
