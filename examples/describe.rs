@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use divot::data::{Video, sampling::MAX_CLIPS};
 use divot::pipeline::Clips;
-use divot_cli::options::AskOptions;
+use divot_cli::options::{self, AskOptions};
 
 /// Memory of a tensor serves the next one.
 #[global_allocator]
@@ -16,7 +15,7 @@ static ALLOCATOR: divot::Recycler = divot::Recycler;
 /// Asks a language model about a video or an image.
 #[derive(Parser)]
 struct Arguments {
-    /// Video (MP4, GIF, WebP), image, or folder of images
+    /// Video (MP4, GIF, WebP), image, or folder of images [default: a sample of the model, if it has any]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// What to ask
@@ -29,7 +28,7 @@ struct Arguments {
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
         let pipeline = arguments.options.pipeline(output)?;
-        let input = arguments.input.context("no input: name one with --input")?;
+        let input = options::input(arguments.input, &pipeline)?;
         let video = Video::open(input)?;
         let clips = match video.info().frames {
             1 => Clips::Image,

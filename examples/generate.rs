@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use divot_cli::options::{ClipOutput, MakeOptions};
 use divot_cli::output;
@@ -17,7 +16,8 @@ static ALLOCATOR: divot::Recycler = divot::Recycler;
 #[derive(Parser)]
 struct Arguments {
     /// What the video should show
-    caption: Option<String>,
+    #[arg(default_value = "A large red circle moves to the right.")]
+    caption: String,
     #[command(flatten)]
     output: ClipOutput,
     #[command(flatten)]
@@ -27,16 +27,14 @@ struct Arguments {
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
         let pipeline = arguments.options.pipeline(output)?;
-        let caption = arguments
-            .caption
-            .context("no caption: give a text that says what the video should show")?;
         let files = arguments.output.files(&[])?;
         let config = arguments.options.generation()?;
         let decoding = arguments.options.decoding(&pipeline, output)?;
 
-        let (_, frames) = pipeline.generate(&caption, &config, &decoding, &mut |event| {
-            output.observe(event)
-        })?;
+        let (_, frames) =
+            pipeline.generate(&arguments.caption, &config, &decoding, &mut |event| {
+                output.observe(event)
+            })?;
         files.write(&frames, &output::rows(&frames))?;
         output.line(format!("\n{}", files.clip.display()))
     })

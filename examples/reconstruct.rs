@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use divot::data::Video;
-use divot_cli::options::{ClipOutput, DecodeOptions};
+use divot_cli::options::{self, ClipOutput, DecodeOptions};
 use divot_cli::output;
 
 /// Memory of a tensor serves the next one.
@@ -18,7 +17,7 @@ static ALLOCATOR: divot::Recycler = divot::Recycler;
 /// Writes 16 frames at 8 fps, and a contact sheet beside them: input frames over reconstructed ones.
 #[derive(Parser)]
 struct Arguments {
-    /// Video (MP4, GIF, WebP), image, or folder of images
+    /// Video (MP4, GIF, WebP), image, or folder of images [default: a sample of the model, if it has any]
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Where in the video the clip starts, in seconds
@@ -33,7 +32,7 @@ struct Arguments {
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
         let pipeline = arguments.options.pipeline(output)?;
-        let input = arguments.input.context("no input: name one with --input")?;
+        let input = options::input(arguments.input, &pipeline)?;
         let files = arguments.output.files(&[&input])?;
         let video = Video::open(&input)?;
         let decoding = arguments.options.decoding(&pipeline, output)?;

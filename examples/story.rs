@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use divot_cli::options::MakeOptions;
 use divot_cli::story;
@@ -18,7 +17,8 @@ static ALLOCATOR: divot::Recycler = divot::Recycler;
 #[derive(Parser)]
 struct Arguments {
     /// What the story should be
-    instruction: Option<String>,
+    #[arg(default_value = "Tell a story about Kiki, a cyan circle.")]
+    instruction: String,
     /// Scenes at most
     #[arg(long, default_value_t = 3)]
     scenes: usize,
@@ -32,21 +32,24 @@ struct Arguments {
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
         let pipeline = arguments.options.pipeline(output)?;
-        let instruction = arguments
-            .instruction
-            .context("no instruction: give a text that says what the story should be")?;
         story::check_folder(&arguments.output)?;
         let config = arguments.options.generation()?;
         let decoding = arguments.options.decoding(&pipeline, output)?;
 
         let (told, clips) = pipeline.story(
-            &instruction,
+            &arguments.instruction,
             arguments.scenes,
             &config,
             &decoding,
             &mut |event| output.observe(event),
         )?;
-        story::write(&arguments.output, &instruction, config.seed, &told, &clips)?;
+        story::write(
+            &arguments.output,
+            &arguments.instruction,
+            config.seed,
+            &told,
+            &clips,
+        )?;
         output.line(format!("\n{}", arguments.output.display()))
     })
 }

@@ -97,18 +97,42 @@ fn story_writes_scenes() {
     assert_eq!(video.info().frames, 16);
 }
 
+/// Without any argument, in a folder with nothing in it.
+#[test]
+fn the_model_in_the_program_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    for (example, made) in [
+        ("reconstruct", &["out.mp4", "out.png"][..]),
+        ("describe", &[]),
+        ("generate", &["out.mp4", "out.png"]),
+        ("story", &["story/story.md", "story/scene-01.mp4"]),
+    ] {
+        let output = Command::new(built(example))
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{example}: {stderr}");
+        assert!(stderr.contains("divot-tiny"), "{example}: {stderr}");
+        assert!(output.stdout.len() > 1, "{example}");
+        for file in made {
+            let path = folder.path().join(file);
+            assert!(path.exists(), "{example}: {}", path.display());
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
 #[test]
 fn what_is_wrong_takes_one_line() {
     let bench = Bench::new();
     fs::create_dir(bench.dir.path().join("empty")).unwrap();
     let model = ["--model", "model"];
     for (example, arguments, says) in [
-        ("describe", &[][..], "convert-weights"),
-        ("generate", &[], "convert-weights"),
-        ("story", &[], "convert-weights"),
+        ("describe", &["--model", "no"][..], "convert-weights"),
+        ("generate", &["--model", "no"], "convert-weights"),
+        ("story", &["--model", "no"], "convert-weights"),
         ("describe", &model, "--input"),
-        ("generate", &model, "what the video should show"),
-        ("story", &model, "what the story should be"),
         (
             "describe",
             &["--model", "empty", "--input", "clip.mp4"],

@@ -278,8 +278,9 @@ fn options_out_of_range() {
 }
 
 #[test]
-fn without_a_model_it_says_how_to_get_one() {
-    let output = Command::new(example()).output().unwrap();
+fn without_the_model_it_says_how_to_get_one() {
+    let mut command = Command::new(example());
+    let output = command.args(["--model", "no"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(stderr.lines().count(), 1, "{stderr}");

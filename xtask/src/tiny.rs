@@ -8,7 +8,8 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use divot::weights::StoredType;
 use divot_data::dataset::{ElementType, Text};
-use divot_data::world::{Asking, World};
+use divot_data::world::{Asking, Split, World};
+use divot_data::write_mp4;
 use divot_llm::TextTokenizer;
 use divot_train::objective::instructions;
 use divot_train::{CacheOptions, Recipe, RunOptions, Weights};
@@ -73,6 +74,8 @@ enum Stage {
 const FOLDER: &str = "outputs/tiny";
 /// Runs that have the parts of the model.
 const PARTS: [&str; 3] = ["stage2", "tune-comprehension", "adapt"];
+/// Numbers of the sample clips in the test split of the world.
+const SAMPLES: [u64; 3] = [9, 20, 28];
 /// Pieces of the text tokenizer, without Divot's tokens.
 const PIECES: usize = 720;
 /// Clips and stories whose texts it learns from.
@@ -105,6 +108,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                     resume: true,
                     allow_changes: false,
                     workers: arguments.workers.into(),
+                    ..RunOptions::default()
                 };
                 divot_cli::follow(&recipe(name)?, &folder, &device, &options)?;
             }
@@ -119,7 +123,7 @@ fn recipe(name: &str) -> Result<Recipe> {
     Ok(Recipe::read(&path, &[])?)
 }
 
-/// Puts what was trained into one checkpoint.
+/// Puts what was trained into one checkpoint, with sample clips.
 fn model(folder: &Path, device: &Device) -> Result<()> {
     for name in PARTS {
         let run = Path::new(FOLDER).join(name);
@@ -127,6 +131,18 @@ fn model(folder: &Path, device: &Device) -> Result<()> {
         for part in divot_train::export(&run, folder, Weights::Best, stored, device)? {
             println!("model: {}", part.display());
         }
+    }
+    let clips = folder.join("clips");
+    fs::create_dir_all(&clips).with_context(|| format!("{} cannot be made", clips.display()))?;
+    let world = World {
+        split: Split::TestSeen,
+        ..World::default()
+    };
+    for (place, number) in SAMPLES.into_iter().enumerate() {
+        let path = clips.join(format!("clip-{}.mp4", place + 1));
+        let scene = world.scene(number);
+        write_mp4(&path, &scene.frames(world.size, world.frames), world.fps)?;
+        println!("model: {}: {}", path.display(), world.caption(number));
     }
     Ok(())
 }

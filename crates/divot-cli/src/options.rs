@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use divot::data::{self, ClipFiles};
@@ -35,7 +35,7 @@ impl DecodeOptions {
 
     /// Returns the folder of the model.
     pub fn folder(&self) -> &Path {
-        &self.model.model
+        self.model.folder()
     }
 
     /// Opens the model on the device.
@@ -82,12 +82,12 @@ impl AskOptions {
         self.model.open(self.weights.dtype, output)
     }
 
-    /// Opens the model on the device if there is one. Only the default model may be missing.
+    /// Opens the model on the device if there is one other than divot-tiny. Only the default model may be missing.
     ///
     /// # Errors
     /// If a model that was named, or the device, does not exist.
     pub fn pipeline_if_any(&self, output: &mut Output) -> Result<Option<Pipeline>> {
-        match self.model.model == Path::new(DEFAULT_MODEL) && !self.model.model.exists() {
+        match self.model.model.is_none() && !self.model.folder().exists() {
             true => Ok(None),
             false => self.pipeline(output).map(Some),
         }
@@ -127,7 +127,7 @@ impl MakeOptions {
 
     /// Returns the folder of the model.
     pub fn folder(&self) -> &Path {
-        &self.model.model
+        self.model.folder()
     }
 
     /// Opens the model on the device.
@@ -168,7 +168,7 @@ pub struct TokenizeOptions {
 impl TokenizeOptions {
     /// Returns the folder of the model.
     pub fn folder(&self) -> &Path {
-        &self.model.model
+        self.model.folder()
     }
 
     /// Opens the model on the device.
@@ -180,16 +180,17 @@ impl TokenizeOptions {
     }
 }
 
-/// Folder of the model if none is named.
+/// Folder of the model if none is named. Without this folder, divot-tiny is used.
 pub const DEFAULT_MODEL: &str = "models/divot";
 
 /// The model and the device.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 struct Model {
-    /// Folder of the model, as `divot download` and `divot convert` write it
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_MODEL)]
-    model: PathBuf,
+    /// Folder of the model, as `divot download` and `divot convert` write it [default: models/divot if it is there, or
+    /// divot-tiny, a small model that the program contains]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
     /// auto, cpu, wgpu, vulkan or cuda, with `:index` for a certain one
     #[arg(long, default_value = "auto")]
     device: String,
@@ -226,19 +227,52 @@ fn precision(count: usize) -> impl TypedValueParser<Value = Precision> {
 }
 
 impl Model {
+    /// The folder that was named, or the default one.
+    fn folder(&self) -> &Path {
+        self.model.as_deref().unwrap_or(Path::new(DEFAULT_MODEL))
+    }
+
     /// Opens the model's folder and the device.
     fn open(&self, precision: Precision, output: &mut Output) -> Result<Pipeline> {
-        if !self.model.is_dir() {
-            bail!(
-                "{}: there is no model; get one with `divot download --to {0}`, convert one with `cargo xtask convert-weights`, or name the folder of one with --model",
-                self.model.display()
-            );
-        }
-        let device = device::select(&self.device)?;
-        output.set_device(&device);
-        output.set("model", self.model.to_string_lossy());
-        Ok(Pipeline::open(&self.model, &device)?.with_precision(precision))
+        let pipeline = open(self.model.as_deref(), &self.device, output)?;
+        output.set_device(pipeline.device());
+        output.set("model", pipeline.name());
+        Ok(pipeline.with_precision(precision))
     }
+}
+
+/// Opens a model on a device: that in the folder, that in [`DEFAULT_MODEL`], or divot-tiny, which is said.
+///
+/// # Errors
+/// If the model or the device does not exist.
+pub fn open(folder: Option<&Path>, device: &str, output: &mut Output) -> Result<Pipeline> {
+    let default = Path::new(DEFAULT_MODEL);
+    #[cfg(feature = "tiny")]
+    if folder.is_none() && !default.exists() {
+        let pipeline = Pipeline::tiny(&device::select(device)?)?;
+        output.note(format!(
+            "no model is named and none is in {DEFAULT_MODEL}: this is divot-tiny, which knows a synthetic world"
+        ));
+        return Ok(pipeline);
+    }
+    let folder = folder.unwrap_or(default);
+    if !folder.is_dir() {
+        bail!(
+            "{}: there is no model; get one with `divot download --to {0}`, convert one with `cargo xtask convert-weights`, or name the folder of one with --model",
+            folder.display()
+        );
+    }
+    Ok(Pipeline::open(folder, &device::select(device)?)?)
+}
+
+/// Returns the input that was named, or else the model's own sample clip.
+///
+/// # Errors
+/// If there is neither.
+pub fn input(named: Option<PathBuf>, pipeline: &Pipeline) -> Result<PathBuf> {
+    named
+        .or_else(|| pipeline.sample_clip())
+        .context("no input: name one with --input")
 }
 
 /// Where a clip is written.

@@ -908,7 +908,6 @@ fn what_is_missing_is_named() {
         ),
         (&["info", "no.mp4"], &["no.mp4", "no such file"]),
         (&["info", "no.safetensors"], &["no.safetensors"]),
-        (&["info"], &["models/divot", "divot download"]),
         (&["info", "--model", "empty"], &["empty", "divot download"]),
         (
             &["reconstruct", "--input", "clip.mp4", "--model", "no"],
@@ -990,6 +989,33 @@ fn a_model_may_say_how_it_is_best_sampled() {
     assert_ne!(bench.bytes("out.mp4"), own);
     // Another sampler has its own number.
     assert_eq!(steps(&["--sampler", "unipc"]), 20);
+}
+
+#[test]
+fn without_a_model_the_program_has_its_own() {
+    let bench = Bench::new();
+    let temporary = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let output = divot()
+            .current_dir(bench.dir.path())
+            .env("TMPDIR", temporary.path())
+            .args(arguments)
+            .output()
+            .unwrap();
+        let stderr = text(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        (text(&output.stdout), stderr)
+    };
+    let (parts, said) = run(&["info"]);
+    assert!(parts.contains("detokenizer"), "{parts}");
+    assert!(said.contains("divot-tiny"), "{said}");
+    let (object, _) = run(&[
+        "tokenize", "--input", "clip.mp4", "--device", "cpu", "--json",
+    ]);
+    let object: Value = serde_json::from_str(&object).unwrap();
+    assert_eq!(object["model"], "divot-tiny");
+    // Nothing of it is left behind.
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
 
 #[test]

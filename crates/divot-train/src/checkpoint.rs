@@ -376,12 +376,12 @@ macro_rules! of_rank {
 }
 
 /// Steps that a parameter took.
-fn time(state: &DynState) -> usize {
+pub(crate) fn time(state: &DynState) -> usize {
     of_rank!(state.rank(), D => state.downcast_ref::<AdamWState<D>>().momentum.time)
         .expect("parameters have one to five axes")
 }
 
-fn moments(state: &DynState) -> [TensorData; 2] {
+pub(crate) fn moments(state: &DynState) -> [TensorData; 2] {
     of_rank!(state.rank(), D => {
         let momentum = &state.downcast_ref::<AdamWState<D>>().momentum;
         [&momentum.moment_1, &momentum.moment_2].map(|moment| moment.to_data())
@@ -390,7 +390,11 @@ fn moments(state: &DynState) -> [TensorData; 2] {
 }
 
 /// The state of a parameter, unless its moments have other ranks than parameters have.
-fn create(time: usize, [first, second]: [TensorData; 2], device: &Device) -> Option<DynState> {
+pub(crate) fn create(
+    time: usize,
+    [first, second]: [TensorData; 2],
+    device: &Device,
+) -> Option<DynState> {
     let rank = first.shape().num_dims();
     of_rank!(rank, D => {
         let moment = |data: TensorData| Tensor::<D>::from_data(data, (device, DType::F32));

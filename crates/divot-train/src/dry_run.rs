@@ -68,7 +68,7 @@ impl Learning {
 /// Those of [`run`](crate::run()).
 pub fn dry_run(recipe: &Recipe, device: &Device, options: &RunOptions) -> Result<DryRun> {
     let settings = &recipe.settings;
-    let sources = run::sources(recipe, &settings.data)?;
+    let sources = run::sources(recipe, &settings.data, 1)?;
     let found = sources
         .iter()
         .map(|source| (source.name.clone(), source.samples.len()))

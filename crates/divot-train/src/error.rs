@@ -51,6 +51,9 @@ pub enum Error {
         /// How many there were.
         steps: usize,
     },
+    /// The processes of a run do not come together.
+    #[error("{0}")]
+    Ranks(String),
     /// A file could not be read or written.
     #[error("{}: cannot be read or written ({source}); check the path, its permissions and the free space", .path.display())]
     Io {

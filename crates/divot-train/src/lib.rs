@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod buckets;
 mod cache;
 pub mod checkpoint;
 mod dry_run;
@@ -9,6 +10,7 @@ mod model;
 pub mod objective;
 mod optimizer;
 mod parameters;
+mod ranks;
 mod recipe;
 pub mod record;
 mod run;
@@ -16,6 +18,7 @@ mod schedule;
 mod start;
 mod trainer;
 
+pub use buckets::RankSettings;
 pub use cache::{CacheOptions, CacheStatus, Cached, cache};
 pub use checkpoint::Start;
 pub use dry_run::{DryRun, Learning, dry_run};
@@ -24,6 +27,7 @@ pub use export::{Weights, export, export_released};
 pub use model::{Model, ModelConfig, Network};
 pub use optimizer::{Optimizer, OptimizerConfig, gradient_norm};
 pub use parameters::{Count, count};
+pub use ranks::Ranks;
 pub use recipe::{
     CheckpointSettings, DataSettings, ModelSettings, ObjectiveSettings, Precision, Recipe,
     Settings, ValidationSettings,

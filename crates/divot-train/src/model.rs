@@ -10,9 +10,11 @@ use divot::data::sampling::CLIP_FRAMES;
 use divot::gmm::{GmmConfig, HeadConfig};
 use divot::language::{DivotLlm, DivotLlmConfig, LoraConfig, MistralConfig};
 use divot::resampler::{PerceiverResampler, PerceiverResamplerConfig, VideoResamplerConfig};
-use divot::unet::{NoiseScheduleConfig, UnetConfig, Vae, VaeConfig};
+use divot::unet::{NoiseScheduleConfig, Solver, Spacing, UnetConfig, Vae, VaeConfig};
 use divot::vit::{TextTower, TextTowerConfig, VisionTower, VisionTowerConfig};
-use divot::{Detokenizer, DetokenizerConfig, Tokenizer, TokenizerConfig};
+use divot::{
+    Detokenizer, DetokenizerConfig, GuidanceConfig, SamplingConfig, Tokenizer, TokenizerConfig,
+};
 use divot_nn::{CheckSizes, SizeError, check_divides, check_same};
 use serde_json::Value;
 
@@ -110,6 +112,19 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Whether training these networks draws dropout.
+    pub(crate) fn has_dropout(&self, networks: &[Network]) -> bool {
+        networks.iter().any(|network| match network {
+            Network::Detokenizer => self.detokenizer.unet.dropout > 0.0,
+            Network::Llm => self
+                .llm
+                .lora
+                .as_ref()
+                .is_some_and(|lora| lora.dropout > 0.0),
+            _ => false,
+        })
+    }
+
     /// The preset of that name.
     pub fn preset(name: &str) -> Option<Self> {
         match name {
@@ -208,8 +223,15 @@ impl ModelConfig {
             .with_channel_mult(vec![1, 2])
             .with_num_res_blocks(1)
             .with_patch_size(4);
+        // Four steps from pure noise came nearest to the clips.
+        let sampling = SamplingConfig::new()
+            .with_steps(4)
+            .with_solver(Solver::Ddim { eta: 0.0 })
+            .with_spacing(Some(Spacing::UniformTrailing));
         let detokenizer = DetokenizerConfig::new(context, unet, vae, NoiseScheduleConfig::new())
-            .with_latent_size([8, 8]);
+            .with_latent_size([8, 8])
+            .with_sampling(sampling)
+            .with_guidance(GuidanceConfig::new().with_scale(1.0));
         let text = TextTowerConfig::new(32, 49408, 128, 2, 2, 64);
         let decoder =
             MistralConfig::new(1024, 192, 384, 6, 6, 2).with_max_position_embeddings(1024);

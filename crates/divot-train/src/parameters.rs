@@ -134,6 +134,19 @@ pub(crate) fn freeze<M: Module>(model: M, frozen: &[String]) -> M {
     })
 }
 
+/// The same parameters as the leaves of another graph.
+pub(crate) fn own_graph<M: Module>(model: M) -> M {
+    struct Detach;
+    impl ModuleMapper for Detach {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let value = param.val();
+            let trained = value.is_require_grad();
+            Param::initialized(param.id, value.detach().set_require_grad(trained))
+        }
+    }
+    model.map(&mut Detach)
+}
+
 /// Writes the parameters `names` of a model, which are in the order of its fields, in f32.
 pub(crate) fn save<M: Module>(path: &Path, model: &M, names: &[Named]) -> Result<()> {
     struct Writing {

@@ -13,6 +13,7 @@ use divot::peak_device_memory;
 use crate::checkpoint::{self, Start, State};
 use crate::error::{Error, Result};
 use crate::objective::Shown;
+use crate::ranks::Ranks;
 use crate::recipe::{DataSettings, Recipe};
 use crate::record::{self, Ending, RecordError, Recorder, RunInfo, Status, names};
 use crate::trainer::{StepReport, Trainer};
@@ -33,6 +34,19 @@ pub struct RunOptions {
     pub allow_changes: bool,
     /// Threads that read samples.
     pub workers: usize,
+    /// The processes that train together.
+    pub ranks: Ranks,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            resume: false,
+            allow_changes: false,
+            workers: 1,
+            ranks: Ranks::default(),
+        }
+    }
 }
 
 /// What a run tells while it goes on.
@@ -68,11 +82,16 @@ pub fn run(
     watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<State> {
     let settings = &recipe.settings;
-    let _lock = Lock::new(folder)?;
+    let ranks = &options.ranks;
+    // The first rank writes all files but the other ranks' lists of broken samples.
+    let _lock = ranks.is_first().then(|| Lock::new(folder)).transpose()?;
+    if ranks.is_first() {
+        checkpoint::clean(folder);
+    }
+    ranks.wait();
     check_starts(recipe, folder)?;
-    checkpoint::clean(folder);
     let resumed = resumable(recipe, folder, options)?;
-    let mut trainer = Trainer::new(recipe, device)?;
+    let mut trainer = Trainer::new(recipe, device)?.with_ranks(ranks)?;
     let mut state = State::new(recipe);
     if let Some(checkpoint) = &resumed {
         state = State {
@@ -83,11 +102,15 @@ pub fn run(
         trainer = trainer.resume(checkpoint)?;
         let _ = watch(Event::Resumed(state.step));
     }
-    let log = folder.join("skipped.jsonl");
-    let data = sources(recipe, &settings.data)?;
+    let log = folder.join(match ranks.rank() {
+        0 => "skipped.jsonl".to_owned(),
+        rank => format!("skipped-{rank}.jsonl"),
+    });
+    let data = sources(recipe, &settings.data, ranks.count())?;
     let mut loader = loader(data, settings.seed, state.step, Some(&log), options)?;
     let validation = validation_set(recipe, options)?;
-    let mut recorder = Recorder::open(folder, recipe.info(), state.step)?;
+    let recorder = || Recorder::open(folder, recipe.info(), state.step);
+    let mut recorder = ranks.is_first().then(recorder).transpose()?;
 
     let mut logged = (Instant::now(), state.samples);
     let mut steps = || -> Result<()> {
@@ -97,7 +120,7 @@ pub fn run(
                 source, samples, ..
             } = batch?;
             let report = trainer.step(state.step, source, &samples)?;
-            state.count(&report, samples.len());
+            state.count(&report, samples.len() * ranks.count());
 
             let step = state.step;
             let last = step == settings.steps;
@@ -107,8 +130,18 @@ pub fn run(
                 let seconds = logged.0.elapsed().as_secs_f64();
                 let samples = state.samples - logged.1;
                 logged = (Instant::now(), state.samples);
-                let numbers = numbers(&report, &mut loader, &state, device, seconds, samples);
-                warn(recorder.scalars(step, &numbers), watch);
+                let numbers = numbers(
+                    &report,
+                    &mut loader,
+                    &state,
+                    device,
+                    ranks,
+                    seconds,
+                    samples,
+                );
+                if let Some(recorder) = &mut recorder {
+                    warn(recorder.scalars(step, &numbers), watch);
+                }
                 if let Some(error) = loader.take_log_error() {
                     let _ = watch(Event::Warning(error.to_string()));
                 }
@@ -118,12 +151,14 @@ pub fn run(
                 return Err(Error::NotFinite { step, steps });
             }
             if due(settings.validation.every) {
-                let loss = validate(&trainer, &validation, &mut state, &mut recorder, watch)?;
+                let recorder = recorder.as_mut();
+                let loss = validate(&trainer, &validation, &mut state, recorder, watch)?;
                 let _ = watch(Event::Validated(loss));
             }
-            let stop = watch(Event::Step(log.then(|| recorder.status()))).is_break();
+            let status = recorder.as_ref().filter(|_| log).map(Recorder::status);
+            let stop = ranks.any(watch(Event::Step(status)).is_break());
             if due(settings.checkpoints.every) || stop {
-                checkpoint::save(folder, &trainer.contents(&state), settings.checkpoints.keep)?;
+                trainer.save(folder, &state)?;
             }
             if stop {
                 return Err(Error::Stopped);
@@ -137,7 +172,9 @@ pub fn run(
         Err(Error::Stopped) => Ending::Stopped,
         Err(error) => Ending::Failed(error.to_string()),
     };
-    warn(recorder.finish(&ending), watch);
+    if let Some(recorder) = recorder {
+        warn(recorder.finish(&ending), watch);
+    }
     result.map(|()| state)
 }
 
@@ -154,6 +191,7 @@ fn numbers(
     loader: &mut Loader,
     state: &State,
     device: &Device,
+    ranks: &Ranks,
     seconds: f64,
     samples: u64,
 ) -> Vec<(String, f64)> {
@@ -171,6 +209,11 @@ fn numbers(
             (waited / seconds.max(1e-9)).min(1.0),
         ),
     ];
+    if ranks.count() > 1 {
+        let spent = ranks.take_spent().as_secs_f64();
+        let share = (spent / seconds.max(1e-9)).min(1.0);
+        numbers.push((names::COMMUNICATION.to_owned(), share));
+    }
     if report.terms.len() > 1 {
         let terms = report.terms.iter();
         numbers.extend(terms.map(|(name, mean)| (format!("train/{name}"), *mean)));
@@ -198,13 +241,16 @@ fn validate(
     trainer: &Trainer,
     set: &[(usize, Vec<Sample>)],
     state: &mut State,
-    recorder: &mut Recorder,
+    recorder: Option<&mut Recorder>,
     watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<f64> {
     let (loss, terms) = trainer.validate(set)?;
     if loss.is_finite() && state.best.is_none_or(|(best, _)| loss < best) {
         state.best = Some((loss, state.step));
     }
+    let Some(recorder) = recorder else {
+        return Ok(loss);
+    };
     let mut numbers = vec![(names::VALIDATION_LOSS.to_owned(), loss)];
     let named = |(name, value): (&str, f64)| (format!("{}{name}", record::VALIDATION), value);
     if terms.len() > 1 {
@@ -232,8 +278,12 @@ fn validate(
     Ok(loss)
 }
 
-/// Opens the sources of a recipe.
-pub(crate) fn sources(recipe: &Recipe, data: &[DataSettings]) -> Result<Vec<MixedSource>> {
+/// Opens the sources of a recipe, whose batches so many ranks share.
+pub(crate) fn sources(
+    recipe: &Recipe,
+    data: &[DataSettings],
+    ranks: usize,
+) -> Result<Vec<MixedSource>> {
     let reader = recipe.model.tokenizer.clip_reader();
     data.iter()
         .map(|data| {
@@ -241,7 +291,7 @@ pub(crate) fn sources(recipe: &Recipe, data: &[DataSettings]) -> Result<Vec<Mixe
                 name: data.source.name(),
                 samples: Box::new(Source::open(&data.source, &reader)?),
                 weight: data.weight,
-                batch: data.batch.unwrap_or(recipe.settings.batch),
+                batch: data.batch.unwrap_or(recipe.settings.batch) / ranks,
             })
         })
         .collect()
@@ -257,6 +307,8 @@ pub(crate) fn loader(
 ) -> Result<Loader> {
     let config = LoaderConfig {
         seed,
+        rank: options.ranks.rank(),
+        ranks: options.ranks.count(),
         workers: options.workers,
         first_step: first_step as u64,
         log: log.map(Path::to_path_buf),
@@ -275,7 +327,8 @@ fn validation_set(recipe: &Recipe, options: &RunOptions) -> Result<Vec<(usize, V
     if settings.validation.every == 0 {
         return Ok(Vec::new());
     }
-    let loader = loader(sources(recipe, data)?, seed, 0, None, options)?;
+    let sources = sources(recipe, data, options.ranks.count())?;
+    let loader = loader(sources, seed, 0, None, options)?;
     let batches = loader.take(settings.validation.batches);
     let batches = batches.map(|batch| batch.map(|batch| (batch.source, batch.samples)));
     Ok(batches.collect::<Result<_, _>>()?)

@@ -1,20 +1,26 @@
 //! What learns: the model, its optimiser and its moving average, and one step of them.
 
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use divot::Noise;
 use divot::data::dataset::Sample;
+use divot::device::is_cpu;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::buckets::Buckets;
 use crate::cache;
-use crate::checkpoint::{Checkpoint, Contents, State};
+use crate::checkpoint::{self, Checkpoint, Contents, State};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::objective::{Draws, Objective, Prepared, Shown, Term};
 use crate::optimizer::{Optimizer, gradient_norm};
 use crate::parameters::{self, Average, Named, is_below};
+use crate::ranks::Ranks;
 use crate::recipe::Recipe;
 use crate::start::fill;
 
@@ -29,6 +35,11 @@ pub struct Trainer {
     average: Option<Average<Model>>,
     /// What checkpoints hold: all but what is frozen and comes from another folder.
     saved: Vec<Named>,
+    /// Threads of each of the micro-batches that are computed at once.
+    pools: Vec<ThreadPool>,
+    ranks: Ranks,
+    /// What each rank owns, if there are several.
+    buckets: Option<Buckets>,
 }
 
 /// What a step did.
@@ -97,6 +108,13 @@ impl Trainer {
             });
         }
         cache::check(recipe, &model)?;
+        let at_once = settings.at_once;
+        if at_once > 1 && recipe.model.has_dropout(&objective.networks()) {
+            return Err(Error::Setting {
+                setting: "at_once".to_owned(),
+                problem: "must be 1 for networks with dropout, which is drawn in order".to_owned(),
+            });
+        }
         let average = settings.average;
         Ok(Self {
             average: average.map(|decay| Average::new(&model, decay)),
@@ -105,9 +123,35 @@ impl Trainer {
             objective,
             recipe: recipe.clone(),
             saved,
+            pools: match at_once > 1 && is_cpu(&device) {
+                true => pools(at_once)?,
+                false => Vec::new(),
+            },
+            ranks: Ranks::default(),
+            buckets: None,
             device,
             model,
         })
+    }
+
+    /// Numbers in the moments that this rank's optimiser keeps.
+    pub fn optimizer_size(&self) -> usize {
+        let states = self.optimizer.states.values();
+        let moments = states.flat_map(checkpoint::moments);
+        moments.map(|moment| moment.shape().num_elements()).sum()
+    }
+
+    /// Trains together with other processes.
+    ///
+    /// # Errors
+    /// If a batch cannot be divided among them.
+    pub fn with_ranks(mut self, ranks: &Ranks) -> Result<Self> {
+        let settings = &self.recipe.settings;
+        settings.check_ranks(ranks.count())?;
+        self.buckets =
+            (ranks.count() > 1).then(|| Buckets::new(&self.model, ranks, settings.ranks));
+        self.ranks = ranks.clone();
+        Ok(self)
     }
 
     /// The model that learns.
@@ -132,11 +176,33 @@ impl Trainer {
         }
         let device = self.device.clone().inner();
         checkpoint.load_optimizer(&mut self.optimizer, names, &device)?;
+        if let Some(buckets) = &self.buckets {
+            buckets.scatter(&mut self.optimizer);
+        }
         Ok(self)
     }
 
+    /// Saves a checkpoint, which the first rank writes.
+    ///
+    /// # Errors
+    /// If it cannot be written. Older checkpoints are as they were then.
+    pub(crate) fn save(&mut self, folder: &Path, state: &State) -> Result<()> {
+        if let Some(buckets) = &self.buckets {
+            let device = self.device.clone().inner();
+            buckets.gather(&mut self.optimizer, &device);
+        }
+        if self.ranks.is_first() {
+            let keep = self.recipe.settings.checkpoints.keep;
+            checkpoint::save(folder, &self.contents(state), keep)?;
+        }
+        if let Some(buckets) = &self.buckets {
+            buckets.scatter(&mut self.optimizer);
+        }
+        Ok(())
+    }
+
     /// What a checkpoint is made of.
-    pub(crate) fn contents<'a>(&'a self, state: &'a State) -> Contents<'a, Model> {
+    fn contents<'a>(&'a self, state: &'a State) -> Contents<'a, Model> {
         Contents {
             state,
             model: &self.model,
@@ -155,38 +221,49 @@ impl Trainer {
         let rate = settings.rate.at(step, settings.steps);
         // Dropout is drawn by the device.
         let _generator = generator();
-        let dropout = Noise::keyed([settings.seed, step as u64, u64::MAX, 0]).uniform();
+        let rank = self.ranks.rank() as u64;
+        let dropout = Noise::keyed([settings.seed, step as u64, u64::MAX, rank]).uniform();
         self.device.seed(dropout.to_bits());
 
         let prepared = self.prepare(&self.model, step as u64, source, samples)?;
-        let counts = totals(&prepared, self.terms.len());
-        let left_out = prepared.iter().map(|micro| micro.left_out).sum();
+        let counts = self.totals(&prepared);
+        let left_out: usize = prepared.iter().map(|micro| micro.left_out).sum();
         let mut sums = vec![0.0; self.terms.len()];
         let mut gradients = GradientsAccumulator::new();
-        for micro in prepared.into_iter().filter(Prepared::has_terms) {
-            let terms = (micro.losses)(&self.model);
-            let mut loss: Option<Tensor<1>> = None;
-            for (index, sum) in terms.into_iter().enumerate() {
-                sums[index] += sum.clone().into_scalar::<f64>();
-                let part = sum * (self.terms[index].weight / counts[index]);
-                loss = Some(match loss {
-                    Some(loss) => loss + part,
-                    None => part,
-                });
+        let mut rest = prepared.into_iter().filter(Prepared::has_terms);
+        loop {
+            let group: Vec<_> = rest.by_ref().take(self.pools.len().max(1)).collect();
+            if group.is_empty() {
+                break;
             }
-            if let Some(loss) = loss {
-                let found = GradientsParams::from_grads(loss.backward(), &self.model);
+            for (found_sums, found) in self.backward(group, &counts) {
+                for (sum, more) in sums.iter_mut().zip(found_sums) {
+                    *sum += more;
+                }
                 gradients.accumulate(&self.model, found);
             }
         }
         let gradients = gradients.grads();
-        let gradient_norm = gradient_norm(&self.model, &gradients);
+        let (gradients, gradient_norm) = match &self.buckets {
+            None => {
+                let norm = gradient_norm(&self.model, &gradients);
+                (gradients, norm)
+            }
+            Some(buckets) => buckets.sum(&self.model, gradients),
+        };
+        let mut left_out = [left_out as f64];
+        self.ranks.sum(&mut left_out);
+        self.ranks.sum(&mut sums);
         let (loss, terms) = self.means(&sums, &counts);
         let learned = loss.is_finite() && gradient_norm.is_finite();
         if learned {
             // Not a clone: parameters that nothing else holds are changed in place.
             let model = std::mem::take(&mut self.model);
             self.model = self.optimizer.step(rate, model, gradients, gradient_norm);
+            if let Some(buckets) = &self.buckets {
+                let model = std::mem::take(&mut self.model);
+                self.model = buckets.share(model);
+            }
             let average = self.average.take();
             self.average = average.map(|average| average.update(&self.model, step));
         }
@@ -205,8 +282,36 @@ impl Trainer {
             terms,
             gradient_norm,
             rate,
-            left_out,
+            left_out: left_out[0] as usize,
             learned,
+        })
+    }
+
+    /// Computes micro-batches at once.
+    fn backward(&self, group: Vec<Prepared>, counts: &[f64]) -> Vec<(Vec<f64>, GradientsParams)> {
+        let weights = self.terms.iter().zip(counts);
+        let weights: Vec<f64> = weights.map(|(term, count)| term.weight / count).collect();
+        if self.pools.is_empty() {
+            let group = group.into_iter();
+            return group
+                .map(|micro| backward(&self.model, micro, &weights))
+                .collect();
+        }
+        thread::scope(|scope| {
+            let weights = &weights;
+            let threads: Vec<_> = group
+                .into_iter()
+                .zip(&self.pools)
+                .map(|(micro, pool)| {
+                    // Backward passes of one graph wait for each other.
+                    let model = parameters::own_graph(self.model.clone());
+                    scope.spawn(move || pool.install(|| backward(&model, micro, weights)))
+                })
+                .collect();
+            let results = threads.into_iter().map(|thread| thread.join());
+            results
+                .map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
         })
     }
 
@@ -224,7 +329,7 @@ impl Trainer {
         for (index, (source, samples)) in batches.iter().enumerate() {
             // No step of training has such a number.
             let prepared = self.prepare(&model, u64::MAX - index as u64, *source, samples)?;
-            for (count, more) in counts.iter_mut().zip(totals(&prepared, self.terms.len())) {
+            for (count, more) in counts.iter_mut().zip(self.totals(&prepared)) {
                 *count += more;
             }
             for micro in prepared.into_iter().filter(Prepared::has_terms) {
@@ -234,6 +339,7 @@ impl Trainer {
                 }
             }
         }
+        self.ranks.sum(&mut sums);
         Ok(self.means(&sums, &counts))
     }
 
@@ -270,17 +376,30 @@ impl Trainer {
     ) -> Result<Vec<Prepared>> {
         let settings = &self.recipe.settings;
         let size = settings.micro_batch();
+        let before = self.ranks.rank() * samples.len();
         let micro = samples.chunks(size).enumerate();
         micro
             .map(|(index, samples)| {
                 let draws = Draws {
                     seed: settings.seed,
                     step,
-                    first: (index * size) as u64,
+                    first: (before + index * size) as u64,
                 };
                 self.objective.prepare(model, source, samples, &draws)
             })
             .collect()
+    }
+
+    /// How many numbers each term sums over in the micro-batches of all ranks; at least 1, so that a term without
+    /// numbers is 0.
+    fn totals(&self, prepared: &[Prepared]) -> Vec<f64> {
+        let term = |term| {
+            let counts = prepared.iter().map(|micro: &Prepared| micro.counts[term]);
+            counts.sum::<usize>() as f64
+        };
+        let mut totals: Vec<f64> = (0..self.terms.len()).map(term).collect();
+        self.ranks.sum(&mut totals);
+        totals.into_iter().map(|count| count.max(1.0)).collect()
     }
 
     /// The loss and the means of its terms.
@@ -298,19 +417,35 @@ impl Trainer {
     }
 }
 
+/// The sums of a micro-batch's terms, and the gradients of the weighted terms.
+fn backward(model: &Model, micro: Prepared, weights: &[f64]) -> (Vec<f64>, GradientsParams) {
+    let terms = (micro.losses)(model);
+    let sums = terms.iter().map(|sum| sum.clone().into_scalar::<f64>());
+    let sums = sums.collect();
+    let parts = terms.into_iter().zip(weights);
+    let loss = parts
+        .map(|(sum, weight)| sum * *weight)
+        .reduce(|loss, part| loss + part);
+    let gradients = match loss {
+        Some(loss) => GradientsParams::from_grads(loss.backward(), model),
+        None => GradientsParams::new(),
+    };
+    (sums, gradients)
+}
+
+/// Divides the threads that compute into groups.
+fn pools(count: usize) -> Result<Vec<ThreadPool>> {
+    let threads = (rayon::current_num_threads() / count).max(1);
+    let pool = || ThreadPoolBuilder::new().num_threads(threads).build();
+    let pools: std::result::Result<_, _> = (0..count).map(|_| pool()).collect();
+    pools.map_err(|error| Error::Setting {
+        setting: "at_once".to_owned(),
+        problem: format!("asks for more threads than can be started ({error})"),
+    })
+}
+
 /// The device's random generator, which the whole process shares: whoever seeds it holds this until all is drawn.
 fn generator() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// How many numbers each term sums over in all micro-batches; at least 1, so that a term without numbers
-/// is 0.
-fn totals(prepared: &[Prepared], terms: usize) -> Vec<f64> {
-    (0..terms)
-        .map(|term| {
-            let counts = prepared.iter().map(|micro| micro.counts[term]);
-            counts.sum::<usize>().max(1) as f64
-        })
-        .collect()
 }

@@ -135,6 +135,7 @@ fn losses(recipe: &Recipe, folder: &Path) -> (Vec<f64>, Option<f64>) {
         resume: false,
         allow_changes: false,
         workers: 2,
+        ..RunOptions::default()
     };
     let (mut losses, mut validation) = (Vec::new(), None);
     let result = run(recipe, folder, &Device::default(), &options, &mut |event| {
@@ -338,6 +339,7 @@ fn losses_error(recipe: &Recipe) -> String {
         resume: false,
         allow_changes: false,
         workers: 1,
+        ..RunOptions::default()
     };
     let device = Device::default();
     let result = run(recipe, folder.path(), &device, &options, &mut |_| {

@@ -59,6 +59,7 @@ fn go(recipe: &Recipe, folder: &Path, stop: usize) -> Result<(), Error> {
         resume: true,
         allow_changes: true,
         workers: 1,
+        ..RunOptions::default()
     };
     let mut steps = 0;
     let result = run(recipe, folder, &Device::default(), &options, &mut |event| {

@@ -121,6 +121,7 @@ fn train(recipe: &Recipe, folder: &Path) -> State {
         resume: false,
         allow_changes: false,
         workers: 2,
+        ..RunOptions::default()
     };
     let name = &recipe.name;
     let (mut losses, mut validated) = (Vec::new(), 0);

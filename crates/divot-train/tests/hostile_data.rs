@@ -140,6 +140,7 @@ fn train(recipe: &Recipe, folder: &Path, mut watch: impl FnMut(usize)) {
         resume: false,
         allow_changes: false,
         workers: 2,
+        ..RunOptions::default()
     };
     let mut step = 0;
     let state = run(recipe, folder, &Device::default(), &options, &mut |event| {

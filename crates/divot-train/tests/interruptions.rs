@@ -99,6 +99,7 @@ fn child() {
         resume: true,
         allow_changes: false,
         workers: number(WORKERS).unwrap_or(1) as usize,
+        ..RunOptions::default()
     };
     let mut steps = 0;
     let result = run(

@@ -53,6 +53,7 @@ fn go(recipe: &Recipe, folder: &Path) {
         resume: false,
         allow_changes: false,
         workers: 1,
+        ..RunOptions::default()
     };
     let go = &mut |_: divot_train::Event<'_>| ControlFlow::Continue(());
     run(recipe, folder, &Device::default(), &options, go).expect("it runs");

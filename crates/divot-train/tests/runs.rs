@@ -66,6 +66,7 @@ fn options() -> RunOptions {
         resume: false,
         allow_changes: false,
         workers: 2,
+        ..RunOptions::default()
     }
 }
 

@@ -11,6 +11,7 @@ use divot::data::sampling::{MAX_CLIPS, comprehend_indices};
 use divot::weights::{Source, SourceTensor};
 use serde_json::{Value, json};
 
+use crate::options;
 use crate::output::{self, Output, count, size};
 
 /// Describe a model, a video or a file of tokens
@@ -29,22 +30,20 @@ Examples:
 pub struct Arguments {
     /// Video, image, folder of images, or .safetensors file
     file: Option<PathBuf>,
-    /// Folder of a model
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "models/divot",
-        conflicts_with = "file"
-    )]
-    model: PathBuf,
+    /// Folder of a model [default: models/divot if it is there, or divot-tiny, which the program contains]
+    #[arg(long, value_name = "DIR", conflicts_with = "file")]
+    model: Option<PathBuf>,
 }
 
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
         match &self.file {
-            None => model(&self.model, output),
-            Some(file) if has_parts(file) => model(file, output),
+            None => {
+                let pipeline = options::open(self.model.as_deref(), "cpu", output)?;
+                model(&pipeline.name(), pipeline.folder(), output)
+            }
+            Some(file) if has_parts(file) => model(&file.to_string_lossy(), file, output),
             Some(file) if file.extension().is_some_and(|name| name == "safetensors") => {
                 tensors(file, output)
             }
@@ -65,15 +64,14 @@ fn parts(folder: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
         .filter(|(_, folder)| folder.join(WEIGHTS).is_file())
 }
 
-fn model(folder: &Path, output: &mut Output) -> Result<()> {
+fn model(name: &str, folder: &Path, output: &mut Output) -> Result<()> {
     if !has_parts(folder) {
         bail!(
-            "{}: there is no model; get one with `divot download --to {0}`, or name the folder of one with --model",
-            folder.display()
+            "{name}: there is no model; get one with `divot download --to {name}`, or name the folder of one with --model"
         );
     }
     let mut found = Vec::new();
-    output.line(folder.display())?;
+    output.line(name)?;
     for (name, folder) in parts(folder) {
         let path = folder.join(WEIGHTS);
         let weights = Weights::read(&path)?;
@@ -95,7 +93,7 @@ fn model(folder: &Path, output: &mut Output) -> Result<()> {
             "config": config,
         }));
     }
-    output.set("model", folder.to_string_lossy());
+    output.set("model", name);
     output.set("parts", found);
     Ok(())
 }

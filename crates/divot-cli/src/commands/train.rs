@@ -8,22 +8,26 @@ use clap::Args;
 use divot::device;
 use divot_train::checkpoint::State;
 use divot_train::record::{Printer, line};
-use divot_train::{Event, Recipe, RunOptions, dry_run, run};
+use divot_train::{Event, Ranks, Recipe, RunOptions, dry_run, run};
 
-use crate::interrupt;
 use crate::output::{self, Output};
+use crate::{complain, interrupt, is_saved};
 
 /// Train a model by a recipe
 ///
 /// Everything is written below one folder: checkpoints, metrics.jsonl, TensorBoard's event files, sheets of
 /// samples, and report.html, a page with all of it. Ctrl-C saves a checkpoint and ends the run.
+///
+/// If `mpirun` or Slurm starts several of it, they train together, each with its part of every batch. This needs a
+/// program that was built with the feature `mpi`.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
     after_help = "\
 Example:
   divot train examples/recipes/stage1.toml --set data.0.source.path=clips
-  divot train examples/recipes/stage1.toml --set data.0.source.path=clips --resume"
+  divot train examples/recipes/stage1.toml --set data.0.source.path=clips --resume
+  mpirun -n 8 divot train examples/recipes/stage1.toml --set data.0.source.path=clips --device cuda"
 )]
 pub struct Arguments {
     /// The recipe, in TOML
@@ -51,7 +55,8 @@ pub struct Arguments {
     workers: u16,
 }
 
-/// Trains by a recipe, and prints how far it is. Ctrl-C saves a checkpoint and ends the run.
+/// Trains by a recipe, and prints how far it is. Ctrl-C saves a checkpoint and ends the run. Of several ranks, the first
+/// prints.
 ///
 /// # Errors
 /// Those of [`run`].
@@ -61,11 +66,19 @@ pub fn follow(
     device: &Device,
     options: &RunOptions,
 ) -> Result<State> {
+    if !options.ranks.is_first() {
+        let quiet = |_: Event<'_>| interrupt::flow();
+        return Ok(run(recipe, folder, device, options, &mut { quiet })?);
+    }
     let printer = Printer::new();
     printer.note(&format!(
-        "{}: {} steps on {}, into {}",
+        "{}: {} steps on {}{}, into {}",
         recipe.name,
         recipe.settings.steps,
+        match options.ranks.count() {
+            1 => String::new(),
+            count => format!("{count} ranks, the first on "),
+        },
         device::name(device),
         folder.display()
     ));
@@ -87,7 +100,21 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
         let recipe = Recipe::read(&self.recipe, &self.changes)?;
-        let device = device::select(&self.device)?;
+        let ranks = Ranks::start()?;
+        let result = self.train(&recipe, &ranks, output);
+        match &result {
+            Err(error) if ranks.count() > 1 && !is_saved(error) => {
+                let error = divot::one_line(error.as_ref());
+                complain(&format!("rank {}: error: {error}", ranks.rank()));
+                ranks.abort();
+            }
+            _ => {}
+        }
+        result
+    }
+
+    fn train(&self, recipe: &Recipe, ranks: &Ranks, output: &mut Output) -> Result<()> {
+        let device = device::select(&self.device_of(ranks))?;
         let folder = match &self.output {
             Some(folder) => folder.clone(),
             None => PathBuf::from("outputs").join(&recipe.name),
@@ -96,12 +123,16 @@ impl Arguments {
             resume: self.resume,
             allow_changes: self.allow_changes,
             workers: self.workers.into(),
+            ranks: ranks.clone(),
         };
         if self.dry_run {
-            return self.dry_run(&recipe, &device, &options, output);
+            return self.dry_run(recipe, &device, &options, output);
         }
         output.set_device(&device);
-        let state = follow(&recipe, &folder, &device, &options)?;
+        let state = follow(recipe, &folder, &device, &options)?;
+        if !ranks.is_first() {
+            return Ok(());
+        }
         output.set("folder", folder.to_string_lossy());
         output.set("steps", state.step);
         output.line(format!(
@@ -109,6 +140,15 @@ impl Arguments {
             state.step,
             folder.display()
         ))
+    }
+
+    /// The name of a rank's device: each has a GPU of its own.
+    fn device_of(&self, ranks: &Ranks) -> String {
+        match (ranks.local(), &self.device[..]) {
+            ([_, 1], device) | (_, device @ ("auto" | "cpu")) => device.to_owned(),
+            (_, device) if device.contains(':') => device.to_owned(),
+            ([local, _], device) => format!("{device}:{local}"),
+        }
     }
 
     /// Shows what a run would do.

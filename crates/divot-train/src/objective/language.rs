@@ -238,7 +238,7 @@ impl Language {
     pub fn prepared(
         rows: Vec<Sequence>,
         clips: Vec<usize>,
-        features: impl FnOnce(&Model) -> Tensor<3> + 'static,
+        features: impl FnOnce(&Model) -> Tensor<3> + Send + 'static,
         mut noise: Noise,
     ) -> Prepared {
         let learned = rows

@@ -50,7 +50,7 @@ pub struct Prepared {
     /// Samples that do not fit the objective and are left out.
     pub left_out: usize,
     /// Computes the terms' sums. Not called if all samples are left out.
-    pub losses: Box<dyn FnOnce(&Model) -> Sums>,
+    pub losses: Box<dyn FnOnce(&Model) -> Sums + Send>,
 }
 
 impl Prepared {

@@ -11,6 +11,7 @@ use divot::language::TextTokenizer;
 use divot::{GuidanceConfig, SamplingConfig};
 use serde::Deserialize;
 
+use crate::buckets::RankSettings;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::objective::{PixelError, TaskKind};
@@ -27,6 +28,10 @@ pub struct Settings {
     pub batch: usize,
     /// Samples that are in memory at a time; their gradients are accumulated. The whole batch if absent.
     pub micro_batch: Option<usize>,
+    /// Micro-batches that are computed at the same time on a CPU, each on its share of the threads: for networks that
+    /// are too small to occupy all threads. Losses and weights stay the same to the bit.
+    #[serde(default = "one")]
+    pub at_once: usize,
     /// Seed of everything that is random.
     #[serde(default)]
     pub seed: u64,
@@ -41,6 +46,9 @@ pub struct Settings {
     /// Element type of activations and frozen parameters.
     #[serde(default)]
     pub precision: Precision,
+    /// How ranks work together, if there are several.
+    #[serde(default)]
+    pub ranks: RankSettings,
     /// Steps between two lines of the log.
     #[serde(default = "ten")]
     pub log_every: usize,
@@ -414,6 +422,31 @@ impl Default for CheckpointSettings {
 }
 
 impl Settings {
+    /// Samples of a step of each source.
+    fn batches(&self) -> impl Iterator<Item = usize> {
+        let batches = self.data.iter().chain(&self.validation.data);
+        batches.map(|data| data.batch.unwrap_or(self.batch))
+    }
+
+    /// Whether so many ranks can share the batches.
+    pub(crate) fn check_ranks(&self, ranks: usize) -> Result<()> {
+        let refused = |setting: &str, problem: String| Error::Setting {
+            setting: setting.to_owned(),
+            problem,
+        };
+        if ranks > 1 && matches!(self.objective, ObjectiveSettings::Contrastive {}) {
+            let problem = "compares all of a batch, and trains on one rank";
+            return Err(refused("objective.kind", problem.to_owned()));
+        }
+        match self.batches().find(|batch| !batch.is_multiple_of(ranks)) {
+            None => Ok(()),
+            Some(batch) => {
+                let problem = format!("{batch} samples cannot be divided among {ranks} ranks");
+                Err(refused("batch", problem))
+            }
+        }
+    }
+
     /// Samples that are in memory at a time.
     pub fn micro_batch(&self) -> usize {
         self.micro_batch.unwrap_or(self.batch).min(self.batch)
@@ -431,6 +464,7 @@ impl Settings {
         check(self.batch > 0, "batch", "at least 1");
         let divides = self.micro_batch() > 0 && self.batch.is_multiple_of(self.micro_batch());
         check(divides, "micro_batch", "a divisor of `batch`");
+        check(self.at_once > 0, "at_once", "at least 1");
         let together = matches!(self.objective, ObjectiveSettings::Contrastive {});
         let whole = !together || self.micro_batch() == self.batch;
         let wanted = "all of `batch`, which this objective compares";

@@ -56,6 +56,8 @@ pub mod names {
     pub const SAMPLES_PER_SECOND: &str = "system/samples_per_second";
     /// Share of the time in which the run waits for data, from 0 to 1.
     pub const DATA_WAIT: &str = "system/data_wait_share";
+    /// Share of the time in which ranks exchanged gradients and parameters, or waited for each other.
+    pub const COMMUNICATION: &str = "system/communication_share";
     /// Memory in use at most, in bytes.
     pub const MEMORY: &str = "system/memory_bytes";
 }

@@ -403,3 +403,26 @@ fn micro_batches_change_nothing() {
         );
     }
 }
+
+#[test]
+fn micro_batches_at_once_change_no_bit() {
+    let batch = samples(5, 32);
+    let [in_order, at_once] = ["at_once=1", "at_once=3"].map(|change| {
+        let recipe = recipe(&diffusion(), &["micro_batch=1", change]).expect("a valid recipe");
+        let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+        let reports = (0..3).map(|step| trainer.step(step, 0, &batch).expect("a step"));
+        reports.collect::<Vec<_>>()
+    });
+    assert_eq!(in_order, at_once);
+    // Dropout is drawn by the device, in order.
+    let changes = [
+        "micro_batch=1",
+        "at_once=2",
+        "model.detokenizer.unet.dropout=0.1",
+    ];
+    let recipe = recipe(&diffusion(), &changes).expect("a valid recipe");
+    let error = Trainer::new(&recipe, &Device::default())
+        .err()
+        .map(|error| error.to_string());
+    assert!(error.expect("dropout is to be refused").contains("at_once"));
+}

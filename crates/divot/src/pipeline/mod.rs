@@ -93,6 +93,8 @@ pub struct Pipeline {
     folder: PathBuf,
     device: Device,
     precision: Precision,
+    /// The folder if it is a temporary one.
+    unpacked: Option<Arc<tempfile::TempDir>>,
 }
 
 impl Pipeline {
@@ -113,7 +115,42 @@ impl Pipeline {
             folder,
             device: device.clone(),
             precision: Precision::default(),
+            unpacked: None,
         })
+    }
+
+    /// Opens divot-tiny, a small model of a synthetic world, which the program contains.
+    ///
+    /// It is written into a temporary folder. This is removed with the last clone of the pipeline.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    #[cfg(feature = "tiny")]
+    pub fn tiny(device: &Device) -> Result<Self> {
+        let parent = std::env::temp_dir();
+        let unpacked = tempfile::Builder::new()
+            .prefix("divot-tiny-")
+            .tempdir_in(&parent)
+            .and_then(|folder| divot_tiny::unpack(folder.path()).map(|()| folder))
+            .map_err(|error| {
+                let problem = format!("holds no copy of divot-tiny ({error})");
+                Error::config(
+                    &parent,
+                    problem,
+                    "free some space there, or set TMPDIR to another folder",
+                )
+            })?;
+        let pipeline = Self::open(unpacked.path(), device)?;
+        Ok(Self {
+            unpacked: Some(Arc::new(unpacked)),
+            ..pipeline
+        })
+    }
+
+    /// Returns the first of the sample clips that come with the model, in its folder `clips`.
+    pub fn sample_clip(&self) -> Option<PathBuf> {
+        let entries = std::fs::read_dir(self.folder.join("clips")).ok()?;
+        entries.filter_map(|entry| Some(entry.ok()?.path())).min()
     }
 
     /// Returns how the model's tokens are best decoded: what the de-tokenizer's configuration says, or the released
@@ -141,6 +178,14 @@ impl Pipeline {
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
         self
+    }
+
+    /// Returns the model's name: divot-tiny, or the folder.
+    pub fn name(&self) -> String {
+        match self.unpacked {
+            Some(_) => "divot-tiny".to_owned(),
+            None => self.folder.to_string_lossy().into_owned(),
+        }
     }
 
     /// Returns the folder of the model.
