@@ -40,7 +40,11 @@ use output::Output;
     version,
     verbatim_doc_comment,
     after_help = "\
-Start here:
+Without a model, commands use divot-tiny, a small one of a synthetic world:
+  divot generate \"A large red circle moves to the right.\"
+  divot story \"Tell a story about Kiki, a cyan circle.\"
+
+Start here for real videos:
   divot download                                get the released model (about 10 GiB)
   divot reconstruct --input clip.mp4            video → tokens → video
   divot download llm-comprehension              get a language model (about 14 GiB)
