@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::interrupt;
+use crate::{interrupt, story};
 
 /// Collects and prints the results of a command.
 pub struct Output {
@@ -121,6 +121,9 @@ impl Output {
         match event {
             Event::Progress(progress) => self.progress(progress),
             Event::Text(text) => return self.stream(text),
+            Event::Scene(number, _) => {
+                return self.stream(&format!("\n[{}]\n", story::clip_name(number)));
+            }
             Event::Remark(remark) => self.note(remark),
             Event::Finished(stage, elapsed) => {
                 self.clear_bar();

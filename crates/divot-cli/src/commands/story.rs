@@ -6,7 +6,6 @@ use anyhow::{Result, bail};
 use clap::Args;
 use divot::StoryEnd;
 use divot::language::LlmError;
-use divot::pipeline::Event;
 
 use crate::options::MakeOptions;
 use crate::output::{Output, plural};
@@ -56,12 +55,7 @@ impl Arguments {
             self.scenes,
             &config,
             &decoding,
-            &mut |event| match event {
-                Event::Scene(number, _) => {
-                    output.stream(&format!("\n[{}]\n", story::clip_name(number)))
-                }
-                event => output.observe(event),
-            },
+            &mut |event| output.observe(event),
         )?;
         output.check()?;
         if told.end == StoryEnd::Window {
