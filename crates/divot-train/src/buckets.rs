@@ -9,7 +9,7 @@ use divot::weights::ParamPath;
 use serde::Deserialize;
 
 use crate::checkpoint;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, trained};
 use crate::ranks::Ranks;
 
 /// How ranks work together.
@@ -297,8 +297,9 @@ impl ModuleMapper for Update {
             None => param,
             Some(values) => param.map(|value| {
                 let data = TensorData::new(values, value.dims());
+                let strategy = value.gradient_checkpointing_strategy();
                 let value = Tensor::<D>::from_data(data, &value.device().inner());
-                value.autodiff().require_grad()
+                trained(value, strategy)
             }),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{AdamWState, DynState, GradientsParams, Optimizer as _};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, GradientCheckpointingStrategy, Tensor};
 use divot::weights::ParamPath;
 use divot_nn::optim::{AdamW, AdamWConfig};
 use serde::Deserialize;
@@ -124,13 +124,27 @@ impl ModuleMapper for Step<'_> {
         let state = states.remove(&path);
         let state = state.map(|state| state.downcast::<AdamWState<D>>());
         param.map(|tensor| {
+            let strategy = tensor.gradient_checkpointing_strategy();
             let (tensor, state) = adamw.step(self.rate, tensor.inner(), gradient, state);
             if let Some(state) = state {
                 states.insert(path, DynState::create(state, D));
             }
-            tensor.autodiff().require_grad()
+            trained(tensor, strategy)
         })
     }
+}
+
+/// A new value of a trained parameter, whose old value had this strategy of gradient checkpointing.
+pub(crate) fn trained<const D: usize>(
+    value: Tensor<D>,
+    strategy: Option<GradientCheckpointingStrategy>,
+) -> Tensor<D> {
+    let value = value.autodiff();
+    let value = match strategy {
+        Some(strategy) => value.with_gradient_checkpointing_strategy(strategy),
+        None => value,
+    };
+    value.require_grad()
 }
 
 /// Whether weight decay applies to a parameter: to the weights of linear layers (low-rank ones too) and

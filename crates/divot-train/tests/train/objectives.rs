@@ -426,3 +426,21 @@ fn micro_batches_at_once_change_no_bit() {
         .map(|error| error.to_string());
     assert!(error.expect("dropout is to be refused").contains("at_once"));
 }
+
+#[test]
+fn gradient_checkpointing_changes_nothing() {
+    let batch = samples(2, 32);
+    let [stored, recomputed] = ["false", "true"].map(|checkpointing| {
+        let change = format!("gradient_checkpointing={checkpointing}");
+        let recipe = recipe(&diffusion(), &[&change]).expect("a valid recipe");
+        let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+        let reports = (0..3).map(|step| trainer.step(step, 0, &batch).expect("a step"));
+        reports.map(|report| report.loss).collect::<Vec<_>>()
+    });
+    for (stored, recomputed) in stored.iter().zip(&recomputed) {
+        assert!(
+            (stored / recomputed - 1.0).abs() < 1e-5,
+            "{stored} {recomputed}"
+        );
+    }
+}
