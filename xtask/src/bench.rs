@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: measures the time and memory of the networks at full size. With `--peer`, it runs
-//! PyTorch in alternation.
+//! PyTorch or llama.cpp in alternation.
 
 mod data;
 mod language;
@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum};
 
 use turns::{Measured, Side, take_turns};
@@ -25,6 +24,7 @@ Examples:
   cargo xtask bench --only train-small --checkpointing
   cargo xtask bench --only unet --profile
   cargo xtask bench --peer --check
+  cargo xtask bench --peer llama.cpp --dtype q4
   cargo xtask bench --only llm --model models/divot --dtype q4
   cargo xtask bench --only data --peer --threads 2
 
@@ -33,8 +33,8 @@ has 1.1 B parameters (0.2 B for llm and llm-cache). Each work runs in its own pr
 its own. With --peer, two processes run at a time and take up to 14 GiB together (guided-step). The last
 column is the CPU time that other programs used meanwhile: repeat disturbed measurements.
 
---peer needs a Python with the packages of xtask/fixture/requirements.txt, and for data one with torch, pillow,
-and decord or av. They are not installed for you.")]
+--peer needs a Python with the packages of xtask/fixture/requirements.txt; for data one with torch, pillow, and
+decord or av; for llama.cpp one with llama-cpp-python, gguf, numpy and safetensors. They are not installed for you.")]
 pub struct Arguments {
     /// Work to run [default: all]
     #[arg(long, value_enum, value_name = "WORK")]
@@ -50,12 +50,12 @@ pub struct Arguments {
     #[arg(long, value_name = "COUNT")]
     threads: Option<usize>,
     /// Element type, f32 by default (always for training steps); the CPU stores matrices in it and computes
-    /// in f32; q8 and q4 are only for the weights of --model, whose default is q8
+    /// in f32; q8 and q4 are only for the language model (with --model, the default is q8)
     #[arg(long, value_enum)]
     dtype: Option<language::Dtype>,
-    /// Also run PyTorch, in alternation
-    #[arg(long)]
-    peer: bool,
+    /// Also run a peer, in alternation [default peer: pytorch]
+    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "pytorch")]
+    peer: Option<Peer>,
     /// Compare the results of both on the same small weights, without measuring time
     #[arg(long, requires = "peer")]
     check: bool,
@@ -89,6 +89,14 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Peer {
+    Pytorch,
+    /// Only for llm-prompt and llm-token
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Attention {
     /// Product, softmax, product
     Eager,
@@ -112,8 +120,6 @@ enum Work {
     LlmPrompt,
     /// A token after that prompt
     LlmToken,
-    /// A token after that prompt, with our weights in 8 bits compared to ours in f32
-    LlmTokenQ8,
     /// A training step of a UNet of 3 M: 8x4x16x8x8
     TrainSmall,
     /// A training step of tokenizer and UNet of 149 M together: 1x4x16x16x16
@@ -148,6 +154,11 @@ impl Work {
         )
     }
 
+    /// Returns whether the work has a language model of which there is a peer.
+    fn is_language(self) -> bool {
+        matches!(self, Self::LlmPrompt | Self::LlmToken)
+    }
+
     fn trains(self) -> bool {
         matches!(
             self,
@@ -170,10 +181,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "--threads 0 computes nothing; use at least 1"
     );
     if arguments.check {
-        return check(arguments);
+        return match arguments.peer {
+            Some(Peer::LlamaCpp) => language::check(arguments),
+            _ => check(arguments),
+        };
     }
     let everything = Work::value_variants();
-    let wanted = |work: &&Work| arguments.only.is_empty() || arguments.only.contains(work);
+    let wanted = |work: &&Work| match &arguments.only[..] {
+        [] if arguments.peer == Some(Peer::LlamaCpp) => work.is_language(),
+        [] => true,
+        only => only.contains(work),
+    };
     let (reports, timed): (Vec<Work>, Vec<Work>) = everything
         .iter()
         .filter(wanted)
@@ -219,8 +237,8 @@ fn serve(arguments: &Arguments) -> Result<()> {
                     (false, _) => device,
                 };
                 match arguments.profile {
-                    true => works::profile(work, &device, arguments.float(work)),
-                    false => works::serve(work, &device, arguments.float(work)),
+                    true => works::profile(work, &device, arguments.dtype(work)),
+                    false => works::serve(work, &device, arguments.dtype(work)),
                 }
             };
             if arguments.profile {
@@ -240,7 +258,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
 fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
     let repeat = arguments
         .repeat
-        .unwrap_or(if arguments.peer { 3 } else { 1 });
+        .unwrap_or(if arguments.peer.is_some() { 3 } else { 1 });
     let mut told = false;
     for &work in works {
         let name = work.name();
@@ -249,23 +267,16 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
             ourselves(work, arguments)?,
             "build it again",
         )?];
-        match work {
-            // Compared with our own f32 weights, and not with PyTorch.
-            Work::LlmTokenQ8 => sides.push(Side::start(
-                "ours in f32",
-                ourselves(Work::LlmToken, arguments)?,
-                "build it again",
-            )?),
-            _ if arguments.peer => sides.push(start_peer(work, arguments)?),
-            _ => {}
+        if let Some(peer) = arguments.peer {
+            sides.push(start_peer(peer, work, arguments)?);
         }
         if !told {
             told = true;
             println!(
                 "Ours: {}{}. {} threads each, in {}; {repeat} of each, in turns: least / **median** / most.\n",
                 sides[0].device,
-                match sides.get(1) {
-                    Some(theirs) if arguments.peer => format!(
+                match (sides.get(1), arguments.peer) {
+                    (Some(theirs), Some(Peer::Pytorch)) => format!(
                         "; theirs: {}, {} attention{}",
                         theirs.device,
                         arguments.attention(),
@@ -275,10 +286,11 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
                             ""
                         }
                     ),
+                    (Some(theirs), _) => format!("; theirs: {}", theirs.device),
                     _ => String::new(),
                 },
                 arguments.threads(),
-                float_name(arguments.float(Work::Unet)),
+                arguments.dtype(work).name(),
             );
             println!(
                 "| work | ours | theirs | ours / theirs | peak, ours | peak, theirs | others took |"
@@ -286,14 +298,13 @@ fn time(works: &[Work], arguments: &Arguments) -> Result<()> {
             println!("| --- | --- | --- | --- | --- | --- | --- |");
         }
         let count = match work {
-            Work::LlmToken | Work::LlmTokenQ8 => repeat.max(16),
+            Work::LlmToken => repeat.max(16),
             _ => repeat,
         };
-        let same = work != Work::LlmTokenQ8;
-        let measured = take_turns(&mut sides, count, same).context(name.clone())?;
-        let note = match arguments.float(work) == arguments.float(Work::Unet) {
-            true => "",
-            false => " (f32)",
+        let measured = take_turns(&mut sides, count).context(name.clone())?;
+        let note = match arguments.dtype(work) == arguments.dtype(works[0]) {
+            true => String::new(),
+            false => format!(" ({})", arguments.dtype(work).name()),
         };
         let ours = &measured[0];
         let typical = measured.iter().map(Measured::median).fold(0.0, f64::max);
@@ -357,26 +368,44 @@ fn python(arguments: &Arguments, script: &str) -> Command {
     command
 }
 
-fn start_peer(work: Work, arguments: &Arguments) -> Result<Side> {
-    let mut command = python(arguments, "peer/peer.py");
-    let dtype = float_name(arguments.float(work));
+fn start_peer(peer: Peer, work: Work, arguments: &Arguments) -> Result<Side> {
+    let dtype = arguments.dtype(work);
+    let script = match peer {
+        Peer::Pytorch => "peer/peer.py",
+        Peer::LlamaCpp => "peer/llama.py",
+    };
+    let mut command = python(arguments, script);
     command
-        .args(["--serve", &work.name(), "--dtype", dtype])
-        .args(["--device", &peer_device(&arguments.device)?])
-        .args(["--threads", &arguments.threads().to_string()])
-        .args(["--attention", arguments.attention()]);
-    if arguments.peer_compile {
-        command.arg("--compile");
+        .args(["--serve", &work.name(), "--dtype", &dtype.name()])
+        .args(["--threads", &arguments.threads().to_string()]);
+    let device = peer_device(&arguments.device)?;
+    match peer {
+        Peer::LlamaCpp => {
+            ensure!(
+                device == "cpu",
+                "llama.cpp is measured on the CPU; use --device cpu"
+            );
+            ensure!(
+                work.is_language(),
+                "{} is not for llama.cpp; use --only llm-prompt or --only llm-token",
+                work.name()
+            );
+        }
+        Peer::Pytorch => {
+            ensure!(
+                dtype.float().is_some(),
+                "PyTorch has no weights in {}; use --peer llama.cpp",
+                dtype.name()
+            );
+            command
+                .args(["--device", &device])
+                .args(["--attention", arguments.attention()]);
+            if arguments.peer_compile {
+                command.arg("--compile");
+            }
+        }
     }
     Side::start("theirs", command, REMEDY)
-}
-
-fn float_name(dtype: FloatDType) -> &'static str {
-    match dtype {
-        FloatDType::F16 => "f16",
-        FloatDType::BF16 => "bf16",
-        _ => "f32",
-    }
 }
 
 /// Returns PyTorch's name of the device that our side uses.
@@ -434,11 +463,12 @@ impl Arguments {
     }
 
     /// Returns the element type for a work's networks.
-    fn float(&self, work: Work) -> FloatDType {
-        let asked = self.dtype.and_then(language::Dtype::float);
-        match work.trains() {
-            true => FloatDType::F32,
-            false => asked.unwrap_or(FloatDType::F32),
+    fn dtype(&self, work: Work) -> language::Dtype {
+        let asked = self.dtype.unwrap_or(language::Dtype::F32);
+        match (work.trains(), asked.quantization()) {
+            (true, _) => language::Dtype::F32,
+            (_, Some(_)) if !work.is_language() => language::Dtype::F32,
+            _ => asked,
         }
     }
 

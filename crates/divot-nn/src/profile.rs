@@ -23,7 +23,7 @@ pub enum Pass {
 /// All calls of one kind of kernel in one pass.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// Kind of kernel: `linear`, `convolution`, `attention`, `norm`, `activation` or `optimiser`.
+    /// Kind of kernel: `linear`, `packed linear`, `convolution`, `attention`, `norm`, `activation` or `optimiser`.
     pub kernel: &'static str,
     /// The pass.
     pub pass: Pass,
@@ -105,7 +105,6 @@ pub fn peak() -> f64 {
 }
 
 /// Runs a pass of a kernel, and measures it if a profile is being recorded.
-#[cfg(feature = "flex")]
 pub(crate) fn timed<T>(
     kernel: &'static str,
     pass: Pass,

@@ -11,8 +11,11 @@ use burn::nn::{
     DropoutConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d,
     PaddingConfig3d, RmsNorm, RmsNormConfig,
 };
-use burn::tensor::{DType, Device, Tensor};
-use divot_nn::{LayerNorm, LayerNormConfig, Noise, attention, multi_head_attention, ops};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use divot_nn::{
+    LayerNorm, LayerNormConfig, Noise, PackedLinear, Quantization, attention, multi_head_attention,
+    ops,
+};
 
 /// The kernels are switched on and off for the whole process, so only one test at a time may use the switch.
 static SWITCH: Mutex<()> = Mutex::new(());
@@ -584,5 +587,25 @@ fn gradients_are_the_same_with_checkpointing() {
     for (i, (kept, again)) in run(&plain).iter().zip(&run(&checkpointing)).enumerate() {
         assert!(kept.iter().any(|x| *x != 0.0), "gradient {i} is zero");
         assert_eq!(kept, again, "gradient {i}");
+    }
+}
+
+/// Inputs are rounded to 8 bits, so results differ by a fraction of a percent.
+#[test]
+fn packed_linear_layers() {
+    for quantization in [Quantization::Q8, Quantization::Q4] {
+        for (rows, input, output) in [(1, 32, 1), (4, 96, 33), (70, 256, 300)] {
+            let device = Device::default();
+            let random = |shape: [usize; 2], seed| Noise::new(seed).normal::<2>(shape, &device);
+            let weight = Param::from_tensor(random([input, output], 1));
+            let packed = PackedLinear::new(Linear { weight, bias: None }, quantization);
+            let x = random([rows, input], 2).unsqueeze::<3>();
+            let weight = TensorData::new(packed.weights(), [input, output]);
+            let weight = Tensor::<2>::from_data(weight, &device);
+            let expected = x.clone().matmul(weight.unsqueeze());
+            let error = (packed.forward(x) - expected.clone()).square().sum().sqrt();
+            let error = (error / expected.square().sum().sqrt()).into_scalar::<f32>();
+            assert!(error < 1e-2, "{quantization:?}, {rows} rows: {error}");
+        }
     }
 }

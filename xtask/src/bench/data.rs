@@ -74,7 +74,7 @@ pub fn compare(arguments: &Arguments) -> Result<()> {
     let what = make::make(folder.path()).context("the data cannot be made")?;
     let repeat = arguments
         .repeat
-        .unwrap_or(if arguments.peer { 5 } else { 1 });
+        .unwrap_or(if arguments.peer.is_some() { 5 } else { 1 });
     let clips = BATCH * BATCHES;
     for (number, (kind, size)) in ROWS.into_iter().enumerate() {
         let mut command = ourselves(Work::Data, arguments)?;
@@ -82,7 +82,7 @@ pub fn compare(arguments: &Arguments) -> Result<()> {
             .args(["--data", kind.name(), &size.to_string()])
             .arg(folder.path());
         let mut sides = vec![Side::start("ours", command, "build it again")?];
-        if arguments.peer {
+        if arguments.peer.is_some() {
             let command = peer(kind, size, folder.path(), arguments);
             sides.push(Side::start("theirs", command, REMEDY)?);
         }
@@ -106,7 +106,7 @@ pub fn compare(arguments: &Arguments) -> Result<()> {
         if let [ours, theirs] = &looks[..] {
             same(ours, theirs).with_context(|| format!("{} at {size}", kind.title()))?;
         }
-        let measured = take_turns(&mut sides, repeat, true)?;
+        let measured = take_turns(&mut sides, repeat)?;
         let ours = &measured[0];
         let mut columns = vec![ours.rates(clips)];
         match measured.get(1) {

@@ -8,14 +8,15 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::ValueEnum;
 use divot::checkpoint::Checkpoint;
+use divot::weights::Saver;
 use divot::{Noise, OpenLlm, Task, VideoLlm, peak_memory};
 use divot_llm::tokenizer::Segment;
 use divot_llm::{
-    Batch, Context, Mistral, MistralConfig, Projection, Quantization, Role, Rules, Sequence,
-    TextSampling,
+    Batch, Context, Layout, Mistral, MistralConfig, Projection, Quantization, Role, Rules,
+    Sequence, TextSampling,
 };
 
-use super::Arguments;
+use super::{Arguments, works};
 
 /// The element type of loaded weights.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
@@ -28,12 +29,17 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    fn quantization(self) -> Option<Quantization> {
+    pub fn quantization(self) -> Option<Quantization> {
         match self {
             Self::Q8 => Some(Quantization::Q8),
             Self::Q4 => Some(Quantization::Q4),
             _ => None,
         }
+    }
+
+    pub fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     pub fn float(self) -> Option<FloatDType> {
@@ -216,6 +222,94 @@ pub fn generate(decoder: &Mistral, context: &mut Context, count: usize) -> Resul
     Ok(decoder
         .generate(context, rules, &mut Noise::new(0), go_on)?
         .ids)
+}
+
+/// Compares the scores of llama.cpp with ours, on the same small weights in f32 and in the type that is asked for.
+/// Each quantises them itself, so the errors of both against f32 are compared.
+pub fn check(arguments: &Arguments) -> Result<()> {
+    let folder = tempfile::tempdir().context("a temporary folder cannot be made")?;
+    let [weights, ids, out] =
+        ["decoder.safetensors", "ids.json", "scores"].map(|n| folder.path().join(n));
+    let device = divot::device::select(&arguments.device)?;
+    device.seed(0);
+    let decoder = MistralConfig::new(500, 256, 704, 3, 8, 2).init(&device);
+    let sizes = [
+        ("vocabulary", 500),
+        ("width", 256),
+        ("inner", 704),
+        ("layers", 3),
+        ("heads", 8),
+        ("key_value_heads", 2),
+    ];
+    let file = Saver::new(&weights, FloatDType::F32).add("", decoder.clone());
+    let file = sizes.iter().fold(file, |file, (name, size)| {
+        file.metadata(*name, size.to_string())
+    });
+    file.finish()?;
+    let prompt = prompt(200);
+    std::fs::write(&ids, serde_json::to_string(&prompt)?)?;
+
+    let ours = |dtype: Dtype| -> Result<Vec<f32>> {
+        let decoder = in_type(decoder.clone(), dtype);
+        let embeds = decoder.embed_ids(&prompt, DType::F32);
+        let hidden = decoder.forward(embeds, &Layout::causal(1, prompt.len()), None);
+        let scores = decoder.logits(hidden).into_data();
+        Ok(scores.try_into_vec()?)
+    };
+    let theirs = |dtype: Dtype| -> Result<Vec<f32>> {
+        let mut command = super::python(arguments, "peer/llama.py");
+        let status = command
+            .arg("--scores")
+            .args([&weights, &ids, &out])
+            .args(["--dtype", &dtype.name()])
+            .args(["--threads", &arguments.threads().to_string()])
+            .status()
+            .context(super::REMEDY)?;
+        ensure!(status.success(), "llama.py failed");
+        let bytes = std::fs::read(&out)?;
+        Ok(bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|raw| f32::from_le_bytes(*raw))
+            .collect())
+    };
+    let error = |a: &[f32], b: &[f32]| {
+        let squares =
+            |of: &mut dyn Iterator<Item = f32>| of.map(|x| f64::from(x).powi(2)).sum::<f64>();
+        let difference = squares(&mut a.iter().zip(b).map(|(a, b)| a - b));
+        (difference / squares(&mut b.iter().copied())).sqrt()
+    };
+    let exact = ours(Dtype::F32)?;
+    let agree = error(&theirs(Dtype::F32)?, &exact);
+    println!("f32: the scores of llama.cpp differ from ours by {agree:.1e} of their size");
+    ensure!(
+        agree < 1e-3,
+        "llama.cpp and ours compute different decoders"
+    );
+    for dtype in [Dtype::Q8, Dtype::Q4] {
+        let [ours, theirs] = [ours(dtype)?, theirs(dtype)?].map(|scores| error(&scores, &exact));
+        println!(
+            "{}: ours err by {ours:.4}, those of llama.cpp by {theirs:.4}",
+            dtype.name()
+        );
+        ensure!(ours <= 1.1 * theirs, "ours err more");
+    }
+    Ok(())
+}
+
+/// Casts or quantises a decoder.
+pub fn in_type(mut decoder: Mistral, dtype: Dtype) -> Mistral {
+    let Some(quantization) = dtype.quantization() else {
+        return works::cast(decoder, dtype.float().unwrap_or(FloatDType::F32));
+    };
+    let on_host = divot::device::is_cpu(&decoder.norm.gamma.device());
+    let layers = decoder.layers.iter_mut();
+    let projections = layers.flat_map(|layer| layer.projections_mut().map(|(_, slot)| slot));
+    for slot in projections.chain([&mut decoder.lm_head]) {
+        *slot = slot.clone().quantize(quantization, on_host);
+    }
+    decoder
 }
 
 /// Returns the size of a decoder's weights in bytes.

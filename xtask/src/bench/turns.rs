@@ -174,11 +174,9 @@ impl Ticks {
     }
 }
 
-/// Runs every side `count` times, in alternation. With `same`, all must have the same number of parameters.
-pub fn take_turns(sides: &mut [Side], count: usize, same: bool) -> Result<Vec<Measured>> {
-    if let [ours, theirs] = sides
-        && same
-    {
+/// Runs every side `count` times, in alternation. All must have the same number of parameters.
+pub fn take_turns(sides: &mut [Side], count: usize) -> Result<Vec<Measured>> {
+    if let [ours, theirs] = sides {
         ensure!(
             ours.parameters == theirs.parameters,
             "{} has {} parameters and {} {}: not the same network",

@@ -6,7 +6,7 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use divot::resampler::{PerceiverResampler, PerceiverResamplerConfig, VideoResamplerConfig};
 use divot::{DetokenizerConfig, Noise, Tokenizer, TokenizerConfig};
-use divot_llm::{Context, Mistral, MistralConfig, Quantization};
+use divot_llm::{Context, Mistral, MistralConfig};
 use divot_nn::optim::AdamWConfig;
 use divot_unet::{
     DdimConfig, Denoiser, DiffusionBatch, NoiseSchedule, NoiseScheduleConfig, Unet, UnetConfig,
@@ -14,7 +14,7 @@ use divot_unet::{
 };
 use divot_vit::VisionTowerConfig;
 
-use super::language::{generate, prompt};
+use super::language::{Dtype, generate, in_type, prompt};
 use super::{Work, training};
 
 /// A network with its inputs.
@@ -43,7 +43,8 @@ const ROOM: usize = 2048;
 
 /// Builds the networks and inputs of a work. For a training step, the device tracks gradients. The sizes are
 /// those of `xtask/peer/peer.py`.
-pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
+pub fn build(work: Work, device: &Device, weights: Dtype) -> Result<Ready> {
+    let dtype = weights.float().unwrap_or(FloatDType::F32);
     let mut inputs = Inputs {
         noise: Noise::new(0),
         device: device.clone(),
@@ -80,27 +81,16 @@ pub fn build(work: Work, device: &Device, dtype: FloatDType) -> Result<Ready> {
         }
         Work::GuidedStep => guided_step(device, dtype, &mut inputs)?,
         Work::LlmPrompt => {
-            let decoder = cast(decoder(device), dtype);
+            let (decoder, parameters) = decoder(device, weights);
             let computed = computed(device, dtype);
             let ids = prompt(PROMPT);
-            Ready::new(decoder.num_params(), move || {
+            Ready::new(parameters, move || {
                 let mut context = Context::new(&decoder, ROOM, computed);
                 context.read(&decoder, decoder.embed_ids(&ids, computed), 0);
                 Ok(generate(&decoder, &mut context, 1)?[0] as f32)
             })
         }
-        Work::LlmToken => token_by_token(cast(decoder(device), dtype), computed(device, dtype))?,
-        Work::LlmTokenQ8 => {
-            let mut decoder = decoder(device);
-            let on_host = divot::device::is_cpu(device);
-            for layer in &mut decoder.layers {
-                for (_, slot) in layer.projections_mut() {
-                    *slot = slot.clone().quantize(Quantization::Q8, on_host);
-                }
-            }
-            decoder.lm_head = decoder.lm_head.quantize(Quantization::Q8, on_host);
-            token_by_token(decoder, DType::F32)?
-        }
+        Work::LlmToken => token_by_token(decoder(device, weights), computed(device, dtype))?,
         Work::TrainSmall => train_small(inputs),
         Work::TrainMid => train_mid(inputs),
         Work::TrainStage1 => training::stage1(device)?,
@@ -152,7 +142,7 @@ fn computed(device: &Device, dtype: FloatDType) -> DType {
 }
 
 /// Casts a module as loading does: the CPU stores matrices in `dtype`, and everything else in f32.
-fn cast<M: Module>(module: M, dtype: FloatDType) -> M {
+pub fn cast<M: Module>(module: M, dtype: FloatDType) -> M {
     struct Cast(FloatDType);
     impl ModuleMapper for Cast {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -203,17 +193,19 @@ fn guided_step(device: &Device, dtype: FloatDType, inputs: &mut Inputs) -> Resul
     }))
 }
 
-/// A decoder of 1.1 B parameters in Mistral's proportions.
-fn decoder(device: &Device) -> Mistral {
-    MistralConfig::new(32_000, 2048, 5632, 22, 32, 4).init(device)
+/// A decoder of 1.1 B parameters in Mistral's proportions, and its number of parameters.
+fn decoder(device: &Device, weights: Dtype) -> (Mistral, usize) {
+    let decoder = MistralConfig::new(32_000, 2048, 5632, 22, 32, 4).init(device);
+    let parameters = decoder.num_params();
+    (in_type(decoder, weights), parameters)
 }
 
 /// Each run is one token after the prompt and the tokens before it.
-fn token_by_token(decoder: Mistral, computed: DType) -> Result<Ready> {
+fn token_by_token((decoder, parameters): (Mistral, usize), computed: DType) -> Result<Ready> {
     let mut context = Context::new(&decoder, ROOM, computed);
     context.read(&decoder, decoder.embed_ids(&prompt(PROMPT), computed), 0);
     let mut last = generate(&decoder, &mut context, 1)?;
-    Ok(Ready::new(decoder.num_params(), move || {
+    Ok(Ready::new(parameters, move || {
         context.read(&decoder, decoder.embed_ids(&last, computed), last[0]);
         last = generate(&decoder, &mut context, 1)?;
         Ok(last[0] as f32)
@@ -308,7 +300,7 @@ fn train_mid(mut inputs: Inputs) -> Ready {
 }
 
 /// Runs a work and prints the time of each kernel.
-pub fn profile(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
+pub fn profile(work: Work, device: &Device, dtype: Dtype) -> Result<()> {
     ensure!(
         divot::device::is_cpu(device),
         "--profile is about the CPU's kernels; use --device cpu"
@@ -352,7 +344,7 @@ pub fn profile(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
 }
 
 /// Serves a work to [`turns`](super::turns): answers each line of standard input with a line.
-pub fn serve(work: Work, device: &Device, dtype: FloatDType) -> Result<()> {
+pub fn serve(work: Work, device: &Device, dtype: Dtype) -> Result<()> {
     let mut ready = build(work, device, dtype)?;
     let timed = |run: &mut dyn FnMut() -> Result<f32>| -> Result<f64> {
         let started = std::time::Instant::now();

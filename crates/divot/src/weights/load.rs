@@ -202,11 +202,13 @@ impl Weights {
         let steps = transpose(&self.map(entry)?, input, output, 1);
         let scales = eight_bits::scales(name, &self.map(scales)?).map_err(located)?;
         let column = |output: usize| scales[output..].iter().step_by(shape[1]).copied();
-        let scales = (0..output).flat_map(column).collect();
+        let scales: Vec<_> = (0..output).flat_map(column).collect();
         self.used.insert(name.to_owned());
         let (done, total) = self.bytes();
         match progress(done, total) {
-            ControlFlow::Continue(()) => Ok(Some(PackedLinear::from_rounded(steps, scales, shape))),
+            ControlFlow::Continue(()) => {
+                Ok(Some(PackedLinear::from_rounded(&steps, &scales, shape)))
+            }
             ControlFlow::Break(()) => Err(WeightsError::Stopped),
         }
     }

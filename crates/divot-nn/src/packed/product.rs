@@ -1,0 +1,373 @@
+//! Products of rounded inputs with packed weights.
+//!
+//! A tile of the result, a few rows by two vectors of outputs, stays in registers. Its weights are read in the
+//! order in which they are packed. Sums within a block are integers, and therefore exact.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::inputs::Inputs;
+use super::lanes::{Lanes, Plain};
+use super::matrix::{FOUR, GROUP_BYTES, Matrix, PANEL, SCALE_BYTES};
+use super::{Quantization, lanes};
+use crate::rounding::BLOCK;
+use crate::shared::{Shared, uninit};
+use crate::vectorised::arch;
+
+/// Number of panels that are multiplied with a tile's rows, one after the other, while these rows are in the
+/// first-level cache. The panels stay in the second-level cache.
+const PANELS: usize = 8;
+
+/// Minimum number of rows of a task. Fewer would read the weights too often.
+const MIN_ROWS: usize = 48;
+
+/// A product with fewer multiplications than this runs on one thread.
+const SERIAL: usize = 1 << 16;
+
+/// The instructions of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Instructions {
+    Plain,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+}
+
+impl Instructions {
+    /// Returns the best instructions of this processor, within `DIVOT_VECTORS`.
+    pub fn best() -> Self {
+        static BEST: OnceLock<Instructions> = OnceLock::new();
+        *BEST.get_or_init(|| match arch() {
+            #[cfg(target_arch = "x86_64")]
+            Arch::V4(_) | Arch::V3(_) => {
+                let narrow = matches!(arch(), Arch::V3(_));
+                let found = Self::all().into_iter().rev();
+                let mut fitting = found.filter(|one| !narrow || *one != Self::Avx512Vnni);
+                fitting.next().unwrap_or(Self::Plain)
+            }
+            _ => Self::Plain,
+        })
+    }
+
+    /// Returns all instructions of this processor that a product may use, the best last.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Plain];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            if avx2 {
+                all.push(Self::Avx2);
+            }
+            if avx2 && is_x86_feature_detected!("avxvnni") {
+                all.push(Self::AvxVnni);
+            }
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                all.push(Self::Avx512Vnni);
+            }
+        }
+        all
+    }
+}
+
+/// Multiplies inputs with a matrix: `[rows, input]` → `[rows, output]`.
+pub(super) fn product(inputs: &Inputs, matrix: &Matrix, instructions: Instructions) -> Vec<f32> {
+    assert_eq!(
+        inputs.width, matrix.input,
+        "widths of inputs and of weights"
+    );
+    let (rows, threads) = (inputs.rows(), rayon::current_num_threads());
+    uninit(rows * matrix.output, |out| {
+        let out = Shared(out);
+        let (values, scales) = (&*matrix.values, &*matrix.scales);
+        let panels = matrix.panels();
+        assert_eq!(
+            [values.len(), scales.len()],
+            matrix
+                .quantization
+                .packed_bytes([matrix.input, matrix.output])
+        );
+        let serial = rows * matrix.input * matrix.output < SERIAL || threads == 1;
+        // A thread reads a long run of panels for one row, and a few of them for many rows.
+        let run = match rows < MIN_ROWS {
+            true => panels.div_ceil(4 * threads).next_multiple_of(2),
+            false => PANELS,
+        };
+        let groups = panels.div_ceil(run);
+        let chunks = (4 * threads).div_ceil(groups).min(rows / MIN_ROWS).max(1);
+        let chunk = rows.div_ceil(chunks).next_multiple_of(6);
+        let chunks = rows.div_ceil(chunk);
+        let task = |i: usize| {
+            let (first, group) = (i / groups * chunk, i % groups);
+            let task = Task {
+                inputs,
+                matrix,
+                values,
+                scales,
+                rows: first..(first + chunk).min(rows),
+                panels: group * run..(group * run + run).min(panels),
+                out,
+            };
+            // SAFETY: the processor has these instructions, and no other task has this rectangle.
+            unsafe { task.run_with(instructions) };
+        };
+        match serial {
+            true => (0..groups * chunks).for_each(task),
+            false => (0..groups * chunks).into_par_iter().for_each(task),
+        }
+    })
+}
+
+/// A part of a product: a range of rows by a few panels.
+struct Task<'a> {
+    inputs: &'a Inputs,
+    matrix: &'a Matrix,
+    values: &'a [u8],
+    scales: &'a [u8],
+    rows: Range<usize>,
+    panels: Range<usize>,
+    out: Shared,
+}
+
+impl Task<'_> {
+    /// # Safety
+    /// The processor has the instructions. The rectangle of the result is writable, and no other thread has it.
+    unsafe fn run_with(&self, instructions: Instructions) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match instructions {
+                Instructions::Plain => self.run::<Plain>(),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx2 => self.run_avx2(),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::AvxVnni => self.run_avx_vnni(),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx512Vnni => self.run_avx512_vnni(),
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn run_avx2(&self) {
+        // SAFETY: as the caller promises.
+        unsafe { self.run::<lanes::x86::Avx2>() };
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    unsafe fn run_avx_vnni(&self) {
+        // SAFETY: as the caller promises.
+        unsafe { self.run::<lanes::x86::AvxVnni>() };
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn run_avx512_vnni(&self) {
+        // SAFETY: as the caller promises.
+        unsafe { self.run::<lanes::x86::Avx512Vnni>() };
+    }
+
+    /// # Safety
+    /// Those of [`run_with`](Self::run_with).
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(&self) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self.matrix.quantization {
+                Quantization::Q8 => self.run_bits::<L, true>(),
+                Quantization::Q4 => self.run_bits::<L, false>(),
+            }
+        }
+    }
+
+    /// # Safety
+    /// Those of [`run_with`](Self::run_with).
+    #[inline(always)]
+    unsafe fn run_bits<L: Lanes, const EIGHT: bool>(&self) {
+        let start = |row: usize, block: usize| {
+            let sum = self.inputs.sums[row * self.matrix.blocks() + block];
+            match EIGHT {
+                true => -L::excess(sum),
+                false => -8 * sum,
+            }
+        };
+        // What sums of a block start from.
+        let rows = self.rows.clone();
+        let starts: Vec<i32> = rows
+            .flat_map(|row| (0..self.matrix.blocks()).map(move |block| (row, block)))
+            .map(|(row, block)| start(row, block))
+            .collect();
+        for first in self.panels.clone().step_by(PANELS) {
+            let panels = first..(first + PANELS).min(self.panels.end);
+            let mut row = self.rows.start;
+            while row < self.rows.end {
+                let rest = (self.rows.end - row).min(L::ROWS);
+                let outputs = panels.start * PANEL..panels.end * PANEL;
+                // SAFETY: as the caller promises.
+                unsafe {
+                    match rest {
+                        1 => self.tiles::<L, EIGHT, 1>(row, outputs, &starts),
+                        2 => self.tiles::<L, EIGHT, 2>(row, outputs, &starts),
+                        3 | 4 => self.tiles::<L, EIGHT, 4>(row, outputs, &starts),
+                        _ => self.tiles::<L, EIGHT, 6>(row, outputs, &starts),
+                    }
+                }
+                row += rest;
+            }
+        }
+    }
+
+    /// Computes `R` rows from `row` on for a range of outputs. Rows beyond the last one repeat it.
+    ///
+    /// # Safety
+    /// Those of [`run_with`](Self::run_with).
+    #[inline(always)]
+    unsafe fn tiles<L: Lanes, const EIGHT: bool, const R: usize>(
+        &self,
+        row: usize,
+        outputs: Range<usize>,
+        starts: &[i32],
+    ) {
+        let mut output = outputs.start;
+        while output < outputs.end {
+            // SAFETY: as the caller promises.
+            unsafe {
+                if output + 2 * L::LANES <= outputs.end {
+                    self.tile::<L, EIGHT, R, 2>(row, output, starts);
+                    output += 2 * L::LANES;
+                } else {
+                    self.tile::<L, EIGHT, R, 1>(row, output, starts);
+                    output += L::LANES;
+                }
+            }
+        }
+    }
+
+    /// Computes a tile of `R` rows by `V` vectors.
+    ///
+    /// # Safety
+    /// Those of [`run_with`](Self::run_with). The outputs, with padding, are within the matrix.
+    #[inline(always)]
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "closures may be compiled for another processor"
+    )]
+    unsafe fn tile<L: Lanes, const EIGHT: bool, const R: usize, const V: usize>(
+        &self,
+        row: usize,
+        output: usize,
+        starts: &[i32],
+    ) {
+        let (matrix, inputs) = (self.matrix, self.inputs);
+        let blocks = matrix.blocks();
+        let groups = if EIGHT {
+            BLOCK / FOUR
+        } else {
+            BLOCK / FOUR / 2
+        };
+        let mut weights = [std::ptr::null::<u8>(); V];
+        let mut scales = [std::ptr::null::<u8>(); V];
+        for v in 0..V {
+            let output = output + v * L::LANES;
+            let (panel, lane) = (output / PANEL, output % PANEL);
+            let block = panel * blocks;
+            weights[v] = self.values[block * groups * GROUP_BYTES + FOUR * lane..].as_ptr();
+            scales[v] = self.scales[block * SCALE_BYTES + 2 * lane..].as_ptr();
+        }
+        let mut steps = [std::ptr::null::<i8>(); R];
+        let mut input_scales = [&[0f32; 0][..]; R];
+        let mut first = [&[0i32; 0][..]; R];
+        for r in 0..R {
+            let row = (row + r).min(self.rows.end - 1);
+            steps[r] = inputs.steps[row * inputs.width..][..inputs.width].as_ptr();
+            input_scales[r] = &inputs.scales[row * blocks..][..blocks];
+            first[r] = &starts[(row - self.rows.start) * blocks..][..blocks];
+        }
+        let mut totals = [[L::floats(0.0); V]; R];
+        for block in 0..blocks {
+            let mut sums = [[L::ints(0); V]; R];
+            for r in 0..R {
+                sums[r] = [L::ints(first[r][block]); V];
+            }
+            for group in 0..groups {
+                let at = (block * groups + group) * GROUP_BYTES;
+                let mut bytes = [L::ints(0); V];
+                for v in 0..V {
+                    // SAFETY: the panel has these bytes.
+                    bytes[v] = unsafe { L::load(weights[v].add(at)) };
+                }
+                // SAFETY: a row has a whole number of blocks.
+                let four = |r: usize, from: usize| unsafe {
+                    let at = steps[r].add(block * BLOCK + from);
+                    L::ints(at.cast::<i32>().read_unaligned())
+                };
+                if EIGHT {
+                    for r in 0..R {
+                        let x = four(r, FOUR * group);
+                        for v in 0..V {
+                            sums[r][v] = L::dot8(sums[r][v], bytes[v], x);
+                        }
+                    }
+                    continue;
+                }
+                let mut half = [L::ints(0); V];
+                for v in 0..V {
+                    half[v] = L::low(bytes[v]);
+                }
+                for r in 0..R {
+                    let x = four(r, FOUR * group);
+                    for v in 0..V {
+                        sums[r][v] = L::dot4(sums[r][v], half[v], x);
+                    }
+                }
+                for v in 0..V {
+                    half[v] = L::high(bytes[v]);
+                }
+                for r in 0..R {
+                    let x = four(r, BLOCK / 2 + FOUR * group);
+                    for v in 0..V {
+                        sums[r][v] = L::dot4(sums[r][v], half[v], x);
+                    }
+                }
+            }
+            for v in 0..V {
+                // SAFETY: the panel has a scale for each output of each block.
+                let scales = unsafe { L::halves(scales[v].add(block * SCALE_BYTES).cast()) };
+                for r in 0..R {
+                    let scale = L::floats(input_scales[r][block]);
+                    totals[r][v] = L::add_scaled(totals[r][v], sums[r][v], scales, scale);
+                }
+            }
+        }
+        let end = matrix.output;
+        for r in 0..R {
+            let row = (row + r).min(self.rows.end - 1);
+            for v in 0..V {
+                let output = output + v * L::LANES;
+                let mut padded = [0f32; PANEL];
+                // SAFETY: the caller promises that this part of the result is ours. What is beyond its end is
+                // not written.
+                unsafe {
+                    let to = self.out.0.add(row * end + output);
+                    if output + L::LANES <= end {
+                        L::store(to, totals[r][v]);
+                    } else if output < end {
+                        L::store(padded.as_mut_ptr(), totals[r][v]);
+                        padded.as_ptr().copy_to_nonoverlapping(to, end - output);
+                    }
+                }
+            }
+        }
+    }
+}
