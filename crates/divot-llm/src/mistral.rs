@@ -5,9 +5,10 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use divot_nn::attention;
 use divot_nn::ops::{rms_norm, silu};
-use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_widths};
+use divot_nn::{
+    CheckSizes, SizeError, attention, awake, check_depths, check_divides, check_widths,
+};
 
 use crate::cache::{KvCache, LayerCache};
 use crate::layout::{Layout, Place};
@@ -217,14 +218,13 @@ impl Mistral {
 
         let mask = attention_mask(cache.places(), past, self.sliding_window, &device);
         let angles = self.rotary.angles(&positions, &device);
-        let hidden = self
-            .layers
-            .iter()
-            .zip(cache.layers_mut())
-            .fold(embeds, |hidden, (layer, cache)| {
+        awake(&device, || {
+            let layers = self.layers.iter().zip(cache.layers_mut());
+            let hidden = layers.fold(embeds, |hidden, (layer, cache)| {
                 layer.forward(hidden, &angles, &mask, cache)
             });
-        rms_norm(&self.norm, hidden)
+            rms_norm(&self.norm, hidden)
+        })
     }
 
     /// Computes the scores of the next token: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`, in

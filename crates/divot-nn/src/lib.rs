@@ -39,6 +39,6 @@ pub use prediction::Prediction;
 pub use recycler::Recycler;
 pub use rounding::{BLOCK, Rounded};
 pub use stopped::Stopped;
-pub use threads::compute_on_this_thread;
+pub use threads::{awake, compute_on_this_thread};
 pub use transformer::{Mlp, TransformerBlock, TransformerBlockConfig};
 pub use vectorised::vectorised;

@@ -37,7 +37,7 @@ use burn::backend::{
     Autodiff, Backend, Dispatch, DispatchDevice, DispatchTensor, ExtensionType, Flex,
     backend_extension,
 };
-use burn::tensor::{Bytes, DType, Shape, Tensor};
+use burn::tensor::{Bytes, DType, Device, Shape, Tensor};
 
 use crate::profile::{self, Pass};
 use crate::switch::kernels_enabled;
@@ -225,9 +225,15 @@ impl<const N: usize> Backward<Flex, N> for Recorded {
 
 /// Returns whether kernels may run on a tensor: it is f32 and on `flex`, and kernels are switched on.
 pub(crate) fn apply<const D: usize>(x: &Tensor<D>) -> bool {
-    kernels_enabled()
-        && x.dtype() == DType::F32
-        && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+    kernels_enabled() && x.dtype() == DType::F32 && on_flex(&x.device())
+}
+
+/// Returns whether a device is `flex`, with or without gradients.
+pub(crate) fn on_flex(device: &Device) -> bool {
+    matches!(
+        device.clone().inner().as_dispatch(),
+        DispatchDevice::Flex(_)
+    )
 }
 
 /// Runs a kernel on one to four tensors.
@@ -297,8 +303,6 @@ fn matrix(tensor: &FlexTensor) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use burn::tensor::Device;
 
     use super::*;
 

@@ -10,19 +10,22 @@ use super::Quantization;
 use crate::rounding::BLOCK;
 
 /// Number of outputs of a panel.
-pub(super) const PANEL: usize = 16;
+pub(super) const PANEL: usize = 32;
 
 /// Number of neighbouring inputs whose values are neighbours in a panel.
 pub(super) const FOUR: usize = 4;
 
-/// Bytes of a group of a panel: four for each output, which is a cache line.
+/// Bytes of a group of a panel: four for each output.
 pub(super) const GROUP_BYTES: usize = FOUR * PANEL;
 
-/// Bytes of the scales of a block of a panel.
+/// Bytes of the scales of a block of a panel, which is a cache line.
 pub(super) const SCALE_BYTES: usize = 2 * PANEL;
 
 /// Number of outputs that are packed at once. It limits the memory.
-const SLAB: usize = 32 * PANEL;
+const SLAB: usize = 16 * PANEL;
+
+/// Bytes of a cache line. A vector that crosses lines takes twice as long to load.
+const LINE: usize = 64;
 
 /// Bytes that several owners share: a part of a buffer or of a mapped file.
 #[derive(Clone)]
@@ -41,10 +44,10 @@ impl SharedBytes {
         Self { owner, range }
     }
 
-    /// Creates bytes that start at a cache line, because a vector that crosses lines takes twice as long to load.
+    /// Creates bytes that start at a cache line.
     fn aligned(len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
-        let mut buffer = vec![0; len + GROUP_BYTES];
-        let start = buffer.as_ptr().align_offset(GROUP_BYTES);
+        let mut buffer = vec![0; len + LINE];
+        let start = buffer.as_ptr().align_offset(LINE);
         let range = start..start + len;
         fill(&mut buffer[range.clone()]);
         Self::new(Arc::new(buffer), range)
@@ -59,20 +62,18 @@ impl std::ops::Deref for SharedBytes {
     }
 }
 
-/// A quantised matrix `[output, input]`, in panels of 16 outputs. The last panel is padded.
+/// A quantised matrix `[output, input]`, in panels of 32 outputs. The last panel is padded.
 ///
-/// A panel is a row of blocks of 32 inputs, and a block a row of groups of 64 bytes: four for each output. With 8
-/// bits, a group holds four neighbouring inputs, with 128 added. With 4 bits, it holds four inputs of the first half
-/// of the block in the low bits and those 16 inputs further in the high bits, with 8 added.
+/// A panel is a row of blocks of 32 inputs, so that a product with one row reads all bytes in order. A block starts
+/// with the scale of each output, in f16. Then come groups of 128 bytes: four for each output. With 8 bits, a group
+/// holds four neighbouring inputs, with 128 added. With 4 bits, it holds four inputs of the first half of the block
+/// in the low bits and those 16 inputs further in the high bits, with 8 added.
 #[derive(Clone)]
 pub(super) struct Matrix {
     pub quantization: Quantization,
     pub input: usize,
     pub output: usize,
-    /// `[panels, blocks, groups, 16, 4]`.
-    pub values: SharedBytes,
-    /// In f16: `[panels, blocks, 16]`.
-    pub scales: SharedBytes,
+    pub bytes: SharedBytes,
 }
 
 impl std::fmt::Debug for Matrix {
@@ -90,36 +91,28 @@ impl Matrix {
         [input, output]: [usize; 2],
         quantise: impl Fn(Range<usize>) -> Vec<([i8; BLOCK], f16)> + Sync,
     ) -> Self {
-        let [value_bytes, scale_bytes] = quantization.packed_bytes([input, output]);
         let blocks = input / BLOCK;
-        let (of_values, of_scales) = (blocks * quantization.block_bytes(), blocks * SCALE_BYTES);
-        let mut scales = None;
-        let values = SharedBytes::aligned(value_bytes, |values| {
-            scales = Some(SharedBytes::aligned(scale_bytes, |scales| {
-                values
-                    .par_chunks_mut((SLAB / PANEL * of_values).max(1))
-                    .zip(scales.par_chunks_mut((SLAB / PANEL * of_scales).max(1)))
-                    .enumerate()
-                    .for_each(|(slab, (values, scales))| {
-                        let outputs = slab * SLAB..(slab * SLAB + SLAB).min(output);
-                        let quantised = quantise(outputs);
-                        for (i, (steps, scale)) in quantised.iter().enumerate() {
-                            let (panel, lane) = (i / blocks / PANEL, i / blocks % PANEL);
-                            let block = panel * blocks + i % blocks;
-                            let bytes = quantization.block_bytes();
-                            quantization.place(steps, &mut values[block * bytes..][..bytes], lane);
-                            scales[block * SCALE_BYTES + 2 * lane..][..2]
-                                .copy_from_slice(&scale.to_le_bytes());
-                        }
-                    });
-            }));
+        let block_bytes = quantization.block_bytes();
+        let len = quantization.packed_bytes([input, output]);
+        let bytes = SharedBytes::aligned(len, |bytes| {
+            let slab_bytes = SLAB / PANEL * blocks * block_bytes;
+            let slabs = bytes.par_chunks_mut(slab_bytes.max(1)).enumerate();
+            slabs.for_each(|(slab, bytes)| {
+                let outputs = slab * SLAB..(slab * SLAB + SLAB).min(output);
+                for (i, (steps, scale)) in quantise(outputs).iter().enumerate() {
+                    let (panel, lane) = (i / blocks / PANEL, i / blocks % PANEL);
+                    let at = (panel * blocks + i % blocks) * block_bytes;
+                    let (scales, values) = bytes[at..at + block_bytes].split_at_mut(SCALE_BYTES);
+                    quantization.place(steps, values, lane);
+                    scales[2 * lane..][..2].copy_from_slice(&scale.to_le_bytes());
+                }
+            });
         });
         Self {
             quantization,
             input,
             output,
-            values,
-            scales: scales.expect("made with the values"),
+            bytes,
         }
     }
 
@@ -133,9 +126,10 @@ impl Matrix {
             .for_each(|(block, weights)| {
                 for output in 0..self.output {
                     let (at, lane) = (output / PANEL * self.blocks() + block, output % PANEL);
-                    let values = &self.values[at * block_bytes..][..block_bytes];
-                    let scale = &self.scales[at * SCALE_BYTES + 2 * lane..];
-                    let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
+                    let block = &self.bytes[at * block_bytes..][..block_bytes];
+                    let (scales, values) = block.split_at(SCALE_BYTES);
+                    let scale =
+                        f16::from_le_bytes([scales[2 * lane], scales[2 * lane + 1]]).to_f32();
                     let steps = self.quantization.steps(values, lane);
                     for (weight, step) in
                         weights[output..].iter_mut().step_by(self.output).zip(steps)
@@ -157,23 +151,18 @@ impl Matrix {
 }
 
 impl Quantization {
-    /// Groups of a block.
-    const fn groups(self) -> usize {
-        match self {
+    /// Returns the bytes of a block of a panel.
+    pub(super) const fn block_bytes(self) -> usize {
+        let groups = match self {
             Self::Q8 => BLOCK / FOUR,
             Self::Q4 => BLOCK / FOUR / 2,
-        }
+        };
+        SCALE_BYTES + groups * GROUP_BYTES
     }
 
-    /// Bytes of the values of a block of a panel.
-    pub(super) const fn block_bytes(self) -> usize {
-        self.groups() * GROUP_BYTES
-    }
-
-    /// Returns the sizes of the packed values and scales of a matrix `[input, output]`, in bytes.
-    pub fn packed_bytes(self, [input, output]: [usize; 2]) -> [usize; 2] {
-        let blocks = output.div_ceil(PANEL) * (input / BLOCK);
-        [blocks * self.block_bytes(), blocks * SCALE_BYTES]
+    /// Returns the size of a packed matrix `[input, output]`, in bytes.
+    pub fn packed_bytes(self, [input, output]: [usize; 2]) -> usize {
+        output.div_ceil(PANEL) * (input / BLOCK) * self.block_bytes()
     }
 
     /// Stores the steps of a block of one output.

@@ -149,37 +149,32 @@ impl PackedLinear {
     /// Takes a matrix `[input, output]` that is packed already, see [`packed`](Self::packed).
     ///
     /// # Panics
-    /// If the number of inputs is not a multiple of 32, or the lengths are not those of
+    /// If the number of inputs is not a multiple of 32, or the length is not
     /// [`packed_bytes`](Quantization::packed_bytes).
     pub fn from_packed(
         quantization: Quantization,
-        values: SharedBytes,
-        scales: SharedBytes,
+        bytes: SharedBytes,
         [input, output]: [usize; 2],
     ) -> Self {
         assert_whole_blocks(input);
-        assert_eq!(
-            [values.len(), scales.len()],
-            quantization.packed_bytes([input, output]),
-            "bytes of values and scales"
-        );
+        let expected = quantization.packed_bytes([input, output]);
+        assert_eq!(bytes.len(), expected, "bytes of packed weights");
         Self::of(Matrix {
             quantization,
             input,
             output,
-            values,
-            scales,
+            bytes,
         })
     }
 
-    /// Returns the packed values and scales.
+    /// Returns the packed weights: `[panels of 32 outputs, blocks of 32 inputs, bytes]`. The last panel is padded.
     ///
-    /// Outputs are in panels of 16. A panel is a row of blocks of 32 inputs. The scales of a block are 16 values in
-    /// f16. Its values are groups of 64 bytes, four for each output. With 8 bits, a group holds the steps of four
-    /// neighbouring inputs, with 128 added. With 4 bits, it holds those of four inputs of the first half of the
-    /// block in the low bits, and those of the inputs 16 further in the high bits, with 8 added.
-    pub fn packed(&self) -> [&SharedBytes; 2] {
-        [&self.matrix.values, &self.matrix.scales]
+    /// A block starts with the scale of each output, in f16. Groups of 128 bytes follow, four for each output. With
+    /// 8 bits, a group holds the steps of four neighbouring inputs, with 128 added. With 4 bits, it holds those of
+    /// four inputs of the first half of the block in the low bits, and those of the inputs 16 further in the high
+    /// bits, with 8 added.
+    pub fn packed(&self) -> &SharedBytes {
+        &self.matrix.bytes
     }
 
     /// Returns the weights, `[input, output]`, in f32.
@@ -189,7 +184,7 @@ impl PackedLinear {
 
     /// Returns the size of the packed weights, in bytes.
     pub fn bytes(&self) -> usize {
-        self.packed().map(|bytes| bytes.len()).iter().sum()
+        self.matrix.bytes.len()
     }
 
     /// Applies the layer: `[batch, tokens, input]` → `[batch, tokens, output]`.
@@ -302,7 +297,7 @@ mod tests {
         assert_eq!(taken.weights(), restored_floats);
         // Rounding what is rounded changes nothing.
         for again in [packed(weights), packed(restored)] {
-            assert!(again.packed().map(|bytes| &**bytes) == taken.packed().map(|bytes| &**bytes));
+            assert!(**again.packed() == **taken.packed());
         }
     }
 

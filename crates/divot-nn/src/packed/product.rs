@@ -19,7 +19,7 @@ use crate::vectorised::arch;
 
 /// Number of panels that are multiplied with a tile's rows, one after the other, while these rows are in the
 /// first-level cache. The panels stay in the second-level cache.
-const PANELS: usize = 8;
+const PANELS: usize = 4;
 
 /// Minimum number of rows of a task. Fewer would read the weights too often.
 const MIN_ROWS: usize = 48;
@@ -89,18 +89,14 @@ pub(super) fn product(inputs: &Inputs, matrix: &Matrix, instructions: Instructio
     let (rows, threads) = (inputs.rows(), rayon::current_num_threads());
     uninit(rows * matrix.output, |out| {
         let out = Shared(out);
-        let (values, scales) = (&*matrix.values, &*matrix.scales);
+        let bytes = &*matrix.bytes;
         let panels = matrix.panels();
-        assert_eq!(
-            [values.len(), scales.len()],
-            matrix
-                .quantization
-                .packed_bytes([matrix.input, matrix.output])
-        );
+        let shape = [matrix.input, matrix.output];
+        assert_eq!(bytes.len(), matrix.quantization.packed_bytes(shape));
         let serial = rows * matrix.input * matrix.output < SERIAL || threads == 1;
         // A thread reads a long run of panels for one row, and a few of them for many rows.
         let run = match rows < MIN_ROWS {
-            true => panels.div_ceil(4 * threads).next_multiple_of(2),
+            true => panels.div_ceil(4 * threads),
             false => PANELS,
         };
         let groups = panels.div_ceil(run);
@@ -112,8 +108,7 @@ pub(super) fn product(inputs: &Inputs, matrix: &Matrix, instructions: Instructio
             let task = Task {
                 inputs,
                 matrix,
-                values,
-                scales,
+                bytes,
                 rows: first..(first + chunk).min(rows),
                 panels: group * run..(group * run + run).min(panels),
                 out,
@@ -132,8 +127,7 @@ pub(super) fn product(inputs: &Inputs, matrix: &Matrix, instructions: Instructio
 struct Task<'a> {
     inputs: &'a Inputs,
     matrix: &'a Matrix,
-    values: &'a [u8],
-    scales: &'a [u8],
+    bytes: &'a [u8],
     rows: Range<usize>,
     panels: Range<usize>,
     out: Shared,
@@ -276,15 +270,12 @@ impl Task<'_> {
         } else {
             BLOCK / FOUR / 2
         };
-        let mut weights = [std::ptr::null::<u8>(); V];
-        let mut scales = [std::ptr::null::<u8>(); V];
+        let block_bytes = matrix.quantization.block_bytes();
+        let mut lanes = [0; V];
         for v in 0..V {
-            let output = output + v * L::LANES;
-            let (panel, lane) = (output / PANEL, output % PANEL);
-            let block = panel * blocks;
-            weights[v] = self.values[block * groups * GROUP_BYTES + FOUR * lane..].as_ptr();
-            scales[v] = self.scales[block * SCALE_BYTES + 2 * lane..].as_ptr();
+            lanes[v] = (output + v * L::LANES) % PANEL;
         }
+        let panel = &self.bytes[output / PANEL * blocks * block_bytes..][..blocks * block_bytes];
         let mut steps = [std::ptr::null::<i8>(); R];
         let mut input_scales = [&[0f32; 0][..]; R];
         let mut first = [&[0i32; 0][..]; R];
@@ -300,12 +291,13 @@ impl Task<'_> {
             for r in 0..R {
                 sums[r] = [L::ints(first[r][block]); V];
             }
+            let packed = panel[block * block_bytes..][..block_bytes].as_ptr();
             for group in 0..groups {
-                let at = (block * groups + group) * GROUP_BYTES;
+                let at = SCALE_BYTES + group * GROUP_BYTES;
                 let mut bytes = [L::ints(0); V];
                 for v in 0..V {
-                    // SAFETY: the panel has these bytes.
-                    bytes[v] = unsafe { L::load(weights[v].add(at)) };
+                    // SAFETY: the block has these bytes.
+                    bytes[v] = unsafe { L::load(packed.add(at + FOUR * lanes[v])) };
                 }
                 // SAFETY: a row has a whole number of blocks.
                 let four = |r: usize, from: usize| unsafe {
@@ -342,8 +334,8 @@ impl Task<'_> {
                 }
             }
             for v in 0..V {
-                // SAFETY: the panel has a scale for each output of each block.
-                let scales = unsafe { L::halves(scales[v].add(block * SCALE_BYTES).cast()) };
+                // SAFETY: the block starts with a scale for each output.
+                let scales = unsafe { L::halves(packed.add(2 * lanes[v]).cast()) };
                 for r in 0..R {
                     let scale = L::floats(input_scales[r][block]);
                     totals[r][v] = L::add_scaled(totals[r][v], sums[r][v], scales, scale);

@@ -39,7 +39,7 @@ impl WithSimd for Forward<'_> {
                     let start = ((at[0] * tokens + query) * heads + at[1]) * width;
                     // SAFETY: no other task has this head's columns of this query.
                     let out = unsafe { self.out.slice(start, width) };
-                    problem.single(at, kv, query, &mut scores, out);
+                    problem.single(simd, at, kv, query, &mut scores, out);
                 }
             }
             return;

@@ -6,8 +6,7 @@ use burn::backend::flex::FlexTensor;
 use pulp::Simd;
 
 use super::softmax::{softmax, softmax_of_columns};
-use crate::kernels::product::{Packed, Strided, add_lines};
-use crate::kernels::simd::row_sum;
+use crate::kernels::product::{Packed, Strided};
 
 /// An attention with fewer multiplications than this runs on one thread.
 const SERIAL: usize = 1 << 19;
@@ -237,8 +236,9 @@ impl<'a> Problem<'a> {
     /// Computes the result of one query without packing keys or values. `scores` is a buffer with one float
     /// for each key.
     #[inline(always)]
-    pub fn single(
+    pub fn single<S: Simd>(
         &self,
+        simd: S,
         [batch, head]: [usize; 2],
         [kv_batch, kv_head]: [usize; 2],
         query: usize,
@@ -249,25 +249,52 @@ impl<'a> Problem<'a> {
         let (keys, key) = (self.k.tokens(kv_batch, kv_head, 0), self.k.stride[2]);
         let (values, value) = (self.v.tokens(kv_batch, kv_head, 0), self.v.stride[2]);
         let q = &self.q.tokens(batch, head, query)[..width];
+        let (q, q_rest) = S::as_simd_f32s(q);
         for (i, score) in scores.iter_mut().enumerate() {
-            *score = row_sum(
-                q,
-                &keys[i * key..][..width],
-                #[inline(always)]
-                |q, k| q * k,
-            );
-        }
-        self.softmax(batch, query, 1.0 / (width as f32).sqrt(), scores);
-        out.fill(0.0);
-        let line = |i: usize| &values[i * value..][..width];
-        let (fours, rest) = scores.as_chunks::<4>();
-        for (i, weights) in fours.iter().enumerate() {
-            add_lines(out, *weights, [0, 1, 2, 3].map(|j| line(4 * i + j)));
-        }
-        for (i, weight) in (4 * fours.len()..).zip(rest) {
-            for (out, value) in out.iter_mut().zip(line(i)) {
-                *out += weight * value;
+            let (k, k_rest) = S::as_simd_f32s(&keys[i * key..][..width]);
+            let mut sum = simd.splat_f32s(0.0);
+            for (q, k) in q.iter().zip(k) {
+                sum = simd.mul_add_e_f32s(*q, *k, sum);
+            }
+            *score = simd.reduce_sum_f32s(sum);
+            for (q, k) in q_rest.iter().zip(k_rest) {
+                *score += q * k;
             }
         }
+        self.softmax(batch, query, 1.0 / (width as f32).sqrt(), scores);
+        let (vectors, rest) = S::as_mut_simd_f32s(out);
+        let done = vectors.len() * S::F32_LANES;
+        let (fours, others) = vectors.as_chunks_mut::<4>();
+        for (n, sums) in fours.iter_mut().enumerate() {
+            let from = |i: usize| &values[i * value + 4 * n * S::F32_LANES..];
+            weighted_sum::<S, 4>(simd, scores, from, sums);
+        }
+        for (n, sum) in (4 * fours.len()..).zip(others) {
+            let from = |i: usize| &values[i * value + n * S::F32_LANES..];
+            weighted_sum::<S, 1>(simd, scores, from, std::array::from_mut(sum));
+        }
+        for (column, out) in (done..).zip(rest) {
+            let line = values[column..].iter().step_by(value);
+            *out = scores.iter().zip(line).map(|(weight, x)| weight * x).sum();
+        }
     }
+}
+
+/// Writes `Σᵢ weights[i] · line(i)` to `sums`, where a line has at least as many values as `sums`.
+#[inline(always)]
+fn weighted_sum<'a, S: Simd, const V: usize>(
+    simd: S,
+    weights: &[f32],
+    line: impl Fn(usize) -> &'a [f32],
+    sums: &mut [S::f32s; V],
+) {
+    let mut totals = [simd.splat_f32s(0.0); V];
+    for (i, weight) in weights.iter().enumerate() {
+        let weight = simd.splat_f32s(*weight);
+        let (line, _) = S::as_simd_f32s(&line(i)[..V * S::F32_LANES]);
+        for v in 0..V {
+            totals[v] = simd.mul_add_e_f32s(weight, line[v], totals[v]);
+        }
+    }
+    *sums = totals;
 }

@@ -26,7 +26,6 @@ pub(super) use gather::{Gather, Rows};
 pub(super) use gradient::weight_gradient;
 pub(super) use packed::{Packed, Strided};
 pub(super) use tile::{ROWS, Start, Target, TileWidth, block, vectors};
-pub(super) use vector::add_lines;
 pub(super) use weights::{Values, Weights};
 
 /// Maximum inner dimension of a packed panel.

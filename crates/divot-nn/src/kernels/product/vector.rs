@@ -76,7 +76,7 @@ pub(crate) fn vector_product(
 
 /// Adds four lines, each times its factor, to `out`.
 #[inline(always)]
-pub(crate) fn add_lines(out: &mut [f32], factors: [f32; 4], [a, b, c, d]: [&[f32]; 4]) {
+fn add_lines(out: &mut [f32], factors: [f32; 4], [a, b, c, d]: [&[f32]; 4]) {
     for ((((out, a), b), c), d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
         *out += (factors[0] * a + factors[1] * b) + (factors[2] * c + factors[3] * d);
     }
