@@ -130,6 +130,9 @@ enum Work {
     TrainLlm,
     /// The language model: a prompt of 256 tokens, then text token by token
     Llm,
+    /// The work llm with a language model of 7 B with random weights, which is written to a temporary folder
+    /// first: how long it takes to load (4 bits by default)
+    LlmLoad,
     /// A token of the language model at position 1,400 compared to one at 200
     LlmCache,
     /// Perplexity of --text under the language model of --model; lower is better
@@ -150,7 +153,12 @@ impl Work {
     fn reports(self) -> bool {
         matches!(
             self,
-            Self::Llm | Self::LlmCache | Self::Perplexity | Self::Data | Self::DataMemory
+            Self::Llm
+                | Self::LlmLoad
+                | Self::LlmCache
+                | Self::Perplexity
+                | Self::Data
+                | Self::DataMemory
         )
     }
 
@@ -206,9 +214,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     };
     for work in alone {
-        if work == Work::Data {
-            data::compare(arguments)?;
-            continue;
+        match work {
+            Work::Data => {
+                data::compare(arguments)?;
+                continue;
+            }
+            // Only if it is asked for: it writes 4 or 7 GiB.
+            Work::LlmLoad if arguments.only.is_empty() => continue,
+            Work::LlmLoad => {
+                language::load_from_disk(arguments)?;
+                continue;
+            }
+            _ => {}
         }
         // Also in a separate process, for its peak memory.
         let status = ourselves(work, arguments)?.status()?;
@@ -224,7 +241,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
     };
     let device = || divot::device::select(&arguments.device);
     match work {
-        Work::Llm => language::tokens(&work.name(), arguments, &device()?),
+        Work::Llm | Work::LlmLoad => language::tokens(&work.name(), arguments, &device()?),
         Work::LlmCache => language::cache(&work.name(), &device()?),
         Work::Perplexity => language::perplexity(&work.name(), arguments, &device()?),
         Work::Data => data::serve(arguments),

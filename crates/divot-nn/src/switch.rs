@@ -12,3 +12,32 @@ pub fn enable_kernels(on: bool) {
 pub fn kernels_enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
 }
+
+static BF16: AtomicBool = AtomicBool::new(false);
+
+/// Switches products in bf16 on or off for the whole process, and returns whether this processor has them. They are
+/// off by default.
+///
+/// When they are on, linear layers and convolutions whose weights are stored in bf16 round their inputs to bf16 too
+/// and multiply pairs of them, with sums in f32. That is about twice as fast on processors with AVX512-BF16. On other
+/// processors nothing changes: the weights are widened to f32.
+pub fn enable_bf16_products(on: bool) -> bool {
+    BF16.store(on, Ordering::Relaxed);
+    has_bf16()
+}
+
+/// Returns whether products in bf16 are on, and this processor has them.
+#[cfg(feature = "flex")]
+pub(crate) fn bf16_products() -> bool {
+    BF16.load(Ordering::Relaxed) && has_bf16()
+}
+
+/// Returns whether this processor multiplies in bf16, within `DIVOT_VECTORS`.
+fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = matches!(crate::vectorised::arch(), pulp::Arch::V4(_))
+        && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has
+}

@@ -605,7 +605,7 @@ fn packed_linear_layers() {
             let expected = x.clone().matmul(weight.unsqueeze());
             let error = (packed.forward(x) - expected.clone()).square().sum().sqrt();
             let error = (error / expected.square().sum().sqrt()).into_scalar::<f32>();
-            assert!(error < 1e-2, "{quantization:?}, {rows} rows: {error}");
+            assert!(error < 3e-2, "{quantization:?}, {rows} rows: {error}");
         }
     }
 }

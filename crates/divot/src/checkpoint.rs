@@ -11,7 +11,7 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, FloatDType};
-use divot_nn::{CheckSizes, PackedLinear};
+use divot_nn::{CheckSizes, PackedLinear, Quantization};
 
 use crate::device;
 use crate::error::{Error, Result};
@@ -44,7 +44,7 @@ impl<'a> Checkpoint<'a> {
     /// Creates a checkpoint of the parts in `folder`. The folder is created when a part is saved.
     ///
     /// Weights are loaded onto `device`. On the CPU they are loaded in f32, which is the fastest there.
-    /// Elsewhere they keep the stored element type, or are f16 if they are stored in 8 bits.
+    /// Elsewhere they keep the stored element type, or are f16 if they are stored in 8 or 4 bits.
     ///
     /// Weights are saved in f32.
     pub fn new(folder: impl Into<PathBuf>, device: &Device) -> Self {
@@ -217,23 +217,31 @@ impl Loading<'_, '_> {
         Ok(module)
     }
 
-    /// Packs the weight of a linear layer for the CPU without rounding it, if it is stored in 8 bits
+    /// Packs the weight of a linear layer for the CPU as it is stored, if it is stored in these bits
     /// ([`Weights::load_packed`]). The tensor is named `prefix` + `weight`.
     ///
     /// # Errors
     /// If the tensor has another shape, or is damaged; if the progress callback stops it.
-    pub fn packed(&mut self, prefix: &str, linear: &Linear) -> Result<Option<PackedLinear>> {
+    pub fn packed(
+        &mut self,
+        prefix: &str,
+        linear: &Linear,
+        quantization: Quantization,
+    ) -> Result<Option<PackedLinear>> {
         let (part, progress) = (self.part, &mut self.checkpoint.progress);
         let name = format!("{prefix}weight");
         let shape = linear.weight.lazy_shape().dims();
-        Ok(self.weights.load_packed(&name, shape, |done, total| {
-            progress(Progress {
-                name: part.name(),
-                step: Step::Load,
-                done,
-                total,
-            })
-        })?)
+        let packed = self
+            .weights
+            .load_packed(&name, shape, quantization, |done, total| {
+                progress(Progress {
+                    name: part.name(),
+                    step: Step::Load,
+                    done,
+                    total,
+                })
+            });
+        Ok(packed?)
     }
 
     /// Checks that every tensor was used by a module.

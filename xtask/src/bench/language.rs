@@ -7,16 +7,16 @@ use anyhow::{Context as _, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::ValueEnum;
-use divot::checkpoint::Checkpoint;
-use divot::weights::Saver;
+use divot::checkpoint::{Checkpoint, Part};
+use divot::weights::{Saver, StoredType};
 use divot::{Noise, OpenLlm, Task, VideoLlm, peak_memory};
 use divot_llm::tokenizer::Segment;
 use divot_llm::{
-    Batch, Context, Layout, Mistral, MistralConfig, Projection, Quantization, Role, Rules,
-    Sequence, TextSampling,
+    Batch, Context, DivotLlmConfig, Layout, Mistral, MistralConfig, Projection, Quantization, Role,
+    Rules, Sequence, TextSampling, TextTokenizer,
 };
 
-use super::{Arguments, works};
+use super::{Arguments, Work, works};
 
 /// The element type of loaded weights.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
@@ -121,6 +121,32 @@ pub fn perplexity(name: &str, arguments: &Arguments, device: &Device) -> Result<
         (total / ids.len() as f64).exp(),
         ids.len()
     );
+    Ok(())
+}
+
+/// Writes a language model of the released size with random weights, and runs [`tokens`] with it in a new process.
+/// What was just written is in the disk cache.
+pub fn load_from_disk(arguments: &Arguments) -> Result<()> {
+    let dtype = arguments.dtype.unwrap_or(Dtype::Q4);
+    let stored = dtype.name().parse::<StoredType>()?;
+    let folder = tempfile::tempdir().context("a temporary folder cannot be made")?;
+    let mut config = DivotLlmConfig::divot();
+    // A text tokenizer is needed, and any will do.
+    let mut text = TextTokenizer::train(["how a text tokenizer is trained"].into_iter(), 300)?;
+    text.add_divot_tokens()?;
+    config.llm.vocab_size = config.llm.vocab_size.max(text.vocab_size());
+    let device = Device::flex();
+    device.seed(0);
+    Checkpoint::new(folder.path(), &device)
+        .with_stored_type(stored)
+        .save(Part::Llm, &config, config.init(&device), Some(&text))?;
+    let arguments = Arguments {
+        dtype: Some(dtype),
+        model: Some(folder.path().to_owned()),
+        ..arguments.clone()
+    };
+    let status = super::ourselves(Work::LlmLoad, &arguments)?.status()?;
+    ensure!(status.success(), "{} failed", Work::LlmLoad.name());
     Ok(())
 }
 

@@ -45,6 +45,7 @@ const ROOM: usize = 2048;
 /// those of `xtask/peer/peer.py`.
 pub fn build(work: Work, device: &Device, weights: Dtype) -> Result<Ready> {
     let dtype = weights.float().unwrap_or(FloatDType::F32);
+    divot_nn::ops::enable_bf16_products(weights == Dtype::Bf16);
     let mut inputs = Inputs {
         noise: Noise::new(0),
         device: device.clone(),
@@ -95,7 +96,12 @@ pub fn build(work: Work, device: &Device, weights: Dtype) -> Result<Ready> {
         Work::TrainMid => train_mid(inputs),
         Work::TrainStage1 => training::stage1(device)?,
         Work::TrainLlm => training::llm(device)?,
-        Work::Llm | Work::LlmCache | Work::Perplexity | Work::Data | Work::DataMemory => {
+        Work::Llm
+        | Work::LlmLoad
+        | Work::LlmCache
+        | Work::Perplexity
+        | Work::Data
+        | Work::DataMemory => {
             unreachable!("PyTorch takes no turns in these")
         }
     })

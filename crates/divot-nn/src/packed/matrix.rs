@@ -141,6 +141,16 @@ impl Matrix {
         weights
     }
 
+    pub fn scales_are_finite(&self) -> bool {
+        let blocks = self.bytes.par_chunks_exact(self.quantization.block_bytes());
+        blocks.all(|block| {
+            let scales = block[..SCALE_BYTES].as_chunks().0.iter();
+            scales.fold(true, |finite, raw| {
+                finite & f16::from_le_bytes(*raw).is_finite()
+            })
+        })
+    }
+
     pub fn blocks(&self) -> usize {
         self.input / BLOCK
     }

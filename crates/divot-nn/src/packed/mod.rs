@@ -11,6 +11,7 @@ mod lanes;
 mod matrix;
 mod product;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
@@ -105,21 +106,21 @@ impl PackedLinear {
         assert_whole_blocks(input);
         Self::of(Matrix::pack(quantization, [input, output], |outputs| {
             let slab = weight.clone().narrow(1, outputs.start, outputs.len());
-            let rows = slab.transpose().cast(DType::F32).into_data();
-            let rows = rows.as_slice::<f32>().expect("it was cast to f32");
-            let mut blocks = Vec::with_capacity(rows.len() / BLOCK);
-            vectorised(
-                #[inline(always)]
-                || {
-                    blocks.extend(
-                        rows.as_chunks()
-                            .0
-                            .iter()
-                            .map(|block| quantization.round(block)),
-                    )
-                },
-            );
-            blocks
+            let slab = slab.cast(DType::F32).into_data();
+            let slab = slab.as_slice::<f32>().expect("it was cast to f32");
+            quantization.round_columns(slab, outputs.len(), 0..outputs.len())
+        }))
+    }
+
+    /// Quantises and packs weights in f32, `[input, output]`.
+    ///
+    /// # Panics
+    /// If the number of inputs is not a multiple of 32, or the length does not fit.
+    pub fn pack(weights: &[f32], shape: [usize; 2], quantization: Quantization) -> Self {
+        assert_whole_blocks(shape[0]);
+        assert_eq!(weights.len(), shape[0] * shape[1], "weights of {shape:?}");
+        Self::of(Matrix::pack(quantization, shape, |outputs| {
+            quantization.round_columns(weights, shape[1], outputs)
         }))
     }
 
@@ -182,6 +183,11 @@ impl PackedLinear {
         self.matrix.restore()
     }
 
+    /// Returns whether all scales are finite. Otherwise the packed weights are damaged.
+    pub fn scales_are_finite(&self) -> bool {
+        self.matrix.scales_are_finite()
+    }
+
     /// Returns the size of the packed weights, in bytes.
     pub fn bytes(&self) -> usize {
         self.matrix.bytes.len()
@@ -204,6 +210,32 @@ impl PackedLinear {
 }
 
 impl Quantization {
+    /// Rounds the blocks of some columns of a matrix with rows of `width` values, column by column.
+    fn round_columns(
+        self,
+        values: &[f32],
+        width: usize,
+        columns: Range<usize>,
+    ) -> Vec<([i8; BLOCK], f16)> {
+        let blocks = values.len() / width / BLOCK;
+        let mut rounded = vec![([0; BLOCK], f16::ZERO); columns.len() * blocks];
+        vectorised(
+            #[inline(always)]
+            || {
+                for (block, rows) in values.chunks_exact(BLOCK * width).enumerate() {
+                    for (i, column) in columns.clone().enumerate() {
+                        let mut values = [0.0; BLOCK];
+                        for (value, row) in values.iter_mut().zip(rows.chunks_exact(width)) {
+                            *value = row[column];
+                        }
+                        rounded[i * blocks + block] = self.round(&values);
+                    }
+                }
+            },
+        );
+        rounded
+    }
+
     /// Rounds a block of weights: its steps and its scale.
     #[inline(always)]
     fn round(self, block: &[f32; BLOCK]) -> ([i8; BLOCK], f16) {

@@ -189,19 +189,6 @@ impl Task<'_> {
     /// Those of [`run_with`](Self::run_with).
     #[inline(always)]
     unsafe fn run_bits<L: Lanes, const EIGHT: bool>(&self) {
-        let start = |row: usize, block: usize| {
-            let sum = self.inputs.sums[row * self.matrix.blocks() + block];
-            match EIGHT {
-                true => -L::excess(sum),
-                false => -8 * sum,
-            }
-        };
-        // What sums of a block start from.
-        let rows = self.rows.clone();
-        let starts: Vec<i32> = rows
-            .flat_map(|row| (0..self.matrix.blocks()).map(move |block| (row, block)))
-            .map(|(row, block)| start(row, block))
-            .collect();
         for first in self.panels.clone().step_by(PANELS) {
             let panels = first..(first + PANELS).min(self.panels.end);
             let mut row = self.rows.start;
@@ -211,10 +198,10 @@ impl Task<'_> {
                 // SAFETY: as the caller promises.
                 unsafe {
                     match rest {
-                        1 => self.tiles::<L, EIGHT, 1>(row, outputs, &starts),
-                        2 => self.tiles::<L, EIGHT, 2>(row, outputs, &starts),
-                        3 | 4 => self.tiles::<L, EIGHT, 4>(row, outputs, &starts),
-                        _ => self.tiles::<L, EIGHT, 6>(row, outputs, &starts),
+                        1 => self.tiles::<L, EIGHT, 1>(row, outputs),
+                        2 => self.tiles::<L, EIGHT, 2>(row, outputs),
+                        3 | 4 => self.tiles::<L, EIGHT, 4>(row, outputs),
+                        _ => self.tiles::<L, EIGHT, 6>(row, outputs),
                     }
                 }
                 row += rest;
@@ -231,17 +218,16 @@ impl Task<'_> {
         &self,
         row: usize,
         outputs: Range<usize>,
-        starts: &[i32],
     ) {
         let mut output = outputs.start;
         while output < outputs.end {
             // SAFETY: as the caller promises.
             unsafe {
                 if output + 2 * L::LANES <= outputs.end {
-                    self.tile::<L, EIGHT, R, 2>(row, output, starts);
+                    self.tile::<L, EIGHT, R, 2>(row, output);
                     output += 2 * L::LANES;
                 } else {
-                    self.tile::<L, EIGHT, R, 1>(row, output, starts);
+                    self.tile::<L, EIGHT, R, 1>(row, output);
                     output += L::LANES;
                 }
             }
@@ -261,7 +247,6 @@ impl Task<'_> {
         &self,
         row: usize,
         output: usize,
-        starts: &[i32],
     ) {
         let (matrix, inputs) = (self.matrix, self.inputs);
         let blocks = matrix.blocks();
@@ -278,18 +263,23 @@ impl Task<'_> {
         let panel = &self.bytes[output / PANEL * blocks * block_bytes..][..blocks * block_bytes];
         let mut steps = [std::ptr::null::<i8>(); R];
         let mut input_scales = [&[0f32; 0][..]; R];
-        let mut first = [&[0i32; 0][..]; R];
+        let mut input_sums = [&[0i32; 0][..]; R];
         for r in 0..R {
             let row = (row + r).min(self.rows.end - 1);
             steps[r] = inputs.steps[row * inputs.width..][..inputs.width].as_ptr();
             input_scales[r] = &inputs.scales[row * blocks..][..blocks];
-            first[r] = &starts[(row - self.rows.start) * blocks..][..blocks];
+            input_sums[r] = &inputs.sums[row * blocks..][..blocks];
         }
         let mut totals = [[L::floats(0.0); V]; R];
         for block in 0..blocks {
             let mut sums = [[L::ints(0); V]; R];
             for r in 0..R {
-                sums[r] = [L::ints(first[r][block]); V];
+                // What the offset of the stored weights adds to the products.
+                let excess = match EIGHT {
+                    true => L::excess(input_sums[r][block]),
+                    false => 8 * input_sums[r][block],
+                };
+                sums[r] = [L::ints(-excess); V];
             }
             let packed = panel[block * block_bytes..][..block_bytes].as_ptr();
             for group in 0..groups {

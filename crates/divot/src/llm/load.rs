@@ -148,7 +148,7 @@ impl OpenLlm {
     ///
     /// With `quantization`, the decoder's weights are kept in 8 or 4 bits. They are read and packed one
     /// matrix at a time, so that memory holds the packed model and one matrix. On the CPU, matrices that are
-    /// stored in 8 bits are kept as they are with 8 bits.
+    /// stored in these bits are kept as they are.
     ///
     /// # Errors
     /// If a file is missing, damaged, or does not match the others; or if weights with LoRA are to be
@@ -180,8 +180,8 @@ impl OpenLlm {
     }
 }
 
-/// Reads and packs the decoder one matrix at a time. Embeddings keep the stored type. On the CPU,
-/// everything else that is not packed is in f32.
+/// Reads and packs the decoder one matrix at a time. Matrices that are not packed keep the stored type, or are in
+/// f16 if they are stored in 8 bits.
 fn load_quantized(
     checkpoint: &mut Checkpoint<'_>,
     part: Part,
@@ -192,9 +192,9 @@ fn load_quantized(
     let mut loading = checkpoint.loading(part)?;
     let dtype = loading.dtype();
     let quantize = |loading: &mut Loading<'_, '_>, prefix: &str, slot: &mut Projection| {
-        if let (Quantization::Q8, true, true, Projection::Dense(linear)) =
-            (quantization, on_host, slot.can_quantize(on_host), &*slot)
-            && let Some(packed) = loading.packed(prefix, linear)?
+        if let (true, true, Projection::Dense(linear)) =
+            (on_host, slot.can_quantize(on_host), &*slot)
+            && let Some(packed) = loading.packed(prefix, linear, quantization)?
         {
             *slot = Projection::Packed(packed);
             return Ok(());
@@ -226,9 +226,9 @@ fn load_quantized(
     quantize(&mut loading, "llm.lm_head.", &mut model.llm.lm_head)?;
     model.llm.embed_tokens = loading.fill("llm.embed_tokens.", model.llm.embed_tokens, None)?;
     model.llm.norm = loading.fill("llm.norm.", model.llm.norm, dtype)?;
-    model.input_proj = loading.fill("input_proj.", model.input_proj, dtype)?;
-    model.output_proj = loading.fill("output_proj.", model.output_proj, dtype)?;
-    model.head = loading.fill("head.", model.head, dtype)?;
+    model.input_proj = loading.fill("input_proj.", model.input_proj, None)?;
+    model.output_proj = loading.fill("output_proj.", model.output_proj, None)?;
+    model.head = loading.fill("head.", model.head, None)?;
     loading.finish()?;
     Ok(model)
 }

@@ -13,13 +13,16 @@ use divot_nn::{BLOCK, Rounded};
 
 use super::layout::{CastProblem, cast, cast_slice};
 use super::safetensors::Entry;
-use super::{DAMAGED, WeightsError};
+use super::{DAMAGED, WeightsError, packed};
 
 /// What this encoding is called in metadata and to users.
 pub(super) const NAME: &str = "q8";
 
 /// The key of a file's metadata that names the encoding of its weights. Without it they are plain numbers.
 pub(super) const ENCODING: &str = "divot_encoding";
+
+/// Number of values that are restored at once.
+const PIECE: usize = 1 << 22;
 
 /// Fewer values than this save too little.
 const FEWEST: usize = 1024;
@@ -47,7 +50,8 @@ pub(super) fn scales_shape(shape: &[usize]) -> Vec<usize> {
     shape
 }
 
-/// Attaches the scales of a file to the tensors that they belong to. They are no tensors of their own then.
+/// Attaches the scales of a file to the tensors that they belong to. They are no tensors of their own then. Marks
+/// tensors that are packed.
 pub(super) fn attach_scales(
     path: &Path,
     metadata: &BTreeMap<String, String>,
@@ -55,11 +59,16 @@ pub(super) fn attach_scales(
 ) -> Result<(), WeightsError> {
     match metadata.get(ENCODING).map(String::as_str) {
         None => return Ok(()),
-        Some(NAME) => {}
+        Some(NAME | packed::NAME) => {}
         Some(other) => {
             let problem = format!("holds weights encoded as `{other}`, which this version cannot");
             let remedy = "use a newer version, or convert the weights again";
             return Err(WeightsError::file(path, problem, remedy));
+        }
+    }
+    if metadata[ENCODING] == packed::NAME {
+        for entry in tensors.values_mut() {
+            entry.packed = packed::quantization(entry);
         }
     }
     let rounded = tensors
@@ -131,9 +140,19 @@ pub(super) fn restore(
     dtype: DType,
 ) -> Result<Bytes, WeightsError> {
     let scales = scales(name, scale_bytes)?;
-    let weights = match steps.is_empty() {
-        true => Vec::new(),
-        false => Rounded::restore(steps, &scales, steps.len() / rows),
-    };
-    cast(Bytes::from_elems(weights), DType::F32, dtype).map_err(|problem| problem.into_error(name))
+    let columns = steps.len() / rows.max(1);
+    if columns == 0 {
+        return Ok(Bytes::from_bytes_vec(Vec::new()));
+    }
+    // In pieces, because the values take more memory in f32 than in the end.
+    let blocks = (PIECE / columns / BLOCK).max(1);
+    let mut bytes = Vec::with_capacity(steps.len() * dtype.size());
+    let pieces = steps.chunks(blocks * BLOCK * columns);
+    for (i, (steps, scales)) in pieces.zip(scales.chunks(blocks * columns)).enumerate() {
+        let weights = Bytes::from_elems(Rounded::restore(steps, scales, columns));
+        let piece = cast(weights, DType::F32, dtype)
+            .map_err(|problem| problem.after(i * blocks * BLOCK * columns).into_error(name))?;
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(Bytes::from_bytes_vec(bytes))
 }

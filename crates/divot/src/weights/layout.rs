@@ -242,6 +242,15 @@ pub(super) enum CastProblem {
 }
 
 impl CastProblem {
+    /// Counts elements from `count` further back.
+    pub fn after(mut self, count: usize) -> Self {
+        match &mut self {
+            Self::NotFinite { index, .. } | Self::TooLarge { index, .. } => *index += count,
+            Self::NotFloat(_) | Self::Unsupported(_) => {}
+        }
+        self
+    }
+
     pub fn into_error(self, tensor: &str) -> WeightsError {
         let (problem, remedy) = match self {
             Self::NotFloat(from) => (

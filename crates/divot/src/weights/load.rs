@@ -1,18 +1,18 @@
 //! Reads our own checkpoint files: a `model.safetensors` with one network, or with several under prefixes.
 
-use super::layout::{ParamPath, cast_slice, transpose, wrong_shape};
+use super::layout::{ParamPath, cast, cast_slice, transpose, wrong_shape};
 use super::safetensors::{Entry, SafetensorsFile};
-use super::{WeightsError, eight_bits, module_layout};
+use super::{WeightsError, eight_bits, module_layout, packed};
 use crate::device::is_cpu;
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use divot_nn::PackedLinear;
+use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
+use divot_nn::{PackedLinear, Quantization, SharedBytes};
 use memmap2::{Mmap, MmapOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 /// An open `model.safetensors`, from which modules are filled.
 ///
@@ -97,7 +97,7 @@ impl Weights {
         let entries = self.file.tensors.values();
         let bytes = entries.map(|entry| {
             let dtype = dtype.map_or(entry.read_type(), DType::from);
-            entry.shape.iter().product::<usize>() * dtype.size()
+            entry.values() * dtype.size()
         });
         bytes.sum::<usize>() as u64
     }
@@ -105,7 +105,7 @@ impl Weights {
     /// Fills every float parameter of `module` from the tensor named `prefix` + its path (see
     /// [`ParamSpec::path`](super::ParamSpec::path)), on `device`.
     ///
-    /// The elements have the type `dtype`, or that of the file. Tensors of 8 bits become floats: of `dtype`, or f16.
+    /// The elements have the type `dtype`, or that of the file. Tensors of few bits become floats: of `dtype`, or f16.
     /// Vectors are f32 on the CPU, which computes in f32.
     ///
     /// Parameters that are not initialised are replaced without initialising them. Each parameter keeps its
@@ -168,8 +168,12 @@ impl Weights {
         }
     }
 
-    /// Packs a matrix that is stored in 8 bits for the CPU, as it is stored: the weight `name` of a linear layer,
+    /// Returns a matrix in the bits in which it is stored, packed for the CPU: the weight `name` of a linear layer,
     /// `shape`d `[input, output]`. Returns `None` for a matrix of another type.
+    ///
+    /// A matrix that is stored packed stays in the file, which is mapped into memory as long as the layer exists. No
+    /// other program may change the file in place until then; replacing or removing it is harmless. A matrix that
+    /// is rounded to 8 bits is copied.
     ///
     /// `progress` is that of [`load_with`](Self::load_with).
     ///
@@ -184,31 +188,39 @@ impl Weights {
         &mut self,
         name: &str,
         shape: [usize; 2],
+        quantization: Quantization,
         progress: impl FnOnce(u64, u64) -> ControlFlow<()>,
     ) -> Result<Option<PackedLinear>, WeightsError> {
-        let Some((entry, scales)) = self
-            .file
-            .tensors
-            .get(name)
-            .and_then(|entry| Some((entry, entry.scales.as_deref()?)))
-        else {
+        let Some(entry) = self.file.tensors.get(name) else {
             return Ok(None);
         };
         let located = |error: WeightsError| error.in_file(&self.file.path);
-        if entry.shape != shape {
+        let stored = match entry.scales {
+            Some(_) => Some(Quantization::Q8),
+            None => entry.packed,
+        };
+        if stored != Some(quantization) {
+            return Ok(None);
+        }
+        if !entry.is_of(&shape) {
             return Err(located(wrong_shape(name, &shape, &entry.shape)));
         }
-        let [input, output] = shape;
-        let steps = transpose(&self.map(entry)?, input, output, 1);
-        let scales = eight_bits::scales(name, &self.map(scales)?).map_err(located)?;
-        let column = |output: usize| scales[output..].iter().step_by(shape[1]).copied();
-        let scales: Vec<_> = (0..output).flat_map(column).collect();
+        let bytes = self.map(entry)?;
+        let packed = match entry.scales.as_deref() {
+            None => packed::layer(name, quantization, bytes.shared(), shape).map_err(located)?,
+            Some(scales) => {
+                let [input, output] = shape;
+                let steps = transpose(&bytes, input, output, 1);
+                let scales = eight_bits::scales(name, &self.map(scales)?).map_err(located)?;
+                let column = |output: usize| scales[output..].iter().step_by(shape[1]).copied();
+                let scales: Vec<_> = (0..output).flat_map(column).collect();
+                PackedLinear::from_rounded(&steps, &scales, shape)
+            }
+        };
         self.used.insert(name.to_owned());
         let (done, total) = self.bytes();
         match progress(done, total) {
-            ControlFlow::Continue(()) => {
-                Ok(Some(PackedLinear::from_rounded(&steps, &scales, shape)))
-            }
+            ControlFlow::Continue(()) => Ok(Some(packed)),
             ControlFlow::Break(()) => Err(WeightsError::Stopped),
         }
     }
@@ -260,7 +272,7 @@ impl Weights {
                 missing.push(name);
                 continue;
             };
-            if entry.shape != spec.shape {
+            if !entry.is_of(&spec.shape) {
                 return Err(wrong_shape(&name, &spec.shape, &entry.shape).in_file(&self.file.path));
             }
             if dtype.is_none() && !dtypes.contains(&entry.read_type()) {
@@ -286,8 +298,13 @@ impl Weights {
         Ok(())
     }
 
-    /// Reads and casts one tensor.
-    fn read(&self, name: &str, dtype: Option<FloatDType>) -> Result<TensorData, WeightsError> {
+    /// Reads and casts one tensor, a parameter of this shape.
+    fn read(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: Option<FloatDType>,
+    ) -> Result<TensorData, WeightsError> {
         // `check` has found all names.
         let entry = self.file.tensors.get(name).cloned();
         let entry = entry.ok_or_else(|| WeightsError::Missing {
@@ -296,17 +313,23 @@ impl Weights {
         })?;
         let dtype = dtype.map_or(entry.read_type(), DType::from);
         let stored = self.map(&entry)?;
-        let bytes = match &entry.scales {
-            None => {
-                cast_slice(&stored, entry.dtype, dtype).map_err(|problem| problem.into_error(name))
-            }
-            Some(scales) => {
+        let bytes = match (&entry.scales, entry.packed, shape) {
+            (Some(scales), ..) => {
                 let scales = self.map(scales)?;
                 eight_bits::restore(name, entry.shape[0], &stored, &scales, dtype)
             }
+            (None, Some(bits), &[input, output]) => {
+                packed::layer(name, bits, stored.shared(), [input, output]).and_then(|layer| {
+                    cast(Bytes::from_elems(layer.weights()), DType::F32, dtype)
+                        .map_err(|problem| problem.into_error(name))
+                })
+            }
+            _ => {
+                cast_slice(&stored, entry.dtype, dtype).map_err(|problem| problem.into_error(name))
+            }
         }
         .map_err(|error| error.in_file(&self.file.path))?;
-        Ok(TensorData::from_bytes(bytes, entry.shape, dtype))
+        Ok(TensorData::from_bytes(bytes, shape.to_vec(), dtype))
     }
 
     /// Maps the bytes of one tensor.
@@ -323,6 +346,20 @@ impl std::ops::Deref for Mapped {
 
     fn deref(&self) -> &[u8] {
         self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl Mapped {
+    /// Keeps the map. All pages are read at once, which takes less time than one after the other.
+    fn shared(self) -> SharedBytes {
+        let Some(map) = self.0 else {
+            return SharedBytes::new(Arc::new([]), 0..0);
+        };
+        // After an error they are read when they are needed.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::PopulateRead);
+        let range = 0..map.len();
+        SharedBytes::new(Arc::new(map), range)
     }
 }
 
@@ -356,9 +393,8 @@ fn map(file: &SafetensorsFile, entry: &Entry) -> io::Result<Mapped> {
     if handle.metadata()?.len() < entry.offset + entry.len as u64 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    // SAFETY: the map is read-only and private to the caller, which drops it once the bytes are copied. If
-    // another process writes to the file in the meantime, the copied bytes are arbitrary, but any bytes are
-    // valid elements. Our own writers replace files and never change them.
+    // SAFETY: the map is read-only. If another process writes to the file in the meantime, the bytes are arbitrary,
+    // but any bytes are valid elements. Our own writers replace files and never change them.
     let map = unsafe {
         MmapOptions::new()
             .offset(entry.offset)
@@ -404,7 +440,7 @@ impl<P: FnMut(u64, u64) -> ControlFlow<()>> ModuleMapper for Loader<'_, P> {
             true => Some(FloatDType::F32),
             false => self.dtype,
         };
-        let data = match self.weights.read(&name, dtype) {
+        let data = match self.weights.read(&name, &param.lazy_shape(), dtype) {
             Ok(data) => data,
             Err(err) => {
                 self.error = Some(err);

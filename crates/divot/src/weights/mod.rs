@@ -8,7 +8,7 @@
 //! | [`write_pytorch`] | writes a state dict that `torch.load` reads, one tensor at a time |
 //! | [`Weights`], [`load_module`] | fill modules from a `model.safetensors` |
 //! | [`Saver`] | writes modules to a `model.safetensors` |
-//! | [`StoredType`] | the element types that a `model.safetensors` may have: floats, or 8 bits with scales |
+//! | [`StoredType`] | the element types that a `model.safetensors` may have: floats, or 8 or 4 bits with scales |
 //!
 //! At most one tensor is in memory besides the module that is being filled, so a checkpoint may be larger
 //! than memory. Every error is a [`WeightsError`], whose message is one line with the file, the tensor, the
@@ -19,6 +19,7 @@ mod eight_bits;
 mod layout;
 mod load;
 mod new_file;
+mod packed;
 mod pickle;
 mod pytorch;
 mod pytorch_file;

@@ -1,9 +1,10 @@
 //! The safetensors format: a JSON header, and then the bytes of every tensor.
 
 use super::new_file::NewFile;
-use super::{DAMAGED, WeightsError, eight_bits};
+use super::{DAMAGED, WeightsError, eight_bits, packed};
 use ::safetensors::tensor::{Dtype, Metadata};
 use burn::tensor::{BoolStore, DType, TensorData};
+use divot_nn::{BLOCK, Quantization};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -45,15 +46,40 @@ pub(super) struct Entry {
     pub len: usize,
     /// The scales of a tensor of 8 bits.
     pub scales: Option<Box<Entry>>,
+    /// The bits of a packed matrix, whose shape is that of its bytes.
+    pub packed: Option<Quantization>,
 }
 
 impl Entry {
-    /// Returns the type in which the tensor is read if no other is asked for. It is f16 for a tensor of 8 bits, like
+    /// Returns the type in which the tensor is read if no other is asked for. It is f16 for a tensor of few bits, like
     /// the other tensors of its file.
     pub fn read_type(&self) -> DType {
-        match self.scales {
-            Some(_) => DType::F16,
-            None => self.dtype,
+        match self.scales.is_some() || self.packed.is_some() {
+            true => DType::F16,
+            false => self.dtype,
+        }
+    }
+
+    /// Returns whether the tensor is a parameter of this shape.
+    pub fn is_of(&self, shape: &[usize]) -> bool {
+        match (self.packed, shape) {
+            (Some(bits), &[input, output]) => {
+                input.is_multiple_of(BLOCK)
+                    && self.shape == packed::stored_shape([input, output], bits)
+            }
+            _ => self.shape == shape,
+        }
+    }
+
+    /// Returns the number of values, with the padding of a packed matrix.
+    pub fn values(&self) -> usize {
+        match (self.packed, &self.shape[..]) {
+            (Some(bits), &[.., block]) => {
+                let of_block = (bits.packed_bytes([BLOCK, 1]), BLOCK * BLOCK);
+                debug_assert_eq!(block, of_block.0);
+                self.len / of_block.0 * of_block.1
+            }
+            (_, shape) => shape.iter().product(),
         }
     }
 
@@ -126,6 +152,7 @@ impl SafetensorsFile {
                 offset: 8 + header_len + start as u64,
                 len: end - start,
                 scales: None,
+                packed: None,
             };
             tensors.insert(name, entry);
         }
@@ -334,7 +361,7 @@ impl SafetensorsWriter {
 /// Writes the tensors `specs` to a safetensors file at `path`, in their order. `tensor` is called for the
 /// data of the `i`-th tensor when it is needed.
 ///
-/// The header is padded to a multiple of eight bytes, as the format requires. If anything fails, nothing is
+/// The header is padded, so that the tensors start at a cache line. If anything fails, nothing is
 /// left behind, see [`SafetensorsWriter`].
 ///
 /// # Errors
@@ -404,6 +431,7 @@ fn header(
         offset = end;
     }
     let mut header = format!("{{{}}}", fields.join(",")).into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let end = (8 + header.len()).next_multiple_of(64);
+    header.resize(end - 8, b' ');
     Ok(header)
 }

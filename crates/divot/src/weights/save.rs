@@ -30,8 +30,8 @@ impl ParamWriter {
         stored: StoredType,
         mut metadata: BTreeMap<String, String>,
     ) -> Result<Self, WeightsError> {
-        if stored == StoredType::Q8 {
-            metadata.insert(eight_bits::ENCODING.to_owned(), stored.to_string());
+        if let Some(encoding) = stored.encoding(params) {
+            metadata.insert(eight_bits::ENCODING.to_owned(), encoding.to_owned());
         }
         let specs: Vec<_> = params
             .iter()

@@ -4,15 +4,17 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::{DType, FloatDType, TensorData};
+use divot_nn::Quantization;
 
 use super::layout::cast;
-use super::{TensorSpec, WeightsError, eight_bits};
+use super::{TensorSpec, WeightsError, eight_bits, packed};
 use crate::error::Error;
 
 /// Element type of weights on disk.
 ///
-/// With `Q8`, large parameters of two or more dimensions are rounded to 8 bits ([`Rounded`](divot_nn::Rounded)),
-/// and take 8.5 bits with their scales. All other parameters are f16.
+/// With `Q8` and `Q4`, the linear layers of a language model's decoder are packed ([`PackedLinear`](divot_nn::PackedLinear)),
+/// so that they load at once on the CPU. They take 8.5 or 4.5 bits with their scales. Other large parameters of two or
+/// more dimensions are rounded to 8 bits ([`Rounded`](divot_nn::Rounded)), and all others are f16.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum StoredType {
     /// 32 bits.
@@ -24,16 +26,18 @@ pub enum StoredType {
     Bf16,
     /// 8 bits, with a scale for 32 values.
     Q8,
+    /// 4 bits for the decoder, with a scale for 32 values, and 8 bits for everything else.
+    Q4,
 }
 
 impl StoredType {
     /// The names that [`FromStr`] accepts, in the order of the variants.
-    pub const NAMES: [&str; 4] = ["f32", "f16", "bf16", eight_bits::NAME];
+    pub const NAMES: [&str; 5] = ["f32", "f16", "bf16", eight_bits::NAME, "q4"];
 
     /// The float type to compute parameters in before they are stored.
     pub(crate) fn before_storing(self) -> DType {
         match self {
-            Self::F32 | Self::Q8 => DType::F32,
+            Self::F32 | Self::Q8 | Self::Q4 => DType::F32,
             Self::F16 => DType::F16,
             Self::Bf16 => DType::BF16,
         }
@@ -42,22 +46,46 @@ impl StoredType {
     /// The float type of parameters that are not rounded to 8 bits.
     fn float(self) -> DType {
         match self {
-            Self::Q8 => DType::F16,
+            Self::Q8 | Self::Q4 => DType::F16,
             float => float.before_storing(),
         }
     }
 
-    fn rounds(self, shape: &[usize]) -> bool {
-        self == Self::Q8 && eight_bits::worthwhile(shape)
+    /// Returns how a parameter is stored.
+    fn form(self, name: &str, shape: &[usize]) -> Form {
+        let bits = match self {
+            Self::F32 | Self::F16 | Self::Bf16 => return Form::Float,
+            Self::Q8 => Quantization::Q8,
+            Self::Q4 => Quantization::Q4,
+        };
+        match shape {
+            &[input, output] if packed::applies(name, shape) => Form::Packed(bits, [input, output]),
+            _ if eight_bits::worthwhile(shape) => Form::Rounded,
+            _ => Form::Float,
+        }
+    }
+
+    /// Returns what the metadata of a file with these parameters says about their encoding, if anything.
+    pub(super) fn encoding(self, params: &[(String, Vec<usize>)]) -> Option<&'static str> {
+        let packs = |(name, shape): &(String, Vec<usize>)| {
+            matches!(self.form(name, shape), Form::Packed(..))
+        };
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => None,
+            _ if params.iter().any(packs) => Some(packed::NAME),
+            _ => Some(eight_bits::NAME),
+        }
     }
 
     /// Returns the tensors that a parameter becomes in a file.
     pub(super) fn specs(self, name: &str, shape: &[usize]) -> Vec<TensorSpec> {
         let spec = |name: String, shape: Vec<usize>, dtype| TensorSpec { name, shape, dtype };
-        match self.rounds(shape) {
-            false => vec![spec(name.to_owned(), shape.to_vec(), self.float())],
-            true => vec![
-                spec(name.to_owned(), shape.to_vec(), DType::I8),
+        let own = |shape, dtype| spec(name.to_owned(), shape, dtype);
+        match self.form(name, shape) {
+            Form::Float => vec![own(shape.to_vec(), self.float())],
+            Form::Packed(bits, shape) => vec![own(packed::stored_shape(shape, bits), DType::U8)],
+            Form::Rounded => vec![
+                own(shape.to_vec(), DType::I8),
                 spec(
                     eight_bits::scales_name(name),
                     eight_bits::scales_shape(shape),
@@ -74,18 +102,27 @@ impl StoredType {
         data: TensorData,
     ) -> Result<Vec<TensorData>, WeightsError> {
         let (bytes, shape, from) = data.into_parts();
-        let rounds = self.rounds(&shape);
-        let to = match rounds {
-            true => DType::F32,
-            false => self.float(),
+        let form = self.form(name, &shape);
+        let to = match form {
+            Form::Float => self.float(),
+            Form::Rounded | Form::Packed(..) => DType::F32,
         };
         let bytes = cast(bytes, from, to).map_err(|problem| problem.into_error(name))?;
         let data = TensorData::from_bytes(bytes, shape, to);
-        match rounds {
-            true => eight_bits::round(name, &data),
-            false => Ok(vec![data]),
+        match form {
+            Form::Float => Ok(vec![data]),
+            Form::Rounded => eight_bits::round(name, &data),
+            Form::Packed(bits, _) => Ok(vec![packed::pack(name, &data, bits)?]),
         }
     }
+}
+
+/// How a parameter is stored.
+enum Form {
+    Float,
+    Rounded,
+    /// A matrix of this shape.
+    Packed(Quantization, [usize; 2]),
 }
 
 impl fmt::Display for StoredType {
@@ -98,7 +135,7 @@ impl FromStr for StoredType {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        [Self::F32, Self::F16, Self::Bf16, Self::Q8]
+        [Self::F32, Self::F16, Self::Bf16, Self::Q8, Self::Q4]
             .into_iter()
             .find(|stored| stored.to_string() == name)
             .ok_or_else(|| Error::StoredType(name.to_owned()))

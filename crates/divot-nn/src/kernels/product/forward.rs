@@ -1,13 +1,21 @@
 //! The forward product.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
 use super::tile::{ROWS, Start, Target, TileWidth, block, vectors};
 use super::vector::vector_product;
-use super::{DEPTH, GROUP, Gather, LINE, MIN_CHUNK, PANELS, Rows, SERIAL, Weights, ZEROS, lines};
-use crate::kernels::simd::{self, Shared, uninit};
+use super::words::{Floats, Words};
+#[cfg(target_arch = "x86_64")]
+use super::words::{Pairs, round_rows};
+use super::{
+    DEPTH, GROUP, Gather, LINE, MIN_CHUNK, PANELS, Rows, SERIAL, Values, Weights, ZEROS, lines,
+};
+use crate::kernels::simd::{self, CHUNK, Shared, uninit};
+use crate::switch::bf16_products;
+use crate::vectorised;
 use crate::vectorised::arch;
 
 /// Computes the product of rows and weights, summed over taps and channels, plus the bias: `[m, outputs]`.
@@ -18,7 +26,7 @@ pub(crate) fn product(
     m: usize,
 ) -> Vec<f32> {
     let n = weights.outputs;
-    let (channels, taps) = (rows.channels, rows.gather.taps);
+    let channels = rows.channels;
     assert!(rows.data.len() >= m / rows.gather.period * rows.gather.source * channels);
     assert!(bias.is_none_or(|bias| bias.len() == n));
     if m * n * channels == 0 {
@@ -27,30 +35,89 @@ pub(crate) fn product(
     if m <= 2 && rows.gather.is_identity() && weights.output == 1 {
         return vector_product(rows, weights, bias, m);
     }
+    #[cfg(target_arch = "x86_64")]
+    if matches!(weights.data, Values::Bf16(_)) && bf16_products() {
+        return in_pairs(rows, weights, bias, m);
+    }
     uninit(m * n, |out| {
-        let out = Shared(out);
         let arch = arch();
-        let width = arch.dispatch(TileWidth);
-        let serial = m * n * channels * taps < SERIAL;
-        let panels = n.div_ceil(width);
-        let (chunk, groups) = shares(m, panels, serial);
-        let border = |group: usize| (group * panels / groups * width).min(n);
-        let task = |i: usize| {
-            let (first, group) = (i / groups * chunk, i % groups);
-            let mut panels = PANELS.take();
-            arch.dispatch(Forward {
-                rows,
-                weights,
-                bias,
-                m: first..(first + chunk).min(m),
-                columns: border(group)..border(group + 1),
-                out,
-                panels: &mut panels,
-            });
-            PANELS.set(panels);
-        };
-        simd::each(groups * m.div_ceil(chunk), serial, task);
+        let run = |task: Forward<'_, Floats>| arch.dispatch(task);
+        tasks(rows, weights, bias, m, Shared(out), run);
     })
+}
+
+/// Computes [`product`] in bf16, with sums in f32.
+#[cfg(target_arch = "x86_64")]
+fn in_pairs(rows: Rows<'_>, weights: Weights<'_>, bias: Option<&[f32]>, m: usize) -> Vec<f32> {
+    /// # Safety
+    /// The processor has these instructions.
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi1,bmi2,lzcnt,popcnt"
+    )]
+    unsafe fn run(simd: pulp::x86::V4, task: Forward<'_, Pairs>) {
+        task.with_simd(simd);
+    }
+
+    let Some(simd) = pulp::x86::V4::try_new() else {
+        unreachable!("it has AVX512-BF16")
+    };
+    let words = rows.channels.div_ceil(2);
+    let source = m / rows.gather.period * rows.gather.source;
+    let step = (CHUNK / rows.channels).max(1);
+    let rounded = uninit(source * words, |out| {
+        let out = Shared(out);
+        simd::each(source.div_ceil(step), source < 2 * step, |i| {
+            let range = i * step..(i * step + step).min(source);
+            // SAFETY: no other task has these rows.
+            let to = unsafe { out.slice(range.start * words, range.len() * words) };
+            let from = &rows.data[range.start * rows.channels..range.end * rows.channels];
+            vectorised(
+                #[inline(always)]
+                || round_rows(from, rows.channels, to),
+            );
+        });
+    });
+    let pairs = Rows {
+        data: &rounded,
+        ..rows
+    };
+    uninit(m * weights.outputs, |out| {
+        // SAFETY: `bf16_products` has found the instructions.
+        let run = |task: Forward<'_, Pairs>| unsafe { run(simd, task) };
+        tasks(pairs, weights, bias, m, Shared(out), run);
+    })
+}
+
+/// Runs the tasks of a product with `run`.
+fn tasks<W: Words>(
+    rows: Rows<'_>,
+    weights: Weights<'_>,
+    bias: Option<&[f32]>,
+    m: usize,
+    out: Shared,
+    run: impl Fn(Forward<'_, W>) + Send + Sync,
+) {
+    let (n, multiplications) = (weights.outputs, m * rows.channels * rows.gather.taps);
+    let width = arch().dispatch(TileWidth);
+    let serial = multiplications * n < SERIAL;
+    let panels = n.div_ceil(width);
+    let (chunk, groups) = shares(m, panels, serial);
+    let border = |group: usize| (group * panels / groups * width).min(n);
+    simd::each(groups * m.div_ceil(chunk), serial, |i| {
+        let (first, group) = (i / groups * chunk, i % groups);
+        let mut panels = PANELS.take();
+        run(Forward {
+            rows,
+            weights,
+            bias,
+            m: first..(first + chunk).min(m),
+            columns: border(group)..border(group + 1),
+            out,
+            panels: &mut panels,
+            words: PhantomData,
+        });
+        PANELS.set(panels);
+    });
 }
 
 /// Splits a product into tasks. Returns the number of rows of a task, and the number of groups of panels.
@@ -76,8 +143,8 @@ fn shares(rows: usize, panels: usize, serial: bool) -> (usize, usize) {
     (chunk, groups.min(panels))
 }
 
-/// A task of [`product`]: a range of rows by a few panels.
-struct Forward<'a> {
+/// A task of [`product`]: a range of rows by a few panels. The data of the rows are words.
+struct Forward<'a, W> {
     rows: Rows<'a>,
     weights: Weights<'a>,
     bias: Option<&'a [f32]>,
@@ -85,9 +152,10 @@ struct Forward<'a> {
     columns: Range<usize>,
     out: Shared,
     panels: &'a mut Vec<f32>,
+    words: PhantomData<W>,
 }
 
-impl WithSimd for Forward<'_> {
+impl<W: Words> WithSimd for Forward<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -101,6 +169,8 @@ impl WithSimd for Forward<'_> {
             gather,
         } = self.rows;
         let taps = gather.taps;
+        let all = channels;
+        let channels = all.div_ceil(W::CHANNELS);
         // As few blocks as possible, all of about the same depth. A kernel may have more taps than
         // `DEPTH`.
         let blocks = channels.div_ceil((DEPTH / taps).next_multiple_of(LINE).max(LINE));
@@ -117,8 +187,16 @@ impl WithSimd for Forward<'_> {
         let mut left = vec![[ZEROS.as_ptr(); ROWS]; taps];
         for first in (0..channels).step_by(depth) {
             let depth = depth.min(channels - first);
-            self.weights
-                .pack::<S>(taps, first..first + depth, columns.clone(), widest, panels);
+            let words = first..first + depth;
+            W::pack::<S>(
+                &self.weights,
+                all,
+                taps,
+                words,
+                columns.clone(),
+                widest,
+                panels,
+            );
             for m in self.m.clone().step_by(ROWS) {
                 for r in 0..ROWS {
                     let (at, base) = gather.place((m + r).min(self.m.end - 1));
@@ -149,7 +227,7 @@ impl WithSimd for Forward<'_> {
                     // SAFETY: the slices above have `depth` floats, and the panel has as many lines
                     // for each tap. No other task has this rectangle, and it was written for
                     // `first == 0`.
-                    unsafe { block(simd, &left, 1, panel, depth, &target, start) };
+                    unsafe { block::<S, W>(simd, &left, 1, panel, depth, &target, start) };
                 }
             }
         }

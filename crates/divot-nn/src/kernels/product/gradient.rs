@@ -5,8 +5,8 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::{
-    GROUP, Gather, MAX_PARTIAL, MIN_CHUNK, PANELS, ROWS, Rows, SERIAL, Start, Target, TileWidth,
-    ZEROS, add_parts, block, lines, vectors,
+    Floats, GROUP, Gather, MAX_PARTIAL, MIN_CHUNK, PANELS, ROWS, Rows, SERIAL, Start, Target,
+    TileWidth, ZEROS, add_parts, block, lines, vectors,
 };
 use crate::kernels::simd::{self, Shared, uninit};
 use crate::vectorised::arch;
@@ -148,7 +148,7 @@ impl WithSimd for Transposed<'_> {
                     // task has this rectangle, and it was written for the first rows.
                     unsafe {
                         let (stride, panel) = (self.stride, packed.as_ptr());
-                        block(simd, &[left], stride, panel, depth, &target, start);
+                        block::<S, Floats>(simd, &[left], stride, panel, depth, &target, start);
                     }
                 }
             }

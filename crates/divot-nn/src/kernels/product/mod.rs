@@ -18,6 +18,7 @@ mod packed;
 mod tile;
 mod vector;
 mod weights;
+mod words;
 
 use std::cell::Cell;
 
@@ -27,6 +28,7 @@ pub(super) use gradient::weight_gradient;
 pub(super) use packed::{Packed, Strided};
 pub(super) use tile::{ROWS, Start, Target, TileWidth, block, vectors};
 pub(super) use weights::{Values, Weights};
+pub(super) use words::Floats;
 
 /// Maximum inner dimension of a packed panel.
 pub(super) const DEPTH: usize = 704;

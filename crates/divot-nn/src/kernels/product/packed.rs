@@ -2,7 +2,7 @@
 
 use pulp::Simd;
 
-use super::{LINE, ROWS, Start, Target, Values, Weights, ZEROS, block, lines, vectors};
+use super::{Floats, LINE, ROWS, Start, Target, Values, Weights, ZEROS, block, lines, vectors};
 
 /// A packed matrix `[depth, columns]`.
 #[derive(Default)]
@@ -84,7 +84,7 @@ impl Packed {
                 // result.
                 unsafe {
                     let (stride, depth) = (left.stride, left.depth);
-                    block(simd, &[from], stride, panel, depth, &target, start);
+                    block::<S, Floats>(simd, &[from], stride, panel, depth, &target, start);
                 }
             }
         }

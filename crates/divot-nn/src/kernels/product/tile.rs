@@ -2,6 +2,8 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::words::Words;
+
 /// Number of rows of a tile.
 pub(crate) const ROWS: usize = 6;
 /// Number of floats in the widest row of a tile: four AVX-512 vectors.
@@ -29,9 +31,10 @@ pub(crate) const fn vectors<S: Simd>() -> usize {
 /// Computes `acc[r][v] + Σₖ left[r][k·stride] · panel[k][v]`.
 ///
 /// # Safety
-/// Each `left` is readable at `k·stride` for k below `depth`, and the panel for `depth·V` vectors.
+/// Each `left` is readable at `k·stride` for k below `depth`, and the panel for `depth·V` vectors. The processor has
+/// the instructions for these words.
 #[inline(always)]
-unsafe fn tile<S: Simd, const V: usize>(
+unsafe fn tile<S: Simd, W: Words, const V: usize>(
     simd: S,
     left: [*const f32; ROWS],
     stride: usize,
@@ -50,7 +53,7 @@ unsafe fn tile<S: Simd, const V: usize>(
             for r in 0..ROWS {
                 let left = simd.splat_f32s(*left[r].add(k * stride));
                 for v in 0..V {
-                    acc[r][v] = simd.mul_add_e_f32s(left, right[v], acc[r][v]);
+                    acc[r][v] = W::multiply(simd, left, right[v], acc[r][v]);
                 }
             }
         }
@@ -127,7 +130,7 @@ pub(crate) enum Start {
 /// Those of [`tile`] for each tap. The target is writable, and readable with [`Start::There`], and no other
 /// thread accesses it. A [`Start::Line`] is readable for a row of the tile, rounded up to whole vectors.
 #[inline(always)]
-pub(crate) unsafe fn block<S: Simd>(
+pub(crate) unsafe fn block<S: Simd, W: Words>(
     simd: S,
     left: &[[*const f32; ROWS]],
     stride: usize,
@@ -139,13 +142,13 @@ pub(crate) unsafe fn block<S: Simd>(
     // SAFETY: as the caller promises.
     unsafe {
         match target.columns.div_ceil(S::F32_LANES) {
-            1 => block_of::<S, 1>(simd, left, stride, panel, depth, target, start),
-            2 => block_of::<S, 2>(simd, left, stride, panel, depth, target, start),
+            1 => block_of::<S, W, 1>(simd, left, stride, panel, depth, target, start),
+            2 => block_of::<S, W, 2>(simd, left, stride, panel, depth, target, start),
             3 if vectors::<S>() > 2 => {
-                block_of::<S, 3>(simd, left, stride, panel, depth, target, start);
+                block_of::<S, W, 3>(simd, left, stride, panel, depth, target, start);
             }
             _ if vectors::<S>() > 2 => {
-                block_of::<S, 4>(simd, left, stride, panel, depth, target, start);
+                block_of::<S, W, 4>(simd, left, stride, panel, depth, target, start);
             }
             _ => unreachable!("a panel is at most {} vectors wide", vectors::<S>()),
         }
@@ -157,7 +160,7 @@ pub(crate) unsafe fn block<S: Simd>(
 /// # Safety
 /// Those of [`block`]. The columns of the target fill `V` vectors, the last one possibly only in part.
 #[inline(always)]
-unsafe fn block_of<S: Simd, const V: usize>(
+unsafe fn block_of<S: Simd, W: Words, const V: usize>(
     simd: S,
     left: &[[*const f32; ROWS]],
     stride: usize,
@@ -180,7 +183,7 @@ unsafe fn block_of<S: Simd, const V: usize>(
         };
         for (tap, left) in left.iter().enumerate() {
             let panel = panel.add(tap * depth * V * S::F32_LANES);
-            acc = tile::<S, V>(simd, *left, stride, panel, depth, acc);
+            acc = tile::<S, W, V>(simd, *left, stride, panel, depth, acc);
         }
         target.store::<S, V>(&acc);
     }

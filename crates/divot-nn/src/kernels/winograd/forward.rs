@@ -7,8 +7,8 @@ use pulp::{Simd, WithSimd};
 use super::transform::{Read, along_each, of_inputs, transformed};
 use super::{FEWEST_OUTPUTS, Images, PLACES, TILES, TRANSFORMED, Tiles};
 use crate::kernels::product::{
-    DEPTH, Gather, LINE, ROWS, SERIAL, Start, Target, TileWidth, Weights, ZEROS, block, lines,
-    vectors,
+    DEPTH, Floats, Gather, LINE, ROWS, SERIAL, Start, Target, TileWidth, Weights, ZEROS, block,
+    lines, vectors,
 };
 use crate::kernels::simd::{self, Shared, uninit};
 use crate::vectorised::arch;
@@ -135,7 +135,17 @@ impl Forward<'_> {
                         };
                         // SAFETY: the slices above have `depth` floats, and the panel as many lines.
                         // The products are this thread's, and are within what `lines` returned.
-                        unsafe { block(simd, &[left], 1, panel.as_ptr(), depth, &target, start) };
+                        unsafe {
+                            block::<S, Floats>(
+                                simd,
+                                &[left],
+                                1,
+                                panel.as_ptr(),
+                                depth,
+                                &target,
+                                start,
+                            )
+                        };
                     }
                 }
             }

@@ -7,8 +7,8 @@ use pulp::{Simd, WithSimd};
 use super::transform::{Read, along_each, of_inputs};
 use super::{FEWEST_OUTPUTS, Images, PLACES, TRANSFORMED, Tiles};
 use crate::kernels::product::{
-    GROUP, LINE, MAX_PARTIAL, ROWS, SERIAL, Start, Target, TileWidth, ZEROS, add_parts, block,
-    lines, vectors,
+    Floats, GROUP, LINE, MAX_PARTIAL, ROWS, SERIAL, Start, Target, TileWidth, ZEROS, add_parts,
+    block, lines, vectors,
 };
 use crate::kernels::simd::{self, Shared, uninit};
 use crate::vectorised::arch;
@@ -216,7 +216,9 @@ impl Gradient<'_> {
                         // SAFETY: `left` begins in the first of `count` lines, and the panel has as
                         // many. No other task has this rectangle, and it was written for the first
                         // tiles.
-                        unsafe { block(simd, &[left], stride, panel, count, &target, start) };
+                        unsafe {
+                            block::<S, Floats>(simd, &[left], stride, panel, count, &target, start)
+                        };
                     }
                 }
             }

@@ -1,0 +1,175 @@
+//! What a product multiplies: floats, or pairs of bf16.
+//!
+//! The operands of a product are words of 32 bits. A word is a float, or two bf16 of neighbouring channels.
+
+use std::ops::Range;
+
+use burn::tensor::bf16;
+use pulp::Simd;
+
+use super::{LINE, Weights};
+
+/// The words of a product.
+pub(crate) trait Words {
+    /// Number of channels of a word.
+    const CHANNELS: usize;
+
+    /// Returns `acc` plus the products of the words of both operands.
+    ///
+    /// # Safety
+    /// The processor has the instructions for these words.
+    unsafe fn multiply<S: Simd>(simd: S, left: S::f32s, right: S::f32s, acc: S::f32s) -> S::f32s;
+
+    /// Packs words of some of the `channels` like [`Weights::pack`].
+    fn pack<S: Simd>(
+        weights: &Weights<'_>,
+        channels: usize,
+        taps: usize,
+        words: Range<usize>,
+        columns: Range<usize>,
+        widest: usize,
+        panels: &mut [f32],
+    );
+}
+
+/// Floats.
+pub(crate) struct Floats;
+
+impl Words for Floats {
+    const CHANNELS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(simd: S, left: S::f32s, right: S::f32s, acc: S::f32s) -> S::f32s {
+        simd.mul_add_e_f32s(left, right, acc)
+    }
+
+    #[inline(always)]
+    fn pack<S: Simd>(
+        weights: &Weights<'_>,
+        _: usize,
+        taps: usize,
+        words: Range<usize>,
+        columns: Range<usize>,
+        widest: usize,
+        panels: &mut [f32],
+    ) {
+        weights.pack::<S>(taps, words, columns, widest, panels);
+    }
+}
+
+/// Pairs of bf16, whose products are added in f32 (AVX512-BF16). The first channel is in the low half. A single last
+/// channel is joined by a zero.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct Pairs;
+
+#[cfg(target_arch = "x86_64")]
+impl Words for Pairs {
+    const CHANNELS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(_: S, left: S::f32s, right: S::f32s, acc: S::f32s) -> S::f32s {
+        use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
+        use std::mem::transmute_copy;
+
+        const { assert!(size_of::<S::f32s>() <= size_of::<__m512>()) };
+        assert!(size_of::<S::f32s>() == size_of::<__m512>());
+        // SAFETY: the vectors have this size, and the caller promises that the processor has the instruction.
+        unsafe {
+            let [left, right]: [__m512bh; 2] = [transmute_copy(&left), transmute_copy(&right)];
+            transmute_copy(&_mm512_dpbf16_ps(transmute_copy(&acc), left, right))
+        }
+    }
+
+    #[inline(always)]
+    fn pack<S: Simd>(
+        weights: &Weights<'_>,
+        channels: usize,
+        taps: usize,
+        words: Range<usize>,
+        columns: Range<usize>,
+        widest: usize,
+        panels: &mut [f32],
+    ) {
+        let values = weights.data.bf16s();
+        let depth = words.len();
+        for first in columns.clone().step_by(widest) {
+            let part = first..(first + widest).min(columns.end);
+            let width = part.len().next_multiple_of(S::F32_LANES);
+            let panel = &mut panels[(first - columns.start) * taps * depth..];
+            // Whole lines, or one cache line at a time, so that only `LINE` outputs are read side by side.
+            let step = if weights.output == 1 { width } else { LINE };
+            for at in (0..width).step_by(step) {
+                let end = (at + step).min(width);
+                let filled = step.min(part.len().saturating_sub(at));
+                for (i, word) in words.clone().enumerate() {
+                    for tap in 0..taps {
+                        let line = &mut panel[(tap * depth + i) * width..][at..end];
+                        let (line, padding) = line.split_at_mut(filled);
+                        padding.fill(0.0);
+                        let low = tap * weights.tap
+                            + 2 * word * weights.channel
+                            + (part.start + at) * weights.output;
+                        let low = &values[low.min(values.len())..];
+                        let high = match 2 * word + 1 < channels {
+                            true => &low[weights.channel..],
+                            false => &[],
+                        };
+                        join(line, low, high, weights.output);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Joins every `stride`-th bf16 of two rows, where a missing `high` is zero.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn join(line: &mut [f32], low: &[bf16], high: &[bf16], stride: usize) {
+    let word = |low: bf16, high: bf16| {
+        f32::from_bits(u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16)
+    };
+    match (stride, high) {
+        (_, []) => {
+            for (n, to) in line.iter_mut().enumerate() {
+                *to = word(low[n * stride], bf16::ZERO);
+            }
+        }
+        (1, high) => {
+            for ((to, low), high) in line.iter_mut().zip(low).zip(high) {
+                *to = word(*low, *high);
+            }
+        }
+        (_, high) => {
+            for (n, to) in line.iter_mut().enumerate() {
+                *to = word(low[n * stride], high[n * stride]);
+            }
+        }
+    }
+}
+
+/// Rounds rows of `channels` floats to pairs of bf16: `[rows, channels / 2]`, rounded up.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn round_rows(rows: &[f32], channels: usize, words: &mut [f32]) {
+    // To the nearest, ties to even; NaN stays NaN.
+    let half = |x: f32| {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        (if x.is_nan() {
+            bits | 0x40_0000
+        } else {
+            rounded
+        }) >> 16
+    };
+    let lines = words.chunks_exact_mut(channels.div_ceil(2));
+    for (row, line) in rows.chunks_exact(channels).zip(lines) {
+        let (pairs, rest) = row.as_chunks::<2>();
+        for (word, [low, high]) in line.iter_mut().zip(pairs) {
+            *word = f32::from_bits(half(*low) | half(*high) << 16);
+        }
+        if let ([last], Some(word)) = (rest, line.last_mut()) {
+            *word = f32::from_bits(half(*last));
+        }
+    }
+}
