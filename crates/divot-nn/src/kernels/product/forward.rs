@@ -40,27 +40,13 @@ pub(crate) fn product(
         return in_pairs(rows, weights, bias, m);
     }
     uninit(m * n, |out| {
-        let arch = arch();
-        let run = |task: Forward<'_, Floats>| arch.dispatch(task);
-        tasks(rows, weights, bias, m, Shared(out), run);
+        tasks::<Floats>(rows, weights, bias, m, Shared(out));
     })
 }
 
 /// Computes [`product`] in bf16, with sums in f32.
 #[cfg(target_arch = "x86_64")]
 fn in_pairs(rows: Rows<'_>, weights: Weights<'_>, bias: Option<&[f32]>, m: usize) -> Vec<f32> {
-    /// # Safety
-    /// The processor has these instructions.
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi1,bmi2,lzcnt,popcnt"
-    )]
-    unsafe fn run(simd: pulp::x86::V4, task: Forward<'_, Pairs>) {
-        task.with_simd(simd);
-    }
-
-    let Some(simd) = pulp::x86::V4::try_new() else {
-        unreachable!("it has AVX512-BF16")
-    };
     let words = rows.channels.div_ceil(2);
     let source = m / rows.gather.period * rows.gather.source;
     let step = (CHUNK / rows.channels).max(1);
@@ -82,20 +68,17 @@ fn in_pairs(rows: Rows<'_>, weights: Weights<'_>, bias: Option<&[f32]>, m: usize
         ..rows
     };
     uninit(m * weights.outputs, |out| {
-        // SAFETY: `bf16_products` has found the instructions.
-        let run = |task: Forward<'_, Pairs>| unsafe { run(simd, task) };
-        tasks(pairs, weights, bias, m, Shared(out), run);
+        tasks::<Pairs>(pairs, weights, bias, m, Shared(out));
     })
 }
 
-/// Runs the tasks of a product with `run`.
+/// Runs the tasks of a product.
 fn tasks<W: Words>(
     rows: Rows<'_>,
     weights: Weights<'_>,
     bias: Option<&[f32]>,
     m: usize,
     out: Shared,
-    run: impl Fn(Forward<'_, W>) + Send + Sync,
 ) {
     let (n, multiplications) = (weights.outputs, m * rows.channels * rows.gather.taps);
     let width = arch().dispatch(TileWidth);
@@ -106,7 +89,7 @@ fn tasks<W: Words>(
     simd::each(groups * m.div_ceil(chunk), serial, |i| {
         let (first, group) = (i / groups * chunk, i % groups);
         let mut panels = PANELS.take();
-        run(Forward {
+        W::run(Forward::<W> {
             rows,
             weights,
             bias,

@@ -28,7 +28,9 @@ pub(super) use gradient::weight_gradient;
 pub(super) use packed::{Packed, Strided};
 pub(super) use tile::{ROWS, Start, Target, TileWidth, block, vectors};
 pub(super) use weights::{Values, Weights};
-pub(super) use words::Floats;
+#[cfg(target_arch = "x86_64")]
+pub(super) use words::Pairs;
+pub(super) use words::{Floats, Words};
 
 /// Maximum inner dimension of a packed panel.
 pub(super) const DEPTH: usize = 704;

@@ -5,14 +5,20 @@
 use std::ops::Range;
 
 use burn::tensor::bf16;
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
 use super::{LINE, Weights};
+use crate::vectorised;
+use crate::vectorised::arch;
 
 /// The words of a product.
 pub(crate) trait Words {
     /// Number of channels of a word.
     const CHANNELS: usize;
+
+    /// Runs a task with the widest vectors that have these words.
+    fn run(task: impl WithSimd<Output = ()>);
 
     /// Returns `acc` plus the products of the words of both operands.
     ///
@@ -30,6 +36,19 @@ pub(crate) trait Words {
         widest: usize,
         panels: &mut [f32],
     );
+
+    /// Makes words of rows of `channels` floats, `stride` apart, in place.
+    fn join_rows(rows: &mut [f32], channels: usize, stride: usize);
+
+    /// Makes words of the lines of panels in place: panel after panel of up to `widest` columns, each with `places`
+    /// times `channels` lines. The panels stay where they are.
+    fn join_panels(
+        panels: &mut [f32],
+        places: usize,
+        channels: usize,
+        columns: usize,
+        widest: usize,
+    );
 }
 
 /// Floats.
@@ -37,6 +56,10 @@ pub(crate) struct Floats;
 
 impl Words for Floats {
     const CHANNELS: usize = 1;
+
+    fn run(task: impl WithSimd<Output = ()>) {
+        arch().dispatch(task);
+    }
 
     #[inline(always)]
     unsafe fn multiply<S: Simd>(simd: S, left: S::f32s, right: S::f32s, acc: S::f32s) -> S::f32s {
@@ -55,6 +78,11 @@ impl Words for Floats {
     ) {
         weights.pack::<S>(taps, words, columns, widest, panels);
     }
+
+    #[inline(always)]
+    fn join_rows(_: &mut [f32], _: usize, _: usize) {}
+
+    fn join_panels(_: &mut [f32], _: usize, _: usize, _: usize, _: usize) {}
 }
 
 /// Pairs of bf16, whose products are added in f32 (AVX512-BF16). The first channel is in the low half. A single last
@@ -65,6 +93,22 @@ pub(crate) struct Pairs;
 #[cfg(target_arch = "x86_64")]
 impl Words for Pairs {
     const CHANNELS: usize = 2;
+
+    fn run(task: impl WithSimd<Output = ()>) {
+        /// # Safety
+        /// The processor has these instructions.
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi1,bmi2,lzcnt,popcnt"
+        )]
+        unsafe fn with_bf16<T: WithSimd<Output = ()>>(simd: pulp::x86::V4, task: T) {
+            task.with_simd(simd);
+        }
+
+        let simd = pulp::x86::V4::try_new().filter(|_| is_x86_feature_detected!("avx512bf16"));
+        let simd = simd.expect("products in bf16 are only switched on with AVX512-BF16");
+        // SAFETY: the instructions were found.
+        unsafe { with_bf16(simd, task) };
+    }
 
     #[inline(always)]
     unsafe fn multiply<S: Simd>(_: S, left: S::f32s, right: S::f32s, acc: S::f32s) -> S::f32s {
@@ -120,6 +164,91 @@ impl Words for Pairs {
             }
         }
     }
+
+    #[inline(always)]
+    fn join_rows(rows: &mut [f32], channels: usize, stride: usize) {
+        for row in rows.chunks_exact_mut(stride) {
+            let mut first = 0;
+            while first + 2 * LINE <= channels {
+                let mut floats = [0.0; 2 * LINE];
+                floats.copy_from_slice(&row[first..first + 2 * LINE]);
+                let mut words = [0.0; LINE];
+                for i in 0..LINE {
+                    words[i] = pair(floats[2 * i], floats[2 * i + 1]);
+                }
+                row[first / 2..first / 2 + LINE].copy_from_slice(&words);
+                first += 2 * LINE;
+            }
+            for i in first / 2..channels.div_ceil(2) {
+                let high = if 2 * i + 1 < channels {
+                    row[2 * i + 1]
+                } else {
+                    0.0
+                };
+                row[i] = pair(row[2 * i], high);
+            }
+        }
+    }
+
+    fn join_panels(
+        panels: &mut [f32],
+        places: usize,
+        channels: usize,
+        columns: usize,
+        widest: usize,
+    ) {
+        let panels =
+            panels[..places * channels * columns].par_chunks_mut(places * channels * widest);
+        panels.for_each(|panel| {
+            let width = panel.len() / (places * channels);
+            let mut line = vec![0.0; width];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for place in 0..places {
+                        for i in 0..channels.div_ceil(2) {
+                            let low = (place * channels + 2 * i) * width;
+                            let to = (place * channels.div_ceil(2) + i) * width;
+                            let (lows, rest) = panel[low..].split_at(width);
+                            match 2 * i + 1 < channels {
+                                true => {
+                                    for ((word, low), high) in line.iter_mut().zip(lows).zip(rest) {
+                                        *word = pair(*low, *high);
+                                    }
+                                }
+                                false => {
+                                    for (word, low) in line.iter_mut().zip(lows) {
+                                        *word = pair(*low, 0.0);
+                                    }
+                                }
+                            }
+                            panel[to..to + width].copy_from_slice(&line);
+                        }
+                    }
+                },
+            );
+        });
+    }
+}
+
+/// Rounds a float to bf16: to the nearest, ties to even. NaN stays NaN.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn half(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    (if x.is_nan() {
+        bits | 0x40_0000
+    } else {
+        rounded
+    }) >> 16
+}
+
+/// Joins two floats, rounded to bf16.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn pair(low: f32, high: f32) -> f32 {
+    f32::from_bits(half(low) | half(high) << 16)
 }
 
 /// Joins every `stride`-th bf16 of two rows, where a missing `high` is zero.
@@ -152,21 +281,11 @@ fn join(line: &mut [f32], low: &[bf16], high: &[bf16], stride: usize) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn round_rows(rows: &[f32], channels: usize, words: &mut [f32]) {
-    // To the nearest, ties to even; NaN stays NaN.
-    let half = |x: f32| {
-        let bits = x.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-        (if x.is_nan() {
-            bits | 0x40_0000
-        } else {
-            rounded
-        }) >> 16
-    };
     let lines = words.chunks_exact_mut(channels.div_ceil(2));
     for (row, line) in rows.chunks_exact(channels).zip(lines) {
         let (pairs, rest) = row.as_chunks::<2>();
         for (word, [low, high]) in line.iter_mut().zip(pairs) {
-            *word = f32::from_bits(half(*low) | half(*high) << 16);
+            *word = pair(*low, *high);
         }
         if let ([last], Some(word)) = (rest, line.last_mut()) {
             *word = f32::from_bits(half(*last));

@@ -1,22 +1,40 @@
 //! The forward convolution.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
 use super::transform::{Read, along_each, of_inputs, transformed};
 use super::{FEWEST_OUTPUTS, Images, PLACES, TILES, TRANSFORMED, Tiles};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::product::Pairs;
 use crate::kernels::product::{
-    DEPTH, Floats, Gather, LINE, ROWS, SERIAL, Start, Target, TileWidth, Weights, ZEROS, block,
-    lines, vectors,
+    DEPTH, Floats, Gather, LINE, ROWS, SERIAL, Start, Target, TileWidth, Values, Weights, Words,
+    ZEROS, block, lines, vectors,
 };
 use crate::kernels::simd::{self, Shared, uninit};
+use crate::switch::bf16_products;
 use crate::vectorised::arch;
 
 /// Computes the product of images and weights, summed over taps and channels, plus the bias: one row of
 /// `weights.outputs` floats for each row of the result. With `reversed`, the taps of the weights are in
 /// reverse order. No size may be 0.
 pub(crate) fn product(
+    images: Images<'_>,
+    weights: Weights<'_>,
+    reversed: bool,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(weights.data, Values::Bf16(_)) && bf16_products() {
+        return in_words::<Pairs>(images, weights, reversed, bias);
+    }
+    in_words::<Floats>(images, weights, reversed, bias)
+}
+
+/// Computes [`product`] with these words.
+fn in_words<W: Words>(
     images: Images<'_>,
     weights: Weights<'_>,
     reversed: bool,
@@ -30,8 +48,12 @@ pub(crate) fn product(
     let serial = from.taps * count * channels * n < SERIAL;
     let width = arch.dispatch(TileWidth);
     let panels = n.div_ceil(width);
-    let weights = &transformed(arch, weights, reversed, channels, from.taps);
-    let weights = &weights[weights.as_ptr().align_offset(LINE * size_of::<f32>())..];
+    let mut weights = transformed(arch, weights, reversed, channels, from.taps);
+    let start = weights.as_ptr().align_offset(LINE * size_of::<f32>());
+    let weights = &mut weights[start..];
+    let padded = n.next_multiple_of(LINE.min(width));
+    W::join_panels(weights, from.taps, channels, padded, width);
+    let weights = &*weights;
     uninit(images.images() * to.source * n, |out| {
         let out = Shared(out);
         let blocks = count.div_ceil(TILES);
@@ -46,7 +68,7 @@ pub(crate) fn product(
         let border = |group: usize| (group * panels / groups * width).min(n);
         simd::each(groups * blocks, serial, |i| {
             let (first, group) = (i / groups * size, i % groups);
-            arch.dispatch(Forward {
+            W::run(Forward::<W> {
                 images,
                 range: first..(first + size).min(count),
                 weights,
@@ -54,13 +76,14 @@ pub(crate) fn product(
                 outputs: n,
                 bias,
                 out,
+                words: PhantomData,
             });
         });
     })
 }
 
 /// A task of [`product`]: a range of tiles by a few panels.
-struct Forward<'a> {
+struct Forward<'a, W> {
     images: Images<'a>,
     range: Range<usize>,
     weights: &'a [f32],
@@ -68,9 +91,10 @@ struct Forward<'a> {
     outputs: usize,
     bias: Option<&'a [f32]>,
     out: Shared,
+    words: PhantomData<W>,
 }
 
-impl WithSimd for Forward<'_> {
+impl<W: Words> WithSimd for Forward<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -82,7 +106,7 @@ impl WithSimd for Forward<'_> {
     }
 }
 
-impl Forward<'_> {
+impl<W: Words> Forward<'_, W> {
     #[inline(always)]
     fn run<S: Simd, const AXES: usize>(self, simd: S) {
         let places = 4usize.pow(AXES as u32);
@@ -107,12 +131,16 @@ impl Forward<'_> {
             #[inline(always)]
             |x| of_inputs(simd, x),
         );
+        // From here on, the depth is in words.
+        let all = channels;
+        let channels = all.div_ceil(W::CHANNELS);
+        W::join_rows(inputs, all, stride);
         let blocks = channels.div_ceil(DEPTH);
         let depth = channels.div_ceil(blocks);
         for column in self.columns.clone().step_by(widest) {
             let columns = (self.outputs - column).min(widest);
             let width = columns.next_multiple_of(LINE.min(widest));
-            let panel = &self.weights[column * places * channels..][..width * places * channels];
+            let panel = &self.weights[column * places * all..][..width * places * channels];
             for place in 0..places {
                 for first in (0..channels).step_by(depth) {
                     let depth = depth.min(channels - first);
@@ -136,15 +164,7 @@ impl Forward<'_> {
                         // SAFETY: the slices above have `depth` floats, and the panel as many lines.
                         // The products are this thread's, and are within what `lines` returned.
                         unsafe {
-                            block::<S, Floats>(
-                                simd,
-                                &[left],
-                                1,
-                                panel.as_ptr(),
-                                depth,
-                                &target,
-                                start,
-                            )
+                            block::<S, W>(simd, &[left], 1, panel.as_ptr(), depth, &target, start)
                         };
                     }
                 }
