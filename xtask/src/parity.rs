@@ -20,6 +20,7 @@ use divot::{
 };
 use divot_data::sampling::{comprehend_indices, reconstruct_indices, tokenizer_indices};
 use divot_data::{Frame, Transform};
+use divot_nn::ops::{bf16_products, enable_bf16_products};
 use divot_train::objective::{
     Clean, Diffusion, Draws, NoiseOptions, Noisy, Prepared, Seen, ShowClips,
 };
@@ -77,6 +78,11 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
             section(&parity).with_context(|| format!("section {name}"))?;
         }
     }
+    let networks = ["tokenizer", "unet", "vae"];
+    let whole = networks.iter().all(|section| parity.has_section(section));
+    if parity.wants_section("bf16") && whole && !arguments.no_kernels {
+        parity.bf16()?;
+    }
     if parity.wants_section("frames") {
         parity.sampling()?;
     }
@@ -89,6 +95,8 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
 
 /// Limit of the relative error in float32.
 const LIMIT: f64 = 1e-4;
+/// Limit with weights and products in bf16.
+const BF16_LIMIT: f64 = 3e-2;
 /// Limit on devices that may reorder or fuse operations.
 const DEVICE_LIMIT: f64 = 1e-3;
 /// Limit for images. When bytes are resized, rounding may change a few pixels by one level.
@@ -421,6 +429,37 @@ impl Parity {
         self.compare("vae/logvar", moments.logvar, self.limit)?;
         let decoded = detokenizer.vae.decode(self.tensor("vae/z")?);
         self.compare("vae/decoded", decoded, self.limit)
+    }
+
+    /// Compares networks with weights in bf16 on a CPU that multiplies in bf16.
+    fn bf16(&self) -> Result<()> {
+        enable_bf16_products(true);
+        let compared = match divot::device::is_cpu(&self.device) && bf16_products() {
+            true => self.compare_in_bf16(),
+            false => Ok(()),
+        };
+        enable_bf16_products(false);
+        compared
+    }
+
+    fn compare_in_bf16(&self) -> Result<()> {
+        let mut checkpoint = self.checkpoint().with_dtype(FloatDType::BF16);
+        let (tokenizer, _) = Tokenizer::load(&mut checkpoint)?;
+        let (detokenizer, _) = Detokenizer::load(&mut checkpoint)?;
+        let compare = |name: &str, ours: TensorData| {
+            self.compare_with(name, &format!("{name} in bf16"), ours, BF16_LIMIT)
+        };
+        let frames = self.frames(&self.device)?.unsqueeze_dim::<5>(0);
+        let tokens = tokenizer.tokenize(frames);
+        compare("tokenizer/tokens", tokens.into_data())?;
+        let x = self.tensor::<5>("unet/x")?;
+        let timesteps = self.floats_of_integers("unet/timesteps")?;
+        let context = self.tensor::<3>("unet/context")?;
+        let fs = Some(self.floats_of_integers("unet/fs")?);
+        let out = detokenizer.unet.forward(x, timesteps, context, fs);
+        compare("unet/out", out.into_data())?;
+        let decoded = detokenizer.vae.decode(self.tensor("vae/z")?);
+        compare("vae/decoded", decoded.into_data())
     }
 
     fn schedule(&self) -> Result<()> {

@@ -200,7 +200,8 @@ struct Model {
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 struct Weights {
-    /// Element type of the weights in memory; auto is f32 on the CPU, and the stored type elsewhere
+    /// Element type of the weights in memory; auto is f32 on the CPU, and the stored type elsewhere; with bf16, a
+    /// CPU that can also multiplies in bf16
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = precision(4))]
     dtype: Precision,
 }
@@ -210,6 +211,7 @@ struct Weights {
 #[command(next_help_heading = "Model")]
 struct LlmWeights {
     /// Element type of the weights in memory; auto is f32 on the CPU, and the stored type elsewhere;
+    /// with bf16, a CPU that can also multiplies in bf16;
     /// q8 and q4 keep the language model's weights in 8 or 4 bits, which takes less memory
     #[arg(
         verbatim_doc_comment,
@@ -237,7 +239,11 @@ impl Model {
         let pipeline = open(self.model.as_deref(), &self.device, output)?;
         output.set_device(pipeline.device());
         output.set("model", pipeline.name());
-        Ok(pipeline.with_precision(precision))
+        let pipeline = pipeline.with_precision(precision);
+        if pipeline.multiplies_in_bf16() {
+            output.note("this processor multiplies in bf16: results differ from f32 by about 1 %");
+        }
+        Ok(pipeline)
     }
 }
 

@@ -14,7 +14,7 @@ use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
 use crate::kernels::{self, Cost};
-pub use crate::switch::{enable_bf16_products, enable_kernels, kernels_enabled};
+pub use crate::switch::{bf16_products, enable_bf16_products, enable_kernels, kernels_enabled};
 
 /// SiLU, x·σ(x).
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {

@@ -15,29 +15,23 @@ pub fn kernels_enabled() -> bool {
 
 static BF16: AtomicBool = AtomicBool::new(false);
 
-/// Switches products in bf16 on or off for the whole process, and returns whether this processor has them. They are
-/// off by default.
+/// Switches products in bf16 on or off for the whole process. They are off by default.
 ///
 /// When they are on, linear layers and convolutions whose weights are stored in bf16 round their inputs to bf16 too
 /// and multiply pairs of them, with sums in f32. That is about twice as fast on processors with AVX512-BF16. On other
-/// processors nothing changes: the weights are widened to f32.
-pub fn enable_bf16_products(on: bool) -> bool {
+/// processors nothing changes: weights are widened to f32.
+pub fn enable_bf16_products(on: bool) {
     BF16.store(on, Ordering::Relaxed);
-    has_bf16()
 }
 
-/// Returns whether products in bf16 are on, and this processor has them.
-#[cfg(feature = "flex")]
-pub(crate) fn bf16_products() -> bool {
-    BF16.load(Ordering::Relaxed) && has_bf16()
-}
-
-/// Returns whether this processor multiplies in bf16, within `DIVOT_VECTORS`.
-fn has_bf16() -> bool {
+/// Returns whether products in bf16 are switched on and this processor has them, within `DIVOT_VECTORS`.
+pub fn bf16_products() -> bool {
     #[cfg(target_arch = "x86_64")]
-    let has = matches!(crate::vectorised::arch(), pulp::Arch::V4(_))
-        && is_x86_feature_detected!("avx512bf16");
+    let has = || {
+        matches!(crate::vectorised::arch(), pulp::Arch::V4(_))
+            && is_x86_feature_detected!("avx512bf16")
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    let has = false;
-    has
+    let has = || false;
+    BF16.load(Ordering::Relaxed) && has()
 }

@@ -609,3 +609,76 @@ fn packed_linear_layers() {
         }
     }
 }
+
+/// With weights in bf16, products round their inputs to bf16 where the processor has such products. Elsewhere they
+/// are exact for these weights.
+#[test]
+fn products_in_bf16() {
+    let _switch = switch();
+    let device = Device::default();
+    let random = |shape: [usize; 2], seed| Noise::new(seed).normal::<2>(shape, &device);
+    let check = |what: &str, exact: Vec<f32>, run: &dyn Fn() -> Vec<f32>| {
+        let error = |found: Vec<f32>| {
+            let pairs = found.iter().zip(&exact);
+            let squares: f32 = pairs.map(|(a, b)| (a - b).powi(2)).sum();
+            (squares / exact.iter().map(|x| x * x).sum::<f32>()).sqrt()
+        };
+        assert!(error(run()) < 1e-5, "{what}");
+        ops::enable_bf16_products(true);
+        let (found, rounds) = (error(run()), ops::bf16_products());
+        ops::enable_bf16_products(false);
+        match rounds {
+            true => assert!(found > 1e-5 && found < 8e-3, "{what}: {found}"),
+            false => assert!(found < 1e-5, "{what}: {found}"),
+        }
+    };
+    for (rows, input, output) in [(3, 1, 1), (7, 33, 70), (300, 1500, 130)] {
+        let weight = random([input, output], 1).cast(DType::BF16);
+        let bias = random([1, output], 3).squeeze_dim::<1>(0);
+        let x = random([rows, input], 2);
+        let exact = x.clone().matmul(weight.clone().cast(DType::F32)) + bias.clone().unsqueeze();
+        let layer = Linear {
+            weight: Param::from_tensor(weight),
+            bias: Some(Param::from_tensor(bias)),
+        };
+        let run = || ops::linear(&layer, x.clone()).into_data().iter().collect();
+        let what = format!("{rows} rows, {input} to {output}");
+        check(&what, exact.into_data().iter().collect(), &run);
+    }
+    // Direct, and by Winograd's algorithm.
+    for (channels, outputs, size, kernel) in [
+        (5, 7, 9, 3),
+        (33, 70, 24, 3),
+        (40, 24, 8, 1),
+        (16, 130, 17, 3),
+    ] {
+        let conv = Conv2dConfig::new([channels, outputs], [kernel, kernel])
+            .with_padding(PaddingConfig2d::Explicit(
+                kernel / 2,
+                kernel / 2,
+                kernel / 2,
+                kernel / 2,
+            ))
+            .init(&device);
+        let conv = Conv2d {
+            weight: conv.weight.map(|weight| weight.cast(DType::BF16)),
+            ..conv
+        };
+        let x = random([2 * size * size, channels], 2).reshape([2, size, size, channels]);
+        let wide = Conv2d {
+            weight: conv.weight.clone().map(|weight| weight.cast(DType::F32)),
+            ..conv.clone()
+        };
+        let exact = wide
+            .forward(x.clone().permute([0, 3, 1, 2]))
+            .permute([0, 2, 3, 1]);
+        let run = || {
+            ops::conv2d_last(&conv, x.clone())
+                .into_data()
+                .iter()
+                .collect()
+        };
+        let what = format!("{channels} to {outputs} channels, {size} wide, {kernel} taps");
+        check(&what, exact.into_data().iter().collect(), &run);
+    }
+}

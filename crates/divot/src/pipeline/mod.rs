@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use divot_data::transform::resize;
 use divot_data::{Clip, ClipReader, Frame, Video, metrics};
 use divot_llm::{LlmError, Shown};
@@ -175,9 +175,21 @@ impl Pipeline {
     }
 
     /// Sets the element type of weights in memory.
+    ///
+    /// On the CPU, bf16 also switches products in bf16 on for the whole process
+    /// ([`enable_bf16_products`](divot_nn::ops::enable_bf16_products)), and any other type switches them off.
     pub fn with_precision(mut self, precision: Precision) -> Self {
+        let bf16 = precision.dtype == Some(FloatDType::BF16);
+        divot_nn::ops::enable_bf16_products(bf16);
         self.precision = precision;
         self
+    }
+
+    /// Returns whether networks multiply in bf16: with weights in bf16 on a CPU that has such instructions. Otherwise
+    /// the CPU keeps weights in bf16 and computes in f32.
+    pub fn multiplies_in_bf16(&self) -> bool {
+        let bf16 = self.precision.dtype == Some(FloatDType::BF16);
+        crate::device::is_cpu(&self.device) && bf16 && divot_nn::ops::bf16_products()
     }
 
     /// Returns the model's name: divot-tiny, or the folder.
