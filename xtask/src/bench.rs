@@ -36,7 +36,7 @@ column is the CPU time that other programs used meanwhile: repeat disturbed meas
 --peer needs a Python with the packages of xtask/fixture/requirements.txt; for data one with torch, pillow, and
 decord or av; for llama.cpp one with llama-cpp-python, gguf, numpy and safetensors. They are not installed for you.")]
 pub struct Arguments {
-    /// Work to run [default: all]
+    /// Work to run [default: all except llm-load]
     #[arg(long, value_enum, value_name = "WORK")]
     only: Vec<Work>,
     /// Runs of each work, after one that is not counted; at least 16 for a token [default: 1, 3 with
@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, value_name = "COUNT")]
     threads: Option<usize>,
     /// Element type, f32 by default (always for training steps); the CPU stores matrices in it and computes
-    /// in f32; q8 and q4 are only for the language model (with --model, the default is q8)
+    /// in f32, or in bf16 if it can; q8 and q4 are only for the language model (with --model, the default is q8)
     #[arg(long, value_enum)]
     dtype: Option<language::Dtype>,
     /// Also run a peer, in alternation [default peer: pytorch]
@@ -216,6 +216,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for work in alone {
         match work {
             Work::Data => {
+                ensure!(
+                    arguments.peer != Some(Peer::LlamaCpp),
+                    "data is not for llama.cpp; use --peer pytorch"
+                );
                 data::compare(arguments)?;
                 continue;
             }

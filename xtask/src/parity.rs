@@ -447,7 +447,7 @@ impl Parity {
         let (tokenizer, _) = Tokenizer::load(&mut checkpoint)?;
         let (detokenizer, _) = Detokenizer::load(&mut checkpoint)?;
         let compare = |name: &str, ours: TensorData| {
-            self.compare_with(name, &format!("{name} in bf16"), ours, BF16_LIMIT)
+            self.compare_with(name, &format!("bf16/{name}"), ours, BF16_LIMIT)
         };
         let frames = self.frames(&self.device)?.unsqueeze_dim::<5>(0);
         let tokens = tokenizer.tokenize(frames);

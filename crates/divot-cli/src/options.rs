@@ -201,7 +201,7 @@ struct Model {
 #[command(next_help_heading = "Model")]
 struct Weights {
     /// Element type of the weights in memory; auto is f32 on the CPU, and the stored type elsewhere; with bf16, a
-    /// CPU that can also multiplies in bf16
+    /// CPU that can multiply in bf16 does so
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = precision(4))]
     dtype: Precision,
 }
@@ -211,7 +211,7 @@ struct Weights {
 #[command(next_help_heading = "Model")]
 struct LlmWeights {
     /// Element type of the weights in memory; auto is f32 on the CPU, and the stored type elsewhere;
-    /// with bf16, a CPU that can also multiplies in bf16;
+    /// with bf16, a CPU that can multiply in bf16 does so;
     /// q8 and q4 keep the language model's weights in 8 or 4 bits, which takes less memory
     #[arg(
         verbatim_doc_comment,

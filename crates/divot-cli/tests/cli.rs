@@ -743,6 +743,32 @@ fn a_model_in_8_bits_works_like_any_other() {
     let tensors = bench.json(&["info", file]);
     assert!(!tensors.to_string().contains(".scale"), "{tensors}");
 
+    // The language model in 4 bits.
+    let pretrained = |name: &str| format!("{from}/{name}");
+    bench.json(&[
+        "convert",
+        "--part",
+        "llm",
+        "--from",
+        &pretrained("Divot_sft_gen/llm"),
+        "--from",
+        &pretrained("Divot_sft_gen/agent/pytorch_model.bin"),
+        "--from",
+        &pretrained("cvlm_mistral_instruct_tokenizer"),
+        "--config",
+        sizes,
+        "--to",
+        "four",
+        "--dtype",
+        "q4",
+    ]);
+    let four = bench.json(&["info", "four"]);
+    assert_eq!(
+        four["parts"][0]["dtypes"],
+        serde_json::json!(["f16", "q4", "q8"]),
+        "{four}"
+    );
+
     // Under the released names it is f16, and converts to nearly the same.
     bench.json(&["export", "small", "--to", "released", "--released"]);
     let sizes = "released/config.json";

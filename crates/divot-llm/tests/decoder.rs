@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Distribution, Gradients, Tensor, f16};
+use burn::tensor::{DType, Device, Distribution, Gradients, Tensor};
 use divot_gmm::{GmmConfig, HeadConfig, Noise, RegressionConfig, SampleOptions};
 use divot_llm::{
     Batch, Context, DivotLlm, DivotLlmConfig, FinishReason, KvCache, Layout, LlmError, LoraConfig,

@@ -50,8 +50,8 @@ pub fn start() {
     *rows() = Some(Rows::new());
 }
 
-/// Stops the profile and returns its measurements since [`start`]. The result is empty if none was started,
-/// or without the feature `flex`.
+/// Stops the profile and returns its measurements since [`start`]. The result is empty if none was started. Without
+/// the feature `flex`, only packed linear layers are measured.
 pub fn take() -> Vec<Row> {
     rows()
         .take()

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use burn::tensor::Device;
 use rayon::Yield;
@@ -23,7 +23,7 @@ pub fn compute_on_this_thread() {
 /// Runs `f`, which computes on `device` in many short kernels, while no thread of the CPU backend falls asleep.
 ///
 /// A thread without work falls asleep after some 20 µs, and takes longer than many kernels to wake up. Until `f`
-/// returns, the threads look for work all the time instead. They let other programs run first.
+/// returns, the threads look for work all the time instead, and yield to other programs whenever they find none.
 ///
 /// With another device, or without the feature `flex`, this only runs `f`.
 pub fn awake<T>(device: &Device, f: impl FnOnce() -> T) -> T {
@@ -40,18 +40,33 @@ pub fn awake<T>(device: &Device, f: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Whether [`awake`] is at work. One caller at a time keeps the threads awake; others only run.
+static ACTIVE: AtomicBool = AtomicBool::new(false);
+
+/// Number of threads that have not come to the last task that keeps them awake. While there is one, there is no other
+/// such task, so that they do not pile up in the queue of a thread that never looks.
+static EXPECTED: AtomicUsize = AtomicUsize::new(0);
+
 fn without_sleep<T>(f: impl FnOnce() -> T) -> T {
     struct Done(Arc<AtomicBool>);
 
     impl Drop for Done {
         fn drop(&mut self) {
             self.0.store(true, Ordering::Release);
+            ACTIVE.store(false, Ordering::Release);
         }
     }
 
+    let threads = rayon::current_num_threads();
+    let busy = || EXPECTED.load(Ordering::Acquire) > 0 || ACTIVE.swap(true, Ordering::AcqRel);
+    if threads == 1 || busy() {
+        return f();
+    }
     let done = Done(Arc::default());
+    EXPECTED.store(threads, Ordering::Release);
     let (seen, caller) = (done.0.clone(), rayon::current_thread_index());
     rayon::spawn_broadcast(move |thread| {
+        EXPECTED.fetch_sub(1, Ordering::AcqRel);
         // The caller looks into its queue while it waits for others.
         if caller == Some(thread.index()) {
             return;

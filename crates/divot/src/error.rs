@@ -57,7 +57,7 @@ pub enum Error {
     #[error("`{0}` is no precision; use auto, f32, f16, bf16, q8 or q4")]
     Precision(String),
     /// The name is not that of an element type on disk.
-    #[error("`{0}` is no element type of weights on disk; use f32, f16, bf16 or q8")]
+    #[error("`{0}` is no element type of weights on disk; use f32, f16, bf16, q8 or q4")]
     StoredType(String),
     /// Video tokens belong to another model than the de-tokenizer.
     #[error(

@@ -152,6 +152,7 @@ pub fn load_from_disk(arguments: &Arguments) -> Result<()> {
 
 /// Times a prompt and the text after it.
 pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> {
+    divot_nn::ops::enable_bf16_products(dtype(arguments) == Dtype::Bf16);
     let started = Instant::now();
     let (decoder, computed, what) = match load(arguments, device)? {
         None => (
@@ -250,8 +251,8 @@ pub fn generate(decoder: &Mistral, context: &mut Context, count: usize) -> Resul
         .ids)
 }
 
-/// Compares the scores of llama.cpp with ours, on the same small weights in f32 and in the type that is asked for.
-/// Each quantises them itself, so the errors of both against f32 are compared.
+/// Compares the scores of llama.cpp with ours, on the same small weights in f32, 8 and 4 bits. Each quantises them
+/// itself, so the errors of both against f32 are compared.
 pub fn check(arguments: &Arguments) -> Result<()> {
     let folder = tempfile::tempdir().context("a temporary folder cannot be made")?;
     let [weights, ids, out] =
@@ -307,7 +308,13 @@ pub fn check(arguments: &Arguments) -> Result<()> {
         (difference / squares(&mut b.iter().copied())).sqrt()
     };
     let exact = ours(Dtype::F32)?;
-    let agree = error(&theirs(Dtype::F32)?, &exact);
+    let found = theirs(Dtype::F32)?;
+    ensure!(
+        found.len() == exact.len(),
+        "llama.cpp gave {} scores",
+        found.len()
+    );
+    let agree = error(&found, &exact);
     println!("f32: the scores of llama.cpp differ from ours by {agree:.1e} of their size");
     ensure!(
         agree < 1e-3,

@@ -56,7 +56,8 @@ pub struct Arguments {
 /// Options for the storage of converted weights.
 #[derive(Args)]
 pub(crate) struct Stored {
-    /// Element type of the weights on disk; q8 rounds large ones to 8 bits, about half the size of f16
+    /// Element type of the weights on disk; q8 rounds large ones to 8 bits, about half the size of f16, and q4 those of
+    /// the language model to 4
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = stored_type())]
     dtype: StoredType,
 }

@@ -88,7 +88,7 @@ fn round(values: &[f32], steps: &mut [i8], scales: &mut [f32], sums: &mut [i32])
             true => LAST_STEP / peak,
             false => 0.0,
         };
-        // The reciprocal of a subnormal peak is infinite. Its block is too small to matter.
+        // Below 3.7e-37 this is infinite. Such a block is too small to matter.
         let inverse = if inverse.is_finite() { inverse } else { 0.0 };
         let mut total = [0i32; BLOCK];
         for i in 0..BLOCK {

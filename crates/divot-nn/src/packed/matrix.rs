@@ -68,7 +68,6 @@ impl std::ops::Deref for SharedBytes {
 /// with the scale of each output, in f16. Then come groups of 128 bytes: four for each output. With 8 bits, a group
 /// holds four neighbouring inputs, with 128 added. With 4 bits, it holds four inputs of the first half of the block
 /// in the low bits and those 16 inputs further in the high bits, with 8 added.
-#[derive(Clone)]
 pub(super) struct Matrix {
     pub quantization: Quantization,
     pub input: usize,
@@ -119,6 +118,9 @@ impl Matrix {
     /// Returns the weights, `[input, output]`.
     pub fn restore(&self) -> Vec<f32> {
         let mut weights = vec![0.0; self.input * self.output];
+        if weights.is_empty() {
+            return weights;
+        }
         let block_bytes = self.quantization.block_bytes();
         weights
             .par_chunks_mut(BLOCK * self.output)

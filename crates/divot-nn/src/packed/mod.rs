@@ -2,7 +2,7 @@
 //!
 //! On a GPU these are Burn's quantised tensors. On the CPU, Burn 0.22 stores every value of such a tensor
 //! in a byte, and converts the whole matrix to f32 for each product, on one thread. [`PackedLinear`] keeps
-//! the weights packed there and multiplies the packed values directly.
+//! the weights packed there, rounds the inputs to 8 bits, and multiplies in integers.
 
 #![allow(unsafe_code)]
 
@@ -37,7 +37,7 @@ pub use matrix::SharedBytes;
 pub enum Quantization {
     /// 8 bits: 255 steps.
     Q8,
-    /// 4 bits: 15 steps.
+    /// 4 bits: 15 steps on a GPU. On the CPU 16, with the scale that errs least.
     Q4,
 }
 
@@ -95,7 +95,7 @@ pub struct PackedLinear {
 }
 
 impl PackedLinear {
-    /// Quantises and packs the weights of a layer.
+    /// Quantises and packs the weights of a layer. They must be finite.
     ///
     /// # Panics
     /// If the number of inputs is not a multiple of 32, or the layer has a bias.
@@ -112,7 +112,7 @@ impl PackedLinear {
         }))
     }
 
-    /// Quantises and packs weights in f32, `[input, output]`.
+    /// Quantises and packs weights in f32, `[input, output]`. They must be finite.
     ///
     /// # Panics
     /// If the number of inputs is not a multiple of 32, or the length does not fit.
@@ -194,9 +194,16 @@ impl PackedLinear {
     }
 
     /// Applies the layer: `[batch, tokens, input]` → `[batch, tokens, output]`.
+    ///
+    /// # Panics
+    /// If the width of `x` is not that of the layer.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, tokens, _] = x.dims();
+        let [batch, tokens, width] = x.dims();
         let (dtype, device) = (x.dtype(), x.device());
+        assert_eq!(
+            width, self.matrix.input,
+            "widths of the input and of the layer"
+        );
         let x = x.cast(DType::F32).into_data();
         let x = x.as_slice().expect("it was cast to f32");
         let multiplications = || (x.len() * self.matrix.output) as f64;

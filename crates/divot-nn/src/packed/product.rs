@@ -86,6 +86,9 @@ pub(super) fn product(inputs: &Inputs, matrix: &Matrix, instructions: Instructio
         inputs.width, matrix.input,
         "widths of inputs and of weights"
     );
+    if inputs.steps.is_empty() || matrix.output == 0 {
+        return Vec::new();
+    }
     let (rows, threads) = (inputs.rows(), rayon::current_num_threads());
     uninit(rows * matrix.output, |out| {
         let out = Shared(out);
@@ -219,18 +222,10 @@ impl Task<'_> {
         row: usize,
         outputs: Range<usize>,
     ) {
-        let mut output = outputs.start;
-        while output < outputs.end {
+        // Two vectors at a time, which divide a panel.
+        for output in outputs.step_by(2 * L::LANES) {
             // SAFETY: as the caller promises.
-            unsafe {
-                if output + 2 * L::LANES <= outputs.end {
-                    self.tile::<L, EIGHT, R, 2>(row, output);
-                    output += 2 * L::LANES;
-                } else {
-                    self.tile::<L, EIGHT, R, 1>(row, output);
-                    output += L::LANES;
-                }
-            }
+            unsafe { self.tile::<L, EIGHT, R, 2>(row, output) };
         }
     }
 
@@ -289,14 +284,10 @@ impl Task<'_> {
                     // SAFETY: the block has these bytes.
                     bytes[v] = unsafe { L::load(packed.add(at + FOUR * lanes[v])) };
                 }
-                // SAFETY: a row has a whole number of blocks.
-                let four = |r: usize, from: usize| unsafe {
-                    let at = steps[r].add(block * BLOCK + from);
-                    L::ints(at.cast::<i32>().read_unaligned())
-                };
                 if EIGHT {
                     for r in 0..R {
-                        let x = four(r, FOUR * group);
+                        // SAFETY: a row has a whole number of blocks.
+                        let x = unsafe { four::<L>(steps[r], block * BLOCK + FOUR * group) };
                         for v in 0..V {
                             sums[r][v] = L::dot8(sums[r][v], bytes[v], x);
                         }
@@ -308,7 +299,8 @@ impl Task<'_> {
                     half[v] = L::low(bytes[v]);
                 }
                 for r in 0..R {
-                    let x = four(r, FOUR * group);
+                    // SAFETY: a row has a whole number of blocks.
+                    let x = unsafe { four::<L>(steps[r], block * BLOCK + FOUR * group) };
                     for v in 0..V {
                         sums[r][v] = L::dot4(sums[r][v], half[v], x);
                     }
@@ -317,7 +309,9 @@ impl Task<'_> {
                     half[v] = L::high(bytes[v]);
                 }
                 for r in 0..R {
-                    let x = four(r, BLOCK / 2 + FOUR * group);
+                    // SAFETY: a row has a whole number of blocks.
+                    let x =
+                        unsafe { four::<L>(steps[r], block * BLOCK + BLOCK / 2 + FOUR * group) };
                     for v in 0..V {
                         sums[r][v] = L::dot4(sums[r][v], half[v], x);
                     }
@@ -341,7 +335,7 @@ impl Task<'_> {
                 // SAFETY: the caller promises that this part of the result is ours. What is beyond its end is
                 // not written.
                 unsafe {
-                    let to = self.out.0.add(row * end + output);
+                    let to = self.out.0.wrapping_add(row * end + output);
                     if output + L::LANES <= end {
                         L::store(to, totals[r][v]);
                     } else if output < end {
@@ -352,4 +346,14 @@ impl Task<'_> {
             }
         }
     }
+}
+
+/// Returns four steps of a row in each lane.
+///
+/// # Safety
+/// They are readable.
+#[inline(always)]
+unsafe fn four<L: Lanes>(steps: *const i8, at: usize) -> L::Ints {
+    // SAFETY: as the caller promises.
+    L::ints(unsafe { steps.add(at).cast::<i32>().read_unaligned() })
 }

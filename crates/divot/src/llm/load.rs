@@ -180,8 +180,8 @@ impl OpenLlm {
     }
 }
 
-/// Reads and packs the decoder one matrix at a time. Matrices that are not packed keep the stored type, or are in
-/// f16 if they are stored in 8 bits.
+/// Reads and packs the decoder one matrix at a time. Embeddings keep the stored type, or
+/// are in f16 if they are stored in 8 bits; on the CPU, so do projections of video features.
 fn load_quantized(
     checkpoint: &mut Checkpoint<'_>,
     part: Part,
@@ -191,6 +191,8 @@ fn load_quantized(
     let on_host = device::is_cpu(checkpoint.device());
     let mut loading = checkpoint.loading(part)?;
     let dtype = loading.dtype();
+    // The CPU computes in f32 from any type.
+    let matrices = if on_host { None } else { dtype };
     let quantize = |loading: &mut Loading<'_, '_>, prefix: &str, slot: &mut Projection| {
         if let (true, true, Projection::Dense(linear)) =
             (on_host, slot.can_quantize(on_host), &*slot)
@@ -226,9 +228,9 @@ fn load_quantized(
     quantize(&mut loading, "llm.lm_head.", &mut model.llm.lm_head)?;
     model.llm.embed_tokens = loading.fill("llm.embed_tokens.", model.llm.embed_tokens, None)?;
     model.llm.norm = loading.fill("llm.norm.", model.llm.norm, dtype)?;
-    model.input_proj = loading.fill("input_proj.", model.input_proj, None)?;
-    model.output_proj = loading.fill("output_proj.", model.output_proj, None)?;
-    model.head = loading.fill("head.", model.head, None)?;
+    model.input_proj = loading.fill("input_proj.", model.input_proj, matrices)?;
+    model.output_proj = loading.fill("output_proj.", model.output_proj, matrices)?;
+    model.head = loading.fill("head.", model.head, matrices)?;
     loading.finish()?;
     Ok(model)
 }

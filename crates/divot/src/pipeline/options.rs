@@ -9,7 +9,7 @@ use crate::{GuidanceConfig, SamplingConfig};
 /// Element type of weights in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Precision {
-    /// Element type of all networks. The default is f32 on the CPU, which computes in f32, and the stored
+    /// Element type of all networks. The default is f32 on the CPU, and the stored
     /// type elsewhere.
     pub dtype: Option<FloatDType>,
     /// Quantisation of the language model's weights.

@@ -67,9 +67,7 @@ pub(super) fn attach_scales(
         }
     }
     if metadata[ENCODING] == packed::NAME {
-        for entry in tensors.values_mut() {
-            entry.packed = packed::quantization(entry);
-        }
+        packed::name_shapes(path, metadata, tensors)?;
     }
     let rounded = tensors
         .iter()

@@ -242,7 +242,7 @@ pub(super) enum CastProblem {
 }
 
 impl CastProblem {
-    /// Counts elements from `count` further back.
+    /// Adds `count` to the element's index.
     pub fn after(mut self, count: usize) -> Self {
         match &mut self {
             Self::NotFinite { index, .. } | Self::TooLarge { index, .. } => *index += count,

@@ -1,11 +1,11 @@
 //! Reads our own checkpoint files: a `model.safetensors` with one network, or with several under prefixes.
 
-use super::layout::{ParamPath, cast, cast_slice, transpose, wrong_shape};
+use super::layout::{ParamPath, cast_slice, transpose, wrong_shape};
 use super::safetensors::{Entry, SafetensorsFile};
 use super::{WeightsError, eight_bits, module_layout, packed};
 use crate::device::is_cpu;
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use divot_nn::{PackedLinear, Quantization, SharedBytes};
 use memmap2::{Mmap, MmapOptions};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,7 +97,7 @@ impl Weights {
         let entries = self.file.tensors.values();
         let bytes = entries.map(|entry| {
             let dtype = dtype.map_or(entry.read_type(), DType::from);
-            entry.values() * dtype.size()
+            entry.shape.iter().product::<usize>() * dtype.size()
         });
         bytes.sum::<usize>() as u64
     }
@@ -172,8 +172,8 @@ impl Weights {
     /// `shape`d `[input, output]`. Returns `None` for a matrix of another type.
     ///
     /// A matrix that is stored packed stays in the file, which is mapped into memory as long as the layer exists. No
-    /// other program may change the file in place until then; replacing or removing it is harmless. A matrix that
-    /// is rounded to 8 bits is copied.
+    /// other program may change or shorten the file in place until then, which would change the layer or end the
+    /// process. Our own writers replace files. A matrix that is rounded to 8 bits is copied.
     ///
     /// `progress` is that of [`load_with`](Self::load_with).
     ///
@@ -202,7 +202,7 @@ impl Weights {
         if stored != Some(quantization) {
             return Ok(None);
         }
-        if !entry.is_of(&shape) {
+        if entry.shape != shape {
             return Err(located(wrong_shape(name, &shape, &entry.shape)));
         }
         let bytes = self.map(entry)?;
@@ -272,7 +272,7 @@ impl Weights {
                 missing.push(name);
                 continue;
             };
-            if !entry.is_of(&spec.shape) {
+            if entry.shape != spec.shape {
                 return Err(wrong_shape(&name, &spec.shape, &entry.shape).in_file(&self.file.path));
             }
             if dtype.is_none() && !dtypes.contains(&entry.read_type()) {
@@ -298,13 +298,8 @@ impl Weights {
         Ok(())
     }
 
-    /// Reads and casts one tensor, a parameter of this shape.
-    fn read(
-        &self,
-        name: &str,
-        shape: &[usize],
-        dtype: Option<FloatDType>,
-    ) -> Result<TensorData, WeightsError> {
+    /// Reads and casts one tensor.
+    fn read(&self, name: &str, dtype: Option<FloatDType>) -> Result<TensorData, WeightsError> {
         // `check` has found all names.
         let entry = self.file.tensors.get(name).cloned();
         let entry = entry.ok_or_else(|| WeightsError::Missing {
@@ -313,23 +308,18 @@ impl Weights {
         })?;
         let dtype = dtype.map_or(entry.read_type(), DType::from);
         let stored = self.map(&entry)?;
-        let bytes = match (&entry.scales, entry.packed, shape) {
-            (Some(scales), ..) => {
+        let bytes = match (&entry.scales, entry.packed) {
+            (Some(scales), _) => {
                 let scales = self.map(scales)?;
                 eight_bits::restore(name, entry.shape[0], &stored, &scales, dtype)
             }
-            (None, Some(bits), &[input, output]) => {
-                packed::layer(name, bits, stored.shared(), [input, output]).and_then(|layer| {
-                    cast(Bytes::from_elems(layer.weights()), DType::F32, dtype)
-                        .map_err(|problem| problem.into_error(name))
-                })
-            }
-            _ => {
+            (None, Some(bits)) => packed::restore(name, bits, stored.shared(), &entry.shape, dtype),
+            (None, None) => {
                 cast_slice(&stored, entry.dtype, dtype).map_err(|problem| problem.into_error(name))
             }
         }
         .map_err(|error| error.in_file(&self.file.path))?;
-        Ok(TensorData::from_bytes(bytes, shape.to_vec(), dtype))
+        Ok(TensorData::from_bytes(bytes, entry.shape, dtype))
     }
 
     /// Maps the bytes of one tensor.
@@ -440,7 +430,7 @@ impl<P: FnMut(u64, u64) -> ControlFlow<()>> ModuleMapper for Loader<'_, P> {
             true => Some(FloatDType::F32),
             false => self.dtype,
         };
-        let data = match self.weights.read(&name, &param.lazy_shape(), dtype) {
+        let data = match self.weights.read(&name, dtype) {
             Ok(data) => data,
             Err(err) => {
                 self.error = Some(err);

@@ -1,10 +1,10 @@
 //! The safetensors format: a JSON header, and then the bytes of every tensor.
 
 use super::new_file::NewFile;
-use super::{DAMAGED, WeightsError, eight_bits, packed};
+use super::{DAMAGED, WeightsError, eight_bits};
 use ::safetensors::tensor::{Dtype, Metadata};
 use burn::tensor::{BoolStore, DType, TensorData};
-use divot_nn::{BLOCK, Quantization};
+use divot_nn::Quantization;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -46,7 +46,7 @@ pub(super) struct Entry {
     pub len: usize,
     /// The scales of a tensor of 8 bits.
     pub scales: Option<Box<Entry>>,
-    /// The bits of a packed matrix, whose shape is that of its bytes.
+    /// The bits of a packed matrix. Its shape is that of the parameter.
     pub packed: Option<Quantization>,
 }
 
@@ -57,29 +57,6 @@ impl Entry {
         match self.scales.is_some() || self.packed.is_some() {
             true => DType::F16,
             false => self.dtype,
-        }
-    }
-
-    /// Returns whether the tensor is a parameter of this shape.
-    pub fn is_of(&self, shape: &[usize]) -> bool {
-        match (self.packed, shape) {
-            (Some(bits), &[input, output]) => {
-                input.is_multiple_of(BLOCK)
-                    && self.shape == packed::stored_shape([input, output], bits)
-            }
-            _ => self.shape == shape,
-        }
-    }
-
-    /// Returns the number of values, with the padding of a packed matrix.
-    pub fn values(&self) -> usize {
-        match (self.packed, &self.shape[..]) {
-            (Some(bits), &[.., block]) => {
-                let of_block = (bits.packed_bytes([BLOCK, 1]), BLOCK * BLOCK);
-                debug_assert_eq!(block, of_block.0);
-                self.len / of_block.0 * of_block.1
-            }
-            (_, shape) => shape.iter().product(),
         }
     }
 

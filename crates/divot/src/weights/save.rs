@@ -1,6 +1,6 @@
 //! Writes our own checkpoint files, which [`Weights`](super::Weights) reads.
 
-use super::{SafetensorsWriter, StoredType, WeightsError, eight_bits, module_layout};
+use super::{SafetensorsWriter, StoredType, WeightsError, module_layout};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData};
 use std::collections::BTreeMap;
@@ -30,9 +30,7 @@ impl ParamWriter {
         stored: StoredType,
         mut metadata: BTreeMap<String, String>,
     ) -> Result<Self, WeightsError> {
-        if let Some(encoding) = stored.encoding(params) {
-            metadata.insert(eight_bits::ENCODING.to_owned(), encoding.to_owned());
-        }
+        stored.describe(params, &mut metadata);
         let specs: Vec<_> = params
             .iter()
             .flat_map(|(name, shape)| stored.specs(name, shape))

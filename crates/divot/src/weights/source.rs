@@ -2,8 +2,10 @@
 
 use super::pytorch::{self, PytorchTensor};
 use super::safetensors::{Entry, SafetensorsFile, is_safetensors};
-use super::{DAMAGED, WeightsError, count, eight_bits, one_line, some_names};
+use super::{DAMAGED, WeightsError, count, eight_bits, one_line, packed, some_names};
+
 use burn::tensor::{Bytes, DType, TensorData};
+use divot_nn::SharedBytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -62,7 +64,7 @@ pub struct SourceTensor {
     pub name: String,
     /// Extents, outermost first, in PyTorch's order.
     pub shape: Vec<usize>,
-    /// Element type: the stored one, or f16 for a tensor that is stored in 8 bits.
+    /// Element type: the stored one, or f16 for a tensor that is stored in 8 or 4 bits.
     pub dtype: DType,
     /// The file that contains it.
     pub file: PathBuf,
@@ -80,8 +82,8 @@ impl SourceTensor {
     ///
     /// # Errors
     ///
-    /// If the file is shorter than stated, its checksum is wrong, or it cannot be read; if the tensor is stored in 8
-    /// bits, and its scales are damaged.
+    /// If the file is shorter than stated, its checksum is wrong, or it cannot be read; if the tensor is stored in 8 or
+    /// 4 bits, and its scales are damaged.
     pub fn read(&self) -> Result<TensorData, WeightsError> {
         let failed = |err: io::Error| match err.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
@@ -94,15 +96,20 @@ impl SourceTensor {
             TensorSource::Pytorch(tensor) => Bytes::from_bytes_vec(tensor.read().map_err(failed)?),
             TensorSource::Safetensors(file, entry) => {
                 let bytes = file.read(entry).map_err(failed)?;
-                match &entry.scales {
-                    None => Bytes::from_bytes_vec(bytes),
-                    Some(scales) => {
+                let restored = match (&entry.scales, entry.packed) {
+                    (None, None) => Ok(Bytes::from_bytes_vec(bytes)),
+                    (None, Some(bits)) => {
+                        let range = 0..bytes.len();
+                        let bytes = SharedBytes::new(Arc::new(bytes), range);
+                        packed::restore(&self.name, bits, bytes, &self.shape, self.dtype)
+                    }
+                    (Some(scales), _) => {
                         let scales = file.read(scales).map_err(failed)?;
                         let rows = entry.shape[0];
                         eight_bits::restore(&self.name, rows, &bytes, &scales, self.dtype)
-                            .map_err(|error| error.in_file(&self.file))?
                     }
-                }
+                };
+                restored.map_err(|error| error.in_file(&self.file))?
             }
         };
         Ok(TensorData::from_bytes(
@@ -112,10 +119,16 @@ impl SourceTensor {
         ))
     }
 
-    /// Returns the name of the stored element type: `q8` for a tensor of 8 bits, which is read as f16.
+    /// Returns the name of the stored element type: `q8` or `q4` for a tensor of 8 or 4 bits, which is read as f16.
     pub fn stored_type(&self) -> &'static str {
         match &self.data {
             TensorSource::Safetensors(_, entry) if entry.scales.is_some() => eight_bits::NAME,
+            TensorSource::Safetensors(
+                _,
+                Entry {
+                    packed: Some(bits), ..
+                },
+            ) => packed::bits_name(*bits),
             _ => self.dtype.name(),
         }
     }

@@ -1,5 +1,6 @@
 //! Element types of weights on disk, and the tensors that a parameter becomes there.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -12,8 +13,8 @@ use crate::error::Error;
 
 /// Element type of weights on disk.
 ///
-/// With `Q8` and `Q4`, the linear layers of a language model's decoder are packed ([`PackedLinear`](divot_nn::PackedLinear)),
-/// so that they load at once on the CPU. They take 8.5 or 4.5 bits with their scales. Other large parameters of two or
+/// With `Q8` and `Q4`, the linear layers of a language model's decoder are packed
+/// ([`PackedLinear`](divot_nn::PackedLinear)), so that they load at once on the CPU. They take 8.5 or 4.5 bits with their scales. Other large parameters of two or
 /// more dimensions are rounded to 8 bits ([`Rounded`](divot_nn::Rounded)), and all others are f16.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum StoredType {
@@ -65,15 +66,30 @@ impl StoredType {
         }
     }
 
-    /// Returns what the metadata of a file with these parameters says about their encoding, if anything.
-    pub(super) fn encoding(self, params: &[(String, Vec<usize>)]) -> Option<&'static str> {
-        let packs = |(name, shape): &(String, Vec<usize>)| {
-            matches!(self.form(name, shape), Form::Packed(..))
+    /// Adds what a reader has to know about the encoding of these parameters to the metadata of their file.
+    pub(super) fn describe(
+        self,
+        params: &[(String, Vec<usize>)],
+        metadata: &mut BTreeMap<String, String>,
+    ) {
+        if matches!(self, Self::F32 | Self::F16 | Self::Bf16) {
+            return;
+        }
+        let mut matrices = params
+            .iter()
+            .filter_map(|(name, shape)| match self.form(name, shape) {
+                Form::Packed(_, [_, output]) => Some((name.clone(), output)),
+                Form::Float | Form::Rounded => None,
+            });
+        let packs = matrices.clone().next().is_some();
+        let encoding = if packs {
+            packed::NAME
+        } else {
+            eight_bits::NAME
         };
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => None,
-            _ if params.iter().any(packs) => Some(packed::NAME),
-            _ => Some(eight_bits::NAME),
+        metadata.insert(eight_bits::ENCODING.to_owned(), encoding.to_owned());
+        if let Some(outputs) = packed::outputs(&mut matrices) {
+            metadata.insert(packed::OUTPUTS.to_owned(), outputs);
         }
     }
 

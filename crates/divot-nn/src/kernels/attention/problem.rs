@@ -274,8 +274,10 @@ impl<'a> Problem<'a> {
             weighted_sum::<S, 1>(simd, scores, from, std::array::from_mut(sum));
         }
         for (column, out) in (done..).zip(rest) {
-            let line = values[column..].iter().step_by(value);
-            *out = scores.iter().zip(line).map(|(weight, x)| weight * x).sum();
+            let weighted = scores.iter().enumerate();
+            *out = weighted
+                .map(|(i, weight)| weight * values[i * value + column])
+                .sum();
         }
     }
 }

@@ -134,7 +134,7 @@ impl<W: Words> Forward<'_, W> {
         // From here on, the depth is in words.
         let all = channels;
         let channels = all.div_ceil(W::CHANNELS);
-        W::join_rows(inputs, all, stride);
+        W::join_rows(&mut inputs[..places * count * stride], all, stride);
         let blocks = channels.div_ceil(DEPTH);
         let depth = channels.div_ceil(blocks);
         for column in self.columns.clone().step_by(widest) {
