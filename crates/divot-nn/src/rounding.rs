@@ -33,8 +33,8 @@ pub(crate) fn nearest_step(weight: f32, inverse_scale: f32, last_step: f32) -> i
 /// A tensor rounded to 8 bits: each value is a step from -127 to 127, times the scale of its block.
 ///
 /// A block is 32 neighbours along the first axis. If 32 does not divide that axis, the last blocks are
-/// shorter. Steps and scales are those of [`PackedLinear`](crate::PackedLinear), whose blocks are the same
-/// values of a linear layer's weights, `[input, output]`.
+/// shorter. Steps and scales are those of a [`PackedLinear`](crate::PackedLinear) of 8 bits, whose blocks are the
+/// same values of a linear layer's weights, `[input, output]`.
 ///
 /// The error of a value is at most half its block's scale, which is 1/127 of the block's largest magnitude,
 /// rounded up to f16.

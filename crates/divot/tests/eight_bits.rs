@@ -1,4 +1,4 @@
-//! Weights that are stored in 8 bits.
+//! Weights that are stored in 8 or 4 bits.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -41,7 +41,8 @@ pub struct Arguments {
     /// Export the parameters as they were trained last, instead of their moving average
     #[arg(long)]
     last: bool,
-    /// Element type of the weights on disk; q8 rounds large ones to 8 bits, about half the size of f16
+    /// Element type of the weights on disk; q8 rounds large ones to 8 bits, about half the size of f16, and q4 those of
+    /// the language model to 4
     #[arg(
         long,
         value_name = "TYPE",

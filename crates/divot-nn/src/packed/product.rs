@@ -9,10 +9,12 @@ use std::sync::OnceLock;
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::Quantization;
 use super::inputs::Inputs;
+#[cfg(target_arch = "x86_64")]
+use super::lanes;
 use super::lanes::{Lanes, Plain};
 use super::matrix::{FOUR, GROUP_BYTES, Matrix, PANEL, SCALE_BYTES};
-use super::{Quantization, lanes};
 use crate::rounding::BLOCK;
 use crate::shared::{Shared, uninit};
 use crate::vectorised::arch;
@@ -57,6 +59,7 @@ impl Instructions {
 
     /// Returns all instructions of this processor that a product may use, the best last.
     pub fn all() -> Vec<Self> {
+        #[allow(unused_mut, reason = "there are no others on other processors")]
         let mut all = vec![Self::Plain];
         #[cfg(target_arch = "x86_64")]
         {

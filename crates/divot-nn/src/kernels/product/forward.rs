@@ -8,14 +8,10 @@ use pulp::{Simd, WithSimd};
 use super::tile::{ROWS, Start, Target, TileWidth, block, vectors};
 use super::vector::vector_product;
 use super::words::{Floats, Words};
+use super::{DEPTH, GROUP, Gather, LINE, MIN_CHUNK, PANELS, Rows, SERIAL, Weights, ZEROS, lines};
 #[cfg(target_arch = "x86_64")]
-use super::words::{Pairs, round_rows};
-use super::{
-    DEPTH, GROUP, Gather, LINE, MIN_CHUNK, PANELS, Rows, SERIAL, Values, Weights, ZEROS, lines,
-};
-use crate::kernels::simd::{self, CHUNK, Shared, uninit};
-use crate::switch::bf16_products;
-use crate::vectorised;
+use super::{Pairs, pairs};
+use crate::kernels::simd::{self, Shared, uninit};
 use crate::vectorised::arch;
 
 /// Computes the product of rows and weights, summed over taps and channels, plus the bias: `[m, outputs]`.
@@ -36,39 +32,15 @@ pub(crate) fn product(
         return vector_product(rows, weights, bias, m);
     }
     #[cfg(target_arch = "x86_64")]
-    if matches!(weights.data, Values::Bf16(_)) && bf16_products() {
-        return in_pairs(rows, weights, bias, m);
+    if pairs::apply(weights.data) {
+        let rounded = pairs::round(rows, m);
+        let data = &rounded;
+        return uninit(m * n, |out| {
+            tasks::<Pairs>(Rows { data, ..rows }, weights, bias, m, Shared(out));
+        });
     }
     uninit(m * n, |out| {
         tasks::<Floats>(rows, weights, bias, m, Shared(out));
-    })
-}
-
-/// Computes [`product`] in bf16, with sums in f32.
-#[cfg(target_arch = "x86_64")]
-fn in_pairs(rows: Rows<'_>, weights: Weights<'_>, bias: Option<&[f32]>, m: usize) -> Vec<f32> {
-    let words = rows.channels.div_ceil(2);
-    let source = m / rows.gather.period * rows.gather.source;
-    let step = (CHUNK / rows.channels).max(1);
-    let rounded = uninit(source * words, |out| {
-        let out = Shared(out);
-        simd::each(source.div_ceil(step), source < 2 * step, |i| {
-            let range = i * step..(i * step + step).min(source);
-            // SAFETY: no other task has these rows.
-            let to = unsafe { out.slice(range.start * words, range.len() * words) };
-            let from = &rows.data[range.start * rows.channels..range.end * rows.channels];
-            vectorised(
-                #[inline(always)]
-                || round_rows(from, rows.channels, to),
-            );
-        });
-    });
-    let pairs = Rows {
-        data: &rounded,
-        ..rows
-    };
-    uninit(m * weights.outputs, |out| {
-        tasks::<Pairs>(pairs, weights, bias, m, Shared(out));
     })
 }
 

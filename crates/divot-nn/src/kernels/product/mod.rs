@@ -15,6 +15,8 @@ mod forward;
 mod gather;
 mod gradient;
 mod packed;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod pairs;
 mod tile;
 mod vector;
 mod weights;
@@ -26,10 +28,10 @@ pub(super) use forward::product;
 pub(super) use gather::{Gather, Rows};
 pub(super) use gradient::weight_gradient;
 pub(super) use packed::{Packed, Strided};
+#[cfg(target_arch = "x86_64")]
+pub(super) use pairs::Pairs;
 pub(super) use tile::{ROWS, Start, Target, TileWidth, block, vectors};
 pub(super) use weights::{Values, Weights};
-#[cfg(target_arch = "x86_64")]
-pub(super) use words::Pairs;
 pub(super) use words::{Floats, Words};
 
 /// Maximum inner dimension of a packed panel.

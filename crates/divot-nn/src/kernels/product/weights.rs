@@ -29,6 +29,7 @@ impl<'a> Values<'a> {
     }
 
     /// Returns values in bf16, or none of another type.
+    #[cfg(target_arch = "x86_64")]
     pub fn bf16s(self) -> &'a [bf16] {
         match self {
             Self::Bf16(values) => values,

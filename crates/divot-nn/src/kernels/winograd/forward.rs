@@ -7,14 +7,13 @@ use pulp::{Simd, WithSimd};
 
 use super::transform::{Read, along_each, of_inputs, transformed};
 use super::{FEWEST_OUTPUTS, Images, PLACES, TILES, TRANSFORMED, Tiles};
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::product::Pairs;
 use crate::kernels::product::{
-    DEPTH, Floats, Gather, LINE, ROWS, SERIAL, Start, Target, TileWidth, Values, Weights, Words,
-    ZEROS, block, lines, vectors,
+    DEPTH, Floats, Gather, LINE, ROWS, SERIAL, Start, Target, TileWidth, Weights, Words, ZEROS,
+    block, lines, vectors,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::product::{Pairs, pairs};
 use crate::kernels::simd::{self, Shared, uninit};
-use crate::switch::bf16_products;
 use crate::vectorised::arch;
 
 /// Computes the product of images and weights, summed over taps and channels, plus the bias: one row of
@@ -27,7 +26,7 @@ pub(crate) fn product(
     bias: Option<&[f32]>,
 ) -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
-    if matches!(weights.data, Values::Bf16(_)) && bf16_products() {
+    if pairs::apply(weights.data) {
         return in_words::<Pairs>(images, weights, reversed, bias);
     }
     in_words::<Floats>(images, weights, reversed, bias)

@@ -35,8 +35,8 @@ pub struct Exported {
 /// [`convert`](super::convert).
 ///
 /// Tensors have the released names and shapes, and the element type that the model is stored in, or f16 if that is
-/// 8 bits. LoRA is merged. `torch.load` reads the `.bin` files, with `weights_only` too, and `transformers` reads the folders of
-/// language models and of the text tokenizer. A part `llm` gets the names of `llm-pretrained`. `config.json` has the
+/// 8 or 4 bits. LoRA is merged. `torch.load` reads the `.bin` files, with `weights_only` too, and `transformers` reads
+/// the folders of language models and of the text tokenizer. A part `llm` gets the names of `llm-pretrained`. `config.json` has the
 /// sizes, for [`ReleasedConfig::read`](super::ReleasedConfig::read).
 ///
 /// One tensor is in memory at a time. Everything is written beside `to` and renamed when it is complete. An
