@@ -253,6 +253,8 @@ impl Model {
 /// If the model or the device does not exist.
 pub fn open(folder: Option<&Path>, device: &str, output: &mut Output) -> Result<Pipeline> {
     let default = Path::new(DEFAULT_MODEL);
+    #[cfg(not(feature = "tiny"))]
+    let _ = output;
     #[cfg(feature = "tiny")]
     if folder.is_none() && !default.exists() {
         let pipeline = Pipeline::tiny(&device::select(device)?)?;
