@@ -23,6 +23,9 @@ use crate::vectorised::arch;
 /// first-level cache. The panels stay in the second-level cache.
 const PANELS: usize = 4;
 
+/// Number of vectors of a tile. They divide a panel.
+const V: usize = 2;
+
 /// Minimum number of rows of a task. Fewer would read the weights too often.
 const MIN_ROWS: usize = 48;
 
@@ -225,14 +228,13 @@ impl Task<'_> {
         row: usize,
         outputs: Range<usize>,
     ) {
-        // Two vectors at a time, which divide a panel.
-        for output in outputs.step_by(2 * L::LANES) {
+        for output in outputs.step_by(V * L::LANES) {
             // SAFETY: as the caller promises.
-            unsafe { self.tile::<L, EIGHT, R, 2>(row, output) };
+            unsafe { self.tile::<L, EIGHT, R>(row, output) };
         }
     }
 
-    /// Computes a tile of `R` rows by `V` vectors.
+    /// Computes a tile of `R` rows by two vectors.
     ///
     /// # Safety
     /// Those of [`run_with`](Self::run_with). The outputs, with padding, are within the matrix.
@@ -241,11 +243,7 @@ impl Task<'_> {
         clippy::needless_range_loop,
         reason = "closures may be compiled for another processor"
     )]
-    unsafe fn tile<L: Lanes, const EIGHT: bool, const R: usize, const V: usize>(
-        &self,
-        row: usize,
-        output: usize,
-    ) {
+    unsafe fn tile<L: Lanes, const EIGHT: bool, const R: usize>(&self, row: usize, output: usize) {
         let (matrix, inputs) = (self.matrix, self.inputs);
         let blocks = matrix.blocks();
         let groups = if EIGHT {

@@ -45,7 +45,6 @@ impl Words for Pairs {
         use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
         use std::mem::transmute_copy;
 
-        const { assert!(size_of::<S::f32s>() <= size_of::<__m512>()) };
         assert!(size_of::<S::f32s>() == size_of::<__m512>());
         // SAFETY: the vectors have this size, and the caller promises that the processor has the instruction.
         unsafe {
