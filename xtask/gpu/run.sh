@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures divot on a machine with a GPU, which needs neither Rust nor a network. It takes about ten minutes.
 #
-#   xtask/gpu/run.sh pack gpu.tar.xz     on a machine with Rust: builds the programs with CUDA and wgpu, and packs them
+#   xtask/gpu/run.sh pack gpu.tar.xz     on a machine with Rust: builds the programs with CUDA and wgpu, and packs them,
+#                                        with CUDA's other compiler too if CPP=1
 #   tar -xJf gpu.tar.xz && gpu/run.sh    on the machine with the GPU: writes gpu/results
 #
 # DEVICES names the devices (cuda wgpu), LIMIT the seconds of one measurement (150). PyTorch is measured beside divot if
@@ -22,6 +23,11 @@ if [ "${1:-}" = pack ]; then
     strip "$work/gpu/xtask" "$work/gpu/divot"
     cp -r xtask/peer examples/recipes "$work/gpu/"
     cp -r tests/fixture "$work/gpu/fixtures/project"
+    if [ -n "${CPP:-}" ]; then
+        cargo build --release --locked --package xtask --features "$features,cuda-cpp"
+        cp "$target/xtask" "$work/gpu/xtask-cpp"
+        strip "$work/gpu/xtask-cpp"
+    fi
     if [ -n "${DIVOT_FIXTURE:-}" ]; then cp -rL "$DIVOT_FIXTURE" "$work/gpu/fixtures/released"; fi
     tar -C "$work" -cJf "$archive" gpu
     ls -l "$archive"
@@ -57,6 +63,12 @@ for type in bf16 f16; do
         measure "bench-$work-$type" ./xtask bench --only "$work" --dtype "$type" --device "$device" --repeat 16 "${peer[@]}"
     done
 done
+if [ -x ./xtask-cpp ]; then
+    measure "parity-cpp-project" ./xtask-cpp parity fixtures/project --device "$device"
+    for work in tokenizer unet; do
+        measure "bench-$work-bf16-cpp" ./xtask-cpp bench --only "$work" --dtype bf16 --device "$device" --repeat 16
+    done
+fi
 if [ ${#peer[@]} != 0 ]; then
     measure bench-unet-compiled ./xtask bench --only unet --dtype bf16 --device "$device" "${peer[@]}" --peer-compile
 fi

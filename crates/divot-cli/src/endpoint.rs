@@ -36,7 +36,7 @@ pub struct EndpointOptions {
     /// Seconds that a request may take
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// Price of a million tokens that the model reads; with --output-price, the cost is said beforehand
+    /// Price of a million tokens that the model reads; with --output-price, what is said beforehand has the price too
     #[arg(long, value_name = "PRICE", requires_all = ["language_model", "output_price"], value_parser = price)]
     input_price: Option<f64>,
     /// Price of a million tokens that the model writes
@@ -89,9 +89,16 @@ impl EndpointOptions {
         self.dry_run
     }
 
-    /// Returns whether the cost is to be said beforehand.
-    pub fn wants_estimate(&self) -> bool {
-        self.dry_run || self.prices().is_some()
+    /// Opens the cache of answers. Where only the cost is asked for, no file is made.
+    ///
+    /// # Errors
+    /// If it is in use, or is no cache.
+    pub fn cache(&self, path: &Path) -> Result<Cache> {
+        if self.dry_run && !path.exists() {
+            let folder = tempfile::tempdir()?;
+            return Ok(Cache::open(folder.path().join("answers.jsonl"))?);
+        }
+        Ok(Cache::open(path)?)
     }
 
     fn prices(&self) -> Option<Prices> {
@@ -155,14 +162,6 @@ fn money(price: f64) -> String {
         true => format!("{price:.4}"),
         false => format!("{price:.2}"),
     }
-}
-
-/// Opens the cache of answers.
-///
-/// # Errors
-/// If it is in use, or is no cache.
-pub fn cache(path: &Path) -> Result<Cache> {
-    Ok(Cache::open(path)?)
 }
 
 /// Returns whether Ctrl-C stopped the work.

@@ -430,6 +430,10 @@ struct Text {
     /// Number of beams of a beam search, which is not random and prints its text at the end; 1 means none
     #[arg(long, default_value_t = 1)]
     beams: usize,
+    /// Element type of the keys and values of what was read; auto is that of the computation, and f16 takes half of
+    /// the memory of f32
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = precision(3))]
+    cache_dtype: Precision,
 }
 
 impl Text {
@@ -444,6 +448,7 @@ impl Text {
                 .with_beams(self.beams),
             features,
             seed: seed.seed,
+            cache_dtype: self.cache_dtype.dtype,
         };
         config.check()?;
         Ok(config)

@@ -1,4 +1,4 @@
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 use crate::layout::Place;
 
@@ -24,6 +24,15 @@ impl KvCache {
     /// Creates a cache that keeps nothing, for a forward pass over whole sequences.
     pub(crate) fn without_memory(layers: usize) -> Self {
         Self::of(layers, 0)
+    }
+
+    /// Stores keys and values in this type, such as f16, which takes half of the memory of f32. By default, they
+    /// have the type that the decoder computes in.
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        for layer in &mut self.layers {
+            layer.dtype = Some(dtype);
+        }
+        self
     }
 
     fn of(layers: usize, room: usize) -> Self {
@@ -100,6 +109,8 @@ impl KvCache {
 #[derive(Debug, Default)]
 pub(crate) struct LayerCache {
     store: Option<(Tensor<4>, Tensor<4>)>,
+    /// The type of both, if it is not that of what is added.
+    dtype: Option<DType>,
     len: usize,
     /// Initial number of positions to make room for. With 0, nothing is kept.
     room: usize,
@@ -122,6 +133,10 @@ impl LayerCache {
         if self.room == 0 {
             return (keys, values);
         }
+        let (keys, values) = match self.dtype {
+            Some(dtype) => (keys.cast(dtype), values.cast(dtype)),
+            None => (keys, values),
+        };
         let tokens = keys.dims()[2];
         let (start, end) = (self.len, self.len + tokens);
         let capacity = self.capacity();

@@ -57,6 +57,12 @@ impl Context {
         }
     }
 
+    /// Remembers keys and values in this type ([`KvCache::with_dtype`]).
+    pub fn with_cache_dtype(mut self, dtype: DType) -> Self {
+        self.cache = self.cache.with_dtype(dtype);
+        self
+    }
+
     /// Returns the type that the decoder computes in.
     pub fn dtype(&self) -> DType {
         self.dtype

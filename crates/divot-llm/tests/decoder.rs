@@ -73,6 +73,25 @@ fn what_is_remembered_changes_nothing() {
 }
 
 #[test]
+fn a_cache_in_f16_changes_little() {
+    let model = decoder().init(&device(1));
+    let ids = ids(300);
+    let mut cache = KvCache::new(model.layers.len(), 1).with_dtype(DType::F16);
+    let pieces = [0..280, 280..281, 281..300].map(|piece| {
+        let count = piece.len();
+        let embeds = embed(&model, &ids[piece]);
+        model.forward(embeds, &causal(count), Some(&mut cache))
+    });
+    let hidden = Tensor::cat(pieces.to_vec(), 1);
+    assert_eq!(hidden.dtype(), DType::F32);
+    let expected = whole(&model, &ids);
+    close(hidden.clone(), expected.clone(), 1e-3);
+    // What was remembered is rounded.
+    let difference = (hidden - expected).abs().max();
+    assert!(difference.into_scalar::<f32>() > 0.0);
+}
+
+#[test]
 fn room_is_made_by_doubling() {
     let model = decoder().init(&device(2));
     let mut cache = KvCache::new(model.layers.len(), 10);

@@ -19,7 +19,7 @@ use crate::ops::linear;
 ///
 /// With `causal`, query i sees only keys 0 to i, however many of each there are. Scores and softmax are
 /// computed in f32 for every element type, because scores of wide heads overflow in f16. The output has
-/// the type of the query.
+/// the type of the query, which may differ from that of keys and values.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -28,7 +28,7 @@ pub fn attention(
     causal: bool,
 ) -> Tensor<4> {
     #[cfg(feature = "flex")]
-    if kernels::apply(&query) && kernels::apply(&key) {
+    if kernels::apply(&query) && [&key, &value].iter().all(|x| reads(x)) {
         let kernel = kernels::attention::Attention { causal };
         let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
         return match mask {
@@ -63,6 +63,12 @@ pub fn attention(
         None => scores,
     };
     softmax(scores, 3).matmul(value).cast(dtype)
+}
+
+/// Returns whether the kernel reads these keys or values.
+#[cfg(feature = "flex")]
+fn reads(x: &Tensor<4>) -> bool {
+    kernels::apply(x) || (x.dtype() == DType::F16 && kernels::on_flex(&x.device()))
 }
 
 /// Repeats each batch and each head in place, up to `batch` and `heads`.

@@ -487,6 +487,15 @@ fn attention_and_its_gradients() {
             attention(q, k.clone(), k, None, false)
         });
     }
+    // Keys and values that a cache stores in f16 are those that f16 can hold.
+    for (queries, keys, width) in [(1, 300, 33), (2, 7, 4), (70, 131, 80)] {
+        let q = random([2, 4, queries, width], 15);
+        let [k, v] = [16, 17].map(|seed| random([2, 2, keys + 1, width], seed).cast(DType::F16));
+        let [k, v] = [k, v].map(|x| x.narrow(2, 1, keys));
+        let wide = [&k, &v].map(|x| x.clone().cast(DType::F32));
+        let [half, full] = [[k, v], wide].map(|[k, v]| attention(q.clone(), k, v, None, true));
+        half.into_data().assert_eq(&full.into_data(), true);
+    }
     same("attention of views", [random([2, 9, 3, 8], 19)], |[x]| {
         let [q, k, v] = [0, 1, 2].map(|part| x.clone().narrow(2, part, 1).swap_dims(1, 2));
         attention(q, k, v, None, true)

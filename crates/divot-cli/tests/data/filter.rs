@@ -141,8 +141,10 @@ fn what_was_answered_before_ctrl_c_is_not_asked_again() {
     crate::wait(|| stub.hanging() == 1);
     let (code, stderr) = crate::interrupt(child);
     assert_eq!(code, Some(130), "{stderr}");
+    let (estimate, error) = stderr.split_once('\n').unwrap();
+    assert!(estimate.starts_with("300 captions for judge: about "));
     assert_eq!(
-        stderr,
+        error,
         "error: dynamic.jsonl.answers: stopped; the answers so far are kept there, and the same command goes on\n"
     );
     assert_eq!(bench.files("."), ["all.jsonl", "dynamic.jsonl.answers"]);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use divot::Tokenizer;
 use divot::checkpoint::Checkpoint;
@@ -432,6 +433,29 @@ fn our_own_model_stitches_and_describes() {
 }
 
 #[test]
+fn another_model_in_the_same_folder_describes_anew() {
+    let bench = Bench::new();
+    film(&bench.path("film.mp4"), 3);
+    for part in fs::read_dir(program::model()).unwrap() {
+        let part = part.unwrap();
+        let copy = bench.path("model").join(part.file_name());
+        fs::create_dir_all(&copy).unwrap();
+        for file in fs::read_dir(part.path()).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+        }
+    }
+    let arguments = "data story film.mp4 --output made --model model --device cpu --max-new-tokens 6 --similarity 1";
+    bench.works(arguments);
+    assert!(bench.json(arguments)["seconds"].get("loading").is_none());
+    let weights = bench.path("model/tokenizer/model.safetensors");
+    let file = fs::File::options().append(true).open(weights).unwrap();
+    file.set_modified(SystemTime::now() + Duration::from_secs(2))
+        .unwrap();
+    assert!(bench.json(arguments)["seconds"].get("loading").is_some());
+}
+
+#[test]
 fn clip_says_which_neighbours_are_alike() {
     let bench = Bench::new();
     let picture = |shift: usize| {
@@ -528,6 +552,23 @@ fn costs_are_said_before() {
         "{line}"
     );
     assert!(stub.asked().is_empty() && !bench.path("made/stories.jsonl").exists());
+    assert!(!bench.path("made/answers.jsonl").exists());
+
+    // Without prices, tokens are said; and nothing that was paid for counts again.
+    let arguments = format!(
+        "data story film.mp4 --output made --language-model writer --endpoint {}",
+        stub.address
+    );
+    let estimate = |arguments: &str| {
+        let (_, stderr) = bench.works(arguments);
+        let is_estimate = |line: &&str| line.contains("2 storylines by writer");
+        stderr.lines().find(is_estimate).unwrap().to_owned()
+    };
+    assert!(estimate(&arguments).ends_with("at most 2.2 K to write"));
+    assert_eq!(
+        estimate(&arguments),
+        "6 captions and 2 storylines by writer (8 of them without a request): about 0 tokens to read and at most 0 to write"
+    );
 }
 
 #[test]

@@ -55,6 +55,15 @@ pub struct Estimate {
     pub usage: Usage,
 }
 
+impl Estimate {
+    /// Adds what another run will need.
+    pub fn add(&mut self, other: &Self) {
+        self.jobs += other.jobs;
+        self.cached += other.cached;
+        self.usage.add(other.usage);
+    }
+}
+
 /// Estimates the tokens of those jobs whose answers the cache lacks.
 ///
 /// - Text: a token for four characters, and four around each message.

@@ -3,8 +3,9 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use divot::annotate::{Annotator, SCENES, Storyline, caption_frames, read_caption};
 use divot::data::{Video, atomically};
 use divot::endpoint::{Asked, Cache, Endpoint, Estimate, Request, Summary, ask, estimate};
@@ -67,23 +68,30 @@ pub struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Estimates captions of clips, and the storylines of so many stories at most.
-    pub fn estimate(&self, clips: &[Clip], stories: usize) -> Result<Estimate> {
+    /// Estimates captions of clips, and storylines of groups of them. Captions that are not there yet are taken to
+    /// be long.
+    pub fn estimate(&self, clips: &[Clip], groups: &[[usize; SCENES]]) -> Result<Estimate> {
+        let mut captions = Vec::new();
         let mut failed = None;
         let requests = clips.iter().map_while(|clip| {
-            let request = interrupt::check().and_then(|()| self.caption(clip));
+            let request = self.caption(clip, &mut captions);
             request.map_err(|error| failed = Some(error)).ok()
         });
         let mut expected = estimate(self.endpoint, &self.cache, requests);
         if let Some(error) = failed {
             return Err(error);
         }
-        let caption = || "x".repeat(LONG_CAPTION);
-        let story = self.annotator.story(&std::array::from_fn(|_| caption()));
-        let story = estimate(self.endpoint, &self.cache, [story]);
-        expected.jobs += stories;
-        expected.usage.input += stories as u64 * story.usage.input;
-        expected.usage.output += stories as u64 * story.usage.output;
+        let told = groups.iter().filter_map(|group| all_of(group, &captions));
+        let told = told.map(|captions| self.annotator.story(&captions));
+        expected.add(&estimate(self.endpoint, &self.cache, told));
+        let long = std::array::from_fn(|_| "x".repeat(LONG_CAPTION));
+        let long = estimate(self.endpoint, &self.cache, [self.annotator.story(&long)]);
+        for _ in groups
+            .iter()
+            .filter(|group| all_of(group, &captions).is_none())
+        {
+            expected.add(&long);
+        }
         Ok(expected)
     }
 
@@ -109,8 +117,13 @@ impl Writer<'_> {
         )
     }
 
-    fn caption(&self, clip: &Clip) -> Result<Request> {
-        caption(&self.annotator, clip)
+    /// Returns the request for a clip's caption, and adds the caption to `captions` if it was written before.
+    fn caption(&self, clip: &Clip, captions: &mut Vec<Option<String>>) -> Result<Request> {
+        interrupt::check()?;
+        let request = caption(&self.annotator, clip)?;
+        let answer = self.cache.answer(self.endpoint, &request)?;
+        captions.push(answer.and_then(|answer| read_caption(&answer).ok()));
+        Ok(request)
     }
 
     fn ask<T>(
@@ -149,6 +162,15 @@ impl Writer<'_> {
     }
 }
 
+/// Returns the captions of a group of clips, if all are there.
+pub fn all_of(group: &[usize; SCENES], captions: &[Option<String>]) -> Option<[String; SCENES]> {
+    let found: Vec<String> = group
+        .iter()
+        .map_while(|&clip| captions[clip].clone())
+        .collect();
+    found.try_into().ok()
+}
+
 /// Asks for a clip's caption, from eight of its frames.
 fn caption(annotator: &Annotator, clip: &Clip) -> Result<Request> {
     let video = Video::open(&clip.path)?;
@@ -172,7 +194,7 @@ pub fn describe(
     output: &mut Output,
 ) -> Result<Answers<String>> {
     let mut answers = Answers::none(clips.len());
-    let by = format!("{}: {config:?}", model.folder().display());
+    let by = format!("{}: {config:?}, {}", model.name(), edition(model)?);
     for (clip, found) in clips.iter().zip(&mut answers.found) {
         *found = described(&beside(&clip.path), &by);
     }
@@ -224,6 +246,29 @@ pub fn describe(
     }
     made?;
     Ok(answers)
+}
+
+/// Returns what changes when a model is replaced by another in its folder: the length of each part's weights, and when
+/// they were written. The model in the program changes with the program.
+fn edition(model: &Pipeline) -> Result<String> {
+    let folder = model.folder();
+    if Path::new(&model.name()) != folder {
+        return Ok(env!("CARGO_PKG_VERSION").to_owned());
+    }
+    let mut parts = Vec::new();
+    for entry in
+        fs::read_dir(folder).with_context(|| format!("{}: cannot be read", folder.display()))?
+    {
+        let Ok(metadata) = fs::metadata(entry?.path().join("model.safetensors")) else {
+            continue;
+        };
+        let written = metadata
+            .modified()?
+            .duration_since(SystemTime::UNIX_EPOCH)?;
+        parts.push((metadata.len(), written.as_secs()));
+    }
+    parts.sort_unstable();
+    Ok(format!("{parts:?}"))
 }
 
 fn beside(clip: &Path) -> PathBuf {

@@ -1,6 +1,6 @@
 //! `divot data filter`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::iter;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use divot::data::{self, atomically, check_output};
 use divot::endpoint::{Asked, Endpoint, ask, estimate};
 
 use super::Pace;
-use crate::endpoint::{EndpointOptions, cache, is_stopped};
+use crate::endpoint::{EndpointOptions, is_stopped};
 use crate::interrupt;
 use crate::output::{Output, plural};
 
@@ -152,7 +152,7 @@ impl Arguments {
             about: None,
             thinking: self.endpoint.thinking(),
         };
-        let mut cache = cache(&self.answers())?;
+        let mut cache = self.endpoint.cache(&self.answers())?;
         let mut judged = Judged::default();
         // Rows of no use are counted in the one pass before, which also says whether all can be read.
         let mut captions_in_all = 0;
@@ -171,21 +171,19 @@ impl Arguments {
                 captions.into_iter().map(move |caption| (index, caption))
             })
         };
-        if self.endpoint.wants_estimate() {
-            let requests = captions()
-                .take_while(|_| !interrupt::interrupted())
-                .map(|(_, caption)| annotator.change(&caption));
-            let expected = estimate(endpoint, &cache, requests);
-            interrupt::check()?;
-            let what = format!(
-                "{} for {}",
-                plural(captions_in_all, "caption"),
-                endpoint.model()
-            );
-            self.endpoint.tell(&what, &expected, output);
-            if self.endpoint.is_dry_run() {
-                return Ok(None);
-            }
+        let requests = captions()
+            .take_while(|_| !interrupt::interrupted())
+            .map(|(_, caption)| annotator.change(&caption));
+        let expected = estimate(endpoint, &cache, requests);
+        interrupt::check()?;
+        let what = format!(
+            "{} for {}",
+            plural(captions_in_all, "caption"),
+            endpoint.model()
+        );
+        self.endpoint.tell(&what, &expected, output);
+        if self.endpoint.is_dry_run() {
+            return Ok(None);
         }
 
         let mut failed: BTreeMap<usize, String> = BTreeMap::new();
@@ -290,11 +288,13 @@ impl Arguments {
                 judged.unanswered
             ))?;
         }
-        let folder = |path: &Path| path.parent().map(Path::to_path_buf);
-        if lists
-            .iter()
-            .any(|list| folder(list.path()) != folder(&self.output))
-        {
+        let folders: BTreeSet<Option<&Path>> =
+            lists.iter().map(|list| list.path().parent()).collect();
+        if folders.len() > 1 {
+            output.remark(
+                "videos are named from the folders of their lists, which differ: filter the lists of each folder by themselves, so that a source can name its folder as `media`",
+            );
+        } else if !folders.contains(&self.output.parent()) {
             output.remark(format!(
                 "videos are named from the folder of their list: a source of {} needs `media`, that folder",
                 self.output.display()

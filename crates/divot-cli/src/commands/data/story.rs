@@ -14,9 +14,9 @@ use divot::{GenerationConfig, Pipeline};
 use serde::Serialize;
 use serde_json::json;
 
-use super::captions::{Answers, Clip, QUESTION, Writer, describe};
+use super::captions::{Answers, Clip, QUESTION, Writer, all_of, describe};
 use super::film::{self, Cutter, Cutting, Film};
-use crate::endpoint::{EndpointOptions, cache, is_stopped};
+use crate::endpoint::{EndpointOptions, is_stopped};
 use crate::files::{check_folder, not_written};
 use crate::options::{AskOptions, DEFAULT_MODEL};
 use crate::output::{Output, plural};
@@ -108,11 +108,8 @@ impl Arguments {
         }
         let films = self.cut(&names, model.as_ref(), output)?;
         let all: usize = films.iter().map(|film| film.clips.len()).sum();
-        let most = films
-            .iter()
-            .map(|film| self.groups(film.clips.len()).count())
-            .sum::<usize>();
-        if most == 0 {
+        let groups = self.groups(&films);
+        if groups.is_empty() {
             bail!(
                 "{}: no film has three clips in a row; a lower --threshold or --min-clip gives more",
                 self.output.display()
@@ -127,8 +124,10 @@ impl Arguments {
             })
             .collect();
         let told = match (&endpoint, &model) {
-            (Some(endpoint), _) => self.by_endpoint(endpoint, &films, &clips, most, output)?,
-            (None, Some(model)) => Some(self.by_model(model, &config, &films, &clips, output)?),
+            (Some(endpoint), _) => self.by_endpoint(endpoint, &films, &clips, &groups, output)?,
+            (None, Some(model)) => {
+                Some(self.by_model(model, &config, &films, &clips, &groups, output)?)
+            }
             (None, None) => None,
         };
         let Some(stories) = told else {
@@ -207,9 +206,17 @@ impl Arguments {
         }
     }
 
-    /// The clips of each story of a film with so many.
-    fn groups(&self, clips: usize) -> impl Iterator<Item = usize> {
-        (0..(clips + 1).saturating_sub(SCENES)).step_by(self.stride.into())
+    /// The clips of each story, numbered through all films.
+    fn groups(&self, films: &[Film]) -> Vec<[usize; SCENES]> {
+        let mut groups = Vec::new();
+        let mut first = 0;
+        for film in films {
+            let end = first + film.clips.len();
+            let starts = (first..(end + 1).saturating_sub(SCENES)).step_by(self.stride.into());
+            groups.extend(starts.map(|start| std::array::from_fn(|scene| start + scene)));
+            first = end;
+        }
+        groups
     }
 
     /// Writes captions and stories by an endpoint. Returns how many stories there are, or `None` if only the cost was
@@ -219,35 +226,34 @@ impl Arguments {
         endpoint: &Endpoint,
         films: &[Film],
         clips: &[Clip],
-        most: usize,
+        groups: &[[usize; SCENES]],
         output: &mut Output,
     ) -> Result<Option<usize>> {
         let mut writer = Writer {
             endpoint,
-            cache: cache(&self.output.join("answers.jsonl"))?,
+            cache: self.endpoint.cache(&self.output.join("answers.jsonl"))?,
             annotator: Annotator {
                 about: self.about.clone(),
                 thinking: self.endpoint.thinking(),
             },
             spent: Summary::default(),
         };
-        if self.endpoint.wants_estimate() {
-            let expected = writer.estimate(clips, most)?;
-            let what = format!(
-                "{} and {most} storylines by {}",
-                plural(clips.len(), "caption"),
-                endpoint.model()
-            );
-            self.endpoint.tell(&what, &expected, output);
-            if self.endpoint.is_dry_run() {
-                return Ok(None);
-            }
+        let expected = writer.estimate(clips, groups)?;
+        let what = format!(
+            "{} and {} by {}",
+            plural(clips.len(), "caption"),
+            plural(groups.len(), "storyline"),
+            endpoint.model()
+        );
+        self.endpoint.tell(&what, &expected, output);
+        if self.endpoint.is_dry_run() {
+            return Ok(None);
         }
         let captions = output.timed("captions", |_| writer.captions(clips))?;
         captions.check_any("caption")?;
         tell_failures("caption", &captions, output);
         self.write_captions(films, &captions.found)?;
-        let groups = self.stories(films, &captions.found);
+        let groups = captioned(films, groups, &captions.found);
         let texts: Vec<_> = groups
             .iter()
             .map(|(_, captions)| captions.clone())
@@ -268,44 +274,19 @@ impl Arguments {
         config: &GenerationConfig,
         films: &[Film],
         clips: &[Clip],
+        groups: &[[usize; SCENES]],
         output: &mut Output,
     ) -> Result<usize> {
         output.remark(format!(
             "captions by {}: unlike a large model behind an endpoint, it knows no names and tells no story, so that each text is the caption of its clip, and each instruction repeats the first",
-            model.folder().display()
+            model.name()
         ));
         let captions = describe(model, config, clips, output)?;
         tell_failures("caption", &captions, output);
         self.write_captions(films, &captions.found)?;
-        let groups = self.stories(films, &captions.found).into_iter();
+        let groups = captioned(films, groups, &captions.found).into_iter();
         let told = groups.map(|(videos, captions)| (videos, Storyline::of_captions(&captions)));
         self.write_stories(&told.collect::<Vec<_>>())
-    }
-
-    /// The clips of each story and their captions. A story without all of them is left out.
-    fn stories<'a>(
-        &self,
-        films: &'a [Film],
-        captions: &[Option<String>],
-    ) -> Vec<([&'a str; SCENES], [String; SCENES])> {
-        let mut stories = Vec::new();
-        let mut first = 0;
-        for film in films {
-            let captions = &captions[first..first + film.clips.len()];
-            first += film.clips.len();
-            for start in self.groups(film.clips.len()) {
-                let videos = std::array::from_fn(|scene| film.clips[start + scene].video.as_str());
-                let texts: Vec<String> = captions[start..start + SCENES]
-                    .iter()
-                    .flatten()
-                    .cloned()
-                    .collect();
-                if let Ok(texts) = texts.try_into() {
-                    stories.push((videos, texts));
-                }
-            }
-        }
-        stories
     }
 
     fn write_captions(&self, films: &[Film], captions: &[Option<String>]) -> Result<()> {
@@ -368,6 +349,21 @@ impl Arguments {
         }
         Ok(())
     }
+}
+
+/// The videos of each story and their captions. A story without all captions is left out.
+fn captioned<'a>(
+    films: &'a [Film],
+    groups: &[[usize; SCENES]],
+    captions: &[Option<String>],
+) -> Vec<([&'a str; SCENES], [String; SCENES])> {
+    let clips = films.iter().flat_map(|film| &film.clips);
+    let videos: Vec<&str> = clips.map(|clip| clip.video.as_str()).collect();
+    let told = groups.iter().filter_map(|group| {
+        let texts = all_of(group, captions)?;
+        Some((group.map(|clip| videos[clip]), texts))
+    });
+    told.collect()
 }
 
 fn tell_failures<T>(what: &str, answers: &Answers<T>, output: &mut Output) {

@@ -28,7 +28,7 @@ impl WithSimd for Backward<'_> {
         let problem = self.problem;
         let [_, heads, tokens, width] = problem.q.size;
         let sharing: usize = problem.sharing().iter().product();
-        let (keys, kv_heads) = (problem.keys(), problem.k.size[1]);
+        let (keys, kv_heads) = (problem.keys(), problem.k.size()[1]);
         let scale = 1.0 / (width as f32).sqrt();
 
         let size = QUERIES.min(tokens) * keys;
@@ -37,10 +37,12 @@ impl WithSimd for Backward<'_> {
         let mut slopes = vec![0.0; size];
         let [mut packed_keys, mut packed] = [0, 1].map(|_| Packed::default());
         let [mut to_k, mut to_v] = [0, 1].map(|_| vec![0.0; keys * width]);
+        let [mut wide_keys, mut wide_values] = [Vec::new(), Vec::new()];
         for shared in self.shared {
             let [_, kv] = problem.place(shared * sharing);
-            let at = problem.k.tokens(kv[0], kv[1], 0);
-            packed_keys.fill::<S>(at, [keys, width], [problem.k.stride[2], 1]);
+            let k = problem.k.head(kv, &mut wide_keys);
+            let v = problem.v.head(kv, &mut wide_values);
+            packed_keys.fill::<S>(k.data, [keys, width], [k.step, 1]);
             to_k.fill(0.0);
             to_v.fill(0.0);
             for first in (0..tokens).step_by(QUERIES) {
@@ -49,18 +51,17 @@ impl WithSimd for Backward<'_> {
                 for member in 0..sharing {
                     let [at, _] = problem.place(shared * sharing + member);
                     let [batch, head] = at;
-                    problem.weights(simd, at, kv, queries.clone(), &mut scratch);
+                    problem.weights(simd, at, k, queries.clone(), &mut scratch);
                     let weights = &scratch.scores[..seen * count];
                     let slopes = &mut slopes[..seen * count];
 
                     let grad = self.grad.tokens(batch, head, first);
                     let grad_step = self.grad.stride[2];
                     packed.fill::<S>(grad, [width, count], [1, grad_step]);
-                    let values = problem.v.left(kv);
                     // SAFETY: `slopes` has a line of `count` floats for each key.
                     unsafe {
                         let to = (slopes.as_mut_ptr(), count);
-                        packed.multiply(simd, values, seen, to, false);
+                        packed.multiply(simd, v, seen, to, false);
                     }
                     softmax_slopes(weights, slopes, count, scale);
                     let of_queries = |data| Strided {

@@ -31,38 +31,40 @@ impl WithSimd for Forward<'_> {
         let [_, heads, tokens, width] = problem.q.size;
         let sharing: usize = problem.sharing().iter().product();
         let keys = problem.keys();
-        if tokens * sharing <= FEW {
-            let mut scores = vec![0.0; keys];
-            for i in self.range {
-                let [at, kv] = problem.place(i);
-                for query in self.queries.clone() {
-                    let start = ((at[0] * tokens + query) * heads + at[1]) * width;
-                    // SAFETY: no other task has this head's columns of this query.
-                    let out = unsafe { self.out.slice(start, width) };
-                    problem.single(simd, at, kv, query, &mut scores, out);
-                }
-            }
-            return;
-        }
+        let few = tokens * sharing <= FEW;
+        let together = if few { 1 } else { QUERIES };
         let mut scratch = Scratch::default();
         scratch
             .scores
-            .resize(QUERIES.min(self.queries.len()) * keys, 0.0);
-        let mut values = Packed::default();
+            .resize(together.min(self.queries.len()) * keys, 0.0);
+        let mut packed = Packed::default();
+        let [mut wide_keys, mut wide_values] = [Vec::new(), Vec::new()];
         let mut next = self.range.start;
         while next < self.range.end {
             let members = next..((next / sharing + 1) * sharing).min(self.range.end);
             let [_, kv] = problem.place(next);
             next = members.end;
-            let v = &problem.v;
-            let at = v.tokens(kv[0], kv[1], 0);
-            values.fill::<S>(at, [keys, width], [v.stride[2], 1]);
+            let k = problem.k.head(kv, &mut wide_keys);
+            let v = problem.v.head(kv, &mut wide_values);
+            if few {
+                for i in members {
+                    let [at, _] = problem.place(i);
+                    for query in self.queries.clone() {
+                        let start = ((at[0] * tokens + query) * heads + at[1]) * width;
+                        // SAFETY: no other task has this head's columns of this query.
+                        let out = unsafe { self.out.slice(start, width) };
+                        problem.single(simd, at, [k, v], query, &mut scratch.scores, out);
+                    }
+                }
+                continue;
+            }
+            packed.fill::<S>(v.data, [keys, width], [v.step, 1]);
             for first in self.queries.clone().step_by(QUERIES) {
                 let queries = first..(first + QUERIES).min(self.queries.end);
                 let (count, seen) = (queries.len(), problem.seen(&queries));
                 for i in members.clone() {
                     let [at, _] = problem.place(i);
-                    problem.weights(simd, at, kv, queries.clone(), &mut scratch);
+                    problem.weights(simd, at, k, queries.clone(), &mut scratch);
                     let left = Strided {
                         data: &scratch.scores,
                         step: 1,
@@ -72,7 +74,7 @@ impl WithSimd for Forward<'_> {
                     let start = ((at[0] * tokens + first) * heads + at[1]) * width;
                     let out = (self.out.after(start).0, heads * width);
                     // SAFETY: no other task has this head's columns of these queries.
-                    unsafe { values.multiply(simd, left, count, out, false) };
+                    unsafe { packed.multiply(simd, left, count, out, false) };
                 }
             }
         }

@@ -9,7 +9,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 
 use super::simd::{self, Shared, uninit};
-use super::{Kernel, tensor};
+use super::{Kernel, as_type_of, tensor};
 use crate::vectorised::arch;
 use backward::Backward;
 use forward::Forward;
@@ -21,7 +21,7 @@ use softmax::QUERIES;
 /// Inputs:
 /// - queries: `[batch, heads, queries, width]`
 /// - keys and values: `[shared, kv_heads, keys, width]`, where `shared` divides the batch and `kv_heads`
-///   the heads: consecutive ones share keys and values
+///   the heads: consecutive ones share keys and values. They are f32 or f16
 /// - mask (optional): `[batch or 1, 1, queries, keys]`
 ///
 /// The result is `[batch, heads, queries, width]`, in memory `[batch, queries, heads, width]`.
@@ -109,8 +109,9 @@ impl Kernel for Attention {
         let problem = Problem::new(&inputs, self.causal);
         let grad = with_rows(&grad);
         let grad = View::new(&grad);
-        let [shared, kv_heads, ..] = problem.k.size;
-        let sizes = [problem.q.size, problem.k.size, problem.k.size];
+        let of_keys = problem.k.size();
+        let [shared, kv_heads, ..] = of_keys;
+        let sizes = [problem.q.size, of_keys, of_keys];
         if problem.is_empty() {
             let zeros = |size: [usize; 4]| heads_inside(vec![0.0; size.iter().product()], size);
             return (0..inputs.len())
@@ -137,8 +138,9 @@ impl Kernel for Attention {
             heads_inside(buffer, size)
         });
         let mut found: Vec<_> = found
+            .zip(&inputs)
             .zip(wanted)
-            .map(|(found, wanted)| wanted.then_some(found))
+            .map(|((found, input), wanted)| wanted.then(|| as_type_of(input, found)))
             .collect();
         found.resize(inputs.len(), None);
         found

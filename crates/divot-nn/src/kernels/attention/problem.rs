@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use burn::backend::flex::FlexTensor;
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::DType;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use pulp::Simd;
 
 use super::softmax::{softmax, softmax_of_columns};
@@ -12,18 +15,23 @@ use crate::kernels::product::{Packed, Strided};
 const SERIAL: usize = 1 << 19;
 
 /// A tensor `[batch, heads, tokens, width]` with contiguous rows.
-pub(super) struct View<'a> {
-    data: &'a [f32],
+pub(super) struct View<'a, E = f32> {
+    data: &'a [E],
     pub size: [usize; 4],
     pub stride: [usize; 3],
 }
 
 impl<'a> View<'a> {
     pub fn new(x: &'a FlexTensor) -> Self {
-        let layout = x.layout();
+        Self::of(x.storage(), x.layout())
+    }
+}
+
+impl<'a, E> View<'a, E> {
+    fn of(data: &'a [E], layout: &Layout) -> Self {
         let (shape, strides) = (layout.shape(), layout.strides());
         Self {
-            data: &x.storage()[layout.start_offset()..],
+            data: &data[layout.start_offset()..],
             size: [shape[0], shape[1], shape[2], shape[3]],
             stride: [0, 1, 2].map(|i| strides[i] as usize),
         }
@@ -31,19 +39,54 @@ impl<'a> View<'a> {
 
     /// Returns the tokens of one head, from `first` on.
     #[inline(always)]
-    pub fn tokens(&self, batch: usize, head: usize, first: usize) -> &'a [f32] {
+    pub fn tokens(&self, batch: usize, head: usize, first: usize) -> &'a [E] {
         let [b, h, t] = self.stride;
         &self.data[batch * b + head * h + first * t..]
     }
+}
 
-    /// Returns all tokens of one head as the left operand of a product.
+/// Keys or values, `[shared, kv_heads, keys, width]`.
+pub(super) enum Lines<'a> {
+    F32(View<'a>),
+    F16(View<'a, f16>),
+}
+
+impl<'a> Lines<'a> {
+    fn new(x: &'a FlexTensor) -> Self {
+        match x.dtype() {
+            DType::F16 => Self::F16(View::of(x.storage(), x.layout())),
+            _ => Self::F32(View::new(x)),
+        }
+    }
+
+    pub fn size(&self) -> [usize; 4] {
+        match self {
+            Self::F32(view) => view.size,
+            Self::F16(view) => view.size,
+        }
+    }
+
+    /// Returns all tokens of one head, one a line, as the left operand of a product. Those in f16 are widened
+    /// into `buffer`.
     #[inline(always)]
-    pub fn left(&self, [batch, head]: [usize; 2]) -> Strided<'a> {
+    pub fn head<'b>(&'b self, [batch, head]: [usize; 2], buffer: &'b mut Vec<f32>) -> Strided<'b> {
+        let [_, _, tokens, width] = self.size();
+        let (data, step) = match self {
+            Self::F32(view) => (view.tokens(batch, head, 0), view.stride[2]),
+            Self::F16(view) => {
+                let (data, step) = (view.tokens(batch, head, 0), view.stride[2]);
+                buffer.resize(tokens * width, 0.0);
+                for (i, wide) in buffer.chunks_exact_mut(width).enumerate() {
+                    data[i * step..][..width].convert_to_f32_slice(wide);
+                }
+                (buffer.as_slice(), width)
+            }
+        };
         Strided {
-            data: self.tokens(batch, head, 0),
-            step: self.stride[2],
+            data,
+            step,
             stride: 1,
-            depth: self.size[3],
+            depth: width,
         }
     }
 }
@@ -51,8 +94,8 @@ impl<'a> View<'a> {
 /// The inputs of an attention.
 pub(super) struct Problem<'a> {
     pub q: View<'a>,
-    pub k: View<'a>,
-    pub v: View<'a>,
+    pub k: Lines<'a>,
+    pub v: Lines<'a>,
     mask: Option<View<'a>>,
     causal: bool,
 }
@@ -71,15 +114,16 @@ pub(super) struct Scratch {
 
 impl<'a> Problem<'a> {
     pub fn new(inputs: &'a [FlexTensor], causal: bool) -> Self {
-        let [q, k, v] = [0, 1, 2].map(|i| View::new(&inputs[i]));
+        let q = View::new(&inputs[0]);
+        let [k, v] = [1, 2].map(|i| Lines::new(&inputs[i]));
         let mask = inputs.get(3).map(View::new);
         let [batch, heads, queries, width] = q.size;
-        let [shared, kv_heads, keys, key_width] = k.size;
+        let [shared, kv_heads, keys, key_width] = k.size();
         assert!(
-            v.size == k.size && key_width == width,
+            v.size() == k.size() && key_width == width,
             "keys and values {:?} and {:?} of queries {:?}",
-            k.size,
-            v.size,
+            k.size(),
+            v.size(),
             q.size
         );
         // Zero divides only zero.
@@ -113,7 +157,7 @@ impl<'a> Problem<'a> {
     /// Returns how many batches and how many heads share the same keys and values.
     #[inline(always)]
     pub fn sharing(&self) -> [usize; 2] {
-        [0, 1].map(|i| self.q.size[i] / self.k.size[i])
+        [0, 1].map(|i| self.q.size[i] / self.k.size()[i])
     }
 
     /// Returns batch and head of queries number `i`, and batch and head of their keys and values. Numbers
@@ -123,7 +167,7 @@ impl<'a> Problem<'a> {
     pub fn place(&self, i: usize) -> [[usize; 2]; 2] {
         let [batches, group] = self.sharing();
         let (shared, member) = (i / (batches * group), i % (batches * group));
-        let kv_heads = self.k.size[1];
+        let kv_heads = self.k.size()[1];
         let [kv_batch, kv_head] = [shared / kv_heads, shared % kv_heads];
         let batch = kv_batch * batches + member / group;
         let head = kv_head * group + member % group;
@@ -132,7 +176,7 @@ impl<'a> Problem<'a> {
 
     #[inline(always)]
     pub fn keys(&self) -> usize {
-        self.k.size[2]
+        self.k.size()[2]
     }
 
     #[inline(always)]
@@ -154,13 +198,14 @@ impl<'a> Problem<'a> {
         }
     }
 
-    /// Writes the attention weights of some queries into `scratch.scores`, `[keys seen, queries]`.
+    /// Writes the attention weights of some queries to their keys into `scratch.scores`,
+    /// `[keys seen, queries]`.
     #[inline(always)]
     pub fn weights<S: Simd>(
         &self,
         simd: S,
         [batch, head]: [usize; 2],
-        kv: [usize; 2],
+        keys: Strided<'_>,
         queries: Range<usize>,
         scratch: &mut Scratch,
     ) {
@@ -172,7 +217,6 @@ impl<'a> Problem<'a> {
             [1, self.q.stride[2]],
         );
         let scores = &mut scratch.scores[..seen * count];
-        let keys = self.k.left(kv);
         // SAFETY: `scores` has a line of `count` floats for each key.
         unsafe {
             let to = (scores.as_mut_ptr(), count);
@@ -233,21 +277,21 @@ impl<'a> Problem<'a> {
         hidden.fill(0.0);
     }
 
-    /// Computes the result of one query without packing keys or values. `scores` is a buffer with one float
-    /// for each key.
+    /// Computes the result of one query without packing its keys or values. `scores` is a buffer with one
+    /// float for each key.
     #[inline(always)]
     pub fn single<S: Simd>(
         &self,
         simd: S,
         [batch, head]: [usize; 2],
-        [kv_batch, kv_head]: [usize; 2],
+        [keys, values]: [Strided<'_>; 2],
         query: usize,
         scores: &mut [f32],
         out: &mut [f32],
     ) {
         let width = out.len();
-        let (keys, key) = (self.k.tokens(kv_batch, kv_head, 0), self.k.stride[2]);
-        let (values, value) = (self.v.tokens(kv_batch, kv_head, 0), self.v.stride[2]);
+        let (keys, key) = (keys.data, keys.step);
+        let (values, value) = (values.data, values.step);
         let q = &self.q.tokens(batch, head, query)[..width];
         let (q, q_rest) = S::as_simd_f32s(q);
         for (i, score) in scores.iter_mut().enumerate() {
