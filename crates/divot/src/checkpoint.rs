@@ -165,6 +165,11 @@ impl Loading<'_, '_> {
         self.checkpoint.dtype
     }
 
+    /// Returns the bits of the layers that are stored packed, if there are any.
+    pub fn packed_bits(&self) -> Option<Quantization> {
+        self.weights.packed_bits()
+    }
+
     /// Returns an error if the weights do not fit into the CPU's memory. Otherwise the system would kill
     /// the process without a message.
     fn check_memory(&self) -> Result<()> {

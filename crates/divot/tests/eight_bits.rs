@@ -402,6 +402,13 @@ fn a_language_model_keeps_its_stored_bits() {
     let file = |folder: &Path| folder.join("llm").join(WEIGHTS);
     let size = |folder: &Path| fs::metadata(file(folder)).unwrap().len();
     assert!(size(in_8) < size(exact) / 3 && size(in_4) < size(in_8));
+    for (folder, bits) in [
+        (exact, None),
+        (in_8, Some(Quantization::Q8)),
+        (in_4, Some(Quantization::Q4)),
+    ] {
+        assert_eq!(Weights::open(&file(folder)).unwrap().packed_bits(), bits);
+    }
     let weights = Weights::open(&file(in_4)).unwrap();
     assert_eq!(weights.metadata()["divot_encoding"], "packed");
 

@@ -78,7 +78,9 @@ pub(super) const LANES: usize = 16;
 
 /// Folds all partial sums into one, halving their number each time.
 #[inline(always)]
-pub(super) fn fold(mut parts: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+pub(super) fn fold(parts: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    // If the compiler saw this fold behind the loop that makes the parts, it would make them two at a time.
+    let mut parts = std::hint::black_box(parts);
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {

@@ -506,8 +506,16 @@ impl Pipeline {
     }
 
     fn load_llm(&self, llm: OpenLlm, observer: &mut Observer<'_>) -> Result<VideoLlm> {
+        let on_host = crate::device::is_cpu(&self.device);
         self.load(observer, |checkpoint| {
-            llm.load(checkpoint, self.precision.quantization)
+            let quantization = match self.precision {
+                Precision {
+                    dtype: None,
+                    quantization: None,
+                } if on_host => checkpoint.loading(llm.part)?.packed_bits(),
+                precision => precision.quantization,
+            };
+            llm.load(checkpoint, quantization)
         })
     }
 

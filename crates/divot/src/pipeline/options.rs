@@ -12,7 +12,8 @@ pub struct Precision {
     /// Element type of all networks. The default is f32 on the CPU, and the stored
     /// type elsewhere.
     pub dtype: Option<FloatDType>,
-    /// Quantisation of the language model's weights.
+    /// Quantisation of the language model's weights. Without it and `dtype`, layers that are stored packed in 8 or
+    /// 4 bits stay so on the CPU.
     pub quantization: Option<Quantization>,
 }
 

@@ -60,6 +60,11 @@ impl Weights {
         self.file.tensors.keys().map(String::as_str)
     }
 
+    /// Returns the bits of the layers that are stored packed, if there are any.
+    pub fn packed_bits(&self) -> Option<Quantization> {
+        self.file.tensors.values().find_map(|entry| entry.packed)
+    }
+
     /// Returns a fingerprint of these weights: a hash of the names, types and shapes of the tensors, and of
     /// 64 bytes from the middle of each, after `seed`.
     ///
@@ -69,7 +74,7 @@ impl Weights {
     /// # Errors
     ///
     /// If the file cannot be read.
-    pub(crate) fn fingerprint(&self, seed: &[u8]) -> Result<u64, WeightsError> {
+    pub fn fingerprint(&self, seed: &[u8]) -> Result<u64, WeightsError> {
         let mut hash = Fnv::new();
         hash.add(seed);
         let tensors = self.file.tensors.iter();

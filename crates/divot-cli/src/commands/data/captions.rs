@@ -3,14 +3,15 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use divot::annotate::{Annotator, SCENES, Storyline, caption_frames, read_caption};
+use divot::checkpoint::{Part, WEIGHTS};
 use divot::data::{Video, atomically};
 use divot::endpoint::{Asked, Cache, Endpoint, Estimate, Request, Summary, ask, estimate};
 use divot::pipeline::Event;
-use divot::{GenerationConfig, Pipeline};
+use divot::weights::Weights;
+use divot::{GenerationConfig, Pipeline, Task};
 use serde::{Deserialize, Serialize};
 
 use super::Pace;
@@ -248,27 +249,15 @@ pub fn describe(
     Ok(answers)
 }
 
-/// Returns what changes when a model is replaced by another in its folder: the length of each part's weights, and when
-/// they were written. The model in the program changes with the program.
+/// Returns what changes when the model in a folder is replaced: fingerprints of what it watches and writes with.
 fn edition(model: &Pipeline) -> Result<String> {
     let folder = model.folder();
-    if Path::new(&model.name()) != folder {
-        return Ok(env!("CARGO_PKG_VERSION").to_owned());
+    let mut edition = Vec::new();
+    for part in [Part::Tokenizer, Task::Comprehension.part(folder)?] {
+        let weights = Weights::open(&part.folder(folder).join(WEIGHTS))?;
+        edition.push(format!("{:016x}", weights.fingerprint(&[])?));
     }
-    let mut parts = Vec::new();
-    for entry in
-        fs::read_dir(folder).with_context(|| format!("{}: cannot be read", folder.display()))?
-    {
-        let Ok(metadata) = fs::metadata(entry?.path().join("model.safetensors")) else {
-            continue;
-        };
-        let written = metadata
-            .modified()?
-            .duration_since(SystemTime::UNIX_EPOCH)?;
-        parts.push((metadata.len(), written.as_secs()));
-    }
-    parts.sort_unstable();
-    Ok(format!("{parts:?}"))
+    Ok(edition.join(" "))
 }
 
 fn beside(clip: &Path) -> PathBuf {
