@@ -2,7 +2,7 @@
 """llama.cpp's side of `cargo xtask bench --peer llama.cpp`.
 
     llama.py --serve llm-prompt|llm-token --dtype f32|f16|bf16|q8|q4 --threads N
-    llama.py --scores WEIGHTS IDS OUT --dtype DTYPE
+    llama.py --scores WEIGHTS IDS OUT --dtype f32|f16|bf16|q8|q4|q4_k_m
 
 --serve follows the protocol of peer.py. Its decoder has 1.1 B parameters with random values, which are the same in
 all layers: they do not affect the time.
@@ -11,10 +11,11 @@ all layers: they do not affect the time.
 every token of IDS, a JSON list, to OUT as float32.
 
 The file that llama.cpp reads is written here with the package gguf, in the formats Q8_0 and Q4_0. Their blocks are
-those of ours: 32 values with a scale in f16. Packages: llama-cpp-python, gguf, numpy, safetensors.
+those of ours: 32 values with a scale in f16. Q4_K_M is what llama.cpp itself makes of f32. Packages: llama-cpp-python, gguf, numpy, safetensors.
 """
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import re
@@ -42,6 +43,9 @@ except ImportError as problem:
 
 TYPES = gguf.GGMLQuantizationType
 FORMATS = {"f32": TYPES.F32, "f16": TYPES.F16, "bf16": TYPES.BF16, "q8": TYPES.Q8_0, "q4": TYPES.Q4_0}
+
+# Blocks of 256 values, some of them with more bits.
+MIXED = "q4_k_m"
 
 # 1.1 B parameters in Mistral's proportions, as in works.rs.
 SIZES = {"vocabulary": 32000, "width": 2048, "inner": 5632, "layers": 22, "heads": 32, "key_value_heads": 4}
@@ -146,6 +150,23 @@ def best(llama):
     return int(np.ctypeslib.as_array(scores, (llama.n_vocab(),)).argmax())
 
 
+@llama_cpp.llama_log_callback
+def unheard(level, text, data):
+    pass
+
+
+def quantized(path):
+    """Returns a file in Q4_K_M beside one in f32."""
+    made = path.with_suffix(".q4_k_m.gguf")
+    llama_cpp.llama_log_set(unheard, None)
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    failed = llama_cpp.llama_model_quantize(str(path).encode(), str(made).encode(), ctypes.byref(options))
+    if failed:
+        raise RuntimeError(f"{path} cannot be quantised")
+    return made
+
+
 def serve(work, dtype, threads, folder):
     path = Path(folder) / "model.gguf"
     with multiprocessing.Pool(1) as pool:  # its memory is not ours
@@ -180,7 +201,9 @@ def serve(work, dtype, threads, folder):
 
 def scores(weights, ids, out, dtype, threads, folder):
     path, sizes = Path(folder) / "model.gguf", {}
-    write(path, sizes, list(saved_weights(weights, sizes)), dtype)
+    write(path, sizes, list(saved_weights(weights, sizes)), "f32" if dtype == MIXED else dtype)
+    if dtype == MIXED:
+        path = quantized(path)
     cache = {"type_k": TYPES.F32, "type_v": TYPES.F32, "flash_attn": False}
     llama = load(path, threads, logits_all=True, **cache)
     ids = json.loads(Path(ids).read_text())
@@ -192,11 +215,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", choices=["llm-prompt", "llm-token"])
     parser.add_argument("--scores", nargs=3, metavar=("WEIGHTS", "IDS", "OUT"))
-    parser.add_argument("--dtype", choices=FORMATS, default="q8")
+    parser.add_argument("--dtype", choices=[*FORMATS, MIXED], default="q8")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if given.serve:
+        if given.serve and given.dtype == MIXED:
+            parser.error(f"{MIXED} is for --scores")
+        elif given.serve:
             serve(given.serve, given.dtype, given.threads, folder)
         elif given.scores:
             scores(*given.scores, given.dtype, given.threads, folder)
