@@ -34,7 +34,7 @@ pub use embedding::timestep_embedding;
 pub use loss::Loss;
 pub use noise::Noise;
 pub use norm::{LayerNorm, LayerNormConfig};
-pub use packed::{PackedLinear, Quantization, SharedBytes};
+pub use packed::{PANEL, PackedLinear, Quantization, SharedBytes};
 pub use prediction::Prediction;
 pub use recycler::Recycler;
 pub use rounding::{BLOCK, Rounded};

@@ -199,13 +199,14 @@ pub fn tokens(name: &str, arguments: &Arguments, device: &Device) -> Result<()> 
     Ok(())
 }
 
-/// Compares the time of a token far into a text with that of a token near its start. The two texts
-/// alternate, so that other load on the machine affects both.
+/// Compares the time of a token far into a text with that of a token near its start, and with that of a token whose
+/// keys and values are kept in f16. The texts alternate, so that other load on the machine affects all.
 pub fn cache(name: &str, device: &Device) -> Result<()> {
     let decoder = mid_size(device);
     let count = 48;
-    let mut texts = [200, 1400].map(|position| {
-        let mut context = Context::new(&decoder, 1, DType::F32);
+    let texts = [(200, DType::F32), (1400, DType::F32), (1400, DType::F16)];
+    let mut texts = texts.map(|(position, kept)| {
+        let mut context = Context::new(&decoder, 1, DType::F32).with_cache_dtype(kept);
         context.read(
             &decoder,
             decoder.embed_ids(&prompt(position), DType::F32),
@@ -230,8 +231,8 @@ pub fn cache(name: &str, device: &Device) -> Result<()> {
     ensure!(after == capacities, "a token made the cache grow");
     let ratio = medians[1] / medians[0];
     println!(
-        "{name:12} 0.2 B: {:.1} ms a token at position 200, {:.1} ms at 1400: {:.2} times as much (medians); room for {} and {} positions before and after",
-        medians[0], medians[1], ratio, capacities[0], capacities[1]
+        "{name:12} 0.2 B: {:.1} ms a token at position 200, {:.1} ms at 1400: {:.2} times as much (medians); room for {} and {} positions before and after; keys and values in f16: {:.1} ms at 1400",
+        medians[0], medians[1], ratio, capacities[0], capacities[1], medians[2]
     );
     ensure!(ratio <= 1.5, "a token far into a text costs too much more");
     Ok(())

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use super::Quantization;
 use crate::rounding::BLOCK;
 
-/// Number of outputs of a panel.
-pub(super) const PANEL: usize = 32;
+/// Number of outputs of a panel of packed weights.
+pub const PANEL: usize = 32;
 
 /// Number of neighbouring inputs whose values are neighbours in a panel.
 pub(super) const FOUR: usize = 4;

@@ -27,7 +27,7 @@ use inputs::Inputs;
 use matrix::Matrix;
 use product::{Instructions, product};
 
-pub use matrix::SharedBytes;
+pub use matrix::{PANEL, SharedBytes};
 
 /// Number of bits of a quantised weight.
 ///

@@ -50,9 +50,9 @@ pub(super) fn scales_shape(shape: &[usize]) -> Vec<usize> {
     shape
 }
 
-/// Attaches the scales of a file to the tensors that they belong to. They are no tensors of their own then. Marks
-/// tensors that are packed.
-pub(super) fn attach_scales(
+/// Says of each tensor how it is encoded: attaches scales to the tensors that they belong to, so that they are no
+/// tensors of their own, and marks tensors that are packed.
+pub(super) fn read_encoding(
     path: &Path,
     metadata: &BTreeMap<String, String>,
     tensors: &mut BTreeMap<String, Entry>,

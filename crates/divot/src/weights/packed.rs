@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{Bytes, DType, TensorData, f16};
-use divot_nn::{BLOCK, PackedLinear, Quantization, SharedBytes};
+use divot_nn::{BLOCK, PANEL, PackedLinear, Quantization, SharedBytes};
 
 use super::layout::{CastProblem, cast};
 use super::safetensors::Entry;
@@ -20,9 +20,6 @@ pub(super) const NAME: &str = "packed";
 
 /// The key of the metadata with numbers of outputs.
 pub(super) const OUTPUTS: &str = "divot_outputs";
-
-/// Number of outputs of a panel.
-const PANEL: usize = 32;
 
 /// The linear layers of a decoder's layer. Those with LoRA have other names, and are not packed.
 const LAYERS: [&str; 7] = [

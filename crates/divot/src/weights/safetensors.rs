@@ -135,7 +135,7 @@ impl SafetensorsFile {
         }
         let metadata = header.metadata().clone().unwrap_or_default();
         let metadata = metadata.into_iter().collect();
-        eight_bits::attach_scales(path, &metadata, &mut tensors)?;
+        eight_bits::read_encoding(path, &metadata, &mut tensors)?;
 
         Ok(Self {
             path: path.to_path_buf(),
