@@ -129,6 +129,16 @@ pub fn select(name: &str) -> Result<Device, DeviceError> {
     open(kind, index, name)
 }
 
+/// Returns the device for work that needs no GPU, such as conversion: the CPU, or the default device of a build
+/// without it.
+pub fn host() -> Device {
+    #[cfg(feature = "cpu")]
+    let host = Device::flex();
+    #[cfg(not(feature = "cpu"))]
+    let host = Device::default();
+    host
+}
+
 /// Selects a GPU that works, otherwise the CPU. GPUs that a driver emulates in software are skipped.
 fn auto() -> Result<Device, DeviceError> {
     for kind in [Kind::Cuda, Kind::Wgpu] {
@@ -245,11 +255,12 @@ fn try_out(device: &Device) -> Result<(), String> {
     let problem = match sum {
         Ok(Ok(2.0)) => return Ok(()),
         Ok(Ok(sum)) => format!("1 + 1 gives {sum} there"),
-        Ok(Err(error)) => error,
-        Err(_) => first_panic
+        // A panic on a thread of the backend says more than the error that follows from it.
+        failed => first_panic
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
+            .or(failed.ok().and_then(Result::err))
             .unwrap_or_default(),
     };
     // Keep one line of at most 160 characters.

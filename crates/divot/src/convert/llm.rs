@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use divot_gmm::{GmmConfig, HeadConfig};
 use divot_llm::{
     DivotLlmConfig, LlmError, LoraConfig, LoraTarget, MistralConfig, SpecialTokens, TextTokenizer,
@@ -15,6 +14,7 @@ use super::decoder::DecoderConfig;
 use super::plan::{Origin, TensorPlan};
 use super::{Job, Lora, ReleasedConfig};
 use crate::checkpoint::{CONFIG, Part, TEXT_TOKENIZER};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::weights::{ParamSpec, Source, SourceTensor, WeightsError, holds_weights, module_layout};
 
@@ -170,7 +170,7 @@ impl Pieces {
             )
         })?;
 
-        let layout = module_layout(&config.init(&Device::default()));
+        let layout = module_layout(&config.init(&device::host()));
         let mut missing = Vec::new();
         let mut plans = Vec::new();
         for (index, spec) in layout.into_iter().enumerate() {

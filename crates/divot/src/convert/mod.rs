@@ -35,10 +35,10 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use divot_llm::TextTokenizer;
 
 use crate::checkpoint::{Checkpoint, Part};
+use crate::device;
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::weights::{Source, StoredType};
@@ -168,7 +168,7 @@ impl Planned<'_> {
         stored: StoredType,
         progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Report> {
-        let mut checkpoint = Checkpoint::new(to, &Device::default()).with_progress(progress);
+        let mut checkpoint = Checkpoint::new(to, &device::host()).with_progress(progress);
         let mut saving = checkpoint.saving(self.part, &self.config)?;
         if let Some(text) = self.text {
             saving.text_tokenizer(text)?;

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::Device;
 
 use super::ReleasedConfig;
 use super::names::{self, Network, Released};
 use super::plan::{Origin, TensorPlan};
 use crate::DynamiCrafterConfig;
 use crate::checkpoint::Part;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::weights::{ParamSpec, Source, WeightsError, module_layout};
 
@@ -43,7 +43,7 @@ impl Piece {
 /// Returns the networks of a part, and the part's configuration as JSON. Only names and shapes are read. No
 /// parameter is initialised.
 pub(super) fn networks(part: Part, sizes: &ReleasedConfig) -> (Vec<Piece>, String) {
-    let device = Device::default();
+    let device = device::host();
     match part {
         Part::Tokenizer => {
             let module = sizes.tokenizer.init(&device);
@@ -73,7 +73,7 @@ pub(super) fn networks(part: Part, sizes: &ReleasedConfig) -> (Vec<Piece>, Strin
 
 /// Returns the networks of [`Part::DynamiCrafter`], and its configuration as JSON.
 pub(super) fn dynamicrafter(sizes: &DynamiCrafterConfig) -> (Vec<Piece>, String) {
-    let device = Device::default();
+    let device = device::host();
     let vision = Piece::new(Network::Vision, &sizes.vision.init(&device), "vision.");
     let text = Piece::new(Network::Text, &sizes.text.init(&device), "text.");
     let pieces = vec![

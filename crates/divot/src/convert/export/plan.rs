@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device, TensorData};
+use burn::tensor::{DType, TensorData};
 use divot_llm::{DivotLlmConfig, LlmError, TextTokenizer};
 use serde_json::json;
 
@@ -17,6 +17,7 @@ use crate::convert::llm::{is_decoder, released_name};
 use crate::convert::names::{Network, Released};
 use crate::convert::networks::{Piece, networks};
 use crate::convert::plan::merge;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::weights::{
     ParamSpec, Source, SourceTensor, TensorSpec, WeightsError, module_layout, release_tensor,
@@ -173,7 +174,7 @@ impl Plan {
         let mut plan = Self::default();
         let mut networks = Vec::new();
         let mut llms: Vec<(Part, DivotLlmConfig)> = Vec::new();
-        let checkpoint = Checkpoint::new(model, &Device::default());
+        let checkpoint = Checkpoint::new(model, &device::host());
         for part in Part::ALL {
             if !part.folder(model).join(CONFIG).exists() {
                 continue;
@@ -269,7 +270,7 @@ impl Plan {
             ));
         }
         let (mut tensors, mut projections) = (Vec::new(), Vec::new());
-        let layout = module_layout(&config.init(&Device::default()));
+        let layout = module_layout(&config.init(&device::host()));
         let shapes: BTreeMap<&str, &[usize]> = layout
             .iter()
             .map(|spec| (spec.path.as_str(), &spec.shape[..]))
