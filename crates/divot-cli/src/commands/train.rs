@@ -131,6 +131,8 @@ impl Arguments {
         output.set_device(&device);
         let state = follow(recipe, &folder, &device, &options)?;
         if !ranks.is_first() {
+            // The first rank speaks for all.
+            output.set_json(false);
             return Ok(());
         }
         output.set("folder", folder.to_string_lossy());
