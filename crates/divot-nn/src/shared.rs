@@ -11,6 +11,7 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
+#[cfg(feature = "flex")]
 impl Shared {
     /// Returns the buffer after its first `count` floats.
     pub fn after(&self, count: usize) -> Self {

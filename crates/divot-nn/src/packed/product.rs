@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Quantization;
@@ -17,6 +16,7 @@ use super::lanes::{Lanes, Plain};
 use super::matrix::{FOUR, GROUP_BYTES, Matrix, PANEL, SCALE_BYTES};
 use crate::rounding::BLOCK;
 use crate::shared::{Shared, uninit};
+#[cfg(target_arch = "x86_64")]
 use crate::vectorised::arch;
 
 /// Number of panels that are multiplied with a tile's rows, one after the other, while these rows are in the
@@ -48,16 +48,23 @@ impl Instructions {
     /// Returns the best instructions of this processor, within `DIVOT_VECTORS`.
     pub fn best() -> Self {
         static BEST: OnceLock<Instructions> = OnceLock::new();
-        *BEST.get_or_init(|| match arch() {
-            #[cfg(target_arch = "x86_64")]
-            Arch::V4(_) | Arch::V3(_) => {
-                let narrow = matches!(arch(), Arch::V3(_));
-                let found = Self::all().into_iter().rev();
-                let mut fitting = found.filter(|one| !narrow || *one != Self::Avx512Vnni);
-                fitting.next().unwrap_or(Self::Plain)
-            }
-            _ => Self::Plain,
+        *BEST.get_or_init(|| {
+            let mut found = Self::all().into_iter().rev();
+            found.find(|one| one.fit()).unwrap_or(Self::Plain)
         })
+    }
+
+    /// Returns whether `DIVOT_VECTORS` allows these instructions.
+    fn fit(self) -> bool {
+        match self {
+            Self::Plain => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::AvxVnni => {
+                matches!(arch(), pulp::Arch::V3(_) | pulp::Arch::V4(_))
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => matches!(arch(), pulp::Arch::V4(_)),
+        }
     }
 
     /// Returns all instructions of this processor that a product may use, the best last.
