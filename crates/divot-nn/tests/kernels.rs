@@ -654,6 +654,21 @@ fn products_in_bf16() {
         let what = format!("{rows} rows, {input} to {output}");
         check(&what, exact.into_data().iter().collect(), &run);
     }
+    for (queries, keys, width) in [(9, 7, 4), (70, 131, 33), (300, 64, 80)] {
+        let inputs = [(queries, 1), (keys, 2), (keys, 3)].map(|(tokens, seed)| {
+            let x = random([6 * tokens, width], seed);
+            x.reshape([2, 3, tokens, width])
+        });
+        for causal in [false, true] {
+            let run = || {
+                let [q, k, v] = inputs.clone();
+                let heads = attention(q, k, v, None, causal);
+                heads.into_data().iter().collect()
+            };
+            let what = format!("attention of {queries} to {keys}, {width} wide");
+            check(&what, run(), &run);
+        }
+    }
     // Direct, and by Winograd's algorithm.
     for (channels, outputs, size, kernel) in [
         (5, 7, 9, 3),

@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 
 use super::problem::{Problem, Scratch, View};
 use super::softmax::{QUERIES, softmax_slopes};
-use crate::kernels::product::{Packed, Strided};
+use crate::kernels::product::{Floats, Packed, Strided};
 use crate::kernels::simd::Shared;
 
 /// A range of the heads of keys and values, and all queries that share them.
@@ -51,7 +51,7 @@ impl WithSimd for Backward<'_> {
                 for member in 0..sharing {
                     let [at, _] = problem.place(shared * sharing + member);
                     let [batch, head] = at;
-                    problem.weights(simd, at, k, queries.clone(), &mut scratch);
+                    problem.weights::<S, Floats>(simd, at, k, queries.clone(), &mut scratch);
                     let weights = &scratch.scores[..seen * count];
                     let slopes = &mut slopes[..seen * count];
 
@@ -61,7 +61,7 @@ impl WithSimd for Backward<'_> {
                     // SAFETY: `slopes` has a line of `count` floats for each key.
                     unsafe {
                         let to = (slopes.as_mut_ptr(), count);
-                        packed.multiply(simd, v, seen, to, false);
+                        packed.multiply::<S, Floats>(simd, v, seen, to, false);
                     }
                     softmax_slopes(weights, slopes, count, scale);
                     let of_queries = |data| Strided {
@@ -83,12 +83,18 @@ impl WithSimd for Backward<'_> {
                     // SAFETY: no other task has this head's columns of these queries. `to_k` and
                     // `to_v` are `[keys, width]` and local.
                     unsafe {
-                        packed_keys.multiply(simd, of_queries(slopes), count, to_q, false);
+                        packed_keys.multiply::<S, Floats>(
+                            simd,
+                            of_queries(slopes),
+                            count,
+                            to_q,
+                            false,
+                        );
                         packed.fill::<S>(grad, [count, width], [grad_step, 1]);
-                        packed.multiply(simd, of_keys(weights), seen, to_v, true);
+                        packed.multiply::<S, Floats>(simd, of_keys(weights), seen, to_v, true);
                         let at = problem.q.tokens(batch, head, first);
                         packed.fill::<S>(at, [count, width], [problem.q.stride[2], 1]);
-                        packed.multiply(simd, of_keys(slopes), seen, to_k, true);
+                        packed.multiply::<S, Floats>(simd, of_keys(slopes), seen, to_k, true);
                     }
                 }
             }

@@ -5,18 +5,26 @@ mod forward;
 mod problem;
 mod softmax;
 
+use std::marker::PhantomData;
+use std::ops::Range;
+
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Shape;
 
 use super::simd::{self, Shared, uninit};
 use super::{Kernel, as_type_of, tensor};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::product::Pairs;
+use crate::kernels::product::{Floats, Words};
+#[cfg(target_arch = "x86_64")]
+use crate::switch::bf16_products;
 use crate::vectorised::arch;
 use backward::Backward;
 use forward::Forward;
 use problem::{Problem, View};
 use softmax::QUERIES;
 
-/// softmax(q·kᵀ / √width + mask)·v.
+/// softmax(q·kᵀ / √width + mask)·v. The forward pass of many queries multiplies in bf16 if such products are on.
 ///
 /// Inputs:
 /// - queries: `[batch, heads, queries, width]`
@@ -29,6 +37,17 @@ use softmax::QUERIES;
 pub(crate) struct Attention {
     /// Whether query i sees only keys 0 to i.
     pub causal: bool,
+}
+
+/// Computes the result of some heads and some of their queries.
+fn run<W: Words>(problem: &Problem<'_>, range: Range<usize>, queries: Range<usize>, out: Shared) {
+    W::run(Forward::<W> {
+        problem,
+        range,
+        queries,
+        out,
+        words: PhantomData,
+    });
 }
 
 /// Returns a tensor with contiguous rows. Copies only if the rows are not contiguous.
@@ -70,7 +89,7 @@ impl Kernel for Attention {
         let [batch, heads, tokens, _] = size;
         let total = batch * heads;
         let values = uninit(size.iter().product(), |out| {
-            let (arch, out) = (arch(), Shared(out));
+            let out = Shared(out);
             let serial = problem.serial();
             // Heads that share keys are in one task if there are enough tasks for all threads. Few heads
             // are split along their queries. Many heads are grouped.
@@ -88,12 +107,13 @@ impl Kernel for Attention {
             let parts = tokens.div_ceil(length);
             simd::each(total.div_ceil(step) * parts, serial, |i| {
                 let (first, part) = (i / parts * step, i % parts * length);
-                arch.dispatch(Forward {
-                    problem: &problem,
-                    range: first..(first + step).min(total),
-                    queries: part..(part + length).min(tokens),
-                    out,
-                });
+                let range = first..(first + step).min(total);
+                let queries = part..(part + length).min(tokens);
+                #[cfg(target_arch = "x86_64")]
+                if bf16_products() {
+                    return run::<Pairs>(&problem, range, queries, out);
+                }
+                run::<Floats>(&problem, range, queries, out);
             });
         });
         heads_inside(values, size)

@@ -9,7 +9,7 @@ use half::slice::HalfFloatSliceExt;
 use pulp::Simd;
 
 use super::softmax::{softmax, softmax_of_columns};
-use crate::kernels::product::{Packed, Strided};
+use crate::kernels::product::{Packed, Strided, Words};
 
 /// An attention with fewer multiplications than this runs on one thread.
 const SERIAL: usize = 1 << 19;
@@ -104,6 +104,8 @@ pub(super) struct Problem<'a> {
 #[derive(Default)]
 pub(super) struct Scratch {
     queries: Packed,
+    /// Queries in words.
+    words: Vec<f32>,
     /// The scores of some queries, then their softmax, `[keys, queries]`.
     pub scores: Vec<f32>,
     /// The mask of some queries, `[keys, queries]`.
@@ -198,10 +200,10 @@ impl<'a> Problem<'a> {
         }
     }
 
-    /// Writes the attention weights of some queries to their keys into `scratch.scores`,
-    /// `[keys seen, queries]`.
+    /// Writes the attention weights of some queries to their keys, which are words, into `scratch.scores`,
+    /// `[keys seen, queries]`, as floats.
     #[inline(always)]
-    pub fn weights<S: Simd>(
+    pub fn weights<S: Simd, W: Words>(
         &self,
         simd: S,
         [batch, head]: [usize; 2],
@@ -211,16 +213,22 @@ impl<'a> Problem<'a> {
     ) {
         let (first, count, seen) = (queries.start, queries.len(), self.seen(&queries));
         let width = self.width();
-        scratch.queries.fill::<S>(
-            self.q.tokens(batch, head, first),
-            [width, count],
-            [1, self.q.stride[2]],
-        );
+        let rows = Strided {
+            data: self.q.tokens(batch, head, first),
+            step: self.q.stride[2],
+            stride: 1,
+            depth: width,
+        };
+        let rows = rows.rows_in_words::<W>(count, &mut scratch.words);
+        let size = [rows.depth, count];
+        scratch.queries.fill::<S>(rows.data, size, [1, rows.step]);
         let scores = &mut scratch.scores[..seen * count];
-        // SAFETY: `scores` has a line of `count` floats for each key.
+        // SAFETY: `scores` has a line of `count` floats for each key. This runs with the instructions for the words.
         unsafe {
             let to = (scores.as_mut_ptr(), count);
-            scratch.queries.multiply(simd, keys, seen, to, false);
+            scratch
+                .queries
+                .multiply::<S, W>(simd, keys, seen, to, false);
         }
         let mut scale = 1.0 / (width as f32).sqrt();
         if let Some(mask) = &self.mask {

@@ -2,9 +2,9 @@
 
 use pulp::Simd;
 
-use super::{Floats, LINE, ROWS, Start, Target, Values, Weights, ZEROS, block, lines, vectors};
+use super::{LINE, ROWS, Start, Target, Values, Weights, Words, ZEROS, block, lines, vectors};
 
-/// A packed matrix `[depth, columns]`.
+/// A packed matrix `[depth, columns]` of words.
 #[derive(Default)]
 pub(crate) struct Packed {
     panels: Vec<f32>,
@@ -42,14 +42,15 @@ impl Packed {
     }
 
     /// Multiplies `rows` rows of the left operand: `out[r] = Σₖ left[r·step + k·stride] · packed[k]`, for
-    /// k below the left operand's depth. With `add`, the products are added to the values in `out`.
+    /// k below the left operand's depth. Both are words `W`. With `add`, the products are added to the values in `out`.
     ///
     /// `out` is the start of the first row of the result, and the distance between rows.
     ///
     /// # Safety
-    /// The rows of the result are writable, and readable with `add`. No other thread touches them.
+    /// The rows of the result are writable, and readable with `add`. No other thread touches them. The processor has
+    /// the instructions for these words.
     #[inline(always)]
-    pub unsafe fn multiply<S: Simd>(
+    pub unsafe fn multiply<S: Simd, W: Words>(
         &self,
         simd: S,
         left: Strided<'_>,
@@ -84,7 +85,7 @@ impl Packed {
                 // result.
                 unsafe {
                     let (stride, depth) = (left.stride, left.depth);
-                    block::<S, Floats>(simd, &[from], stride, panel, depth, &target, start);
+                    block::<S, W>(simd, &[from], stride, panel, depth, &target, start);
                 }
             }
         }
@@ -100,7 +101,54 @@ pub(crate) struct Strided<'a> {
     pub depth: usize,
 }
 
-impl Strided<'_> {
+impl<'a> Strided<'a> {
+    /// Joins neighbours of a row to words, in a copy if these are not floats. The stride is 1.
+    #[inline(always)]
+    pub fn rows_in_words<'b, W: Words>(self, rows: usize, buffer: &'b mut Vec<f32>) -> Strided<'b>
+    where
+        'a: 'b,
+    {
+        if W::CHANNELS == 1 {
+            return self;
+        }
+        let width = self.depth;
+        self.copy(rows, buffer);
+        W::join_rows(buffer, width, width);
+        Strided {
+            data: buffer,
+            step: width,
+            depth: width.div_ceil(W::CHANNELS),
+            ..self
+        }
+    }
+
+    /// Joins neighbouring rows to words, in a copy if these are not floats. The stride is 1.
+    #[inline(always)]
+    pub fn lines_in_words<'b, W: Words>(self, rows: usize, buffer: &'b mut Vec<f32>) -> Strided<'b>
+    where
+        'a: 'b,
+    {
+        if W::CHANNELS == 1 {
+            return self;
+        }
+        let width = self.depth;
+        self.copy(rows, buffer);
+        W::join_panels(buffer, 1, rows, width, width);
+        Strided {
+            data: buffer,
+            step: width,
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    fn copy(&self, rows: usize, buffer: &mut Vec<f32>) {
+        buffer.resize(rows * self.depth, 0.0);
+        for (row, to) in buffer.chunks_exact_mut(self.depth).enumerate() {
+            to.copy_from_slice(&self.data[row * self.step..][..self.depth]);
+        }
+    }
+
     /// Returns the index of the last value of the last row.
     fn last(&self, rows: usize) -> usize {
         (rows - 1) * self.step + (self.depth - 1) * self.stride
