@@ -36,7 +36,7 @@ pub struct EndpointOptions {
     /// Seconds that a request may take
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// Price of a million tokens that the model reads; with --output-price, what is said beforehand has the price too
+    /// Price of a million tokens that the model reads; with --output-price, the estimate includes the price
     #[arg(long, value_name = "PRICE", requires_all = ["language_model", "output_price"], value_parser = price)]
     input_price: Option<f64>,
     /// Price of a million tokens that the model writes

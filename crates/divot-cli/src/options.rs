@@ -210,8 +210,8 @@ struct Weights {
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 struct LlmWeights {
-    /// Element type of the weights in memory; auto is f32 on the CPU, where language models that
-    /// are stored in 8 or 4 bits keep them, and the stored type elsewhere;
+    /// Element type of the weights in memory; auto is f32 on the CPU, except that a language
+    /// model that is stored in 8 or 4 bits keeps them, and the stored type elsewhere;
     /// with bf16, a CPU that can multiply in bf16 does so;
     /// q8 and q4 keep the language model's weights in 8 or 4 bits, which takes less memory
     #[arg(

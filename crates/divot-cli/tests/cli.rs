@@ -833,6 +833,17 @@ fn convert_merges_lora() {
     assert_eq!(config["lora"]["alpha"], 6.0);
     let config: Value = serde_json::from_slice(&bench.bytes("merged/llm/config.json")).unwrap();
     assert!(config["lora"].is_null());
+    // What is not beside LoRA is packed in 8 bits, and loads as floats.
+    run("packed", &["--lora-alpha", "6", "--dtype", "q8"]);
+    let tokenizer = program::model().join("tokenizer");
+    fs::create_dir(bench.path("packed/tokenizer")).unwrap();
+    for file in fs::read_dir(tokenizer).unwrap() {
+        let file = file.unwrap();
+        let copy = bench.path("packed/tokenizer").join(file.file_name());
+        fs::copy(file.path(), copy).unwrap();
+    }
+    let describe = ["describe", "--model", "packed", "--input", "clip.mp4"];
+    bench.works(&[&describe[..], &["--max-new-tokens", "3"]].concat());
     // Another alpha gives other weights.
     run(
         "weaker",

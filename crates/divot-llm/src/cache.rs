@@ -27,8 +27,15 @@ impl KvCache {
     }
 
     /// Stores keys and values in this type, such as f16, which takes half of the memory of f32. By default, they
-    /// have the type that the decoder computes in.
+    /// have the type that the decoder computes in. On the CPU, types other than f32 and f16 are slow.
+    ///
+    /// # Panics
+    /// If something was read already.
     pub fn with_dtype(mut self, dtype: DType) -> Self {
+        assert!(
+            self.is_empty(),
+            "the cache has keys and values of its own type"
+        );
         for layer in &mut self.layers {
             layer.dtype = Some(dtype);
         }

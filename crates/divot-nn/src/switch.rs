@@ -18,9 +18,9 @@ static BF16: AtomicBool = AtomicBool::new(false);
 /// Switches products in bf16 on or off for the whole process. They are off by default.
 ///
 /// When they are on, linear layers and convolutions whose weights are stored in bf16 round their inputs to bf16 too
-/// and multiply pairs of them, with sums in f32, and so does attention of many queries. That is about twice as fast on processors with AVX512-BF16. On other
-/// processors nothing changes: weights are widened to f32. Products of one or two rows are always in f32. It needs the
-/// feature `flex`.
+/// and multiply pairs of them, with sums in f32. That is about twice as fast on processors with AVX512-BF16. Attention
+/// does so too, whatever the weights, if more than eight queries share their keys. On other processors nothing changes:
+/// weights are widened to f32. Products of one or two rows are always in f32. It needs the feature `flex`.
 pub fn enable_bf16_products(on: bool) {
     BF16.store(on, Ordering::Relaxed);
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::request::Key;
-use super::{Answer, Endpoint, EndpointError, Request};
+use super::{Answer, EndpointError};
 
 /// The first line, by which a cache is known.
 const HEADER: &str = "{\"divot\":\"answers\",\"version\":1}\n";
@@ -47,22 +47,6 @@ impl Cache {
     /// Returns whether there are no answers.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Returns the answer to a request, if it was asked before.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    pub fn answer(
-        &self,
-        endpoint: &Endpoint,
-        request: &Request,
-    ) -> Result<Option<Answer>, EndpointError> {
-        self.get(&request.encode(endpoint).key)
-    }
-
-    pub(super) fn has(&self, key: &Key) -> bool {
-        lock(&self.store).places.contains_key(key)
     }
 
     pub(super) fn get(&self, key: &Key) -> Result<Option<Answer>, EndpointError> {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use super::request::Piece;
-use super::{Cache, Endpoint, Request};
+use super::{Answer, Cache, Endpoint, EndpointError, Request, known};
 
 /// Characters of a token, as a rule of thumb for English.
 const CHARACTERS: u64 = 4;
@@ -64,7 +64,7 @@ impl Estimate {
     }
 }
 
-/// Estimates the tokens of those jobs whose answers the cache lacks.
+/// Estimates the tokens of those jobs for which the cache has no answer of use ([`known`]).
 ///
 /// - Text: a token for four characters, and four around each message.
 /// - Images: as OpenAI counts them for GPT-4o. The image is made to fit 2048 × 2048 and then a shorter side of 768;
@@ -72,24 +72,28 @@ impl Estimate {
 ///   differ widely here.
 /// - Answers: the largest number that the requests allow, so it is too large rather than too small.
 ///
-/// Retries of unusable answers come on top.
-pub fn estimate(
+/// Requests that are sent again after an answer of no use come on top.
+///
+/// # Errors
+/// If the cache cannot be read.
+pub fn estimate<T>(
     endpoint: &Endpoint,
     cache: &Cache,
     jobs: impl IntoIterator<Item = Request>,
-) -> Estimate {
+    read: impl Fn(&Answer) -> Result<T, String>,
+) -> Result<Estimate, EndpointError> {
     let mut estimate = Estimate::default();
     let mut seen = HashSet::new();
     for request in jobs {
         estimate.jobs += 1;
-        let key = request.encode(endpoint).key;
-        if cache.has(&key) || !seen.insert(key) {
+        let is_new = seen.insert(request.encode(endpoint).key);
+        if !is_new || known(endpoint, cache, &request, &read)?.is_some() {
             estimate.cached += 1;
         } else {
             estimate.usage.add(tokens(&request));
         }
     }
-    estimate
+    Ok(estimate)
 }
 
 fn tokens(request: &Request) -> Usage {

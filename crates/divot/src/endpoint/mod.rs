@@ -21,7 +21,7 @@
 //! };
 //!
 //! let prices = Prices { input: 0.15, output: 0.60 }; // for a million tokens
-//! let expected = estimate(&endpoint, &cache, jobs().map(|(_, request)| request));
+//! let expected = estimate(&endpoint, &cache, jobs().map(|(_, request)| request), |_| Ok(()))?;
 //! println!("about {:.2}", prices.of(expected.usage));
 //!
 //! let summary = run(&endpoint, &mut cache, jobs(), |event, _so_far| {
@@ -62,7 +62,7 @@ pub use cost::{Estimate, Prices, Usage, estimate};
 pub use error::EndpointError;
 pub use reply::Answer;
 pub use request::{Format, Image, Request};
-pub use usable::{Asked, ask};
+pub use usable::{Asked, ask, known};
 
 use std::fmt;
 use std::time::Duration;

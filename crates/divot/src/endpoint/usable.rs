@@ -22,6 +22,28 @@ pub enum Asked<J, T> {
     Waiting,
 }
 
+/// Returns what the cache's answer to a request reads as: the first of use, which [`ask`] takes without a request.
+///
+/// # Errors
+/// If the cache cannot be read.
+pub fn known<T>(
+    endpoint: &Endpoint,
+    cache: &Cache,
+    request: &Request,
+    read: impl Fn(&Answer) -> Result<T, String>,
+) -> Result<Option<T>, EndpointError> {
+    let mut asked = request.clone();
+    let mut round = 0;
+    while let Some(answer) = cache.get(&asked.encode(endpoint).key)? {
+        if let Ok(value) = read(&answer) {
+            return Ok(Some(value));
+        }
+        round += 1;
+        asked = request.clone().seed(round);
+    }
+    Ok(None)
+}
+
 /// Asks for the answers of many jobs as [`run`] does, and again for those that `read` finds of no use: with another
 /// seed, because the cache has the answer to the same request. A run asks for a job three times at most; answers of the
 /// cache do not count, so that the next run asks again.

@@ -55,7 +55,7 @@ pub struct GenerationConfig {
     /// Seed of both.
     pub seed: u64,
     /// Element type of the keys and values of what was read. The default is the type that the model computes
-    /// in. `F16` takes half of the memory of f32.
+    /// in. `F16` takes half of the memory of f32; on the CPU, use no other.
     pub cache_dtype: Option<FloatDType>,
 }
 

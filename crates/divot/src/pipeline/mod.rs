@@ -512,7 +512,9 @@ impl Pipeline {
                 Precision {
                     dtype: None,
                     quantization: None,
-                } if on_host => checkpoint.loading(llm.part)?.packed_bits(),
+                } if on_host && llm.config.lora.is_none() => {
+                    checkpoint.loading(llm.part)?.packed_bits()
+                }
                 precision => precision.quantization,
             };
             llm.load(checkpoint, quantization)

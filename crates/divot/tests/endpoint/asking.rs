@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use divot::endpoint::{
-    Endpoint, EndpointError, Event, Format, Image, Prices, Request, estimate, run,
+    Answer, Endpoint, EndpointError, Event, Format, Image, Prices, Request, estimate, run,
 };
 use image::{DynamicImage, ImageFormat};
 use serde_json::json;
@@ -245,13 +245,14 @@ fn cost_is_known_before() {
             question("c".repeat(40)).image(image.clone()),
         ]
     };
-    let first = estimate(&endpoint, &cache, jobs());
+    let any = |_: &Answer| Ok(());
+    let first = estimate(&endpoint, &cache, jobs(), any).unwrap();
     assert_eq!((first.jobs, first.cached), (4, 1));
     assert_eq!(first.usage, usage(14 + 14 + 14 + 255, 150));
     collect(&endpoint, &mut cache, [(0, jobs()[0].clone())])
         .1
         .unwrap();
-    let then = estimate(&endpoint, &cache, jobs());
+    let then = estimate(&endpoint, &cache, jobs(), any).unwrap();
     assert_eq!((then.jobs, then.cached), (4, 2));
     assert_eq!(then.usage, usage(14 + 14 + 255, 100));
     let prices = Prices {
@@ -259,4 +260,8 @@ fn cost_is_known_before() {
         output: 0.0,
     };
     assert_eq!(prices.of(then.usage), 283.0);
+    // An answer of no use is asked for again.
+    let none = |_: &Answer| Err::<(), _>("no use".to_owned());
+    let again = estimate(&endpoint, &cache, jobs(), none).unwrap();
+    assert_eq!((again.usage, again.cached), (first.usage, first.cached));
 }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use divot::annotate::{Annotator, SCENES, Storyline, caption_frames, read_caption};
 use divot::checkpoint::{Part, WEIGHTS};
 use divot::data::{Video, atomically};
-use divot::endpoint::{Asked, Cache, Endpoint, Estimate, Request, Summary, ask, estimate};
+use divot::endpoint::{Asked, Cache, Endpoint, Estimate, Request, Summary, ask, estimate, known};
 use divot::pipeline::Event;
 use divot::weights::Weights;
 use divot::{GenerationConfig, Pipeline, Task};
@@ -74,19 +74,25 @@ impl Writer<'_> {
     pub fn estimate(&self, clips: &[Clip], groups: &[[usize; SCENES]]) -> Result<Estimate> {
         let mut captions = Vec::new();
         let mut failed = None;
+        let mut pace = Pace::new();
         let requests = clips.iter().map_while(|clip| {
+            pace.show(|| format!("{}/{} clips to be captioned", captions.len(), clips.len()));
             let request = self.caption(clip, &mut captions);
             request.map_err(|error| failed = Some(error)).ok()
         });
-        let mut expected = estimate(self.endpoint, &self.cache, requests);
+        let expected = estimate(self.endpoint, &self.cache, requests, read_caption);
+        pace.finish();
         if let Some(error) = failed {
             return Err(error);
         }
+        let mut expected = expected?;
         let told = groups.iter().filter_map(|group| all_of(group, &captions));
         let told = told.map(|captions| self.annotator.story(&captions));
-        expected.add(&estimate(self.endpoint, &self.cache, told));
+        let told = estimate(self.endpoint, &self.cache, told, Storyline::read)?;
+        expected.add(&told);
         let long = std::array::from_fn(|_| "x".repeat(LONG_CAPTION));
-        let long = estimate(self.endpoint, &self.cache, [self.annotator.story(&long)]);
+        let long = [self.annotator.story(&long)];
+        let long = estimate(self.endpoint, &self.cache, long, Storyline::read)?;
         for _ in groups
             .iter()
             .filter(|group| all_of(group, &captions).is_none())
@@ -122,8 +128,7 @@ impl Writer<'_> {
     fn caption(&self, clip: &Clip, captions: &mut Vec<Option<String>>) -> Result<Request> {
         interrupt::check()?;
         let request = caption(&self.annotator, clip)?;
-        let answer = self.cache.answer(self.endpoint, &request)?;
-        captions.push(answer.and_then(|answer| read_caption(&answer).ok()));
+        captions.push(known(self.endpoint, &self.cache, &request, read_caption)?);
         Ok(request)
     }
 
@@ -195,7 +200,12 @@ pub fn describe(
     output: &mut Output,
 ) -> Result<Answers<String>> {
     let mut answers = Answers::none(clips.len());
-    let by = format!("{}: {config:?}, {}", model.name(), edition(model)?);
+    let by = format!(
+        "{}: {config:?}, {:?}, {}",
+        model.name(),
+        model.precision(),
+        edition(model)?
+    );
     for (clip, found) in clips.iter().zip(&mut answers.found) {
         *found = described(&beside(&clip.path), &by);
     }

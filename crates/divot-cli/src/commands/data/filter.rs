@@ -174,7 +174,7 @@ impl Arguments {
         let requests = captions()
             .take_while(|_| !interrupt::interrupted())
             .map(|(_, caption)| annotator.change(&caption));
-        let expected = estimate(endpoint, &cache, requests);
+        let expected = estimate(endpoint, &cache, requests, read_change)?;
         interrupt::check()?;
         let what = format!(
             "{} for {}",
@@ -288,13 +288,14 @@ impl Arguments {
                 judged.unanswered
             ))?;
         }
-        let folders: BTreeSet<Option<&Path>> =
-            lists.iter().map(|list| list.path().parent()).collect();
+        // A path without a folder is in `.`.
+        let folder = |path: &Path| path.parent().map(|folder| Path::new(".").join(folder));
+        let folders: BTreeSet<_> = lists.iter().map(|list| folder(list.path())).collect();
         if folders.len() > 1 {
             output.remark(
                 "videos are named from the folders of their lists, which differ: filter the lists of each folder by themselves, so that a source can name its folder as `media`",
             );
-        } else if !folders.contains(&self.output.parent()) {
+        } else if !folders.contains(&folder(&self.output)) {
             output.remark(format!(
                 "videos are named from the folder of their list: a source of {} needs `media`, that folder",
                 self.output.display()
