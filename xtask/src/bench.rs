@@ -77,7 +77,7 @@ pub struct Arguments {
     /// Recompute cheap operations in the backward pass of training steps instead of keeping their results
     #[arg(long)]
     checkpointing: bool,
-    /// Show the time of each kernel, on the CPU
+    /// Show the time of each kernel (on a GPU after that of the warm-up)
     #[arg(long, conflicts_with = "peer")]
     profile: bool,
     /// Serve the one work of --only to the process that started this one
@@ -243,6 +243,9 @@ fn serve(arguments: &Arguments) -> Result<()> {
     let [work] = arguments.only[..] else {
         bail!("--serve takes one work")
     };
+    if arguments.profile {
+        divot::device::profile_kernels();
+    }
     let device = || divot::device::select(&arguments.device);
     match work {
         Work::Llm | Work::LlmLoad => language::tokens(&work.name(), arguments, &device()?),
@@ -384,8 +387,13 @@ fn python(arguments: &Arguments, script: &str) -> Command {
         (None, Some(path)) => path.into(),
         (None, None) => "python3".into(),
     };
+    // `gpu/run.sh` packs the scripts beside the program.
+    let packed = std::env::current_exe().map(|program| program.with_file_name(script));
     let mut command = Command::new(python);
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script));
+    command.arg(match packed {
+        Ok(packed) if packed.exists() => packed,
+        _ => Path::new(env!("CARGO_MANIFEST_DIR")).join(script),
+    });
     command
 }
 

@@ -45,6 +45,11 @@ Examples:
 }
 
 fn main() -> ExitCode {
+    // What `gpu/run.sh` packs is one program under both names: half the size.
+    let name = std::env::args_os().next().map(std::path::PathBuf::from);
+    if name.is_some_and(|name| name.file_stem().is_some_and(|stem| stem == "divot")) {
+        return divot_cli::main();
+    }
     divot::compute_on_this_thread();
     let result = match Cli::parse().command {
         Command::ConvertWeights(arguments) => convert::run(&arguments).map(|()| true),

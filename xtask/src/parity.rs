@@ -99,18 +99,23 @@ const LIMIT: f64 = 1e-4;
 const BF16_LIMIT: f64 = 3e-2;
 /// Limit on devices that may reorder or fuse operations.
 const DEVICE_LIMIT: f64 = 1e-3;
+/// Limit on CUDA, where products of f32 may be computed in TF32.
+const TF32_LIMIT: f64 = 5e-3;
 /// Limit for images. When bytes are resized, rounding may change a few pixels by one level.
 const IMAGE_LIMIT: f64 = 4e-3;
-/// Limit for the sampling loop, which amplifies errors.
+/// Limit for the sampling loop, which amplifies errors, and on CUDA.
 const LOOP_LIMIT: f64 = 1e-3;
+const TF32_LOOP_LIMIT: f64 = 2e-2;
 
 struct Parity {
     dir: PathBuf,
     io: Source,
     arguments: Value,
     device: Device,
-    /// [`LIMIT`] on the CPU, [`DEVICE_LIMIT`] elsewhere.
+    /// [`LIMIT`] on the CPU, [`TF32_LIMIT`] on CUDA, [`DEVICE_LIMIT`] elsewhere.
     limit: f64,
+    /// [`TF32_LOOP_LIMIT`] on CUDA, [`LOOP_LIMIT`] elsewhere.
+    loop_limit: f64,
     only: Option<String>,
     /// The converted checkpoint. It is removed at the end.
     models: tempfile::TempDir,
@@ -141,10 +146,10 @@ impl Parity {
                 ControlFlow::Continue(())
             })?;
         }
-        let limit = if divot::device::is_cpu(&device) {
-            LIMIT
-        } else {
-            DEVICE_LIMIT
+        let (limit, loop_limit) = match () {
+            () if divot::device::is_cpu(&device) => (LIMIT, LOOP_LIMIT),
+            () if divot::device::is_cuda(&device) => (TF32_LIMIT, TF32_LOOP_LIMIT),
+            () => (DEVICE_LIMIT, LOOP_LIMIT),
         };
         Ok(Self {
             dir: dir.to_path_buf(),
@@ -152,6 +157,7 @@ impl Parity {
             arguments: serde_json::from_str(&text)?,
             device,
             limit,
+            loop_limit,
             only,
             models,
             tally: RefCell::default(),
@@ -431,10 +437,14 @@ impl Parity {
         self.compare("vae/decoded", decoded, self.limit)
     }
 
-    /// Compares networks with weights in bf16 on a CPU that multiplies in bf16.
+    /// Compares networks with weights in bf16 on a CPU that multiplies in bf16, and on CUDA.
     fn bf16(&self) -> Result<()> {
         enable_bf16_products(true);
-        let compared = match divot::device::is_cpu(&self.device) && bf16_products() {
+        let multiplies = match divot::device::is_cpu(&self.device) {
+            true => bf16_products(),
+            false => divot::device::is_cuda(&self.device),
+        };
+        let compared = match multiplies {
             true => self.compare_in_bf16(),
             false => Ok(()),
         };
@@ -447,19 +457,22 @@ impl Parity {
         let (tokenizer, _) = Tokenizer::load(&mut checkpoint)?;
         let (detokenizer, _) = Detokenizer::load(&mut checkpoint)?;
         let compare = |name: &str, ours: TensorData| {
+            let ours = ours.convert_dtype(DType::F32);
             self.compare_with(name, &format!("bf16/{name}"), ours, BF16_LIMIT)
         };
+        // Activations stay in f32 on the CPU.
+        let activations = detokenizer.dtype;
         let frames = self.frames(&self.device)?.unsqueeze_dim::<5>(0);
         let tokens = tokenizer.tokenize(frames);
         compare("tokenizer/tokens", tokens.into_data())?;
-        let x = self.tensor::<5>("unet/x")?;
+        let x = self.tensor::<5>("unet/x")?.cast(activations);
         let timesteps = self.floats_of_integers("unet/timesteps")?;
         let context = self.tensor::<3>("unet/context")?;
         let fs = Some(self.floats_of_integers("unet/fs")?);
         let out = detokenizer.unet.forward(x, timesteps, context, fs);
         compare("unet/out", out.into_data())?;
-        let decoded = detokenizer.vae.decode(self.tensor("vae/z")?);
-        compare("vae/decoded", decoded.into_data())
+        let z = self.tensor::<4>("vae/z")?.cast(activations);
+        compare("vae/decoded", detokenizer.vae.decode(z).into_data())
     }
 
     fn schedule(&self) -> Result<()> {
@@ -533,7 +546,7 @@ impl Parity {
                 },
             )
             .context("the sampling stopped early")?;
-        let limit = LOOP_LIMIT;
+        let limit = self.loop_limit;
         self.compare("ddim/pred_x0", Tensor::stack::<6>(estimates, 0), limit)?;
         self.compare("ddim/samples", samples.clone(), limit)?;
         self.compare("ddim/decoded", detokenizer.vae.decode_clip(samples), limit)

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use burn::tensor::Device;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use divot::data::{self, ClipFiles};
@@ -12,6 +13,7 @@ use divot::pipeline::{Decoding, Precision};
 use divot::unet::{Solver, Spacing};
 use divot::{GenerationConfig, Pipeline, device};
 
+use crate::complain;
 use crate::output::Output;
 
 /// Options of a command that decodes tokens to video.
@@ -258,7 +260,7 @@ pub fn open(folder: Option<&Path>, device: &str, output: &mut Output) -> Result<
     let _ = output;
     #[cfg(feature = "tiny")]
     if folder.is_none() && !default.exists() {
-        let pipeline = Pipeline::tiny(&device::select(device)?)?;
+        let pipeline = Pipeline::tiny(&select(device)?)?;
         output.note(format!(
             "no model is named and none is in {DEFAULT_MODEL}: this is divot-tiny, which knows a synthetic world"
         ));
@@ -271,7 +273,22 @@ pub fn open(folder: Option<&Path>, device: &str, output: &mut Output) -> Result<
             folder.display()
         );
     }
-    Ok(Pipeline::open(folder, &device::select(device)?)?)
+    Ok(Pipeline::open(folder, &select(device)?)?)
+}
+
+/// Selects a device. If its kernels are yet to be compiled, that is said, because nothing else happens for a while.
+///
+/// # Errors
+/// Those of [`device::select`].
+pub fn select(name: &str) -> Result<Device> {
+    let device = device::select(name)?;
+    if device::is_new(&device) {
+        complain(&format!(
+            "this is the first run on {}: compiling and trying kernels takes minutes; later runs find them stored",
+            device::name(&device)
+        ));
+    }
+    Ok(device)
 }
 
 /// Returns the input that was named, or else the model's own sample clip.

@@ -24,6 +24,7 @@ mod switch;
 mod threads;
 mod transformer;
 mod vectorised;
+mod windows;
 
 pub use activation::Activation;
 pub use attention::{SelfAttention, SelfAttentionConfig, attention, multi_head_attention};

@@ -14,6 +14,8 @@ use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
 use crate::kernels::{self, Cost};
+use crate::windows::{Moves, product_of_windows, unless_it_panics};
+
 pub use crate::switch::{bf16_products, enable_bf16_products, enable_kernels, kernels_enabled};
 
 /// SiLU, x·σ(x).
@@ -121,7 +123,7 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
 
 /// Layer norm over the last axis, with scale `gamma` and shift `beta`, each `[width]`.
 ///
-/// Returns the type of `x`. If the parameters have another type, it computes in f32.
+/// Computes in f32, and returns the type of `x`.
 pub fn layer_norm<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
@@ -141,10 +143,8 @@ pub fn layer_norm<const D: usize>(
         ];
         return kernels::run(kernel, Cost::Low, inputs);
     }
+    // A sum of squares overflows in f16.
     let dtype = x.dtype();
-    if gamma.dtype() == dtype && beta.dtype() == dtype {
-        return burn::tensor::module::layer_norm(x, gamma, Some(beta), epsilon);
-    }
     let [gamma, beta] = [gamma, beta].map(|x| x.cast(DType::F32));
     burn::tensor::module::layer_norm(x.cast(DType::F32), gamma, Some(beta), epsilon).cast(dtype)
 }
@@ -233,9 +233,20 @@ pub fn conv2d_last(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
         );
         return convolve(kernel, x, conv.weight.val(), conv.bias.as_ref());
     }
-    let _ = (top, left, bottom, right);
     let conv = in_type_of(&x, conv.clone());
-    channels_last(conv.forward(channels_first(x)))
+    let padding = [[top, bottom], [left, right]];
+    let axes = [0, 1].map(|axis| Moves {
+        taps: conv.kernel_size[axis],
+        stride: conv.stride[axis],
+        padding: padding[axis],
+    });
+    let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(Param::val));
+    unless_it_panics(
+        [x.dims(), weight.dims()],
+        x.dtype(),
+        || channels_last(conv.forward(channels_first(x.clone()))),
+        || product_of_windows(x.clone(), weight, bias, axes),
+    )
 }
 
 #[cfg(feature = "flex")]
@@ -268,7 +279,31 @@ pub fn temporal_conv(conv: &Conv3d, x: Tensor<5>) -> Tensor<5> {
         return convolve(kernel, x, conv.weight.val(), conv.bias.as_ref());
     }
     let conv = in_type_of(&x, conv.clone());
-    channels_last(conv.forward(channels_first(x)))
+    let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(Param::val));
+    let product = || {
+        let [n, frames, height, width, channels] = x.dims();
+        let [out, _, taps, ..] = weight.dims();
+        let over_time = Moves {
+            taps,
+            stride: 1,
+            padding: [conv.kernel_size[0] / 2, (conv.kernel_size[0] - 1) / 2],
+        };
+        let across = Moves {
+            taps: 1,
+            stride: 1,
+            padding: [0; 2],
+        };
+        let x = x.clone().reshape([n, frames, height * width, channels]);
+        let weight = weight.clone().reshape([out, channels, taps, 1]);
+        product_of_windows(x, weight, bias.clone(), [over_time, across])
+            .reshape([n, frames, height, width, out])
+    };
+    unless_it_panics(
+        [x.dims(), weight.dims()],
+        x.dtype(),
+        || channels_last(conv.forward(channels_first(x.clone()))),
+        product,
+    )
 }
 
 /// Returns a layer with its weights in the type of `x`.

@@ -69,7 +69,7 @@ impl Kind {
             Self::Wgpu | Self::Vulkan => {
                 "install a graphics driver (on Debian `mesa-vulkan-drivers`) or use the device `cpu`"
             }
-            Self::Cuda => "install NVIDIA's driver and CUDA 12 libraries or use the device `cpu`",
+            Self::Cuda => "install NVIDIA's driver or use the device `cpu`",
         }
     }
 
@@ -174,6 +174,41 @@ pub fn is_cpu(device: &Device) -> bool {
     is_cpu
 }
 
+/// Returns whether a device is a CUDA GPU. Products of f32 may be computed in TF32 there, with ten bits after the
+/// first; `wgpu` and `vulkan` compute them in f32 on the same GPU.
+pub fn is_cuda(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    let is_cuda = device
+        .identity()
+        .is_some_and(|identity| identity.fingerprint.starts_with("ptx"));
+    #[cfg(not(feature = "cuda"))]
+    let is_cuda = {
+        let _ = device;
+        false
+    };
+    is_cuda
+}
+
+/// Returns whether hardly any kernel is stored for a GPU, so that a run spends minutes on compiling and trying them.
+/// Builds that store none return false.
+pub fn is_new(device: &Device) -> bool {
+    #[cfg(feature = "tuned")]
+    let is_new = device.identity().is_some_and(|identity| {
+        let kernels: u64 = burn::cubecl::environment::namespaces()
+            .iter()
+            .filter(|stored| stored.namespace.contains(&identity.fingerprint))
+            .map(|stored| stored.entries)
+            .sum();
+        kernels < 50
+    });
+    #[cfg(not(feature = "tuned"))]
+    let is_new = {
+        let _ = device;
+        false
+    };
+    is_new
+}
+
 /// Returns the name of a device: `cpu`, or the name that its driver reports.
 pub fn name(device: &Device) -> String {
     if is_cpu(device) {
@@ -227,6 +262,22 @@ fn keep_compiled_kernels() {
     let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
     config.compilation.cache = true;
     CubeClRuntimeConfig::try_set(config);
+}
+
+/// Makes GPUs print the time of each kernel since the last time, whenever one is waited for ([`Device::sync`]). Kernels
+/// then run one by one. It must be called before the first device is selected, and builds without `tuned` ignore it.
+pub fn profile_kernels() {
+    #[cfg(feature = "tuned")]
+    {
+        use burn::cubecl::config::{
+            CubeClRuntimeConfig, RuntimeConfig, profiling::ProfilingLogLevel,
+        };
+        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+        config.compilation.cache = true;
+        config.profiling.logger.level = ProfilingLogLevel::Basic;
+        config.profiling.logger.stdout = true;
+        CubeClRuntimeConfig::try_set(config);
+    }
 }
 
 /// Computes 1 + 1 on the device.

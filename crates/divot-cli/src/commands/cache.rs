@@ -8,11 +8,11 @@ use anyhow::Result;
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use divot::data::dataset::ElementType;
-use divot::device;
 use divot_train::record::Printer;
 use divot_train::{CacheOptions, Cached, Recipe, cache};
 
 use crate::interrupt;
+use crate::options;
 use crate::output::{self, Output};
 
 /// Compute what a recipe's frozen networks make of its clips, for training to read instead of frames
@@ -91,7 +91,7 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
         let recipe = Recipe::read(&self.recipe, &self.changes)?;
-        let device = device::select(&self.device)?;
+        let device = options::select(&self.device)?;
         output.set_device(&device);
         let options = CacheOptions {
             clips_per_sample: self.clips_per_sample.into(),

@@ -10,6 +10,7 @@ use divot_train::checkpoint::State;
 use divot_train::record::{Printer, line};
 use divot_train::{Event, Ranks, Recipe, RunOptions, dry_run, run};
 
+use crate::options;
 use crate::output::{self, Output};
 use crate::{complain, interrupt, is_saved};
 
@@ -114,7 +115,7 @@ impl Arguments {
     }
 
     fn train(&self, recipe: &Recipe, ranks: &Ranks, output: &mut Output) -> Result<()> {
-        let device = device::select(&self.device_of(ranks))?;
+        let device = options::select(&self.device_of(ranks))?;
         let folder = match &self.output {
             Some(folder) => folder.clone(),
             None => PathBuf::from("outputs").join(&recipe.name),
