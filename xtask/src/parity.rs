@@ -93,29 +93,44 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     Ok(parity.finish(&names))
 }
 
-/// Limit of the relative error in float32.
-const LIMIT: f64 = 1e-4;
+/// Limits of the relative error in float32.
+#[derive(Clone, Copy)]
+struct Limits {
+    networks: f64,
+    /// Gradients and their norms.
+    gradients: f64,
+    /// The sampling loop, which amplifies errors.
+    sampling: f64,
+}
+
+const ON_CPU: Limits = Limits {
+    networks: 1e-4,
+    gradients: 1e-4,
+    sampling: 1e-3,
+};
+/// On devices that may reorder or fuse operations.
+const ON_GPU: Limits = Limits {
+    networks: 1e-3,
+    gradients: 1e-3,
+    sampling: 1e-3,
+};
+/// On CUDA, where products of f32 may be computed in TF32.
+const IN_TF32: Limits = Limits {
+    networks: 5e-3,
+    gradients: 2e-2,
+    sampling: 2e-2,
+};
 /// Limit with weights and products in bf16.
 const BF16_LIMIT: f64 = 3e-2;
-/// Limit on devices that may reorder or fuse operations.
-const DEVICE_LIMIT: f64 = 1e-3;
-/// Limit on CUDA, where products of f32 may be computed in TF32.
-const TF32_LIMIT: f64 = 5e-3;
 /// Limit for images. When bytes are resized, rounding may change a few pixels by one level.
 const IMAGE_LIMIT: f64 = 4e-3;
-/// Limit for the sampling loop, which amplifies errors, and on CUDA.
-const LOOP_LIMIT: f64 = 1e-3;
-const TF32_LOOP_LIMIT: f64 = 2e-2;
 
 struct Parity {
     dir: PathBuf,
     io: Source,
     arguments: Value,
     device: Device,
-    /// [`LIMIT`] on the CPU, [`TF32_LIMIT`] on CUDA, [`DEVICE_LIMIT`] elsewhere.
-    limit: f64,
-    /// [`TF32_LOOP_LIMIT`] on CUDA, [`LOOP_LIMIT`] elsewhere.
-    loop_limit: f64,
+    limits: Limits,
     only: Option<String>,
     /// The converted checkpoint. It is removed at the end.
     models: tempfile::TempDir,
@@ -146,18 +161,17 @@ impl Parity {
                 ControlFlow::Continue(())
             })?;
         }
-        let (limit, loop_limit) = match () {
-            () if divot::device::is_cpu(&device) => (LIMIT, LOOP_LIMIT),
-            () if divot::device::is_cuda(&device) => (TF32_LIMIT, TF32_LOOP_LIMIT),
-            () => (DEVICE_LIMIT, LOOP_LIMIT),
+        let limits = match () {
+            () if divot::device::is_cpu(&device) => ON_CPU,
+            () if divot::device::is_cuda(&device) => IN_TF32,
+            () => ON_GPU,
         };
         Ok(Self {
             dir: dir.to_path_buf(),
             io,
             arguments: serde_json::from_str(&text)?,
             device,
-            limit,
-            loop_limit,
+            limits,
             only,
             models,
             tally: RefCell::default(),
@@ -354,7 +368,7 @@ impl Parity {
         self.compare(
             "preprocess/clip_224",
             preprocess(first, image_size),
-            self.limit,
+            self.limits.networks,
         )
     }
 
@@ -367,7 +381,7 @@ impl Parity {
         self.compare(
             "clip/text_features",
             normalize(text.text_features(ids, DType::F32)),
-            self.limit,
+            self.limits.networks,
         )?;
 
         let (tokenizer, config) = self.load_tokenizer()?;
@@ -375,7 +389,7 @@ impl Parity {
         self.compare(
             "clip/image_features",
             normalize(tokenizer.vision.image_features(images)),
-            self.limit,
+            self.limits.networks,
         )
     }
 
@@ -386,16 +400,20 @@ impl Parity {
         self.compare(
             "tokenizer/vit_tokens",
             tokenizer.vision.tokens(images),
-            self.limit,
+            self.limits.networks,
         )?;
         let patches = tokenizer.patch_tokens(frames.clone());
         let temporal = tokenizer.resampler.temporal(patches).squeeze_dim::<3>(0);
-        self.compare("tokenizer/temporal", temporal, self.limit)?;
-        self.compare("tokenizer/tokens", tokenizer.tokenize(frames), self.limit)?;
+        self.compare("tokenizer/temporal", temporal, self.limits.networks)?;
+        self.compare(
+            "tokenizer/tokens",
+            tokenizer.tokenize(frames),
+            self.limits.networks,
+        )?;
         self.compare(
             "tokenizer/tokens_zeros",
             tokenizer.unconditional(),
-            self.limit,
+            self.limits.networks,
         )
     }
 
@@ -406,7 +424,7 @@ impl Parity {
             ("tokenizer/tokens_zeros", "detokenizer/uncond_context"),
         ] {
             let ours = detokenizer.context(self.tensor(tokens)?);
-            self.compare(context, ours, self.limit)?;
+            self.compare(context, ours, self.limits.networks)?;
         }
         Ok(())
     }
@@ -423,7 +441,7 @@ impl Parity {
             let out = detokenizer
                 .unet
                 .forward(x.clone(), timesteps.clone(), context.clone(), fs);
-            self.compare(name, out, self.limit)?;
+            self.compare(name, out, self.limits.networks)?;
         }
         Ok(())
     }
@@ -431,10 +449,10 @@ impl Parity {
     fn vae(&self) -> Result<()> {
         let (detokenizer, _) = self.load_detokenizer()?;
         let moments = detokenizer.vae.encode(self.tensor("vae/image")?);
-        self.compare("vae/mean", moments.mean, self.limit)?;
-        self.compare("vae/logvar", moments.logvar, self.limit)?;
+        self.compare("vae/mean", moments.mean, self.limits.networks)?;
+        self.compare("vae/logvar", moments.logvar, self.limits.networks)?;
         let decoded = detokenizer.vae.decode(self.tensor("vae/z")?);
-        self.compare("vae/decoded", decoded, self.limit)
+        self.compare("vae/decoded", decoded, self.limits.networks)
     }
 
     /// Compares networks with weights in bf16 on a CPU that multiplies in bf16, and on CUDA.
@@ -477,11 +495,11 @@ impl Parity {
 
     fn schedule(&self) -> Result<()> {
         let schedule = NoiseSchedule::new(&NoiseScheduleConfig::new());
-        self.compare_values("schedule/betas", schedule.betas.clone(), LIMIT)?;
+        self.compare_values("schedule/betas", schedule.betas.clone(), ON_CPU.networks)?;
         self.compare_values(
             "schedule/alphas_cumprod",
             schedule.alphas_cumprod.clone(),
-            LIMIT,
+            ON_CPU.networks,
         )?;
         let tables: Vec<String> = self
             .io
@@ -504,9 +522,9 @@ impl Parity {
             let timesteps = ddim.timesteps.iter().map(|&t| t as f64).collect();
             for (name, ours, limit) in [
                 ("timesteps", timesteps, 0.0),
-                ("alphas", floats(&ddim.alphas), LIMIT),
-                ("alphas_prev", floats(&ddim.alphas_prev), LIMIT),
-                ("sigmas", floats(&ddim.sigmas), LIMIT),
+                ("alphas", floats(&ddim.alphas), ON_CPU.networks),
+                ("alphas_prev", floats(&ddim.alphas_prev), ON_CPU.networks),
+                ("sigmas", floats(&ddim.sigmas), ON_CPU.networks),
             ] {
                 self.compare_values(&format!("schedule/{table}/{name}"), ours, limit)?;
             }
@@ -546,7 +564,7 @@ impl Parity {
                 },
             )
             .context("the sampling stopped early")?;
-        let limit = self.loop_limit;
+        let limit = self.limits.sampling;
         self.compare("ddim/pred_x0", Tensor::stack::<6>(estimates, 0), limit)?;
         self.compare("ddim/samples", samples.clone(), limit)?;
         self.compare("ddim/decoded", detokenizer.vae.decode_clip(samples), limit)
@@ -573,7 +591,7 @@ impl Parity {
             .collect();
         let schedule = NoiseSchedule::new(&config.schedule);
         let target = schedule.target(z0.clone(), noise.clone(), &timesteps);
-        self.compare("train/v", target, self.limit)?;
+        self.compare("train/v", target, self.limits.networks)?;
 
         let batch = timesteps.len();
         let frames = self.frames(&device)?.unsqueeze_dim::<5>(0);
@@ -610,7 +628,7 @@ impl Parity {
         };
         let prepared = objective.prepared(&model, Seen::Frames(frames), noisy, &draws);
         let [loss] = means(prepared, &model)?;
-        self.compare("train/loss", loss.clone(), self.limit)?;
+        self.compare("train/loss", loss.clone(), self.limits.networks)?;
 
         let mut gradients = loss.backward();
         let (tokenizer, detokenizer) = (model.tokenizer(), model.detokenizer());
@@ -622,13 +640,21 @@ impl Parity {
         let gradient = latents
             .grad(&gradients)
             .context("the learned queries have no gradient")?;
-        self.compare("train/grad_resampler_latents", gradient, self.limit)?;
+        self.compare(
+            "train/grad_resampler_latents",
+            gradient,
+            self.limits.gradients,
+        )?;
         for (name, norm) in [
             ("unet", norm(&detokenizer.unet, &mut gradients)),
             ("proj", norm(&detokenizer.resampler, &mut gradients)),
             ("tokenizer", norm(&tokenizer.resampler, &mut gradients)),
         ] {
-            self.compare_values(&format!("train/grad_norm_{name}"), vec![norm], self.limit)?;
+            self.compare_values(
+                &format!("train/grad_norm_{name}"),
+                vec![norm],
+                self.limits.gradients,
+            )?;
         }
         ensure!(
             norm(&tokenizer.vision, &mut gradients) == 0.0,

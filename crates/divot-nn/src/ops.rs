@@ -123,7 +123,7 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
 
 /// Layer norm over the last axis, with scale `gamma` and shift `beta`, each `[width]`.
 ///
-/// Computes in f32, and returns the type of `x`.
+/// Returns the type of `x`. Mean and variance are computed in f32.
 pub fn layer_norm<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
@@ -143,10 +143,17 @@ pub fn layer_norm<const D: usize>(
         ];
         return kernels::run(kernel, Cost::Low, inputs);
     }
-    // A sum of squares overflows in f16.
     let dtype = x.dtype();
-    let [gamma, beta] = [gamma, beta].map(|x| x.cast(DType::F32));
-    burn::tensor::module::layer_norm(x.cast(DType::F32), gamma, Some(beta), epsilon).cast(dtype)
+    if dtype == DType::F32 {
+        let [gamma, beta] = [gamma, beta].map(|x| x.cast(DType::F32));
+        return burn::tensor::module::layer_norm(x, gamma, Some(beta), epsilon);
+    }
+    // Squares overflow in f16.
+    let x = x.cast(DType::F32);
+    let centred = x.clone() - x.mean_dim(D - 1);
+    let deviation = (centred.clone().square().mean_dim(D - 1) + epsilon).sqrt();
+    let [gamma, beta] = [gamma, beta].map(|x| x.cast(dtype).unsqueeze());
+    (centred / deviation).cast(dtype) * gamma + beta
 }
 
 /// Root-mean-square norm over the last axis.

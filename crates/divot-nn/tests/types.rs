@@ -128,3 +128,19 @@ fn gradients_through_half_inputs() {
         assert!(error < 0.03 * size, "{error} of {size}");
     }
 }
+
+/// The squares of such inputs are above what f16 can hold.
+#[test]
+fn layer_norm_of_large_halves() {
+    let device = Device::default();
+    let x = Noise::new(0).normal([4, 8], &device) * 1e3;
+    let expected = LayerNormConfig::new(8).init(&device).forward(x.clone());
+    let norm = LayerNormConfig::new(8).init(&device);
+    for weights in [DType::F16, DType::F32] {
+        let norm = norm.clone().map(&mut Cast(weights));
+        let normalised = norm.forward(x.clone().cast(DType::F16));
+        assert_eq!(normalised.dtype(), DType::F16);
+        let error = (normalised.cast(DType::F32) - expected.clone()).abs();
+        assert!(largest(error) < 5e-3);
+    }
+}
