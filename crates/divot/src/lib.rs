@@ -22,6 +22,7 @@ mod save;
 mod staging;
 mod tokenizer;
 pub mod tokens;
+mod transnet;
 mod unconditional;
 pub mod weights;
 
@@ -37,6 +38,7 @@ pub use memory::{peak_device_memory, peak_memory};
 pub use pipeline::Pipeline;
 pub use progress::{Progress, Step};
 pub use tokenizer::{Tokenizer, TokenizerConfig};
+pub use transnet::TransNet;
 
 pub use {
     divot_data as data, divot_gmm as gmm, divot_llm as language, divot_resampler as resampler,

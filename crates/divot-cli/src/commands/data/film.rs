@@ -12,7 +12,7 @@ use divot::data::shots::{
 };
 use divot::data::{DEFAULT_FPS, Error as DataError, Video, atomically};
 use divot::pipeline::Event;
-use divot::{Pipeline, Tokenizer};
+use divot::{Pipeline, Tokenizer, TransNet, device};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -31,7 +31,12 @@ pub struct Cutting {
     /// What finds the cuts: content compares frames with a threshold, adaptive with their neighbours too
     #[arg(long, value_enum, default_value = "content")]
     detector: Detector,
-    /// Lowest score of a cut for content [default: 27]; its lowest ratio to its neighbours for adaptive [default: 3]
+    /// Find the cuts with the network TransNetV2 instead, which sees dissolves and fades too; its weights for PyTorch, or
+    /// in safetensors with the same names
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["detector", "min_score", "min_shot"])]
+    transnet: Option<PathBuf>,
+    /// Lowest score of a cut for content [default: 27]; its lowest ratio to its neighbours for adaptive [default: 3];
+    /// the probability above which a frame is a transition for TransNetV2 [default: 0.5]
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     threshold: Option<f64>,
     /// Lowest score of a cut for adaptive [default: 15]
@@ -73,6 +78,15 @@ pub struct Cutting {
 enum Detector {
     Content,
     Adaptive,
+}
+
+/// What finds the cuts, with its settings.
+enum Finder {
+    Scores(Method),
+    Network {
+        network: Box<TransNet>,
+        threshold: f32,
+    },
 }
 
 /// A film that was cut.
@@ -123,7 +137,7 @@ impl Clip {
 pub struct Cutter<'a> {
     cutting: &'a Cutting,
     folder: &'a Path,
-    method: Method,
+    finder: Finder,
     /// The model whose CLIP features say which shots are alike.
     model: Option<&'a Pipeline>,
     /// Its tokenizer, once it was needed.
@@ -154,11 +168,8 @@ impl<'a> Cutter<'a> {
         if !(-1.0..=1.0).contains(&similarity) {
             bail!("{similarity} is no cosine; give --similarity from -1 to 1");
         }
-        let method = cutting.method()?;
-        // It checks its settings.
-        shots::Detector::new(method.clone(), DEFAULT_FPS)?;
         Ok(Self {
-            method,
+            finder: cutting.finder(model)?,
             cutting,
             folder,
             model: model.filter(|_| similarity < 1.0),
@@ -273,10 +284,18 @@ impl<'a> Cutter<'a> {
         let video = Video::open(path)?;
         let frames = video.info().frames;
         let mut pace = Pace::new();
-        let found = detect(&video, self.method.clone(), |done| {
+        let each = |done| {
             pace.show(|| format!("{name}: {done}/{frames} frames"));
             interrupt::flow()
-        });
+        };
+        let found = match &self.finder {
+            Finder::Scores(method) => {
+                detect(&video, method.clone(), each).map_err(anyhow::Error::from)
+            }
+            Finder::Network { network, threshold } => network
+                .shots(&video, *threshold, each)
+                .map_err(anyhow::Error::from),
+        };
         pace.finish();
         let Some(shots) = found?.continue_value() else {
             return Err(divot::Error::Stopped.into());
@@ -351,13 +370,17 @@ impl<'a> Cutter<'a> {
             similarity,
             ..
         } = *self.cutting;
-        let (detector, threshold, min_score) = match &self.method {
-            Method::Content(content) => ("content", content.threshold, None),
-            Method::Adaptive(adaptive) => ("adaptive", adaptive.ratio, Some(adaptive.min_score)),
+        let (detector, threshold, min_score) = match &self.finder {
+            Finder::Scores(Method::Content(content)) => ("content", content.threshold, None),
+            Finder::Scores(Method::Adaptive(adaptive)) => {
+                ("adaptive", adaptive.ratio, Some(adaptive.min_score))
+            }
+            Finder::Network { threshold, .. } => ("transnet", f64::from(*threshold), None),
         };
         let model = self.model.map(|model| model.folder().to_string_lossy());
         let settings = json!({
             "detector": detector,
+            "transnet": self.cutting.transnet,
             "threshold": threshold,
             "min_score": min_score,
             "min_shot": min_shot,
@@ -373,6 +396,25 @@ impl<'a> Cutter<'a> {
 }
 
 impl Cutting {
+    /// Checks the settings, and loads the network, which computes where the model does.
+    fn finder(&self, model: Option<&Pipeline>) -> Result<Finder> {
+        let Some(weights) = &self.transnet else {
+            let method = self.method()?;
+            // It checks its settings.
+            shots::Detector::new(method.clone(), DEFAULT_FPS)?;
+            return Ok(Finder::Scores(method));
+        };
+        let threshold = self.threshold.unwrap_or(0.5);
+        if !(0.0..1.0).contains(&threshold) {
+            bail!("{threshold} is no probability; give --threshold from 0 to 1");
+        }
+        let device = model.map_or_else(device::host, |model| model.device().clone());
+        Ok(Finder::Network {
+            network: Box::new(TransNet::load(weights, &device)?),
+            threshold: threshold as f32,
+        })
+    }
+
     fn method(&self) -> Result<Method> {
         let min_length = self
             .min_shot
