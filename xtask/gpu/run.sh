@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Measures divot on a machine with a GPU, which needs neither Rust nor a network. It takes about ten minutes.
+# Measures divot on a machine with a GPU, which needs neither Rust nor a network. It takes a quarter of an hour.
 # Everything runs twice: at first all at the same time, because one thread of each program compiles its kernels, and
-# then one by one.
+# then one by one. Stage 1 at the released sizes takes 61 GiB, and runs alone.
 #
 #   xtask/gpu/run.sh pack gpu.tar.xz     on a machine with Rust: builds the programs with CUDA and wgpu, and packs them,
 #                                        with CUDA's other compiler too if CPP=1
 #   tar -xJf gpu.tar.xz && gpu/run.sh    on the machine with the GPU: writes gpu/results
 #
-# DEVICES names the devices (cuda wgpu), LIMIT the seconds of the first runs (300). PyTorch is measured beside divot if
+# DEVICES names the devices (cuda wgpu), LIMIT the seconds of each run (300). PyTorch is measured beside divot if
 # DIVOT_PYTHON, or python3, has it, with the packages of xtask/fixture/requirements.txt.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -43,7 +43,9 @@ results=$here/results
 mkdir -p "$results/first"
 python=${DIVOT_PYTHON:-python3}
 peers=()
-if "$python" -c "import torch" 2> /dev/null; then peers=(--peer --peer-attention fused --python "$python"); fi
+if "$python" -c "import torch" 2> /dev/null; then peers=(--peer --python "$python"); fi
+export CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal}
+trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2> /dev/null | tee "$results/gpu.txt" || true
 
 failed=0
@@ -54,10 +56,13 @@ measure() { # NAME COMMAND…: what it prints goes into results/NAME.txt, or res
     export CUBECL_ENVIRONMENT=divot-$name
     if [ $first = yes ]; then
         while [ "$(jobs -r | wc -l)" -ge "$(nproc)" ]; do sleep 1; done
-        timeout "${LIMIT:-300}" "$@" > "$results/first/$name.txt" 2>&1 &
+        {
+            timeout "${LIMIT:-300}" "$@" > "$results/first/$name.txt" 2>&1 || status=$?
+            [ $status = 0 ] || echo "first run of $name: exit code $status"
+        } &
         return
     fi
-    timeout 150 "$@" > "$results/$name.txt" 2>&1 || status=$?
+    timeout "${LIMIT:-300}" "$@" > "$results/$name.txt" 2>&1 || status=$?
     printf '%-28s %4s s  %s\n' "$name" $((SECONDS - started)) "$([ $status = 0 ] && echo done || echo "exit code $status")"
     [ $status = 0 ] || { failed=1; tail -n 3 "$results/$name.txt"; }
 }
@@ -65,11 +70,6 @@ measure() { # NAME COMMAND…: what it prints goes into results/NAME.txt, or res
 everything() {
     local device=${DEVICES:-cuda}
     device=${device%% *}
-    # One step of stage 1, with its memory; at the released sizes unless SIZES names another preset.
-    measure stage1 ./divot train recipes/stage1.toml --dry-run --device "$device" \
-        --set "model.sizes=${SIZES:-divot}" --set 'model.start={"tokenizer.vision" = "random", "detokenizer.vae" = "random"}' \
-        --set 'data=[{source = {format = "videos", world = {}}}]' --set batch=1 --set micro_batch=1 \
-        --set precision=bf16 --set gradient_checkpointing=true
     for on in ${DEVICES:-cuda wgpu}; do
         for fixture in fixtures/*; do
             measure "parity-$on-${fixture##*/}" ./xtask parity "$fixture" --device "$on"
@@ -77,7 +77,8 @@ everything() {
     done
     for type in bf16 f16; do
         for work in tokenizer unet vae-decode guided-step llm-prompt llm-token; do
-            measure "bench-$work-$type" ./xtask bench --only "$work" --dtype "$type" --device "$device" --repeat 10 "${peer[@]}"
+            measure "bench-$work-$type" ./xtask bench --only "$work" --dtype "$type" --device "$device" --repeat 10 \
+                "${peer[@]}" --peer-attention fused
         done
     done
     for work in unet train-stage1 train-mid train-llm; do
@@ -89,11 +90,17 @@ everything() {
             measure "bench-$work-bf16-cpp" ./xtask-cpp bench --only "$work" --dtype bf16 --device "$device" --repeat 10
         done
     fi
+    wait
+    # One step of stage 1, with its memory; at the released sizes unless SIZES names another preset.
+    measure stage1 ./divot train recipes/stage1.toml --dry-run --device "$device" \
+        --set "model.sizes=${SIZES:-divot}" --set 'model.start={"tokenizer.vision" = "random", "detokenizer.vae" = "random"}' \
+        --set 'data=[{source = {format = "videos", world = {}}}]' --set batch=1 --set micro_batch=1 \
+        --set precision=bf16 --set gradient_checkpointing=true
+    wait
 }
 
 first=yes peer=()
 everything
-wait
 echo "first runs: $SECONDS s"
 first=no peer=("${peers[@]}")
 everything

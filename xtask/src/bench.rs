@@ -243,9 +243,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
     let [work] = arguments.only[..] else {
         bail!("--serve takes one work")
     };
-    if arguments.profile {
-        divot::device::profile_kernels();
-    }
+    let profiles_gpus = arguments.profile && divot::device::profile_kernels();
     let device = || divot::device::select(&arguments.device);
     match work {
         Work::Llm | Work::LlmLoad => language::tokens(&work.name(), arguments, &device()?),
@@ -261,7 +259,16 @@ fn serve(arguments: &Arguments) -> Result<()> {
                     (false, _) => device,
                 };
                 match arguments.profile {
-                    true => works::profile(work, &device, arguments.dtype(work)),
+                    true if divot::device::is_cpu(&device) => {
+                        works::profile(work, &device, arguments.dtype(work))
+                    }
+                    true => {
+                        ensure!(
+                            profiles_gpus,
+                            "this build cannot profile a GPU; build with the feature `tuned` or `cuda`"
+                        );
+                        works::profile_gpu(work, &device, arguments.dtype(work))
+                    }
                     false => works::serve(work, &device, arguments.dtype(work)),
                 }
             };
@@ -387,14 +394,18 @@ fn python(arguments: &Arguments, script: &str) -> Command {
         (None, Some(path)) => path.into(),
         (None, None) => "python3".into(),
     };
-    // `gpu/run.sh` packs the scripts beside the program.
-    let packed = std::env::current_exe().map(|program| program.with_file_name(script));
     let mut command = Command::new(python);
-    command.arg(match packed {
-        Ok(packed) if packed.exists() => packed,
-        _ => Path::new(env!("CARGO_MANIFEST_DIR")).join(script),
-    });
+    command.arg(beside(script, script));
     command
+}
+
+/// Returns the path of what `gpu/run.sh` packs beside the program, or where it is in the repository, below `xtask`.
+fn beside(packed: &str, here: &str) -> PathBuf {
+    let packed = std::env::current_exe().map(|program| program.with_file_name(packed));
+    match packed {
+        Ok(packed) if packed.exists() => packed,
+        _ => Path::new(env!("CARGO_MANIFEST_DIR")).join(here),
+    }
 }
 
 fn start_peer(peer: Peer, work: Work, arguments: &Arguments) -> Result<Side> {

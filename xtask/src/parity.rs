@@ -120,7 +120,7 @@ const IN_TF32: Limits = Limits {
     gradients: 2e-2,
     sampling: 2e-2,
 };
-/// Limit with weights and products in bf16.
+/// Limit with weights and products in bf16, and on CUDA activations too.
 const BF16_LIMIT: f64 = 3e-2;
 /// Limit for images. When bytes are resized, rounding may change a few pixels by one level.
 const IMAGE_LIMIT: f64 = 4e-3;

@@ -284,7 +284,7 @@ pub fn select(name: &str) -> Result<Device> {
     let device = device::select(name)?;
     if device::is_new(&device) {
         complain(&format!(
-            "this is the first run on {}: compiling and trying kernels takes minutes; later runs find them stored",
+            "compiling and trying kernels for {} takes minutes at first; where they can be stored, later runs find them",
             device::name(&device)
         ));
     }

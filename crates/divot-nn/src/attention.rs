@@ -17,10 +17,9 @@ use crate::ops::linear;
 /// - `mask`: `[batch or 1, 1, queries, keys]`, added to the scores, f32
 /// - output: `[batch, heads, queries, head_dim]`
 ///
-/// With `causal`, query i sees only keys 0 to i, however many of each there are. Softmax is computed in f32 for
-/// every element type. So are scores, because those of wide heads overflow in f16; on GPUs, they are rounded to
-/// bf16 if query, key and value are bf16. The output has the type of the query, which may differ from that of keys
-/// and values.
+/// With `causal`, query i sees only keys 0 to i, however many of each there are. Scores and softmax are
+/// computed in f32 for every element type, because scores of wide heads overflow in f16. The output has
+/// the type of the query, which may differ from that of keys and values.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -55,19 +54,15 @@ pub fn attention(
     };
     let dtype = query.dtype();
     let [key, value] = [key, value].map(|x| share(x, batch, heads));
-    let products = match [&query, &key, &value].map(Tensor::dtype) == [DType::BF16; 3] {
-        true => DType::BF16,
-        false => DType::F32,
-    };
-    let [query, key, value] = [query, key, value].map(|x| x.cast(products));
+    let [query, key, value] = [query, key, value].map(|x| x.cast(DType::F32));
     // Burn 0.22's own attention multiplies in float16 on GPUs with tensor cores, whatever the type.
     let query = query * (head_dim as f64).powf(-0.5);
-    let scores = query.matmul(key.swap_dims(2, 3)).cast(DType::F32);
+    let scores = query.matmul(key.swap_dims(2, 3));
     let scores = match mask {
         Some(mask) => scores + mask,
         None => scores,
     };
-    softmax(scores, 3).cast(products).matmul(value).cast(dtype)
+    softmax(scores, 3).matmul(value).cast(dtype)
 }
 
 /// Returns whether the kernel reads these keys or values.

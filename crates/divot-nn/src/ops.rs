@@ -14,7 +14,7 @@ use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
 use crate::kernels::{self, Cost};
-use crate::windows::{Moves, product_of_windows, unless_it_panics};
+use crate::windows::{Moves, product_of_windows, unless_none_fits};
 
 pub use crate::switch::{bf16_products, enable_bf16_products, enable_kernels, kernels_enabled};
 
@@ -123,7 +123,7 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
 
 /// Layer norm over the last axis, with scale `gamma` and shift `beta`, each `[width]`.
 ///
-/// Returns the type of `x`. Mean and variance are computed in f32.
+/// Computes in f32, and returns the type of `x`.
 pub fn layer_norm<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
@@ -143,17 +143,10 @@ pub fn layer_norm<const D: usize>(
         ];
         return kernels::run(kernel, Cost::Low, inputs);
     }
-    let dtype = x.dtype();
-    if dtype == DType::F32 {
-        let [gamma, beta] = [gamma, beta].map(|x| x.cast(DType::F32));
-        return burn::tensor::module::layer_norm(x, gamma, Some(beta), epsilon);
-    }
     // Squares overflow in f16.
-    let x = x.cast(DType::F32);
-    let centred = x.clone() - x.mean_dim(D - 1);
-    let deviation = (centred.clone().square().mean_dim(D - 1) + epsilon).sqrt();
-    let [gamma, beta] = [gamma, beta].map(|x| x.cast(dtype).unsqueeze());
-    (centred / deviation).cast(dtype) * gamma + beta
+    let dtype = x.dtype();
+    let [gamma, beta] = [gamma, beta].map(|x| x.cast(DType::F32));
+    burn::tensor::module::layer_norm(x.cast(DType::F32), gamma, Some(beta), epsilon).cast(dtype)
 }
 
 /// Root-mean-square norm over the last axis.
@@ -248,7 +241,7 @@ pub fn conv2d_last(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
         padding: padding[axis],
     });
     let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(Param::val));
-    unless_it_panics(
+    unless_none_fits(
         [x.dims(), weight.dims()],
         x.dtype(),
         || channels_last(conv.forward(channels_first(x.clone()))),
@@ -287,13 +280,13 @@ pub fn temporal_conv(conv: &Conv3d, x: Tensor<5>) -> Tensor<5> {
     }
     let conv = in_type_of(&x, conv.clone());
     let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(Param::val));
+    let sizes = [x.dims(), weight.dims()];
     let product = || {
-        let [n, frames, height, width, channels] = x.dims();
-        let [out, _, taps, ..] = weight.dims();
+        let [[n, frames, height, width, channels], [out, _, taps, ..]] = sizes;
         let over_time = Moves {
             taps,
             stride: 1,
-            padding: [conv.kernel_size[0] / 2, (conv.kernel_size[0] - 1) / 2],
+            padding: [taps / 2; 2],
         };
         let across = Moves {
             taps: 1,
@@ -301,12 +294,12 @@ pub fn temporal_conv(conv: &Conv3d, x: Tensor<5>) -> Tensor<5> {
             padding: [0; 2],
         };
         let x = x.clone().reshape([n, frames, height * width, channels]);
-        let weight = weight.clone().reshape([out, channels, taps, 1]);
-        product_of_windows(x, weight, bias.clone(), [over_time, across])
+        let weight = weight.reshape([out, channels, taps, 1]);
+        product_of_windows(x, weight, bias, [over_time, across])
             .reshape([n, frames, height, width, out])
     };
-    unless_it_panics(
-        [x.dims(), weight.dims()],
+    unless_none_fits(
+        sizes,
         x.dtype(),
         || channels_last(conv.forward(channels_first(x.clone()))),
         product,

@@ -3,8 +3,9 @@
 //! Burn 0.22 chooses a kernel by trying several on one size, and takes it for every size that it counts to the same
 //! range. Some of these sizes are too large for it, and Burn panics. Then the convolution is computed as one product.
 
+use std::any::Any;
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use burn::tensor::{DType, Tensor, s};
@@ -51,8 +52,8 @@ pub fn product_of_windows(
     }
 }
 
-/// Returns what `convolve` makes, or `product` if it panics. Sizes for which it did are not tried again.
-pub fn unless_it_panics<const D: usize>(
+/// Returns what `convolve` makes, or `product` if Burn's choice does not fit. Such sizes are not tried again.
+pub fn unless_none_fits<const D: usize>(
     sizes: [[usize; D]; 2],
     dtype: DType,
     convolve: impl FnOnce() -> Tensor<D>,
@@ -63,11 +64,24 @@ pub fn unless_it_panics<const D: usize>(
     let too_large = || TOO_LARGE.lock().unwrap_or_else(PoisonError::into_inner);
     let sizes = (sizes.concat(), dtype);
     let known = too_large().contains(&sizes);
-    if !known && let Ok(result) = catch_unwind(AssertUnwindSafe(convolve)) {
-        return result;
+    if known {
+        return product();
     }
-    too_large().insert(sizes);
-    product()
+    match catch_unwind(AssertUnwindSafe(convolve)) {
+        Ok(result) => result,
+        Err(panic) if is_of_the_tuner(&*panic) => {
+            too_large().insert(sizes);
+            product()
+        }
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+/// Returns whether a chosen kernel could not be launched: the message is `Should run when selected by autotune.`
+fn is_of_the_tuner(panic: &(dyn Any + Send)) -> bool {
+    panic
+        .downcast_ref::<String>()
+        .is_some_and(|message| message.contains("selected by autotune"))
 }
 
 #[cfg(test)]
@@ -128,21 +142,32 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_panicked_are_not_tried_again() {
+    fn sizes_that_do_not_fit_are_not_tried_again() {
         let device = Device::default();
         let mut tried = 0;
         for _ in 0..2 {
-            let result = unless_it_panics(
+            let result = unless_none_fits(
                 [[9, 9], [9, 9]],
                 DType::F32,
                 || {
                     tried += 1;
-                    panic!("it is too large");
+                    panic!("Should run when selected by autotune.: {tried}");
                 },
                 || Tensor::<2>::ones([1, 1], &device),
             );
             assert_eq!(result.into_scalar::<f32>(), 1.0);
         }
         assert_eq!(tried, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "a mistake")]
+    fn other_panics_go_on() {
+        unless_none_fits::<1>(
+            [[8], [8]],
+            DType::F32,
+            || panic!("a mistake"),
+            || panic!("not tried"),
+        );
     }
 }

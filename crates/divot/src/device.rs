@@ -175,7 +175,7 @@ pub fn is_cpu(device: &Device) -> bool {
 }
 
 /// Returns whether a device is a CUDA GPU. Products of f32 may be computed in TF32 there, with ten bits after the
-/// first; `wgpu` and `vulkan` compute them in f32 on the same GPU.
+/// first; `wgpu` computes them in f32 on the same GPU.
 pub fn is_cuda(device: &Device) -> bool {
     #[cfg(feature = "cuda")]
     let is_cuda = device
@@ -189,18 +189,14 @@ pub fn is_cuda(device: &Device) -> bool {
     is_cuda
 }
 
-/// Returns whether hardly any kernel is stored for a GPU, so that a run spends minutes on compiling and trying them.
-/// Builds that store none return false.
+/// Returns whether nothing that was learnt about kernels is stored, so that a GPU spends minutes on compiling and trying
+/// them. It is false for the CPU, and in builds that store nothing.
 pub fn is_new(device: &Device) -> bool {
     #[cfg(feature = "tuned")]
-    let is_new = device.identity().is_some_and(|identity| {
-        let kernels: u64 = burn::cubecl::environment::namespaces()
+    let is_new = !is_cpu(device)
+        && !burn::cubecl::environment::namespaces()
             .iter()
-            .filter(|stored| stored.namespace.contains(&identity.fingerprint))
-            .map(|stored| stored.entries)
-            .sum();
-        kernels < 50
-    });
+            .any(|stored| stored.namespace.starts_with("autotune/") && stored.entries > 0);
     #[cfg(not(feature = "tuned"))]
     let is_new = {
         let _ = device;
@@ -258,26 +254,27 @@ fn open(kind: Kind, index: Option<usize>, name: &str) -> Result<Device, DeviceEr
 /// Does nothing if the program has set CubeCL's configuration already.
 #[cfg(feature = "tuned")]
 fn keep_compiled_kernels() {
+    configure(|_| {});
+}
+
+#[cfg(feature = "tuned")]
+fn configure(change: impl FnOnce(&mut burn::cubecl::config::CubeClRuntimeConfig)) {
     use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
     let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
     config.compilation.cache = true;
+    change(&mut config);
     CubeClRuntimeConfig::try_set(config);
 }
 
-/// Makes GPUs print the time of each kernel since the last time, whenever one is waited for ([`Device::sync`]). Kernels
-/// then run one by one. It must be called before the first device is selected, and builds without `tuned` ignore it.
-pub fn profile_kernels() {
+/// Makes GPUs print the time of each kernel, and a table of them whenever one is waited for ([`Device::sync`]). Kernels
+/// then run one by one. It must be called before the first device is selected. Returns whether the build can do it.
+pub fn profile_kernels() -> bool {
     #[cfg(feature = "tuned")]
-    {
-        use burn::cubecl::config::{
-            CubeClRuntimeConfig, RuntimeConfig, profiling::ProfilingLogLevel,
-        };
-        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
-        config.compilation.cache = true;
-        config.profiling.logger.level = ProfilingLogLevel::Basic;
+    configure(|config| {
+        config.profiling.logger.level = burn::cubecl::config::profiling::ProfilingLogLevel::Basic;
         config.profiling.logger.stdout = true;
-        CubeClRuntimeConfig::try_set(config);
-    }
+    });
+    cfg!(feature = "tuned")
 }
 
 /// Computes 1 + 1 on the device.

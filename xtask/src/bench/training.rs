@@ -29,9 +29,9 @@ pub fn stage1(device: &Device) -> Result<Ready> {
 /// Two steps of pre-training with LoRA: 8 clips of 64x64 are described, and 8 are predicted from captions. The decoder
 /// has 0.1 B parameters in Mistral's proportions.
 pub fn llm(device: &Device) -> Result<Ready> {
-    let tokenizer = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/fixture/pretrained/cvlm_mistral_instruct_tokenizer"
+    let tokenizer = super::beside(
+        "fixtures/project/pretrained/cvlm_mistral_instruct_tokenizer",
+        "../tests/fixture/pretrained/cvlm_mistral_instruct_tokenizer",
     );
     let mut recipe = recipe(
         "pretrain",

@@ -305,19 +305,29 @@ fn train_mid(mut inputs: Inputs) -> Ready {
     })
 }
 
-/// Runs a work and prints the time of each kernel.
+/// Runs a work on a GPU, which prints the time of each kernel, after that of the warm-up.
+pub fn profile_gpu(work: Work, device: &Device, dtype: Dtype) -> Result<()> {
+    // Another thread prints, and says nothing when it has.
+    let printed = || std::thread::sleep(std::time::Duration::from_secs(2));
+    let mut ready = build(work, device, dtype)?;
+    for _ in 0..2 {
+        ready.warm_up.as_mut().unwrap_or(&mut ready.run)()?;
+    }
+    device.sync()?;
+    printed();
+    println!("\n{}, one run:", work.name());
+    (ready.run)()?;
+    device.sync()?;
+    printed();
+    Ok(())
+}
+
+/// Runs a work on the CPU and prints the time of each kernel.
 pub fn profile(work: Work, device: &Device, dtype: Dtype) -> Result<()> {
     let mut ready = build(work, device, dtype)?;
     // Two runs, because the allocator learns in them which sizes are needed again.
     for _ in 0..2 {
         ready.warm_up.as_mut().unwrap_or(&mut ready.run)()?;
-    }
-    if !divot::device::is_cpu(device) {
-        // A GPU prints its own table whenever it is waited for: first that of the warm-up.
-        device.sync()?;
-        (ready.run)()?;
-        println!("\n{}, one run:", work.name());
-        return Ok(device.sync()?);
     }
     divot_nn::profile::start();
     let started = std::time::Instant::now();

@@ -31,7 +31,7 @@ pub struct Cutting {
     /// What finds the cuts: content compares frames with a threshold, adaptive with their neighbours too
     #[arg(long, value_enum, default_value = "content")]
     detector: Detector,
-    /// Find the cuts with the network TransNetV2 instead, which sees dissolves and fades too; its weights for PyTorch, or
+    /// Find the cuts with the network TransNetV2 instead, which sees dissolves and fades too: its weights for PyTorch, or
     /// in safetensors with the same names
     #[arg(long, value_name = "FILE", conflicts_with_all = ["detector", "min_score", "min_shot"])]
     transnet: Option<PathBuf>,
@@ -378,9 +378,8 @@ impl<'a> Cutter<'a> {
             Finder::Network { threshold, .. } => ("transnet", f64::from(*threshold), None),
         };
         let model = self.model.map(|model| model.folder().to_string_lossy());
-        let settings = json!({
+        let mut settings = json!({
             "detector": detector,
-            "transnet": self.cutting.transnet,
             "threshold": threshold,
             "min_score": min_score,
             "min_shot": min_shot,
@@ -390,6 +389,9 @@ impl<'a> Cutter<'a> {
             "model": model,
             "similarity": model.as_ref().map(|_| similarity),
         });
+        if let Some(weights) = &self.cutting.transnet {
+            settings["transnet"] = json!(weights);
+        }
         // Read again, so that numbers are what they are after being written and read.
         serde_json::from_str(&settings.to_string()).unwrap_or_default()
     }
