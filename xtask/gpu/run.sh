@@ -49,6 +49,7 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2> /dev/null | tee "$results/gpu.txt" || true
 
 failed=0
+declare -A firsts
 measure() { # NAME COMMAND…: what it prints goes into results/NAME.txt, or results/first/NAME.txt
     local name=$1 started=$SECONDS status=0
     shift
@@ -56,10 +57,8 @@ measure() { # NAME COMMAND…: what it prints goes into results/NAME.txt, or res
     export CUBECL_ENVIRONMENT=divot-$name
     if [ $first = yes ]; then
         while [ "$(jobs -r | wc -l)" -ge "$(nproc)" ]; do sleep 1; done
-        {
-            timeout "${LIMIT:-300}" "$@" > "$results/first/$name.txt" 2>&1 || status=$?
-            [ $status = 0 ] || echo "first run of $name: exit code $status"
-        } &
+        timeout "${LIMIT:-300}" "$@" > "$results/first/$name.txt" 2>&1 &
+        firsts[$name]=$!
         return
     fi
     timeout "${LIMIT:-300}" "$@" > "$results/$name.txt" 2>&1 || status=$?
@@ -90,17 +89,19 @@ everything() {
             measure "bench-$work-bf16-cpp" ./xtask-cpp bench --only "$work" --dtype bf16 --device "$device" --repeat 10
         done
     fi
-    wait
+    for pid in "${firsts[@]}"; do tail --pid="$pid" -f /dev/null; done
     # One step of stage 1, with its memory; at the released sizes unless SIZES names another preset.
     measure stage1 ./divot train recipes/stage1.toml --dry-run --device "$device" \
         --set "model.sizes=${SIZES:-divot}" --set 'model.start={"tokenizer.vision" = "random", "detokenizer.vae" = "random"}' \
         --set 'data=[{source = {format = "videos", world = {}}}]' --set batch=1 --set micro_batch=1 \
         --set precision=bf16 --set gradient_checkpointing=true
-    wait
 }
 
 first=yes peer=()
 everything
+for name in "${!firsts[@]}"; do
+    wait "${firsts[$name]}" || { failed=1; echo "first run of $name: exit code $?"; }
+done
 echo "first runs: $SECONDS s"
 first=no peer=("${peers[@]}")
 everything

@@ -95,6 +95,14 @@ impl AskOptions {
         }
     }
 
+    /// Returns the device of the options, for work without a model.
+    ///
+    /// # Errors
+    /// If it does not exist.
+    pub fn device(&self) -> Result<Device> {
+        select(&self.model.device)
+    }
+
     /// Returns the options of text generation.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use burn::tensor::{DType, Tensor, activation};
 
 #[cfg(feature = "flex")]
 use crate::kernels::{self, Cost};
-use crate::windows::{Moves, product_of_windows, unless_none_fits};
+use crate::windows::{Moves, product_of_windows, unless_too_large};
 
 pub use crate::switch::{bf16_products, enable_bf16_products, enable_kernels, kernels_enabled};
 
@@ -241,7 +241,7 @@ pub fn conv2d_last(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
         padding: padding[axis],
     });
     let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(Param::val));
-    unless_none_fits(
+    unless_too_large(
         [x.dims(), weight.dims()],
         x.dtype(),
         || channels_last(conv.forward(channels_first(x.clone()))),
@@ -298,7 +298,7 @@ pub fn temporal_conv(conv: &Conv3d, x: Tensor<5>) -> Tensor<5> {
         product_of_windows(x, weight, bias, [over_time, across])
             .reshape([n, frames, height, width, out])
     };
-    unless_none_fits(
+    unless_too_large(
         sizes,
         x.dtype(),
         || channels_last(conv.forward(channels_first(x.clone()))),

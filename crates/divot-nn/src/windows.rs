@@ -53,7 +53,7 @@ pub fn product_of_windows(
 }
 
 /// Returns what `convolve` makes, or `product` if Burn's choice does not fit. Such sizes are not tried again.
-pub fn unless_none_fits<const D: usize>(
+pub fn unless_too_large<const D: usize>(
     sizes: [[usize; D]; 2],
     dtype: DType,
     convolve: impl FnOnce() -> Tensor<D>,
@@ -146,7 +146,7 @@ mod tests {
         let device = Device::default();
         let mut tried = 0;
         for _ in 0..2 {
-            let result = unless_none_fits(
+            let result = unless_too_large(
                 [[9, 9], [9, 9]],
                 DType::F32,
                 || {
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "a mistake")]
     fn other_panics_go_on() {
-        unless_none_fits::<1>(
+        unless_too_large::<1>(
             [[8], [8]],
             DType::F32,
             || panic!("a mistake"),

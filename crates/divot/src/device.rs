@@ -189,8 +189,8 @@ pub fn is_cuda(device: &Device) -> bool {
     is_cuda
 }
 
-/// Returns whether nothing that was learnt about kernels is stored, so that a GPU spends minutes on compiling and trying
-/// them. It is false for the CPU, and in builds that store nothing.
+/// Returns whether nothing that was learnt about the kernels of any GPU is stored, so that this one spends minutes on
+/// compiling and trying them. It is false for the CPU, and in builds that store nothing.
 pub fn is_new(device: &Device) -> bool {
     #[cfg(feature = "tuned")]
     let is_new = !is_cpu(device)

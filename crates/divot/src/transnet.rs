@@ -8,13 +8,13 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use divot_data::shots::{Cut, Shot, between};
+use divot_data::shots::Shot;
 use divot_data::transform::resize;
 use divot_data::{Frame, Video};
 use divot_nn::ops::{conv2d_last, linear};
 
 use crate::Result;
-use crate::weights::{Source, WeightsError};
+use crate::weights::{ParamSpec, Source, SourceTensor, WeightsError, convert_tensor};
 
 /// Width and height in pixels of the frames that the network sees.
 const SIZE: [usize; 2] = [48, 27];
@@ -85,58 +85,60 @@ impl TransNet {
 
     fn from_source(source: &Source, device: &Device) -> Result<Self, WeightsError> {
         let reader = Reader { source, device };
-        let count = |name: &dyn Fn(usize) -> String| {
-            (0..)
-                .take_while(|&i| source.get(&name(i)).is_some())
-                .count()
+        let (mut channels, mut features) = (3, 0);
+        let [mut width, mut height] = SIZE;
+        let mut stacks = Vec::new();
+        let is_there = |stack, block| {
+            let name = format!("{}.Conv3D_1.layers.0.weight", block_name(stack, block));
+            source.get(&name).is_some()
         };
-        let branch = |stack, block, distance: usize| {
-            format!("SDDCNN.{stack}.DDCNN.{block}.Conv3D_{distance}.layers")
-        };
-        let stacks = count(&|stack| branch(stack, 0, 1) + ".0.weight").max(1);
-        let stacks = (0..stacks).map(|stack| {
-            let blocks = count(&|block| branch(stack, block, 1) + ".0.weight").max(1);
-            let blocks = (0..blocks).map(|block| {
-                let distances = [1, 2, 4, 8].into_iter();
-                let branches = distances
-                    .map(|distance| reader.branch(&branch(stack, block, distance), distance));
-                let branches = branches.collect::<Result<Vec<_>, _>>()?;
-                let norm = |name: &str| {
-                    reader.tensor::<1>(&format!("SDDCNN.{stack}.DDCNN.{block}.bn.{name}"))
-                };
-                let deviation = (norm("running_var")? + EPSILON).sqrt();
-                let scale = norm("weight")? / deviation;
-                Ok(Dilated {
-                    branches,
-                    shift: norm("bias")? - norm("running_mean")? * scale.clone(),
-                    scale,
-                })
-            });
-            blocks.collect::<Result<Vec<_>, _>>()
-        });
+        while stacks.is_empty() || is_there(stacks.len(), 0) {
+            let mut blocks = Vec::new();
+            while blocks.is_empty() || is_there(stacks.len(), blocks.len()) {
+                let name = block_name(stacks.len(), blocks.len());
+                let (block, outputs) = reader.dilated(&name, channels)?;
+                blocks.push(block);
+                channels = outputs;
+            }
+            features += channels;
+            (width, height) = (width / 2, height / 2);
+            if height == 0 {
+                let problem = "is one more stack than frames of 48x27 pixels have squares for";
+                return Err(wrong(&block_name(stacks.len(), 0), problem).in_file(source.path()));
+            }
+            stacks.push(blocks);
+        }
+        let projection = reader.linear("frame_sim_layer.projection", features)?;
+        let similarities = reader.around("frame_sim_layer.fc")?;
+        let histograms = reader.around("color_hist_layer.fc")?;
+        let outputs = |layer: &Linear| layer.weight.dims()[1];
+        let flat = channels * width * height + outputs(&similarities) + outputs(&histograms);
+        let hidden = reader.linear("fc1", flat)?;
+        let boundary = reader.linear_to("cls_layer1", outputs(&hidden), 1)?;
         Ok(Self {
-            stacks: stacks.collect::<Result<_, _>>()?,
-            projection: reader.linear("frame_sim_layer.projection")?,
-            similarities: reader.linear("frame_sim_layer.fc")?,
-            histograms: reader.linear("color_hist_layer.fc")?,
-            hidden: reader.linear("fc1")?,
-            boundary: reader.linear("cls_layer1")?,
+            stacks,
+            projection,
+            similarities,
+            histograms,
+            hidden,
+            boundary,
             device: device.clone(),
         })
     }
 
-    /// Finds the shots of a video: one begins where the probability has fallen back to `threshold`, usually 0.5, or
-    /// below it. Every frame is decoded once, in order.
+    /// Finds the shots of a video. A frame whose probability is over `threshold`, usually 0.5, is a transition. The first
+    /// frame of a transition is the last of a shot, its other frames are in no shot, and a hard cut has one frame. As in
+    /// the package, a video without shots is one.
     ///
-    /// `each` is called with the number of frames that were read, and may stop the work. Then the result is a break.
-    /// The shots are in order and cover the video.
+    /// Every frame is decoded once, in order. `each` is called with the number of frames that were read, and may stop the
+    /// work. Then the result is a break.
     ///
     /// # Errors
     /// Those of [`Video::visit_all`].
     pub fn shots(
         &self,
         video: &Video,
-        threshold: f32,
+        threshold: f64,
         mut each: impl FnMut(usize) -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), Vec<Shot>>> {
         let mut scan = Scan::new(self);
@@ -147,13 +149,18 @@ impl TransNet {
         if flow.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        let cuts: Vec<Cut> = cuts(&scan.finish(), threshold)
-            .map(|frame| Cut {
-                frame,
-                time: video.time(frame),
-            })
-            .collect();
-        Ok(ControlFlow::Continue(between(video, &cuts)))
+        let info = video.info();
+        let time = |frame: usize| match frame < info.frames {
+            true => video.time(frame),
+            false => video.time(info.frames - 1) + 1.0 / info.fps,
+        };
+        let shots = shots(&scan.finish(), threshold)
+            .into_iter()
+            .map(|frames| Shot {
+                seconds: time(frames.start)..time(frames.end),
+                frames,
+            });
+        Ok(ControlFlow::Continue(shots.collect()))
     }
 
     /// Computes the probability of a transition at each frame of a video.
@@ -321,15 +328,39 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// The first frames of shots: those after a run of frames with a probability over the threshold, unless the run is at
-/// the beginning.
-fn cuts(probabilities: &[f32], threshold: f32) -> impl Iterator<Item = usize> {
-    let is_transition = move |frame: &usize| probabilities[*frame] > threshold;
-    let start = (0..probabilities.len())
-        .find(|frame| !is_transition(frame))
-        .unwrap_or(probabilities.len());
-    (start + 1..probabilities.len())
-        .filter(move |frame| is_transition(&(frame - 1)) && !is_transition(frame))
+/// The frames of each shot.
+fn shots(probabilities: &[f32], threshold: f64) -> Vec<Range<usize>> {
+    let mut shots = Vec::new();
+    let (mut start, mut is_transition) = (0, false);
+    for (frame, &probability) in probabilities.iter().enumerate() {
+        let was_transition = is_transition;
+        is_transition = f64::from(probability) > threshold;
+        if was_transition && !is_transition {
+            start = frame;
+        }
+        if is_transition && !was_transition && frame > 0 {
+            shots.push(start..frame + 1);
+        }
+    }
+    if !is_transition || shots.is_empty() {
+        // Without shots, all of it is one.
+        let start = if is_transition { 0 } else { start };
+        shots.push(start..probabilities.len());
+    }
+    shots
+}
+
+fn block_name(stack: usize, block: usize) -> String {
+    format!("SDDCNN.{stack}.DDCNN.{block}")
+}
+
+fn wrong(tensor: &str, problem: impl Into<String>) -> WeightsError {
+    WeightsError::Tensor {
+        path: None,
+        tensor: tensor.to_owned(),
+        problem: problem.into(),
+        remedy: "use the weights of TransNetV2 for PyTorch".to_owned(),
+    }
 }
 
 /// Reads layers of the PyTorch version.
@@ -339,47 +370,99 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn tensor<const D: usize>(&self, name: &str) -> Result<Tensor<D>, WeightsError> {
-        let Some(tensor) = self.source.get(name) else {
-            return Err(WeightsError::Lacking {
+    fn find(&self, name: &str) -> Result<&SourceTensor, WeightsError> {
+        match (self.source.get(name), self.source.unreadable(name)) {
+            (Some(tensor), _) => Ok(tensor),
+            (None, Some(what)) => Err(WeightsError::unreadable(name, what)),
+            (None, None) => Err(WeightsError::Lacking {
                 path: self.source.path().to_path_buf(),
                 names: vec![name.to_owned()],
-            });
-        };
-        if tensor.shape.len() != D {
-            return Err(WeightsError::Tensor {
-                path: Some(tensor.file.clone()),
-                tensor: name.to_owned(),
-                problem: format!("has shape {:?}, and not {D} axes", tensor.shape),
-                remedy: "use the weights of TransNetV2 for PyTorch".to_owned(),
-            });
+            }),
         }
-        Ok(Tensor::from_data(tensor.read()?, (self.device, DType::F32)))
     }
 
-    fn linear(&self, name: &str) -> Result<Linear, WeightsError> {
-        let weight = self.tensor::<2>(&format!("{name}.weight"))?.transpose();
-        let bias = self.tensor::<1>(&format!("{name}.bias"))?;
-        Ok(layer(weight, Some(bias)))
+    /// Reads a tensor. Axes of length one are left out.
+    fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+    ) -> Result<Tensor<D>, WeightsError> {
+        let tensor = self.find(name)?;
+        let spec = ParamSpec {
+            path: name.to_owned(),
+            container: String::new(),
+            shape: shape.to_vec(),
+        };
+        let data = convert_tensor(tensor.read()?, &spec, DType::F32)
+            .map_err(|error| error.in_file(&tensor.file))?;
+        Ok(Tensor::from_data(data, (self.device, DType::F32)))
     }
 
-    fn branch(&self, name: &str, distance: usize) -> Result<Branch, WeightsError> {
-        // `[out, in, 1, 3, 3]` and `[out, in, 3, 1, 1]`.
-        let weight = self.tensor::<5>(&format!("{name}.0.weight"))?;
-        let [out, channels, ..] = weight.dims();
-        let mut spatial = Conv2dConfig::new([channels, out], [3, 3])
-            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
-            .with_bias(false)
-            .init(self.device);
-        spatial.weight = Param::from_tensor(weight.squeeze_dim::<4>(2));
-        let weight = self.tensor::<5>(&format!("{name}.1.weight"))?;
-        let [out, channels, taps, ..] = weight.dims();
-        let weight = weight.reshape([out, channels, taps]).permute([2, 1, 0]);
-        Ok(Branch {
-            spatial,
-            temporal: layer(weight.reshape([taps * channels, out]), None),
-            distance,
-        })
+    /// Returns the length of an axis that may have any.
+    fn length(&self, name: &str, axis: usize) -> Result<usize, WeightsError> {
+        let tensor = self.find(name)?;
+        match tensor.shape.get(axis) {
+            Some(&length) if length > 0 => Ok(length),
+            _ => Err(wrong(name, format!("has shape {:?}", tensor.shape)).in_file(&tensor.file)),
+        }
+    }
+
+    fn linear(&self, name: &str, inputs: usize) -> Result<Linear, WeightsError> {
+        let outputs = self.length(&format!("{name}.weight"), 0)?;
+        self.linear_to(name, inputs, outputs)
+    }
+
+    fn linear_to(&self, name: &str, inputs: usize, outputs: usize) -> Result<Linear, WeightsError> {
+        let weight = self.tensor(&format!("{name}.weight"), [outputs, inputs])?;
+        let bias = self.tensor(&format!("{name}.bias"), [outputs])?;
+        Ok(layer(weight.transpose(), Some(bias)))
+    }
+
+    /// A layer that reads an odd number of similarities.
+    fn around(&self, name: &str) -> Result<Linear, WeightsError> {
+        let weight = format!("{name}.weight");
+        let window = self.length(&weight, 1)?;
+        if window % 2 == 0 {
+            let problem = format!("looks at {window} frames, which have no middle");
+            return Err(wrong(&weight, problem).in_file(self.source.path()));
+        }
+        self.linear(name, window)
+    }
+
+    /// Returns a block, and the number of its channels.
+    fn dilated(&self, name: &str, inputs: usize) -> Result<(Dilated, usize), WeightsError> {
+        let filters = self.length(&format!("{name}.Conv3D_1.layers.1.weight"), 0)?;
+        let branches = [1, 2, 4, 8].map(|distance| {
+            let name = format!("{name}.Conv3D_{distance}.layers");
+            let shape = [2 * filters, inputs, 3, 3];
+            let mut spatial = Conv2dConfig::new([inputs, 2 * filters], [3, 3])
+                .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+                .with_bias(false)
+                .init(self.device);
+            spatial.weight = Param::from_tensor(self.tensor(&format!("{name}.0.weight"), shape)?);
+            let shape = [filters, 2 * filters, 3];
+            let temporal = self.tensor(&format!("{name}.1.weight"), shape)?;
+            let temporal = temporal.permute([2, 1, 0]).reshape([6 * filters, filters]);
+            Ok(Branch {
+                spatial,
+                temporal: layer(temporal, None),
+                distance,
+            })
+        });
+        let channels = 4 * filters;
+        let norm = |part: &str| self.tensor::<1>(&format!("{name}.bn.{part}"), [channels]);
+        let variance = norm("running_var")?;
+        if variance.clone().min().into_scalar::<f32>() < 0.0 {
+            let variance = format!("{name}.bn.running_var");
+            return Err(wrong(&variance, "is below 0").in_file(self.source.path()));
+        }
+        let scale = norm("weight")? / (variance + EPSILON).sqrt();
+        let block = Dilated {
+            branches: branches.into_iter().collect::<Result<_, WeightsError>>()?,
+            shift: norm("bias")? - norm("running_mean")? * scale.clone(),
+            scale,
+        };
+        Ok((block, channels))
     }
 }
 
@@ -399,15 +482,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shots_begin_after_transitions() {
-        let cuts = |frames: &[u8]| {
+    fn shots_are_those_of_the_package() {
+        let shots = |frames: &[u8]| {
             let probabilities: Vec<f32> = frames.iter().map(|&it| f32::from(it)).collect();
-            cuts(&probabilities, 0.5).collect::<Vec<_>>()
+            let shots = shots(&probabilities, 0.5).into_iter();
+            shots.map(|it| (it.start, it.end)).collect::<Vec<_>>()
         };
-        assert_eq!(cuts(&[0, 0, 1, 0, 0]), [3]);
-        assert_eq!(cuts(&[0, 1, 1, 1, 0, 1]), [4]);
-        assert_eq!(cuts(&[1, 1, 0, 0, 1, 0]), [5]);
-        assert!(cuts(&[1, 1, 1]).is_empty());
-        assert!(cuts(&[]).is_empty());
+        // What its `predictions_to_scenes` returns, with the frame after the last instead of the last.
+        assert_eq!(shots(&[0, 0, 1, 0, 0]), [(0, 3), (3, 5)]);
+        assert_eq!(shots(&[0, 1, 1, 1, 0, 1]), [(0, 2), (4, 6)]);
+        assert_eq!(shots(&[1, 1, 0, 0, 1, 0]), [(2, 5), (5, 6)]);
+        assert_eq!(shots(&[0, 1, 1, 1]), [(0, 2)]);
+        assert_eq!(shots(&[1, 1, 1]), [(0, 3)]);
+        assert_eq!(shots(&[0]), [(0, 1)]);
     }
 }

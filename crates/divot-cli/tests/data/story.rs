@@ -609,6 +609,18 @@ fn what_makes_no_sense_is_refused_before_anything_is_cut() {
             "no clip lasts from 5 to 4 s",
         ),
         (&format!("film.mp4 {to} --similarity 2"), "2 is no cosine"),
+        (
+            &format!("film.mp4 {to} --transnet no.pth"),
+            "no.pth: cannot find it",
+        ),
+        (
+            &format!("film.mp4 {to} --transnet film.mp4 --threshold 1"),
+            "1 is no threshold of TransNetV2",
+        ),
+        (
+            &format!("film.mp4 {to} --transnet film.mp4 --min-shot 1"),
+            "cannot be used with",
+        ),
         (&format!("film.mp4 {to} --dry-run --stride 0"), "--stride"),
     ] {
         let line = bench.refused(&format!("data story {arguments}"));

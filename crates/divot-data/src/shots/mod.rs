@@ -298,12 +298,6 @@ pub fn detect(
     if flow.is_break() {
         return Ok(ControlFlow::Break(()));
     }
-    Ok(ControlFlow::Continue(between(video, &cuts)))
-}
-
-/// Returns the shots between cuts, which are in order. They cover the video.
-pub fn between(video: &Video, cuts: &[Cut]) -> Vec<Shot> {
-    let info = video.info();
     let start = Cut {
         frame: 0,
         time: 0.0,
@@ -312,12 +306,14 @@ pub fn between(video: &Video, cuts: &[Cut]) -> Vec<Shot> {
         frame: info.frames,
         time: video.time(info.frames - 1) + 1.0 / info.fps,
     };
-    let starts = std::iter::once(&start).chain(cuts);
+    let starts = std::iter::once(&start).chain(&cuts);
     let shots = starts.zip(cuts.iter().chain(std::iter::once(&end)));
-    shots
-        .map(|(from, to)| Shot {
-            frames: from.frame..to.frame,
-            seconds: from.time..to.time,
-        })
-        .collect()
+    Ok(ControlFlow::Continue(
+        shots
+            .map(|(from, to)| Shot {
+                frames: from.frame..to.frame,
+                seconds: from.time..to.time,
+            })
+            .collect(),
+    ))
 }

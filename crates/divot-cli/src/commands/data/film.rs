@@ -6,13 +6,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use divot::data::shots::{
     self, Adaptive, Content, Method, MinLength, Shot, cut, detect, split, stitch,
 };
 use divot::data::{DEFAULT_FPS, Error as DataError, Video, atomically};
 use divot::pipeline::Event;
-use divot::{Pipeline, Tokenizer, TransNet, device};
+use divot::{Pipeline, Tokenizer, TransNet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -85,7 +86,7 @@ enum Finder {
     Scores(Method),
     Network {
         network: Box<TransNet>,
-        threshold: f32,
+        threshold: f64,
     },
 }
 
@@ -153,6 +154,7 @@ impl<'a> Cutter<'a> {
         cutting: &'a Cutting,
         folder: &'a Path,
         model: Option<&'a Pipeline>,
+        device: &Device,
     ) -> Result<Self> {
         let Cutting {
             min_clip,
@@ -169,7 +171,7 @@ impl<'a> Cutter<'a> {
             bail!("{similarity} is no cosine; give --similarity from -1 to 1");
         }
         Ok(Self {
-            finder: cutting.finder(model)?,
+            finder: cutting.finder(device)?,
             cutting,
             folder,
             model: model.filter(|_| similarity < 1.0),
@@ -375,7 +377,7 @@ impl<'a> Cutter<'a> {
             Finder::Scores(Method::Adaptive(adaptive)) => {
                 ("adaptive", adaptive.ratio, Some(adaptive.min_score))
             }
-            Finder::Network { threshold, .. } => ("transnet", f64::from(*threshold), None),
+            Finder::Network { threshold, .. } => ("transnet", *threshold, None),
         };
         let model = self.model.map(|model| model.folder().to_string_lossy());
         let mut settings = json!({
@@ -390,7 +392,7 @@ impl<'a> Cutter<'a> {
             "similarity": model.as_ref().map(|_| similarity),
         });
         if let Some(weights) = &self.cutting.transnet {
-            settings["transnet"] = json!(weights);
+            settings["transnet"] = json!(weights.to_string_lossy());
         }
         // Read again, so that numbers are what they are after being written and read.
         serde_json::from_str(&settings.to_string()).unwrap_or_default()
@@ -398,8 +400,8 @@ impl<'a> Cutter<'a> {
 }
 
 impl Cutting {
-    /// Checks the settings, and loads the network, which computes where the model does.
-    fn finder(&self, model: Option<&Pipeline>) -> Result<Finder> {
+    /// Checks the settings, and loads the network, which computes on the device.
+    fn finder(&self, device: &Device) -> Result<Finder> {
         let Some(weights) = &self.transnet else {
             let method = self.method()?;
             // It checks its settings.
@@ -407,13 +409,14 @@ impl Cutting {
             return Ok(Finder::Scores(method));
         };
         let threshold = self.threshold.unwrap_or(0.5);
-        if !(0.0..1.0).contains(&threshold) {
-            bail!("{threshold} is no probability; give --threshold from 0 to 1");
+        if !(threshold > 0.0 && threshold < 1.0) {
+            bail!(
+                "{threshold} is no threshold of TransNetV2; give --threshold between 0 and 1 (0.5 is usual)"
+            );
         }
-        let device = model.map_or_else(device::host, |model| model.device().clone());
         Ok(Finder::Network {
-            network: Box::new(TransNet::load(weights, &device)?),
-            threshold: threshold as f32,
+            network: Box::new(TransNet::load(weights, device)?),
+            threshold,
         })
     }
 

@@ -173,7 +173,11 @@ impl Arguments {
         model: Option<&Pipeline>,
         output: &mut Output,
     ) -> Result<Vec<Film>> {
-        let mut cutter = Cutter::new(&self.cutting, &self.output, model)?;
+        let device = match model {
+            Some(model) => model.device().clone(),
+            None => self.options.device()?,
+        };
+        let mut cutter = Cutter::new(&self.cutting, &self.output, model, &device)?;
         if model.is_none() {
             output.remark(format!(
                 "neighbouring shots are not joined: there is no model at {DEFAULT_MODEL} whose CLIP could compare them"
