@@ -14,7 +14,6 @@ mod images;
 pub mod metrics;
 mod mp4;
 mod mux;
-mod picture_order;
 pub mod sampling;
 pub mod shots;
 mod timeline;

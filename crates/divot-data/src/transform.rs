@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use pulp::{Arch, NullaryFnOnce};
+
 use crate::{Error, Frame, Result};
 
 /// Maximum number of pixels after resizing. It limits the memory that a very narrow image can take.
@@ -130,14 +132,19 @@ fn resize_part(
                 .copied()
                 .collect(),
         ),
-        false => Cow::Owned(resize_rows(
-            lines,
-            &bilinear_taps(frame.width, width, columns),
-        )),
+        false => {
+            let taps = &bilinear_taps(frame.width, width, columns);
+            Cow::Owned(Arch::new().dispatch(ResizeRows { lines, taps }))
+        }
     };
     let rgb = match vertical {
         None => rgb.into_owned(),
-        Some(taps) => resize_columns(&rgb, row, read.start, &taps),
+        Some(taps) => Arch::new().dispatch(ResizeColumns {
+            rgb: &rgb,
+            row,
+            start: read.start,
+            taps: &taps,
+        }),
     };
     Frame::new(size.0, size.1, rgb)
 }
@@ -176,41 +183,73 @@ fn bilinear_taps(from: usize, to: usize, part: Range<usize>) -> Vec<Taps> {
     .collect()
 }
 
+#[inline(always)]
 fn level(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// Resizes lines of `[width, 3]` along the width.
-fn resize_rows<'a>(lines: impl ExactSizeIterator<Item = &'a [u8]>, taps: &[Taps]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(lines.len() * taps.len() * 3);
-    for line in lines {
-        for Taps { first, weights } in taps {
-            let mut sums = [HALF; 3];
-            for (pixel, weight) in line[first * 3..].chunks_exact(3).zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(pixel) {
+/// Resizes lines of `[width, 3]` along the width. It is compiled for each kind of vectors.
+struct ResizeRows<'a, L> {
+    lines: L,
+    taps: &'a [Taps],
+}
+
+impl<'a, L: ExactSizeIterator<Item = &'a [u8]>> NullaryFnOnce for ResizeRows<'a, L> {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn call(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.lines.len() * self.taps.len() * 3);
+        let mut pixels = Vec::new();
+        for line in self.lines {
+            // Four numbers a pixel are a vector.
+            pixels.clear();
+            pixels.extend(
+                line.chunks_exact(3)
+                    .map(|pixel| [pixel[0], pixel[1], pixel[2], 0].map(i32::from)),
+            );
+            for Taps { first, weights } in self.taps {
+                let mut sums = [HALF; 4];
+                for (pixel, weight) in pixels[*first..].iter().zip(weights) {
+                    for (sum, value) in sums.iter_mut().zip(pixel) {
+                        *sum += value * weight;
+                    }
+                }
+                out.extend_from_slice(&sums.map(level)[..3]);
+            }
+        }
+        out
+    }
+}
+
+/// Resizes `[height, row]` along the height. It is compiled for each kind of vectors.
+struct ResizeColumns<'a> {
+    /// From line `start` of the source.
+    rgb: &'a [u8],
+    row: usize,
+    start: usize,
+    taps: &'a [Taps],
+}
+
+impl NullaryFnOnce for ResizeColumns<'_> {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn call(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.row * self.taps.len());
+        let mut sums = vec![0; self.row];
+        for Taps { first, weights } in self.taps {
+            sums.fill(HALF);
+            let lines = self.rgb[(first - self.start) * self.row..].chunks_exact(self.row);
+            for (line, weight) in lines.zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(line) {
                     *sum += i32::from(value) * weight;
                 }
             }
-            out.extend(sums.map(level));
+            out.extend(sums.iter().map(|&sum| level(sum)));
         }
+        out
     }
-    out
-}
-
-/// Resizes `[height, row]` along the height. Its first line is line `start` of the source.
-fn resize_columns(rgb: &[u8], row: usize, start: usize, taps: &[Taps]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(row * taps.len());
-    let mut sums = vec![0; row];
-    for Taps { first, weights } in taps {
-        sums.fill(HALF);
-        for (line, weight) in rgb[(first - start) * row..].chunks_exact(row).zip(weights) {
-            for (sum, &value) in sums.iter_mut().zip(line) {
-                *sum += i32::from(value) * weight;
-            }
-        }
-        out.extend(sums.iter().map(|&sum| level(sum)));
-    }
-    out
 }
 
 /// Returns the start of torchvision's centre crop: half the overhang. Halves are rounded to even, as in

@@ -61,9 +61,9 @@ pub struct OpenOptions {
     pub max_pixels: u64,
     /// How long `ffmpeg` may take for 100 frames before it is stopped.
     pub silence: Duration,
-    /// Whether several pictures of H.264 are decoded at the same time, by threads of their own. This is sooner
-    /// done, but takes more processor time in all: not worth it in a program that reads as many videos at a
-    /// time as there are processors. The frames are the same.
+    /// Whether several pictures of H.264 are decoded at the same time, by threads of their own. Large pictures
+    /// are sooner decoded so, but it takes up to twice the processor time in all: not worth it in a program
+    /// that reads as many videos at a time as there are processors. The frames are the same.
     pub parallel: bool,
 }
 

@@ -1,5 +1,7 @@
 //! Conversion between RGB and YUV.
 
+use pulp::{Arch, NullaryFnOnce};
+
 use crate::Frame;
 
 /// The colour encoding of a video.
@@ -61,6 +63,13 @@ impl Planes<'_> {
         {
             return None;
         }
+        let rgb = Arch::new().dispatch(ToRgb(self, colour));
+        Frame::new(self.width, self.height, rgb).ok()
+    }
+
+    /// Converts rows of 16-bit numbers, in the vectors of the caller.
+    #[inline(always)]
+    fn rows_to_rgb(&self, colour: Colour) -> Vec<u8> {
         let (kr, kb) = colour.weights();
         let kg = 1.0 - kr - kb;
         let (offset, luma, chroma) = if colour.full_range {
@@ -75,9 +84,11 @@ impl Planes<'_> {
         let g_u = fixed(-chroma * 2.0 * (1.0 - kb) * kb / kg);
         let g_v = fixed(-chroma * 2.0 * (1.0 - kr) * kr / kg);
 
-        // Rows of 16-bit numbers, which the compiler computes in vectors.
-        let mut bytes = Vec::new();
-        let [mut luma, mut red, mut green, mut blue] = [(); 4].map(|()| vec![0; self.width]);
+        let [mut bytes, mut v_bytes] = [(); 2].map(|()| Vec::new());
+        let mut luma = vec![0i16; self.width];
+        let mut half = vec![0i16; self.chroma_width];
+        let mut chroma = [(); 3].map(|()| vec![0i16; self.width]);
+        let mut levels = [(); 3].map(|()| vec![0u8; self.width]);
         let mut rgb = vec![0; self.width * self.height * 3];
         let mut known = None;
         for (row, line) in rgb.chunks_exact_mut(self.width * 3).enumerate() {
@@ -85,23 +96,35 @@ impl Planes<'_> {
             if known != Some(chroma_row) {
                 known = Some(chroma_row);
                 let u = self.row(self.u, chroma_row, self.chroma_width, &mut bytes);
-                double(u, &mut blue, |_, u| product(u - 128, b_u));
-                double(u, &mut green, |_, u| product(u - 128, g_u));
-                let v = self.row(self.v, chroma_row, self.chroma_width, &mut bytes);
-                double(v, &mut red, |_, v| product(v - 128, r_v));
-                double(v, &mut green, |green, v| green + product(v - 128, g_v));
+                let v = self.row(self.v, chroma_row, self.chroma_width, &mut v_bytes);
+                for (half, &v) in half.iter_mut().zip(v) {
+                    *half = product(i16::from(v) - 128, r_v);
+                }
+                double(&half, &mut chroma[0]);
+                for ((half, &u), &v) in half.iter_mut().zip(u).zip(v) {
+                    *half = product(i16::from(u) - 128, g_u) + product(i16::from(v) - 128, g_v);
+                }
+                double(&half, &mut chroma[1]);
+                for (half, &u) in half.iter_mut().zip(u) {
+                    *half = product(i16::from(u) - 128, b_u);
+                }
+                double(&half, &mut chroma[2]);
             }
             let y = self.row(self.y, row, self.width, &mut bytes);
             for (luma, &y) in luma.iter_mut().zip(y) {
                 *luma = product(i16::from(y) - offset, y_scale);
             }
-            let chroma = red.iter().zip(&green).zip(&blue);
-            for (pixel, (&y, ((r, g), b))) in line.chunks_exact_mut(3).zip(luma.iter().zip(chroma))
-            {
-                pixel.copy_from_slice(&[r, g, b].map(|chroma| (y + chroma).clamp(0, 255) as u8));
+            for (levels, chroma) in levels.iter_mut().zip(&chroma) {
+                for ((level, chroma), luma) in levels.iter_mut().zip(chroma).zip(&luma) {
+                    *level = (luma + chroma).clamp(0, 255) as u8;
+                }
+            }
+            let [r, g, b] = &levels;
+            for (pixel, ((&r, &g), &b)) in line.chunks_exact_mut(3).zip(r.iter().zip(g).zip(b)) {
+                pixel.copy_from_slice(&[r, g, b]);
             }
         }
-        Frame::new(self.width, self.height, rgb).ok()
+        rgb
     }
 
     /// Returns a row of a plane in 8 bits. `buffer` holds it if it is not stored so.
@@ -125,25 +148,35 @@ impl Planes<'_> {
     }
 }
 
+/// Compiled for each kind of vectors.
+struct ToRgb<'a>(&'a Planes<'a>, Colour);
+
+impl NullaryFnOnce for ToRgb<'_> {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn call(self) -> Vec<u8> {
+        self.0.rows_to_rgb(self.1)
+    }
+}
+
 /// Multiplies with a number of 13 fractional bits, and truncates.
+#[inline(always)]
 fn product(value: i16, factor: i16) -> i16 {
     ((i32::from(value * 8) * i32::from(factor)) >> 16) as i16
 }
 
-/// Applies `f` to two values for each sample. The last sample is repeated for the rest.
-fn double(samples: &[u8], values: &mut [i16], f: impl Fn(i16, i16) -> i16) {
-    let Some(&last) = samples.last() else {
+/// Repeats each value twice, and the last one for the rest.
+#[inline(always)]
+fn double(values: &[i16], doubled: &mut [i16]) {
+    let Some(&last) = values.last() else {
         return;
     };
-    let (pairs, rest) = values.split_at_mut(values.len().min(2 * samples.len()));
-    for (pair, &sample) in pairs.chunks_mut(2).zip(samples) {
-        for value in pair {
-            *value = f(*value, sample.into());
-        }
+    let (pairs, rest) = doubled.split_at_mut(doubled.len().min(2 * values.len()) / 2 * 2);
+    for (pair, &value) in pairs.chunks_exact_mut(2).zip(values) {
+        pair.copy_from_slice(&[value; 2]);
     }
-    for value in rest {
-        *value = f(*value, last.into());
-    }
+    rest.fill(last);
 }
 
 /// Converts a frame to BT.601 luma and 4:2:0 chroma. Returns the width, the height and the planes.

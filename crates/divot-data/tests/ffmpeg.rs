@@ -76,7 +76,7 @@ fn h264_of_many_kinds_decodes_as_ffmpeg_does() {
     let folder = TempDir::new().unwrap();
     // Name, options, and whether the bytes must be equal. For other depths, FFmpeg uses a converter that
     // interpolates chroma.
-    let kinds: [(&str, &str, bool); 12] = [
+    let kinds: [(&str, &str, bool); 20] = [
         ("plain.mp4", "-pix_fmt yuv420p", true),
         ("bframes.mp4", "-pix_fmt yuv420p -bf 3 -g 12", true),
         (
@@ -109,6 +109,46 @@ fn h264_of_many_kinds_decodes_as_ffmpeg_does() {
         ("ten_bits.mp4", "-pix_fmt yuv420p10le", false),
         ("chroma422.mp4", "-pix_fmt yuv422p", true),
         ("baseline.mp4", "-pix_fmt yuv420p -profile:v baseline", true),
+        (
+            "slices.mp4",
+            "-pix_fmt yuv420p -bf 2 -tune zerolatency -x264-params slices=4",
+            true,
+        ),
+        (
+            "temporal.mp4",
+            "-pix_fmt yuv420p -bf 5 -x264-params direct=temporal:weightb=1:b-pyramid=strict",
+            true,
+        ),
+        (
+            "references.mp4",
+            "-pix_fmt yuv420p -bf 8 -refs 8 -x264-params b-pyramid=normal:weightp=2:keyint=50",
+            true,
+        ),
+        (
+            "without_cabac.mp4",
+            "-pix_fmt yuv420p -bf 3 -coder 0 -x264-params 8x8dct=1",
+            true,
+        ),
+        (
+            "matrices.mp4",
+            "-pix_fmt yuv420p -bf 3 -x264-params cqm=jvt:8x8dct=1",
+            true,
+        ),
+        (
+            "refreshed.mp4",
+            "-pix_fmt yuv420p -x264-params intra-refresh=1:keyint=20",
+            true,
+        ),
+        (
+            "deblocked.mp4",
+            "-pix_fmt yuv420p -bf 2 -x264-params deblock=3,-3:constrained-intra=1",
+            true,
+        ),
+        (
+            "fine.mp4",
+            "-pix_fmt yuv420p -bf 2 -crf 1 -x264-params partitions=all:me=umh:subme=9",
+            true,
+        ),
     ];
     for (name, options, exact) in kinds {
         let path = folder.path().join(name);
@@ -117,24 +157,30 @@ fn h264_of_many_kinds_decodes_as_ffmpeg_does() {
         if !make(&path, &[], &output) {
             continue;
         }
-        let video = Video::open_with(&path, &alone()).unwrap();
-        let info = video.info();
-        assert_eq!(
-            (info.frames, info.width, info.height),
-            (75, 160, 96),
-            "{name}"
-        );
-        assert!((info.fps - 25.0).abs() < 0.01, "{name} at {}", info.fps);
-        let ours = video.frames(&(0..75).collect::<Vec<_>>()).unwrap();
         let theirs = theirs(&path, 160, 96);
         assert_eq!(theirs.len(), 75, "{name}");
-        let worst = difference(&ours, &theirs);
-        let quality = psnr(&ours[40], &theirs[40]).unwrap();
-        println!("{name}: {worst} levels, {quality:.1} dB");
-        assert!(worst == 0 || !exact && quality > 28.0, "{name}");
-        let picks = [74, 20, 19, 21, 9, 60];
-        let picked = video.frames(&picks).unwrap();
-        assert!(picked.iter().eq(picks.iter().map(|&i| &ours[i])), "{name}");
+        for parallel in [false, true] {
+            let options = OpenOptions {
+                parallel,
+                ..alone()
+            };
+            let video = Video::open_with(&path, &options).unwrap();
+            let info = video.info();
+            assert_eq!(
+                (info.frames, info.width, info.height),
+                (75, 160, 96),
+                "{name}"
+            );
+            assert!((info.fps - 25.0).abs() < 0.01, "{name} at {}", info.fps);
+            let ours = video.frames(&(0..75).collect::<Vec<_>>()).unwrap();
+            let worst = difference(&ours, &theirs);
+            let quality = psnr(&ours[40], &theirs[40]).unwrap();
+            println!("{name}: {worst} levels, {quality:.1} dB");
+            assert!(worst == 0 || !exact && quality > 28.0, "{name}");
+            let picks = [74, 20, 19, 21, 9, 60];
+            let picked = video.frames(&picks).unwrap();
+            assert!(picked.iter().eq(picks.iter().map(|&i| &ours[i])), "{name}");
+        }
     }
 }
 
@@ -263,14 +309,18 @@ fn damaged_b_frames_do_not_panic() {
         .and_then(|r| r.parse().ok())
         .unwrap_or(200);
     let mut errors = 0;
-    for _ in 0..rounds {
+    for round in 0..rounds {
         let mut bytes = whole.clone();
         for _ in 0..=random(6) {
             let at = random(bytes.len());
             bytes[at] = random(256) as u8;
         }
         fs::write(&path, &bytes).unwrap();
-        let outcome = Video::open_with(&path, &alone())
+        let options = OpenOptions {
+            parallel: round % 2 == 0,
+            ..alone()
+        };
+        let outcome = Video::open_with(&path, &options)
             .and_then(|v| v.frames(&(0..v.info().frames).collect::<Vec<_>>()));
         if let Err(error) = outcome {
             errors += 1;

@@ -29,6 +29,7 @@ fn penultimate_states_skip_the_last_block() {
 #[test]
 fn bf16_over_f32_weights() {
     let device = Device::flex().autodiff();
+    device.seed(1);
     let text = TextTowerConfig::new(5, 11, 16, 2, 2, 8).init(&device);
     let vision = VisionTowerConfig::new(8, 4, 16, 2, 2, 8).init(&device);
     let run = |dtype: DType| {

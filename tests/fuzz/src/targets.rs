@@ -273,9 +273,15 @@ fn bmp(frame: &Frame) -> Vec<u8> {
     bytes
 }
 
-/// Reads three frames without the program `ffmpeg`, which is not what is tested.
+/// Reads three frames with each decoder, without the program `ffmpeg`, which is not what is tested.
 fn video(path: &Path) -> Result<()> {
+    let one = frames(path, false);
+    frames(path, true).and(one)
+}
+
+fn frames(path: &Path, parallel: bool) -> Result<()> {
     let options = OpenOptions {
+        parallel,
         ffmpeg: "/nowhere/ffmpeg".into(),
         ffprobe: "/nowhere/ffprobe".into(),
         // A picture just below the default limit rightly takes seconds.

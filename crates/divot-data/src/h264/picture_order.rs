@@ -20,6 +20,8 @@ pub(crate) struct Picture {
     pub key: Key,
     /// Whether it is the second field of a frame whose first field was the last picture.
     pub second_field: bool,
+    /// Whether the simple decoder derives its references as the standard says.
+    pub simple: bool,
 }
 
 /// Computes picture order counts for a stream in decoding order.
@@ -34,6 +36,8 @@ pub(crate) struct PictureOrder {
     frame_num: (u32, i32),
     /// Frame number and parity of a first field.
     field: Option<(u32, bool)>,
+    /// Frame number of the last reference picture.
+    reference: Option<u32>,
 }
 
 impl PictureOrder {
@@ -74,6 +78,8 @@ impl PictureOrder {
         let (header, _) = parse_slice_header(rbsp, sps, pps, kind, nal.nal_ref_idc).ok()?;
         let idr = kind == NalUnitType::SliceIdr;
         let reference = nal.nal_ref_idc > 0;
+        // Command 5 drops all references, and counting starts again.
+        let restarts = header.mmco_ops.iter().any(|&(command, _)| command == 5);
 
         let field = header
             .field_pic_flag
@@ -90,6 +96,14 @@ impl PictureOrder {
         }
 
         let max_frame_num = 1i32 << (sps.log2_max_frame_num_minus4 + 4).min(16);
+        let nothing_missing = idr
+            || self.reference.is_none_or(|last| {
+                let next = (last + 1) % max_frame_num as u32;
+                header.frame_num == last || header.frame_num == next
+            });
+        if reference {
+            self.reference = Some(if restarts { 0 } else { header.frame_num });
+        }
         let mut offset = self.frame_num.1;
         if self.frame_num.0 > header.frame_num {
             offset = offset.wrapping_add(max_frame_num);
@@ -113,8 +127,7 @@ impl PictureOrder {
             _ => frame.wrapping_mul(2).wrapping_sub(i32::from(!reference)),
         };
         self.frame_num = (header.frame_num, offset);
-        // Command 5 drops all references, and counting starts again.
-        if header.mmco_ops.iter().any(|&(command, _)| command == 5) {
+        if restarts {
             self.period += 1;
             self.previous = (0, 0);
             self.frame_num = (0, 0);
@@ -123,6 +136,11 @@ impl PictureOrder {
         Some(Picture {
             key: (self.period, count),
             second_field,
+            simple: nothing_missing
+                && !restarts
+                && !header.field_pic_flag
+                && sps.pic_order_cnt_type != 1
+                && (sps.frame_crop_left_offset, sps.frame_crop_top_offset) == (0, 0),
         })
     }
 
