@@ -275,11 +275,11 @@ fn bmp(frame: &Frame) -> Vec<u8> {
 
 /// Reads three frames with each decoder, without the program `ffmpeg`, which is not what is tested.
 fn video(path: &Path) -> Result<()> {
-    let one = frames(path, false);
-    frames(path, true).and(one)
+    let one = three_frames(path, false);
+    three_frames(path, true).and(one)
 }
 
-fn frames(path: &Path, parallel: bool) -> Result<()> {
+fn three_frames(path: &Path, parallel: bool) -> Result<()> {
     let options = OpenOptions {
         parallel,
         ffmpeg: "/nowhere/ffmpeg".into(),
