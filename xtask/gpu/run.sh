@@ -15,7 +15,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ "${1:-}" = pack ]; then
     archive=${2:?name the archive, such as gpu.tar.xz}
     cd "$here/../.."
-    features=${FEATURES-cuda,wgpu}
+    features=${FEATURES-cuda,wgpu,tuned}
     cargo build --release --locked --package xtask --features "$features"
     target=${CARGO_TARGET_DIR:-target}/release
     work=$(mktemp -d)
