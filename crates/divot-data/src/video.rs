@@ -11,7 +11,7 @@ use image::ImageFormat;
 
 use crate::animation::Animation;
 use crate::ffmpeg::{self, Probe, Programs, Still};
-use crate::h264::{self, Stop};
+use crate::h264::{self, Decoding, Stop};
 use crate::images::DEFAULT_MAX_PIXELS;
 use crate::mp4;
 use crate::timeline::Timeline;
@@ -63,7 +63,9 @@ pub struct OpenOptions {
     pub silence: Duration,
     /// Whether several pictures of H.264 are decoded at the same time, by threads of their own. Large pictures
     /// are sooner decoded so, but it takes up to twice the processor time in all: not worth it in a program
-    /// that reads as many videos at a time as there are processors. The frames are the same.
+    /// that reads as many videos at a time as there are processors. Without it, most videos are decoded by a
+    /// faster decoder. Its frames are the same, except around macroblocks that are stored without compression
+    /// (`I_PCM`), which it smooths too much.
     pub parallel: bool,
 }
 
@@ -225,6 +227,19 @@ impl Video {
     pub fn visit_until(
         &self,
         indices: &[usize],
+        each: impl FnMut(usize, &Frame) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<()>> {
+        let decoding = match self.parallel {
+            true => Decoding::Parallel,
+            false => Decoding::Fast,
+        };
+        self.visit_by(decoding, indices, each)
+    }
+
+    fn visit_by(
+        &self,
+        decoding: Decoding,
+        indices: &[usize],
         mut each: impl FnMut(usize, &Frame) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
         let frames = self.info.frames;
@@ -243,7 +258,7 @@ impl Video {
             return Ok(ControlFlow::Continue(()));
         }
         let mut stopped = false;
-        let outcome = self.decode(&wanted, &mut |index, frame| {
+        let outcome = self.decode(decoding, &wanted, &mut |index, frame| {
             let first = positions.partition_point(|&(wanted, _)| wanted < index);
             let same = positions[first..]
                 .iter()
@@ -274,11 +289,15 @@ impl Video {
         &self,
         mut each: impl FnMut(usize, &Frame) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
+        let decoding = match self.parallel {
+            true => Decoding::Parallel,
+            false => Decoding::Single,
+        };
         let mut next = 0;
         for _ in 0..PASSES {
             let first = next;
             let indices: Vec<usize> = (first..self.info.frames).collect();
-            let flow = self.visit_until(&indices, |position, frame| {
+            let flow = self.visit_by(decoding, &indices, |position, frame| {
                 // A frame that comes too early comes again in the next pass.
                 if first + position != next {
                     return Ok(ControlFlow::Continue(()));
@@ -298,6 +317,7 @@ impl Video {
 
     fn decode(
         &self,
+        decoding: Decoding,
         wanted: &BTreeSet<usize>,
         each: &mut dyn FnMut(usize, Frame) -> Result<()>,
     ) -> Result<()> {
@@ -306,7 +326,7 @@ impl Video {
             Source::H264(stream) => {
                 let mut file = File::open(path).map_err(|e| Error::read(path, e))?;
                 let mut missing = wanted.clone();
-                match stream.decode(path, &mut file, self.parallel, &mut missing, each) {
+                match stream.decode(path, &mut file, decoding, &mut missing, each) {
                     Ok(()) => Ok(()),
                     Err(Stop::Failed(error)) => Err(error),
                     // The header does not show this, so it is found only now.

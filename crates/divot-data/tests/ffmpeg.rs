@@ -2,6 +2,7 @@
 //! Prints a line for each test that is skipped.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
@@ -180,6 +181,13 @@ fn h264_of_many_kinds_decodes_as_ffmpeg_does() {
             let picks = [74, 20, 19, 21, 9, 60];
             let picked = video.frames(&picks).unwrap();
             assert!(picked.iter().eq(picks.iter().map(|&i| &ours[i])), "{name}");
+            let mut in_order = Vec::new();
+            let flow = video.visit_all(|_, frame| {
+                in_order.push(frame.clone());
+                Ok(ControlFlow::Continue(()))
+            });
+            assert!(flow.unwrap().is_continue());
+            assert!(in_order == ours, "{name}");
         }
     }
 }

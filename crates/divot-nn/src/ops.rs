@@ -16,7 +16,9 @@ use burn::tensor::{DType, Tensor, activation};
 use crate::kernels::{self, Cost};
 use crate::windows::{Moves, product_of_windows, unless_too_large};
 
-pub use crate::switch::{bf16_products, enable_bf16_products, enable_kernels, kernels_enabled};
+pub use crate::switch::{
+    bf16_products, enable_bf16_products, enable_bf16_training, enable_kernels, kernels_enabled,
+};
 
 /// SiLU, x·σ(x).
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {

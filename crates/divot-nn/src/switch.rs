@@ -14,6 +14,7 @@ pub fn kernels_enabled() -> bool {
 }
 
 static BF16: AtomicBool = AtomicBool::new(false);
+static F32_WEIGHTS: AtomicBool = AtomicBool::new(false);
 
 /// Switches products in bf16 on or off for the whole process. They are off by default.
 ///
@@ -23,6 +24,14 @@ static BF16: AtomicBool = AtomicBool::new(false);
 /// weights are widened to f32. Products of one or two rows are always in f32. It needs the feature `flex`.
 pub fn enable_bf16_products(on: bool) {
     BF16.store(on, Ordering::Relaxed);
+    F32_WEIGHTS.store(false, Ordering::Relaxed);
+}
+
+/// Like [`enable_bf16_products`], also for weights in f32, which are rounded for each product. This is for training: the
+/// weights that learn stay in f32, and so do their gradients' sums.
+pub fn enable_bf16_training(on: bool) {
+    BF16.store(on, Ordering::Relaxed);
+    F32_WEIGHTS.store(on, Ordering::Relaxed);
 }
 
 /// Returns whether products in bf16 are switched on and this processor has them, within `DIVOT_VECTORS`.
@@ -35,4 +44,10 @@ pub fn bf16_products() -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     let has = || false;
     BF16.load(Ordering::Relaxed) && has()
+}
+
+/// Returns whether products with weights in f32 are in bf16 too.
+#[cfg(all(feature = "flex", target_arch = "x86_64"))]
+pub(crate) fn bf16_training() -> bool {
+    F32_WEIGHTS.load(Ordering::Relaxed) && bf16_products()
 }

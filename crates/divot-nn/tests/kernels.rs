@@ -706,3 +706,56 @@ fn products_in_bf16() {
         check(&what, exact.into_data().iter().collect(), &run);
     }
 }
+
+/// While training, products round weights in f32 as well, of the gradients too.
+#[test]
+fn training_in_bf16() {
+    fn check<const D: usize, const E: usize>(
+        what: &str,
+        inputs: [Tensor<D>; 2],
+        f: impl Fn([Tensor<D>; 2]) -> Tensor<E>,
+    ) {
+        let exact = run(&inputs, &f);
+        ops::enable_bf16_training(true);
+        let (found, rounds) = (run(&inputs, &f), ops::bf16_products());
+        ops::enable_bf16_training(false);
+        for (i, (exact, found)) in exact.iter().zip(found).enumerate() {
+            let pairs = found.iter().zip(exact);
+            let squares: f32 = pairs.map(|(a, b)| (a - b).powi(2)).sum();
+            let error = (squares / exact.iter().map(|x| x * x).sum::<f32>()).sqrt();
+            let expected = match rounds {
+                // Winograd's gradient of weights is in f32.
+                true if i == 2 => 0.0..8e-3,
+                true => 1e-5..8e-3,
+                false => 0.0..1e-5,
+            };
+            assert!(expected.contains(&error), "{what}, result {i}: {error}");
+        }
+    }
+    let _switch = switch();
+    let device = device();
+    for [rows, from, to] in [[3, 1, 1], [7, 33, 70], [301, 150, 131], [4501, 20, 30]] {
+        let layer = LinearConfig::new(from, to).init(&device);
+        let inputs = [random([rows, from], 4), random([from, to], 5)];
+        check(
+            &format!("linear {rows}x{from} to {to}"),
+            inputs,
+            |[x, w]| ops::linear(&linear_of(&layer, w), x),
+        );
+    }
+    for (channels, outputs, size, kernel) in [(5, 7, 9, 3), (33, 70, 24, 3), (40, 24, 8, 1)] {
+        let layer = Conv2dConfig::new([channels, outputs], [kernel, kernel]).init(&device);
+        let inputs = [
+            random([2, size, size, channels], 6),
+            random([outputs, channels, kernel, kernel], 7),
+        ];
+        let what = format!("{channels} to {outputs} channels, {size} wide, {kernel} taps");
+        check(&what, inputs, |[x, w]| {
+            let conv = Conv2d {
+                weight: layer.weight.clone().map(|_| w),
+                ..layer.clone()
+            };
+            ops::conv2d_last(&conv, x)
+        });
+    }
+}

@@ -10,6 +10,7 @@ use burn::tensor::Device;
 use divot::Noise;
 use divot::data::dataset::Sample;
 use divot::device::is_cpu;
+use divot_nn::ops;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::buckets::Buckets;
@@ -21,7 +22,7 @@ use crate::objective::{Draws, Objective, Prepared, Shown, Term};
 use crate::optimizer::{Optimizer, gradient_norm};
 use crate::parameters::{self, Average, Named, is_below};
 use crate::ranks::Ranks;
-use crate::recipe::Recipe;
+use crate::recipe::{Precision, Recipe};
 use crate::start::fill;
 
 /// The model of a run with everything that changes it.
@@ -219,6 +220,7 @@ impl Trainer {
     pub fn step(&mut self, step: usize, source: usize, samples: &[Sample]) -> Result<StepReport> {
         let settings = &self.recipe.settings;
         let rate = settings.rate.at(step, settings.steps);
+        self.switch_products();
         // Dropout is drawn by the device.
         let _generator = generator();
         let rank = self.ranks.rank() as u64;
@@ -323,6 +325,7 @@ impl Trainer {
         &self,
         batches: &[(usize, Vec<Sample>)],
     ) -> Result<(f64, Vec<(&'static str, f64)>)> {
+        self.switch_products();
         let model = self.evaluated();
         let mut sums = vec![0.0; self.terms.len()];
         let mut counts = sums.clone();
@@ -364,6 +367,12 @@ impl Trainer {
     /// The model as it was trained last, without its gradients.
     pub fn learned(&self) -> Model {
         self.model.valid()
+    }
+
+    /// Sets the precision of products on the CPU, which is one for the process.
+    fn switch_products(&self) {
+        let bf16 = self.recipe.settings.precision == Precision::Bf16;
+        ops::enable_bf16_training(bf16 && is_cpu(&self.device));
     }
 
     /// Divides a batch into micro-batches.

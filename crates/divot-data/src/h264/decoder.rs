@@ -5,6 +5,7 @@ use rust_h264::error::DecodeError;
 use rust_h264::nal::{NalUnit, NalUnitType};
 use rust_h264::threading::ThreadedDecoder;
 
+use super::Decoding;
 use crate::Frame;
 use crate::yuv::{Colour, Planes};
 
@@ -16,66 +17,63 @@ use crate::yuv::{Colour, Planes};
 const PICTURES_AT_ONCE: usize = 8;
 
 pub(super) enum Decoder {
-    /// For progressive 4:2:0 video of 8 bits, which is most. It takes two thirds of the time of the others,
-    /// and gives each picture at once, in decoding order.
-    Simple(Box<rusty_h264::Decoder>),
-    /// For all that `rust_h264` supports, in the calling thread. Pictures come in display order.
+    /// `rusty_h264`, for progressive 4:2:0 video of 8 bits in pictures of one slice, which is most. It takes two thirds
+    /// of the time of the others, and gives each picture at once, in decoding order.
+    Fast(Box<rusty_h264::Decoder>),
+    /// `rust_h264`, in the calling thread. Pictures come in display order.
     Single(Box<OrderedDecoder>),
     /// The same in a thread for each picture. It takes more processor time in all.
     Parallel(Box<ThreadedDecoder>),
 }
 
 /// A decoded picture.
-pub(super) enum Picture {
-    Simple(rusty_h264::YuvFrame),
+pub(super) enum Decoded {
+    Fast(rusty_h264::YuvFrame),
     Any(rust_h264::decoder::Frame),
 }
 
 impl Decoder {
-    pub fn simple() -> Self {
-        Self::Simple(Box::new(rusty_h264::Decoder::new()))
-    }
-
-    pub fn any(parallel: bool) -> Self {
-        match parallel {
-            true => Self::Parallel(Box::new(ThreadedDecoder::new(PICTURES_AT_ONCE))),
-            false => Self::Single(Box::new(OrderedDecoder::new())),
+    pub fn new(decoding: Decoding) -> Self {
+        match decoding {
+            Decoding::Fast => Self::Fast(Box::new(rusty_h264::Decoder::new())),
+            Decoding::Single => Self::Single(Box::new(OrderedDecoder::new())),
+            Decoding::Parallel => Self::Parallel(Box::new(ThreadedDecoder::new(PICTURES_AT_ONCE))),
         }
     }
 
-    pub fn is_simple(&self) -> bool {
-        matches!(self, Self::Simple(_))
+    pub fn is_fast(&self) -> bool {
+        matches!(self, Self::Fast(_))
     }
 
-    pub fn decode(&mut self, nal: &NalUnit<'_>) -> Result<Vec<Picture>, DecodeError> {
+    pub fn decode(&mut self, nal: &NalUnit<'_>) -> Result<Vec<Decoded>, DecodeError> {
         let pictures = match self {
-            Self::Simple(decoder) => {
+            Self::Fast(decoder) => {
                 let picture = decoder
                     .decode(&annex_b(nal))
-                    .map_err(|_| DecodeError::Unsupported("by the simple decoder"))?;
-                return Ok(picture.into_iter().map(Picture::Simple).collect());
+                    .map_err(|_| DecodeError::Unsupported("by the fast decoder"))?;
+                return Ok(picture.into_iter().map(Decoded::Fast).collect());
             }
             Self::Single(decoder) => decoder.decode_nal(nal)?,
             Self::Parallel(decoder) => decoder.decode_nal(nal)?,
         };
-        Ok(pictures.into_iter().map(Picture::Any).collect())
+        Ok(pictures.into_iter().map(Decoded::Any).collect())
     }
 
-    pub fn flush(&mut self) -> Vec<Picture> {
+    pub fn flush(&mut self) -> Vec<Decoded> {
         let pictures = match self {
-            Self::Simple(_) => Vec::new(),
+            Self::Fast(_) => Vec::new(),
             Self::Single(decoder) => decoder.flush(),
             Self::Parallel(decoder) => decoder.flush(),
         };
-        pictures.into_iter().map(Picture::Any).collect()
+        pictures.into_iter().map(Decoded::Any).collect()
     }
 }
 
-impl Picture {
+impl Decoded {
     /// Width and height in pixels.
     pub fn size(&self) -> (usize, usize) {
         match self {
-            Self::Simple(picture) => (picture.width, picture.height),
+            Self::Fast(picture) => (picture.width, picture.height),
             Self::Any(picture) => (picture.width as usize, picture.height as usize),
         }
     }
@@ -84,7 +82,7 @@ impl Picture {
     pub fn to_rgb(&self, colour: Colour) -> Option<Frame> {
         let (width, height) = self.size();
         let planes = match self {
-            Self::Simple(picture) => Planes {
+            Self::Fast(picture) => Planes {
                 width,
                 height,
                 y: &picture.y,
@@ -109,8 +107,8 @@ impl Picture {
     }
 }
 
-/// Returns a slice or a parameter set as a byte stream (ITU-T H.264, annex B), with a start code and a byte 3 wherever the
-/// content looks like one.
+/// Returns a slice or a parameter set as a byte stream (ITU-T H.264, annex B), with a start code, and a byte 3
+/// wherever the content looks like one.
 fn annex_b(nal: &NalUnit<'_>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(nal.rbsp.len() + nal.rbsp.len() / 64 + 8);
     let kind = match nal.nal_unit_type {

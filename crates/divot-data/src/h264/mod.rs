@@ -2,6 +2,7 @@
 
 mod decoder;
 mod picture_order;
+mod references;
 mod run;
 mod sampler;
 
@@ -30,6 +31,17 @@ impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
+}
+
+/// How pictures are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decoding {
+    /// By the fast decoder, as far as it can. Frames come in decoding order.
+    Fast,
+    /// In the calling thread. Frames come in display order.
+    Single,
+    /// In a thread for each picture. Frames come in display order.
+    Parallel,
 }
 
 /// The H.264 track of a file.
@@ -106,12 +118,12 @@ impl Stream {
     /// passes it on as soon as it is decoded.
     ///
     /// Decoding starts at the nearest possible sample before a wanted frame and goes through the file once.
-    /// No frame is kept. If `parallel`, several pictures are decoded at the same time.
+    /// No frame is kept.
     pub fn decode(
         &self,
         path: &Path,
         file: &mut File,
-        parallel: bool,
+        decoding: Decoding,
         wanted: &mut BTreeSet<usize>,
         each: &mut dyn FnMut(usize, Frame) -> Result<()>,
     ) -> Result<(), Stop> {
@@ -123,24 +135,28 @@ impl Stream {
             }
         }
         let mut sampler = Sampler::new(path, file, &self.track)?;
+        let (mut fast, others) = match decoding {
+            Decoding::Fast => (true, Decoding::Single),
+            others => (false, others),
+        };
         for (first, last) in sampler.stretches(places.keys().copied())? {
-            if !parallel {
-                let decoder = Decoder::simple();
-                let run = Run::new(self, path, decoder, &mut places, wanted, each);
-                match run.run(&mut sampler, first, last) {
-                    Err(Stop::Unsupported) => {}
+            let mut run = |decoder| {
+                Run::new(self, path, decoder, &mut places, wanted, each).run(
+                    &mut sampler,
+                    first,
+                    last,
+                )
+            };
+            if fast {
+                match run(Decoder::new(Decoding::Fast)) {
+                    Err(Stop::Unsupported) => fast = false,
                     done => {
                         done?;
                         continue;
                     }
                 }
             }
-            let decoder = Decoder::any(parallel);
-            Run::new(self, path, decoder, &mut places, wanted, each).run(
-                &mut sampler,
-                first,
-                last,
-            )?;
+            run(Decoder::new(others))?;
         }
         match wanted.first() {
             None => Ok(()),
@@ -180,9 +196,87 @@ fn stream_rate(track: &Track) -> Option<f64> {
     (fps.is_finite() && fps > 0.0).then_some(fps)
 }
 
+/// Returns whether the unit is more than a delimiter, filler data or supplemental information.
+fn changes_pictures(nal: &NalUnit<'_>) -> bool {
+    is_slice(nal) || matches!(nal.nal_unit_type, NalUnitType::Sps | NalUnitType::Pps)
+}
+
 fn is_slice(nal: &NalUnit<'_>) -> bool {
     matches!(
         nal.nal_unit_type,
         NalUnitType::Slice | NalUnitType::SliceIdr
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::mp4::read_track;
+
+    /// Returns whether the fast decoder takes a video that FFmpeg makes with these options. Returns `None` without
+    /// FFmpeg.
+    fn is_fast(options: &str) -> Option<bool> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("video.mp4");
+        let made = Command::new("ffmpeg")
+            .args([
+                "-v",
+                "error",
+                "-f",
+                "lavfi",
+                "-i",
+                "testsrc2=s=160x96:r=25:d=2",
+            ])
+            .args(["-pix_fmt", "yuv420p", "-c:v", "libx264"])
+            .args(options.split_whitespace())
+            .arg(&path)
+            .status();
+        if !made.is_ok_and(|status| status.success()) {
+            println!("skipped: no ffmpeg with x264");
+            return None;
+        }
+        let mut file = File::open(&path).unwrap();
+        let track = read_track(&path, &mut file).unwrap();
+        let stream = Stream::new(&path, &mut file, track, 1 << 20)
+            .unwrap()
+            .unwrap();
+        let mut wanted: BTreeSet<usize> = (0..stream.frames()).collect();
+        let places = stream.track.shown.iter().zip(0..);
+        let mut places = places
+            .map(|(&sample, frame)| (sample, vec![frame]))
+            .collect();
+        let last = stream.track.samples.len() - 1;
+        let mut sampler = Sampler::new(&path, &mut file, &stream.track).unwrap();
+        let decoder = Decoder::new(Decoding::Fast);
+        let each = &mut |_, _| Ok(());
+        let run = Run::new(&stream, &path, decoder, &mut places, &mut wanted, each);
+        match run.run(&mut sampler, 0, last) {
+            Ok(()) => Some(true),
+            Err(Stop::Unsupported) => Some(false),
+            Err(Stop::Failed(error)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn what_the_fast_decoder_takes() {
+        for (options, expected) in [
+            ("", true),
+            ("-bf 0 -profile:v baseline", true),
+            (
+                "-bf 8 -refs 8 -x264-params b-pyramid=normal:direct=spatial",
+                true,
+            ),
+            ("-bf 3 -coder 0", true),
+            ("-x264-params slices=4", false),
+            ("-bf 3 -x264-params direct=temporal", false),
+            ("-x264-params interlaced=1", false),
+        ] {
+            let Some(found) = is_fast(options) else {
+                return;
+            };
+            assert_eq!(found, expected, "{options}");
+        }
+    }
 }

@@ -7,6 +7,9 @@ use rust_h264::pps::{Pps, parse_pps};
 use rust_h264::slice::{SliceHeader, SliceType, parse_slice_header};
 use rust_h264::sps::{Sps, parse_sps};
 
+use super::changes_pictures;
+use super::references::References;
+
 /// Bytes of a slice that contain its header, including weights and reordering commands.
 const HEADER_BYTES: usize = 2048;
 
@@ -20,8 +23,8 @@ pub(crate) struct Picture {
     pub key: Key,
     /// Whether it is the second field of a frame whose first field was the last picture.
     pub second_field: bool,
-    /// Whether the simple decoder derives its references as the standard says.
-    pub simple: bool,
+    /// Whether the fast decoder decodes it as the standard says.
+    pub fast: bool,
 }
 
 /// Computes picture order counts for a stream in decoding order.
@@ -36,16 +39,19 @@ pub(crate) struct PictureOrder {
     frame_num: (u32, i32),
     /// Frame number and parity of a first field.
     field: Option<(u32, bool)>,
-    /// Frame number of the last reference picture.
-    reference: Option<u32>,
+    references: References,
 }
 
 impl PictureOrder {
     /// Takes the NAL units of a sample and returns the picture that starts in it. Returns `None` if there
     /// is none, or if its header is damaged.
     pub fn next(&mut self, nals: &[NalUnit<'_>]) -> Option<Picture> {
-        let mut picture = None;
+        let mut picture: Option<Picture> = None;
         for nal in nals {
+            if let Some(picture) = &mut picture {
+                // Other slices, or settings that change between slices.
+                picture.fast &= !changes_pictures(nal);
+            }
             match nal.nal_unit_type {
                 NalUnitType::Sps => {
                     if let Ok(sps) = parse_sps(&nal.rbsp) {
@@ -78,9 +84,6 @@ impl PictureOrder {
         let (header, _) = parse_slice_header(rbsp, sps, pps, kind, nal.nal_ref_idc).ok()?;
         let idr = kind == NalUnitType::SliceIdr;
         let reference = nal.nal_ref_idc > 0;
-        // Command 5 drops all references, and counting starts again.
-        let restarts = header.mmco_ops.iter().any(|&(command, _)| command == 5);
-
         let field = header
             .field_pic_flag
             .then_some((header.frame_num, header.bottom_field_flag));
@@ -96,14 +99,6 @@ impl PictureOrder {
         }
 
         let max_frame_num = 1i32 << (sps.log2_max_frame_num_minus4 + 4).min(16);
-        let nothing_missing = idr
-            || self.reference.is_none_or(|last| {
-                let next = (last + 1) % max_frame_num as u32;
-                header.frame_num == last || header.frame_num == next
-            });
-        if reference {
-            self.reference = Some(if restarts { 0 } else { header.frame_num });
-        }
         let mut offset = self.frame_num.1;
         if self.frame_num.0 > header.frame_num {
             offset = offset.wrapping_add(max_frame_num);
@@ -127,20 +122,20 @@ impl PictureOrder {
             _ => frame.wrapping_mul(2).wrapping_sub(i32::from(!reference)),
         };
         self.frame_num = (header.frame_num, offset);
-        if restarts {
+        // Command 5 drops all references, and counting starts again.
+        if header.mmco_ops.iter().any(|&(command, _)| command == 5) {
             self.period += 1;
             self.previous = (0, 0);
             self.frame_num = (0, 0);
             count = 0;
         }
+        let fast = self
+            .references
+            .fast((sps, pps), &header, (idr, reference), count);
         Some(Picture {
             key: (self.period, count),
             second_field,
-            simple: nothing_missing
-                && !restarts
-                && !header.field_pic_flag
-                && sps.pic_order_cnt_type != 1
-                && (sps.frame_crop_left_offset, sps.frame_crop_top_offset) == (0, 0),
+            fast,
         })
     }
 

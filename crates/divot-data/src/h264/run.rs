@@ -7,10 +7,10 @@ use std::path::Path;
 use rust_h264::error::DecodeError;
 use rust_h264::nal::{NalUnit, NalUnitType, parse_avcc, parse_sps_info};
 
-use super::decoder::{Decoder, Picture};
+use super::decoder::{Decoded, Decoder};
 use super::picture_order::{Key, PictureOrder};
 use super::sampler::Sampler;
-use super::{Stop, Stream, is_slice};
+use super::{Stop, Stream, changes_pictures, is_slice};
 use crate::yuv::Colour;
 use crate::{Error, Frame, Result};
 
@@ -53,8 +53,8 @@ impl<'a> Run<'a> {
     /// Decodes the samples from `first` to `last`, as far as wanted ones need them.
     ///
     /// # Errors
-    /// [`Stop::Unsupported`] if another decoder may go on. The simple decoder stops so at whatever is not
-    /// as it should be.
+    /// [`Stop::Unsupported`] if another decoder may go on. The fast decoder stops so at whatever is not as it
+    /// should be.
     pub fn run(mut self, sampler: &mut Sampler<'_>, first: usize, last: usize) -> Result<(), Stop> {
         let mut description = None;
         for i in first..=last {
@@ -73,26 +73,26 @@ impl<'a> Run<'a> {
             let data = sampler.read(i)?;
             let nals = parse_avcc(&data, sampler.config(&sample)?.length_size);
             // No picture refers to this one, so it is decoded only if it is wanted.
-            let skip = !self.places.contains_key(&i)
-                && nals
-                    .iter()
-                    .all(|nal| !is_slice(nal) || nal.nal_ref_idc == 0);
-            if !skip {
-                // A header that is damaged here is damaged for the decoder too.
-                self.read_colour(&nals)?;
-                let picture = self.order.next(&nals);
-                if self.decoder.is_simple()
-                    && !(self.pending.is_empty() && picture.is_some_and(|picture| picture.simple))
-                {
-                    return Err(Stop::Unsupported);
-                }
-                if let Some(picture) = picture
-                    && !picture.second_field
-                {
-                    self.pending.insert((picture.key, i), (i, self.colour));
-                }
+            let unused = |nal: &NalUnit<'_>| is_slice(nal) && nal.nal_ref_idc == 0;
+            if !self.places.contains_key(&i)
+                && nals.iter().all(|nal| unused(nal) || !changes_pictures(nal))
+            {
+                continue;
             }
-            for nal in nals.iter().filter(|nal| !(skip && is_slice(nal))) {
+            // A header that is damaged here is damaged for the decoder too.
+            self.read_colour(&nals)?;
+            let picture = self.order.next(&nals);
+            if self.decoder.is_fast()
+                && !(self.pending.is_empty() && picture.is_some_and(|picture| picture.fast))
+            {
+                return Err(Stop::Unsupported);
+            }
+            if let Some(picture) = picture
+                && !picture.second_field
+            {
+                self.pending.insert((picture.key, i), (i, self.colour));
+            }
+            for nal in &nals {
                 self.feed(nal)?;
             }
         }
@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
             .map_err(|_| self.broken("the decoder gave up"))?;
         rest.into_iter()
             .try_for_each(|picture| self.deliver(picture))?;
-        match self.decoder.is_simple() && !self.pending.is_empty() {
+        match self.decoder.is_fast() && !self.pending.is_empty() {
             true => Err(Stop::Unsupported),
             false => Ok(()),
         }
@@ -134,40 +134,46 @@ impl<'a> Run<'a> {
     }
 
     fn feed(&mut self, nal: &NalUnit<'_>) -> Result<(), Stop> {
-        // Delimiters, filler data and supplemental information do not affect pictures.
-        if !is_slice(nal) && !matches!(nal.nal_unit_type, NalUnitType::Sps | NalUnitType::Pps) {
+        if !changes_pictures(nal) {
             return Ok(());
         }
         let decoder = &mut self.decoder;
-        // The decoder should not panic on damaged data. If it does, the user gets an error, and the decoder
-        // is not used again.
+        // A decoder should not panic on damaged data. If it does, it is not used again.
         match catch_unwind(AssertUnwindSafe(|| decoder.decode(nal))) {
             Ok(Ok(pictures)) => pictures
                 .into_iter()
                 .try_for_each(|picture| self.deliver(picture)),
             Ok(Err(DecodeError::Unsupported(_))) => Err(Stop::Unsupported),
-            _ if self.decoder.is_simple() => Err(Stop::Unsupported),
-            Ok(Err(e)) => Err(self.broken(&e.to_string()).into()),
-            Err(_) => Err(self.broken("the decoder gave up").into()),
+            Ok(Err(e)) => Err(self.stop(&e.to_string())),
+            Err(_) => Err(self.stop("the decoder gave up")),
+        }
+    }
+
+    /// Stops the fast decoder, or gives up.
+    fn stop(&self, what: &str) -> Stop {
+        match self.decoder.is_fast() {
+            true => Stop::Unsupported,
+            false => self.broken(what).into(),
         }
     }
 
     /// Passes a picture on if it is wanted.
-    fn deliver(&mut self, picture: Picture) -> Result<(), Stop> {
+    fn deliver(&mut self, picture: Decoded) -> Result<(), Stop> {
         let Some((_, (sample, colour))) = self.pending.pop_first() else {
-            return Err(self.broken("more pictures than samples").into());
+            return Err(self.stop("more pictures than samples"));
         };
-        let Some(places) = self.places.remove(&sample) else {
+        if !self.places.contains_key(&sample) {
             return Ok(());
-        };
+        }
         if picture.size() != self.stream.stored {
             // The size changes midway.
             return Err(Stop::Unsupported);
         }
         let frame = picture
             .to_rgb(colour)
-            .ok_or_else(|| self.broken("a picture without content"))?;
+            .ok_or_else(|| self.stop("a picture without content"))?;
         let frame = self.stream.orientation.apply(frame);
+        let places = self.places.remove(&sample).unwrap_or_default();
         for &place in &places {
             self.wanted.remove(&place);
         }

@@ -84,7 +84,8 @@ pub enum Precision {
     /// 32 bits.
     #[default]
     F32,
-    /// bfloat16. The CPU keeps frozen parameters so, and computes in f32.
+    /// bfloat16. On a CPU, frozen parameters are kept so, and products round both operands to it where the processor
+    /// has AVX512-BF16. Everything else is in f32 there.
     Bf16,
 }
 

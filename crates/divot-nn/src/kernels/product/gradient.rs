@@ -1,14 +1,20 @@
 //! The gradient of the weights of a product.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use super::tile::MAX_WIDTH;
 use super::{
     Floats, GROUP, Gather, MAX_PARTIAL, MIN_CHUNK, PANELS, ROWS, Rows, SERIAL, Start, Target,
-    TileWidth, ZEROS, add_parts, block, lines, vectors,
+    TileWidth, Words, ZEROS, add_parts, block, lines, vectors,
 };
+#[cfg(target_arch = "x86_64")]
+use super::{Pairs, pairs};
 use crate::kernels::simd::{self, Shared, uninit};
+#[cfg(target_arch = "x86_64")]
+use crate::switch::bf16_training;
 use crate::vectorised::arch;
 
 /// Maximum inner dimension of a packed panel for the gradient. The left operand is read along its columns,
@@ -24,6 +30,17 @@ pub(crate) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
     if m * outputs * channels == 0 {
         return vec![0.0; taps * outputs * channels];
     }
+    #[cfg(target_arch = "x86_64")]
+    if bf16_training() {
+        return in_words::<Pairs>(rows, &pairs::join_lines(grad, outputs), m, outputs);
+    }
+    in_words::<Floats>(rows, grad, m, outputs)
+}
+
+/// Computes [`weight_gradient`] with these words, of neighbouring rows. `grad` is `[words, outputs]`.
+fn in_words<W: Words>(rows: Rows<'_>, grad: &[f32], m: usize, outputs: usize) -> Vec<f32> {
+    let (channels, taps) = (rows.channels, rows.gather.taps);
+    let words = m.div_ceil(W::CHANNELS);
     let size = taps * outputs * channels;
     let serial = m * size < SERIAL;
     // A small gradient has few tiles to share between threads. Split the rows too. Each part has its own
@@ -32,12 +49,11 @@ pub(crate) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
         true => (m / (4 * MIN_CHUNK / 3)).clamp(1, 8),
         false => 1,
     };
-    let part = m.div_ceil(parts);
-    let parts = m.div_ceil(part);
+    let part = words.div_ceil(parts);
+    let parts = words.div_ceil(part);
     let mut sums = uninit(parts * size, |out| {
         let out = Shared(out);
-        let arch = arch();
-        let width = arch.dispatch(TileWidth);
+        let width = arch().dispatch(TileWidth);
         let panels = taps * channels.div_ceil(width);
         let groups = panels.div_ceil(GROUP);
         let group = panels.div_ceil(groups);
@@ -52,12 +68,14 @@ pub(crate) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
         let task = |i: usize| {
             let (part_index, i) = (i / (groups * chunks), i % (groups * chunks));
             let (first, i) = (i / groups * chunk, i % groups * group);
-            let rows_from = part_index * part;
+            let words_from = part_index * part;
             let mut packed = PANELS.take();
-            arch.dispatch(Transposed {
+            W::run(Transposed::<W> {
                 rows,
                 grad,
-                m: rows_from..(rows_from + part).min(m),
+                m,
+                words: words_from..(words_from + part).min(words),
+                kind: PhantomData,
                 panels: i..(i + group).min(panels),
                 outputs: first..(first + chunk).min(outputs),
                 stride: outputs,
@@ -74,10 +92,14 @@ pub(crate) fn weight_gradient(rows: Rows<'_>, grad: &[f32], m: usize, outputs: u
 
 /// A task of [`weight_gradient`]: a range of outputs by a few panels, summed over a range of rows. A panel
 /// is one tap and some of its channels.
-struct Transposed<'a> {
+struct Transposed<'a, W> {
     rows: Rows<'a>,
     grad: &'a [f32],
-    m: Range<usize>,
+    /// Number of rows.
+    m: usize,
+    /// The rows of this task.
+    words: Range<usize>,
+    kind: PhantomData<W>,
     panels: Range<usize>,
     outputs: Range<usize>,
     stride: usize,
@@ -85,7 +107,7 @@ struct Transposed<'a> {
     packed: &'a mut Vec<f32>,
 }
 
-impl WithSimd for Transposed<'_> {
+impl<W: Words> WithSimd for Transposed<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -104,14 +126,13 @@ impl WithSimd for Transposed<'_> {
             let column = panel % panels * widest;
             (panel / panels, column, (channels - column).min(widest))
         };
-        for first in self.m.clone().step_by(TRANSPOSED_DEPTH) {
-            let depth = TRANSPOSED_DEPTH.min(self.m.end - first);
+        for first in self.words.clone().step_by(TRANSPOSED_DEPTH) {
+            let depth = TRANSPOSED_DEPTH.min(self.words.end - first);
             for (panel, packed) in self.panels.clone().zip(packed.chunks_exact_mut(area)) {
                 let (tap, column, columns) = place(panel);
                 let width = columns.next_multiple_of(S::F32_LANES);
-                for (m, line) in (first..).zip(packed.chunks_exact_mut(width).take(depth)) {
+                let copy = |m: usize, line: &mut [f32]| {
                     let (at, base) = gather.place(m);
-                    let (line, padding) = line.split_at_mut(columns);
                     match gather.table[at + tap] {
                         Gather::EDGE => line.fill(0.0),
                         row => {
@@ -119,10 +140,22 @@ impl WithSimd for Transposed<'_> {
                             line.copy_from_slice(&data[row..row + columns]);
                         }
                     }
+                };
+                for (word, line) in (first..).zip(packed.chunks_exact_mut(width).take(depth)) {
+                    let (line, padding) = line.split_at_mut(columns);
+                    let m = W::CHANNELS * word;
+                    copy(m, line);
+                    if W::CHANNELS == 2 {
+                        let mut next = [0.0; MAX_WIDTH];
+                        if m + 1 < self.m {
+                            copy(m + 1, &mut next[..columns]);
+                        }
+                        W::join(line, &next[..columns]);
+                    }
                     padding.fill(0.0);
                 }
             }
-            let start = match first == self.m.start {
+            let start = match first == self.words.start {
                 true => Start::Line(ZEROS.as_ptr()),
                 false => Start::There,
             };
@@ -148,7 +181,7 @@ impl WithSimd for Transposed<'_> {
                     // task has this rectangle, and it was written for the first rows.
                     unsafe {
                         let (stride, panel) = (self.stride, packed.as_ptr());
-                        block::<S, Floats>(simd, &[left], stride, panel, depth, &target, start);
+                        block::<S, W>(simd, &[left], stride, panel, depth, &target, start);
                     }
                 }
             }

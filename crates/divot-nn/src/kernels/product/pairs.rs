@@ -9,12 +9,16 @@ use rayon::prelude::*;
 use super::words::Words;
 use super::{LINE, Rows, Values, Weights};
 use crate::kernels::simd::{self, CHUNK, Shared, uninit};
-use crate::switch::bf16_products;
+use crate::switch::{bf16_products, bf16_training};
 use crate::vectorised;
 
 /// Returns whether a product with these weights is in bf16.
 pub(crate) fn apply(weights: Values<'_>) -> bool {
-    matches!(weights, Values::Bf16(_)) && bf16_products()
+    match weights {
+        Values::Bf16(_) => bf16_products(),
+        Values::F32(_) => bf16_training(),
+        Values::F16(_) => false,
+    }
 }
 
 /// Pairs of bf16, whose products are added in f32 (AVX512-BF16). The first channel is in the low half. A single last
@@ -63,7 +67,6 @@ impl Words for Pairs {
         widest: usize,
         panels: &mut [f32],
     ) {
-        let values = weights.data.bf16s();
         let depth = words.len();
         for first in columns.clone().step_by(widest) {
             let part = first..(first + widest).min(columns.end);
@@ -82,15 +85,27 @@ impl Words for Pairs {
                         let low = tap * weights.tap
                             + 2 * word * weights.channel
                             + (part.start + at) * weights.output;
-                        let low = &values[low.min(values.len())..];
-                        let high = match 2 * word + 1 < channels {
-                            true => &low[weights.channel..],
-                            false => &[],
-                        };
-                        join(line, low, high, weights.output);
+                        let high = (2 * word + 1 < channels).then_some(low + weights.channel);
+                        match weights.data {
+                            Values::F32(values) => {
+                                join(line, values, low, high, weights.output, half);
+                            }
+                            Values::Bf16(values) => {
+                                let bits = |x: bf16| x.to_bits().into();
+                                join(line, values, low, high, weights.output, bits);
+                            }
+                            Values::F16(_) => unreachable!("float16 has products in f32"),
+                        }
                     }
                 }
             }
+        }
+    }
+
+    #[inline(always)]
+    fn join(line: &mut [f32], next: &[f32]) {
+        for (low, high) in line.iter_mut().zip(next) {
+            *low = pair(*low, *high);
         }
     }
 
@@ -178,26 +193,36 @@ fn pair(low: f32, high: f32) -> f32 {
     f32::from_bits(half(low) | half(high) << 16)
 }
 
-/// Joins every `stride`-th bf16 of two rows, where a missing `high` is zero.
+/// Joins every `stride`-th value of two rows, which begin at `low` and `high`. A missing `high` is zero. `bits` are those
+/// of a value in bf16.
 #[inline(always)]
-fn join(line: &mut [f32], low: &[bf16], high: &[bf16], stride: usize) {
-    let word = |low: bf16, high: bf16| {
-        f32::from_bits(u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16)
-    };
-    match (stride, high) {
-        (_, []) => {
+fn join<T: Copy>(
+    line: &mut [f32],
+    values: &[T],
+    low: usize,
+    high: Option<usize>,
+    stride: usize,
+    bits: impl Fn(T) -> u32,
+) {
+    if line.is_empty() {
+        return;
+    }
+    let lows = &values[low..];
+    match (high, stride) {
+        (None, _) => {
             for (n, to) in line.iter_mut().enumerate() {
-                *to = word(low[n * stride], bf16::ZERO);
+                *to = f32::from_bits(bits(lows[n * stride]));
             }
         }
-        (1, high) => {
-            for ((to, low), high) in line.iter_mut().zip(low).zip(high) {
-                *to = word(*low, *high);
+        (Some(high), 1) => {
+            for ((to, low), high) in line.iter_mut().zip(lows).zip(&values[high..]) {
+                *to = f32::from_bits(bits(*low) | bits(*high) << 16);
             }
         }
-        (_, high) => {
+        (Some(high), _) => {
+            let highs = &values[high..];
             for (n, to) in line.iter_mut().enumerate() {
-                *to = word(low[n * stride], high[n * stride]);
+                *to = f32::from_bits(bits(lows[n * stride]) | bits(highs[n * stride]) << 16);
             }
         }
     }
@@ -218,6 +243,39 @@ pub(super) fn round(rows: Rows<'_>, m: usize) -> Vec<f32> {
             vectorised(
                 #[inline(always)]
                 || round_rows(from, rows.channels, to),
+            );
+        });
+    })
+}
+
+/// Rounds lines of `width` floats to pairs of neighbouring lines: `[lines / 2, width]`, rounded up.
+pub(super) fn join_lines(lines: &[f32], width: usize) -> Vec<f32> {
+    let words = (lines.len() / width).div_ceil(2);
+    let step = (CHUNK / width).max(1);
+    uninit(words * width, |out| {
+        let out = Shared(out);
+        simd::each(words.div_ceil(step), words < 2 * step, |i| {
+            let range = i * step..(i * step + step).min(words);
+            // SAFETY: no other task has these lines.
+            let to = unsafe { out.slice(range.start * width, range.len() * width) };
+            let from = &lines[range.start * 2 * width..];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (to, two) in to.chunks_exact_mut(width).zip(from.chunks(2 * width)) {
+                        let (low, high) = two.split_at(width);
+                        match high {
+                            [] => to.iter_mut().zip(low).for_each(|(to, low)| {
+                                *to = pair(*low, 0.0);
+                            }),
+                            high => {
+                                for ((to, low), high) in to.iter_mut().zip(low).zip(high) {
+                                    *to = pair(*low, *high);
+                                }
+                            }
+                        }
+                    }
+                },
             );
         });
     })

@@ -7,7 +7,7 @@ use super::words::Words;
 /// Number of rows of a tile.
 pub(crate) const ROWS: usize = 6;
 /// Number of floats in the widest row of a tile: four AVX-512 vectors.
-const MAX_WIDTH: usize = 64;
+pub(super) const MAX_WIDTH: usize = 64;
 
 /// Returns the number of floats in a row of a tile on this processor.
 pub(crate) struct TileWidth;

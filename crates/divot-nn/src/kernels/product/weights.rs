@@ -28,15 +28,6 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Returns values in bf16, or none of another type.
-    #[cfg(target_arch = "x86_64")]
-    pub fn bf16s(self) -> &'a [bf16] {
-        match self {
-            Self::Bf16(values) => values,
-            Self::F32(_) | Self::F16(_) => &[],
-        }
-    }
-
     /// Copies consecutive values, from `first` on, until `to` is full.
     #[inline(always)]
     pub fn copy(self, first: usize, to: &mut [f32]) {

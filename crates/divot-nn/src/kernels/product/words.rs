@@ -34,6 +34,9 @@ pub(crate) trait Words {
         panels: &mut [f32],
     );
 
+    /// Makes words of two lines, in place of the first one. Words of one channel stay as they are.
+    fn join(line: &mut [f32], next: &[f32]);
+
     /// Makes words of rows of `channels` floats, `stride` apart, in place.
     fn join_rows(rows: &mut [f32], channels: usize, stride: usize);
 
@@ -75,6 +78,9 @@ impl Words for Floats {
     ) {
         weights.pack::<S>(taps, words, columns, widest, panels);
     }
+
+    #[inline(always)]
+    fn join(_: &mut [f32], _: &[f32]) {}
 
     #[inline(always)]
     fn join_rows(_: &mut [f32], _: usize, _: usize) {}
