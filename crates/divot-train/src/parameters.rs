@@ -221,8 +221,14 @@ fn frozen_as<const D: usize>(param: Param<Tensor<D>>, dtype: DType) -> Param<Ten
     }
 }
 
+/// The path that the weights of a layer with low-rank adaptation have without it.
+fn without_adaptation(path: &str) -> Option<String> {
+    let (layer, name) = path.rsplit_once('.')?;
+    Some(format!("{}.{name}", layer.strip_suffix(".base")?))
+}
+
 /// Fills the parameters that a file holds. `own` turns a name of the file into a path of the model, or
-/// leaves it out. Parameters keep their types; those that had none yet get f32, or `frozen` if they are not trained.
+/// leaves it out. A layer with low-rank adaptation is also filled from one without. Parameters keep their types; those that had none yet get f32, or `frozen` if they are not trained.
 /// Returns the model and the paths that were filled.
 pub(crate) fn load<M: Module>(
     source: &Source,
@@ -248,7 +254,11 @@ pub(crate) fn load<M: Module>(
 
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let path = self.path.path();
-            let (None, Some(tensor)) = (&self.error, self.tensors.remove(&path)) else {
+            if self.error.is_some() {
+                return param;
+            }
+            let plain = |path: &str| self.tensors.remove(&without_adaptation(path)?);
+            let Some(tensor) = self.tensors.remove(&path).or_else(|| plain(&path)) else {
                 return param;
             };
             let expected = param.lazy_shape();

@@ -157,7 +157,8 @@ pub fn run(
             }
             let status = recorder.as_ref().filter(|_| log).map(Recorder::status);
             let stop = ranks.any(watch(Event::Step(status)).is_break());
-            if due(settings.checkpoints.every) || stop {
+            let best = state.best.is_some_and(|(_, best)| best == step);
+            if due(settings.checkpoints.every) || best || stop {
                 trainer.save(folder, &state)?;
             }
             if stop {
@@ -384,7 +385,7 @@ fn resumable(
     Err(Error::run(
         folder,
         format!("was trained with another recipe: {}", changed.join(", ")),
-        "resume with the recipe that it was started with, or allow the changes",
+        "resume with the recipe that it was started with, or allow the changes (`--allow-changes`)",
     ))
 }
 

@@ -21,7 +21,7 @@ const MAX_DEPTH: usize = 32;
 /// A part's parameters are found in its folder under the same path, or else under one of which one ends in the
 /// other: `detokenizer.vae` is filled from `vae` of the run that trained the autoencoder, and `vision` from
 /// `tokenizer.vision` of a converted model. Of a run, the moving average of the parameters is taken if it keeps one.
-/// What it had frozen is found where it started from.
+/// What it had frozen is found where it started from. Low-rank adaptation begins anew on a folder without it.
 ///
 /// # Errors
 /// If a folder is neither a run's nor a model's, or a parameter is missing there or has another shape.
@@ -54,6 +54,7 @@ pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<
         let last = starts.iter().rfind(|start| is_below(&path, &start.part));
         if let Some(folder) = last.and_then(|start| start.folder.as_ref())
             && !filled.contains(&path)
+            && !is_adaptation(&path)
         {
             return Err(Error::run(
                 folder,
@@ -63,6 +64,13 @@ pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<
         }
     }
     Ok(model)
+}
+
+/// Returns whether a parameter is one of low-rank adaptation, which begins anew where a folder has none.
+fn is_adaptation(path: &str) -> bool {
+    ["lora_a", "lora_b"]
+        .iter()
+        .any(|name| path.split('.').any(|part| part == *name))
 }
 
 /// Finds the files that a part is filled from, as far as a folder leads to them, each with the part that it

@@ -11,10 +11,10 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, FloatDType};
 use common::{recipe, samples};
-use divot::checkpoint::Part;
+use divot::checkpoint::{Part, WEIGHTS};
 use divot::convert::{Job, ReleasedConfig, convert};
 use divot::data::write_mp4;
-use divot::weights::StoredType;
+use divot::weights::{Source, StoredType};
 use divot_train::{Recipe, RunOptions, Weights, export, export_released, run};
 
 /// First weights are drawn by the device, whose generator all runs of a process share.
@@ -198,6 +198,60 @@ fn a_language_model_comes_back() {
         let llm = format!("{folder}/llm/model.safetensors");
         comes_back(&run, &parts, &[OPEN_CLIP, &agent, &llm, TOKENIZER]);
     }
+}
+
+/// Low-rank adaptation begins on weights that were trained without it, in a run or in a model's folder.
+#[test]
+fn low_rank_adaptation_of_a_plain_language_model() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let data = tempfile::tempdir().expect("a folder");
+    let path = captions(data.path());
+    let source = source(&path, "task = \"comprehension\"\ninstructions = true");
+    let text = text_tokenizer();
+    let [plain, model] = ["plain", "model"].map(|name| data.path().join(name));
+    let device = Device::default();
+    let language = |changes: &[&str]| {
+        let changes = [&[text.as_str()], changes].concat();
+        short(
+            "{ kind = \"language\" }",
+            "[\"tokenizer\"]",
+            &source,
+            &changes,
+        )
+    };
+    go(&language(&["model.start={tokenizer=\"random\"}"]), &plain);
+    export(&plain, &model, Weights::Last, StoredType::F32, &device).expect("it is exported");
+    let trained = tensors(&model);
+    for (name, start) in [("of-run", &plain), ("of-model", &model)] {
+        let run = data.path().join(name);
+        let start = format!("model.start={{tokenizer=\"random\", llm={start:?}}}");
+        let lora =
+            "model.llm.lora={rank=2, dropout=0.0, train_norms=false, train_embeddings=false}";
+        go(&language(&[&start, lora, "average=0.0"]), &run);
+        let merged = data.path().join(format!("{name}-exported"));
+        export(&run, &merged, Weights::Last, StoredType::F32, &device).expect("it is exported");
+        let merged = tensors(&merged);
+        let change = |ending: &str| {
+            let mut named = trained.iter().filter(|(name, _)| name.ends_with(ending));
+            let (name, before) = named.next().expect("such a weight");
+            let pairs = merged[name].iter().zip(before);
+            pairs.fold(0f32, |largest, (a, b)| largest.max((a - b).abs()))
+        };
+        let adapted = change("layers.0.self_attn.q_proj.weight");
+        assert!(adapted > 0.0 && adapted < 0.1, "{name}: {adapted}");
+        assert_eq!(change("embed_tokens.weight"), 0.0, "{name}");
+    }
+}
+
+/// The tensors of a model's language model.
+fn tensors(model: &Path) -> BTreeMap<String, Vec<f32>> {
+    let file = Part::Comprehension.folder(model).join(WEIGHTS);
+    let source = Source::open(&file).expect("weights");
+    let tensors = source.tensors().map(|tensor| {
+        let data = tensor.read().expect("numbers");
+        (tensor.name.clone(), data.iter().collect())
+    });
+    tensors.collect()
 }
 
 #[test]

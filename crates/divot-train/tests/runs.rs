@@ -15,6 +15,7 @@ use divot::data::write_mp4;
 use divot::weights::StoredType;
 use divot::{Detokenizer, Tokenizer};
 use divot_train::{Error, Event, Recipe, RunOptions, Trainer, Weights, checkpoint, export, run};
+use rayon::ThreadPoolBuilder;
 
 /// A recipe with everything that a checkpoint has to keep: an average, dropped conditions, dropout,
 /// accumulation.
@@ -308,6 +309,84 @@ fn the_last_checkpoints_and_the_best_stay() {
     assert!(steps.ends_with(&[5, 6]), "{steps:?}");
     assert!(steps.contains(&best), "{steps:?}, best {best}");
     assert!(steps.len() <= 3, "{steps:?}");
+}
+
+#[test]
+fn the_best_is_kept_between_checkpoints() {
+    let _alone = alone();
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let folder = tempfile::tempdir().expect("a folder");
+    let changes = [
+        "checkpoints.every=100",
+        "validation.every=2",
+        "rate.peak=0.5",
+        "rate.warmup=4",
+        "average=0.0",
+    ];
+    let recipe = diffusion(data.path(), &changes);
+    go(&recipe, folder.path(), &options(), usize::MAX);
+    let all = checkpoint::all(folder.path()).expect("readable");
+    let state = all.last().expect("there").state().expect("a state");
+    let (_, best) = state.best.expect("it was measured");
+    let steps: Vec<usize> = all.iter().map(|checkpoint| checkpoint.step).collect();
+    assert!(steps.contains(&best), "{steps:?}, best {best}");
+}
+
+/// A rate that makes every number of the model infinite.
+#[test]
+fn losses_that_are_no_numbers_are_left_out_and_end_the_run() {
+    let _alone = alone();
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let folder = tempfile::tempdir().expect("a folder");
+    let changes = [
+        "steps=100",
+        "rate.peak=1e30",
+        "rate.warmup=0",
+        "validation.every=0",
+        "checkpoints.every=1",
+        "checkpoints.keep=100",
+    ];
+    let recipe = diffusion(data.path(), &changes);
+    let device = Device::default();
+    let error = run(&recipe, folder.path(), &device, &options(), &mut |_| {
+        ControlFlow::Continue(())
+    });
+    let error = error.expect_err("it is ended");
+    let Error::NotFinite { step, steps: 20 } = error else {
+        panic!("{error}");
+    };
+    let all = checkpoint::all(folder.path()).expect("readable");
+    let last = all.last().expect("there");
+    let state = last.state().expect("a state");
+    // The last checkpoint was saved one step before the run ended.
+    assert_eq!((last.step, state.not_finite_in_a_row), (step - 1, 19));
+    assert!(state.not_finite >= 19);
+    let before = &all[all.len() - 19];
+    let [before, after] = [before, last].map(|it| fs::read(it.weights()).expect("weights"));
+    assert!(before == after, "such a step changed the weights");
+}
+
+/// The number of threads changes no number, in bf16 neither.
+#[test]
+fn one_thread_computes_what_two_do() {
+    let _alone = alone();
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    for precision in ["f32", "bf16"] {
+        let precision = format!("precision=\"{precision}\"");
+        let recipe = diffusion(data.path(), &["validation.every=0", &precision]);
+        let [one, two] = [1, 2].map(|threads| {
+            let folder = tempfile::tempdir().expect("a folder");
+            let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+            let losses = pool
+                .expect("threads")
+                .install(|| go(&recipe, folder.path(), &options(), usize::MAX));
+            (losses, weights(folder.path()))
+        });
+        assert!(one == two, "{precision}");
+    }
 }
 
 #[test]

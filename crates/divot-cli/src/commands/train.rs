@@ -43,7 +43,7 @@ pub struct Arguments {
     #[arg(long)]
     resume: bool,
     /// Go on although the recipe changed
-    #[arg(long)]
+    #[arg(long, visible_alias = "allow")]
     allow_changes: bool,
     /// Show what would be trained, on what, and how long a step takes; write nothing
     #[arg(long)]
