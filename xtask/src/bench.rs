@@ -265,7 +265,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
                     true => {
                         ensure!(
                             profiles_gpus,
-                            "this build cannot profile a GPU; build with the feature `tuned` or `cuda`"
+                            "this build cannot profile a GPU; build with the feature `tuned`"
                         );
                         works::profile_gpu(work, &device, arguments.dtype(work))
                     }

@@ -17,7 +17,8 @@ use crate::kernels::{self, Cost};
 use crate::windows::{Moves, product_of_windows, unless_too_large};
 
 pub use crate::switch::{
-    bf16_products, enable_bf16_products, enable_bf16_training, enable_kernels, kernels_enabled,
+    TrainingPrecision, bf16_products, enable_bf16_products, enable_kernels, kernels_enabled,
+    training_in_bf16,
 };
 
 /// SiLU, x·σ(x).

@@ -27,11 +27,29 @@ pub fn enable_bf16_products(on: bool) {
     F32_WEIGHTS.store(false, Ordering::Relaxed);
 }
 
-/// Like [`enable_bf16_products`], also for weights in f32, which are rounded for each product. This is for training: the
-/// weights that learn stay in f32, and so do their gradients' sums.
-pub fn enable_bf16_training(on: bool) {
-    BF16.store(on, Ordering::Relaxed);
-    F32_WEIGHTS.store(on, Ordering::Relaxed);
+/// The precision of products while networks are trained. When it is dropped, the precision before it returns.
+#[derive(Debug)]
+#[must_use = "the precision ends when it is dropped"]
+pub struct TrainingPrecision {
+    before: [bool; 2],
+}
+
+/// Computes the products of the whole process in bf16 or in f32 until the result is dropped.
+///
+/// Unlike [`enable_bf16_products`], weights in f32 are rounded too, for each product: they are those that learn. Their
+/// gradients are summed in f32.
+pub fn training_in_bf16(on: bool) -> TrainingPrecision {
+    TrainingPrecision {
+        before: [&BF16, &F32_WEIGHTS].map(|switch| switch.swap(on, Ordering::Relaxed)),
+    }
+}
+
+impl Drop for TrainingPrecision {
+    fn drop(&mut self) {
+        for (switch, before) in [&BF16, &F32_WEIGHTS].into_iter().zip(self.before) {
+            switch.store(before, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Returns whether products in bf16 are switched on and this processor has them, within `DIVOT_VECTORS`.

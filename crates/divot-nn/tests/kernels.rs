@@ -488,6 +488,7 @@ fn attention_and_its_gradients() {
         });
     }
     // Keys and values that a cache stores in f16 are those that f16 can hold.
+    let switched = switch();
     for (queries, keys, width) in [(1, 300, 33), (2, 7, 4), (70, 131, 80)] {
         let q = random([2, 4, queries, width], 15);
         let [k, v] = [16, 17].map(|seed| random([2, 2, keys + 1, width], seed).cast(DType::F16));
@@ -496,6 +497,7 @@ fn attention_and_its_gradients() {
         let [half, full] = [[k, v], wide].map(|[k, v]| attention(q.clone(), k, v, None, true));
         half.into_data().assert_eq(&full.into_data(), true);
     }
+    drop(switched);
     same("attention of views", [random([2, 9, 3, 8], 19)], |[x]| {
         let [q, k, v] = [0, 1, 2].map(|part| x.clone().narrow(2, part, 1).swap_dims(1, 2));
         attention(q, k, v, None, true)
@@ -716,9 +718,10 @@ fn training_in_bf16() {
         f: impl Fn([Tensor<D>; 2]) -> Tensor<E>,
     ) {
         let exact = run(&inputs, &f);
-        ops::enable_bf16_training(true);
+        let precision = ops::training_in_bf16(true);
         let (found, rounds) = (run(&inputs, &f), ops::bf16_products());
-        ops::enable_bf16_training(false);
+        drop(precision);
+        assert!(!ops::bf16_products());
         for (i, (exact, found)) in exact.iter().zip(found).enumerate() {
             let pairs = found.iter().zip(exact);
             let squares: f32 = pairs.map(|(a, b)| (a - b).powi(2)).sum();

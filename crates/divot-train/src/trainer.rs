@@ -10,7 +10,6 @@ use burn::tensor::Device;
 use divot::Noise;
 use divot::data::dataset::Sample;
 use divot::device::is_cpu;
-use divot_nn::ops;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::buckets::Buckets;
@@ -22,7 +21,7 @@ use crate::objective::{Draws, Objective, Prepared, Shown, Term};
 use crate::optimizer::{Optimizer, gradient_norm};
 use crate::parameters::{self, Average, Named, is_below};
 use crate::ranks::Ranks;
-use crate::recipe::{Precision, Recipe};
+use crate::recipe::Recipe;
 use crate::start::fill;
 
 /// The model of a run with everything that changes it.
@@ -74,6 +73,7 @@ impl Trainer {
         }
         let objective = recipe.objective()?;
         let _generator = generator();
+        let _precision = settings.precision.products(&device);
         let dtype = settings.precision.activations(&device)?;
         device.seed(settings.seed);
         let model = recipe.model.init(&objective.networks(), &device);
@@ -220,9 +220,9 @@ impl Trainer {
     pub fn step(&mut self, step: usize, source: usize, samples: &[Sample]) -> Result<StepReport> {
         let settings = &self.recipe.settings;
         let rate = settings.rate.at(step, settings.steps);
-        self.switch_products();
         // Dropout is drawn by the device.
         let _generator = generator();
+        let _precision = settings.precision.products(&self.device);
         let rank = self.ranks.rank() as u64;
         let dropout = Noise::keyed([settings.seed, step as u64, u64::MAX, rank]).uniform();
         self.device.seed(dropout.to_bits());
@@ -325,7 +325,8 @@ impl Trainer {
         &self,
         batches: &[(usize, Vec<Sample>)],
     ) -> Result<(f64, Vec<(&'static str, f64)>)> {
-        self.switch_products();
+        let _generator = generator();
+        let _precision = self.recipe.settings.precision.products(&self.device);
         let model = self.evaluated();
         let mut sums = vec![0.0; self.terms.len()];
         let mut counts = sums.clone();
@@ -351,7 +352,10 @@ impl Trainer {
     /// # Errors
     /// If the samples do not fit the objective.
     pub fn show(&self, source: usize, samples: &[Sample]) -> Result<Shown> {
-        let count = self.recipe.settings.validation.shown.min(samples.len());
+        let settings = &self.recipe.settings;
+        let _generator = generator();
+        let _precision = settings.precision.products(&self.device);
+        let count = settings.validation.shown.min(samples.len());
         self.objective
             .show(&self.evaluated(), source, &samples[..count])
     }
@@ -367,12 +371,6 @@ impl Trainer {
     /// The model as it was trained last, without its gradients.
     pub fn learned(&self) -> Model {
         self.model.valid()
-    }
-
-    /// Sets the precision of products on the CPU, which is one for the process.
-    fn switch_products(&self) {
-        let bf16 = self.recipe.settings.precision == Precision::Bf16;
-        ops::enable_bf16_training(bf16 && is_cpu(&self.device));
     }
 
     /// Divides a batch into micro-batches.

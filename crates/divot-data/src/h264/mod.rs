@@ -9,6 +9,7 @@ mod sampler;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rust_h264::nal::{NalUnit, NalUnitType, SpsInfo, parse_avcc_config, parse_sps_info};
 use rust_h264::sps::parse_sps;
@@ -55,6 +56,8 @@ pub(crate) struct Stream {
     max_pixels: u64,
     /// Frames per second.
     pub fps: f64,
+    /// Whether the fast decoder has stopped.
+    refused: AtomicBool,
 }
 
 impl Stream {
@@ -96,6 +99,7 @@ impl Stream {
             stored,
             max_pixels,
             fps,
+            refused: AtomicBool::new(false),
         }))
     }
 
@@ -135,9 +139,9 @@ impl Stream {
             }
         }
         let mut sampler = Sampler::new(path, file, &self.track)?;
-        let (mut fast, others) = match decoding {
-            Decoding::Fast => (true, Decoding::Single),
-            others => (false, others),
+        let others = match decoding {
+            Decoding::Fast => Decoding::Single,
+            others => others,
         };
         for (first, last) in sampler.stretches(places.keys().copied())? {
             let mut run = |decoder| {
@@ -147,9 +151,9 @@ impl Stream {
                     last,
                 )
             };
-            if fast {
+            if decoding == Decoding::Fast && !self.refused.load(Ordering::Relaxed) {
                 match run(Decoder::new(Decoding::Fast)) {
-                    Err(Stop::Unsupported) => fast = false,
+                    Err(Stop::Unsupported) => self.refused.store(true, Ordering::Relaxed),
                     done => {
                         done?;
                         continue;

@@ -54,7 +54,11 @@ impl PictureOrder {
             }
             match nal.nal_unit_type {
                 NalUnitType::Sps => {
-                    if let Ok(sps) = parse_sps(&nal.rbsp) {
+                    // More bits than these are none of the standard's.
+                    if let Ok(sps) = parse_sps(&nal.rbsp)
+                        && sps.log2_max_frame_num_minus4 <= 12
+                        && sps.log2_max_pic_order_cnt_lsb_minus4 <= 12
+                    {
                         self.sps.insert(sps.seq_parameter_set_id, sps);
                     }
                 }

@@ -146,6 +146,7 @@ pub fn cache(
         opened.push((key, Source::open(&data.source, &clips)?));
     }
     let _lock = Lock::new(folder)?;
+    let _precision = recipe.settings.precision.products(device);
     // Frozen networks that start at random are those that a run has, and all are held as it has them.
     let model = Trainer::new(recipe, device)?.learned();
     let mut made_of = BTreeMap::new();

@@ -9,6 +9,7 @@ use divot::device::{is_cpu, name};
 use divot::gmm::SampleOptions;
 use divot::language::TextTokenizer;
 use divot::{GuidanceConfig, SamplingConfig};
+use divot_nn::ops::{self, TrainingPrecision};
 use serde::Deserialize;
 
 use crate::buckets::RankSettings;
@@ -96,6 +97,11 @@ impl Precision {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
         }
+    }
+
+    /// Sets the precision of the CPU's products, which is one for the process, until the result is dropped.
+    pub(crate) fn products(self, device: &Device) -> TrainingPrecision {
+        ops::training_in_bf16(self == Self::Bf16 && is_cpu(device))
     }
 
     /// The type that a device computes in.

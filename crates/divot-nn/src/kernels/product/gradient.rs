@@ -113,11 +113,7 @@ impl<W: Words> WithSimd for Transposed<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let widest = vectors::<S>() * S::F32_LANES;
-        let Rows {
-            data,
-            channels,
-            gather,
-        } = self.rows;
+        let channels = self.rows.channels;
         let panels = channels.div_ceil(widest);
         let area = TRANSPOSED_DEPTH * widest;
         let packed = lines(self.packed, self.panels.len() * area);
@@ -131,24 +127,14 @@ impl<W: Words> WithSimd for Transposed<'_, W> {
             for (panel, packed) in self.panels.clone().zip(packed.chunks_exact_mut(area)) {
                 let (tap, column, columns) = place(panel);
                 let width = columns.next_multiple_of(S::F32_LANES);
-                let copy = |m: usize, line: &mut [f32]| {
-                    let (at, base) = gather.place(m);
-                    match gather.table[at + tap] {
-                        Gather::EDGE => line.fill(0.0),
-                        row => {
-                            let row = (base + row as usize) * channels + column;
-                            line.copy_from_slice(&data[row..row + columns]);
-                        }
-                    }
-                };
                 for (word, line) in (first..).zip(packed.chunks_exact_mut(width).take(depth)) {
                     let (line, padding) = line.split_at_mut(columns);
                     let m = W::CHANNELS * word;
-                    copy(m, line);
+                    copy(self.rows, m, tap, column, line);
                     if W::CHANNELS == 2 {
                         let mut next = [0.0; MAX_WIDTH];
                         if m + 1 < self.m {
-                            copy(m + 1, &mut next[..columns]);
+                            copy(self.rows, m + 1, tap, column, &mut next[..columns]);
                         }
                         W::join(line, &next[..columns]);
                     }
@@ -185,6 +171,19 @@ impl<W: Words> WithSimd for Transposed<'_, W> {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Copies a part of row `m` of a tap, from channel `first` on.
+#[inline(always)]
+fn copy(rows: Rows<'_>, m: usize, tap: usize, first: usize, line: &mut [f32]) {
+    let (at, base) = rows.gather.place(m);
+    match rows.gather.table[at + tap] {
+        Gather::EDGE => line.fill(0.0),
+        row => {
+            let row = (base + row as usize) * rows.channels + first;
+            line.copy_from_slice(&rows.data[row..row + line.len()]);
         }
     }
 }

@@ -91,7 +91,6 @@ impl Words for Pairs {
                                 join(line, values, low, high, weights.output, half);
                             }
                             Values::Bf16(values) => {
-                                let bits = |x: bf16| x.to_bits().into();
                                 join(line, values, low, high, weights.output, bits);
                             }
                             Values::F16(_) => unreachable!("float16 has products in f32"),
@@ -187,13 +186,18 @@ fn half(x: f32) -> u32 {
     }) >> 16
 }
 
+#[inline(always)]
+fn bits(x: bf16) -> u32 {
+    x.to_bits().into()
+}
+
 /// Joins two floats, rounded to bf16.
 #[inline(always)]
 fn pair(low: f32, high: f32) -> f32 {
     f32::from_bits(half(low) | half(high) << 16)
 }
 
-/// Joins every `stride`-th value of two rows, which begin at `low` and `high`. A missing `high` is zero. `bits` are those
+/// Joins every `stride`-th value of two rows, which begin at `low` and `high`. A missing `high` is zero. `half` returns the bits
 /// of a value in bf16.
 #[inline(always)]
 fn join<T: Copy>(
@@ -202,7 +206,7 @@ fn join<T: Copy>(
     low: usize,
     high: Option<usize>,
     stride: usize,
-    bits: impl Fn(T) -> u32,
+    half: impl Fn(T) -> u32,
 ) {
     if line.is_empty() {
         return;
@@ -211,18 +215,18 @@ fn join<T: Copy>(
     match (high, stride) {
         (None, _) => {
             for (n, to) in line.iter_mut().enumerate() {
-                *to = f32::from_bits(bits(lows[n * stride]));
+                *to = f32::from_bits(half(lows[n * stride]));
             }
         }
         (Some(high), 1) => {
             for ((to, low), high) in line.iter_mut().zip(lows).zip(&values[high..]) {
-                *to = f32::from_bits(bits(*low) | bits(*high) << 16);
+                *to = f32::from_bits(half(*low) | half(*high) << 16);
             }
         }
         (Some(high), _) => {
             let highs = &values[high..];
             for (n, to) in line.iter_mut().enumerate() {
-                *to = f32::from_bits(bits(lows[n * stride]) | bits(highs[n * stride]) << 16);
+                *to = f32::from_bits(half(lows[n * stride]) | half(highs[n * stride]) << 16);
             }
         }
     }
