@@ -257,8 +257,9 @@ pub(crate) fn load<M: Module>(
             if self.error.is_some() {
                 return param;
             }
-            let plain = |path: &str| self.tensors.remove(&without_adaptation(path)?);
-            let Some(tensor) = self.tensors.remove(&path).or_else(|| plain(&path)) else {
+            let names = [Some(path.clone()), without_adaptation(&path)];
+            let mut found = names.iter().flatten();
+            let Some(tensor) = found.find_map(|name| self.tensors.remove(name)) else {
                 return param;
             };
             let expected = param.lazy_shape();
