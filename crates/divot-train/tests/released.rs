@@ -219,14 +219,17 @@ fn low_rank_adaptation_of_a_plain_language_model() {
             &changes,
         )
     };
-    go(&language(&["model.start={tokenizer=\"random\"}"]), &plain);
+    go(
+        &language(&["model.start={tokenizer=\"random\"}", "average=0.0"]),
+        &plain,
+    );
     export(&plain, &model, Weights::Last, StoredType::F32, &device).expect("it is exported");
     let trained = tensors(&model);
     for (name, start) in [("of-run", &plain), ("of-model", &model)] {
         let run = data.path().join(name);
         let start = format!("model.start={{tokenizer=\"random\", llm={start:?}}}");
-        let lora =
-            "model.llm.lora={rank=2, dropout=0.0, train_norms=false, train_embeddings=false}";
+        let lora = "model.llm.lora={rank=2, alpha=2.0, dropout=0.0, train_norms=false, \
+                    train_embeddings=false, targets=[\"q_proj\"]}";
         go(&language(&[&start, lora, "average=0.0"]), &run);
         let merged = data.path().join(format!("{name}-exported"));
         export(&run, &merged, Weights::Last, StoredType::F32, &device).expect("it is exported");
