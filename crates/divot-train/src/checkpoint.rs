@@ -16,6 +16,7 @@ use burn::optim::{AdamWState, AdaptiveMomentumState, DynState};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use divot::weights::{SafetensorsWriter, Source, TensorSpec, Weights, WeightsError};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::optimizer::Optimizer;
@@ -53,6 +54,9 @@ pub struct State {
     pub start: Vec<Start>,
     /// The recipe, with the settings given beside it, in TOML.
     pub recipe: String,
+    /// Its SHA-256, in hexadecimal. Empty in checkpoints of earlier versions.
+    #[serde(default)]
+    pub recipe_hash: String,
 }
 
 /// Where the weights of a part of the model come from.
@@ -62,6 +66,12 @@ pub struct Start {
     pub part: String,
     /// A run's folder, or that of a converted model; random weights if absent.
     pub folder: Option<PathBuf>,
+}
+
+/// The SHA-256 of a recipe's text, in hexadecimal.
+pub(crate) fn recipe_hash(text: &str) -> String {
+    let hash = Sha256::digest(text);
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A checkpoint on the disk.
@@ -103,6 +113,22 @@ pub fn newest(run: &Path) -> Result<Option<Checkpoint>> {
     Ok(all(run)?.pop())
 }
 
+/// A run's newest checkpoint, or the one whose folder this is.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn of(folder: &Path) -> Result<Option<Checkpoint>> {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    let step = name.and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
+    match step {
+        Some(step) if folder.join(STATE).is_file() => Ok(Some(Checkpoint {
+            folder: folder.to_path_buf(),
+            step,
+        })),
+        _ => newest(folder),
+    }
+}
+
 impl Checkpoint {
     /// Its folder.
     pub fn folder(&self) -> &Path {
@@ -128,7 +154,14 @@ impl Checkpoint {
         let path = self.folder.join(STATE);
         let damaged = |what: String| Error::run(&path, format!("is damaged: {what}"), GO_BACK);
         let text = fs::read_to_string(&path).map_err(|error| damaged(error.to_string()))?;
-        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))
+        let state: State =
+            serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        if !state.recipe_hash.is_empty() && state.recipe_hash != recipe_hash(&state.recipe) {
+            return Err(damaged(
+                "its recipe is not the one that it names".to_owned(),
+            ));
+        }
+        Ok(state)
     }
 
     /// Opens one of its files with tensors.

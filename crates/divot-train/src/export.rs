@@ -27,8 +27,8 @@ pub enum Weights {
     Last,
 }
 
-/// Writes the networks of a run's newest checkpoint into a model's folder, as far as the run has them. Frozen networks
-/// come from where the recipe says. Low-rank adaptation is merged, and the tokens that guidance needs are stored with
+/// Writes the networks of a run's newest checkpoint, or of one of its checkpoints' folders, into a model's folder, as
+/// far as the run has them. Frozen networks come from where the recipe says. Low-rank adaptation is merged, and the tokens that guidance needs are stored with
 /// the tokenizer.
 ///
 /// A de-tokenizer that was adapted becomes `detokenizer-adapted`, any other `detokenizer`. A language model becomes
@@ -47,7 +47,7 @@ pub fn export(
     stored: StoredType,
     device: &Device,
 ) -> Result<Vec<PathBuf>> {
-    let newest = checkpoint::newest(run)?
+    let newest = checkpoint::of(run)?
         .ok_or_else(|| Error::run(run, "holds no checkpoint", "name the folder of a run"))?;
     let to = Checkpoint::new(to, device).with_stored_type(stored);
     Run::load(run, &newest, weights, device)?.save(to)
@@ -67,7 +67,7 @@ pub fn export_released(
     device: &Device,
     progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Exported> {
-    let Some(newest) = checkpoint::newest(from)? else {
+    let Some(newest) = checkpoint::of(from)? else {
         let is_model = Part::ALL
             .iter()
             .any(|part| part.folder(from).join(CONFIG).exists());

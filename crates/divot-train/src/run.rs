@@ -97,6 +97,7 @@ pub fn run(
         state = State {
             start: recipe.start.clone(),
             recipe: recipe.text.clone(),
+            recipe_hash: checkpoint::recipe_hash(&recipe.text),
             ..checkpoint.state()?
         };
         trainer = trainer.resume(checkpoint)?;
@@ -441,6 +442,7 @@ impl State {
             best: None,
             start: recipe.start.clone(),
             recipe: recipe.text.clone(),
+            recipe_hash: checkpoint::recipe_hash(&recipe.text),
         }
     }
 

@@ -83,7 +83,7 @@ fn find(part: &str, folder: &Path, depth: usize, found: &mut Vec<(String, Held)>
             "export it, and start from what was exported",
         ));
     }
-    let sources = match checkpoint::newest(folder)? {
+    let sources = match checkpoint::of(folder)? {
         Some(newest) => {
             // What the run had frozen is where it came from.
             for start in newest.state()?.start {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{DType, Device};
 use common::{recipe, samples};
-use divot::checkpoint::Checkpoint;
+use divot::checkpoint::{Checkpoint, WEIGHTS};
 use divot::data::write_mp4;
 use divot::weights::StoredType;
 use divot::{Detokenizer, Tokenizer};
@@ -331,6 +331,19 @@ fn the_best_is_kept_between_checkpoints() {
     let (_, best) = state.best.expect("it was measured");
     let steps: Vec<usize> = all.iter().map(|checkpoint| checkpoint.step).collect();
     assert!(steps.contains(&best), "{steps:?}, best {best}");
+
+    // A checkpoint that is not the newest one is exported by its own folder.
+    let first = &all[0];
+    assert_ne!(first.step, all[all.len() - 1].step);
+    let exported = [first.folder(), folder.path()].map(|from| {
+        let to = folder.path().join("model");
+        let device = Device::default();
+        let parts = export(from, &to, Weights::Last, StoredType::F32, &device).expect("a model");
+        let weights = fs::read(parts[0].join(WEIGHTS)).expect("weights");
+        fs::remove_dir_all(&to).expect("removed");
+        weights
+    });
+    assert!(exported[0] != exported[1]);
 }
 
 /// A rate that makes every number of the model infinite.

@@ -29,11 +29,12 @@ use crate::output::Output;
 Examples:
   divot export outputs/stage2 --to models/mine
   divot export outputs/stage2 --to models/small --dtype q8
+  divot export outputs/stage2/checkpoints/step-00012000 --to models/earlier
   divot reconstruct --model models/mine --input clip.mp4
   divot export outputs/stage2 --to released/mine --released"
 )]
 pub struct Arguments {
-    /// The run's folder; with --released also that of a model
+    /// The run's folder, or that of one of its checkpoints; with --released also that of a model
     run: PathBuf,
     /// The folder that is written
     #[arg(long, value_name = "FOLDER")]
