@@ -344,6 +344,13 @@ fn the_best_is_kept_between_checkpoints() {
         weights
     });
     assert!(exported[0] != exported[1]);
+
+    // A recipe that was changed in a checkpoint is not taken for the one of the run.
+    let path = first.folder().join("state.json");
+    let text = fs::read_to_string(&path).expect("a state");
+    fs::write(&path, text.replace("batch = 2", "batch = 3")).expect("written");
+    let error = first.state().expect_err("it is refused").to_string();
+    assert!(error.contains("its recipe is not the one"), "{error}");
 }
 
 /// A rate that makes every number of the model infinite.

@@ -17,8 +17,8 @@ use crate::yuv::{Colour, Planes};
 const PICTURES_AT_ONCE: usize = 8;
 
 pub(super) enum Decoder {
-    /// `rusty_h264`, for progressive 4:2:0 video of 8 bits in pictures of one slice, which is most. It takes two thirds
-    /// of the time of the others, and gives each picture at once, in decoding order.
+    /// `rusty_h264`, for progressive 4:2:0 video of 8 bits in pictures of one slice, which is most. It is faster
+    /// than the others, and gives each picture at once, in decoding order.
     Fast(Box<rusty_h264::Decoder>),
     /// `rust_h264`, in the calling thread. Pictures come in display order.
     Single(Box<OrderedDecoder>),
