@@ -18,12 +18,11 @@ pub struct KvCache {
 impl KvCache {
     /// Creates an empty cache for a decoder with this number of layers and room for `positions`.
     pub fn new(layers: usize, positions: usize) -> Self {
-        Self::of(layers, positions.max(1))
-    }
-
-    /// Creates a cache that keeps nothing, for a forward pass over whole sequences.
-    pub(crate) fn without_memory(layers: usize) -> Self {
-        Self::of(layers, 0)
+        let room = positions.max(1);
+        Self {
+            layers: (0..layers).map(|_| LayerCache::new(room)).collect(),
+            places: Vec::new(),
+        }
     }
 
     /// Stores keys and values in this type, such as f16, which takes half of the memory of f32. By default, they
@@ -40,13 +39,6 @@ impl KvCache {
             layer.dtype = Some(dtype);
         }
         self
-    }
-
-    fn of(layers: usize, room: usize) -> Self {
-        Self {
-            layers: (0..layers).map(|_| LayerCache::new(room)).collect(),
-            places: Vec::new(),
-        }
     }
 
     /// Returns the number of positions.

@@ -1,4 +1,5 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use divot_nn::{Inputs, TensorMapper};
 
 use crate::layout::Place;
 
@@ -7,11 +8,21 @@ use crate::layout::Place;
 const HIDDEN: f32 = -1e30;
 
 /// Which keys the queries of an attention layer see.
+#[derive(Debug, Clone)]
 pub(crate) struct Mask {
     /// Added to the scores, 0 for visible keys: `[batch or 1, 1, tokens, positions]`.
     pub added: Option<Tensor<4>>,
     /// Whether each token sees itself and everything before it, and nothing else.
     pub causal: bool,
+}
+
+impl Inputs for Mask {
+    fn map<M: TensorMapper>(self, mapper: &mut M) -> Self {
+        Self {
+            added: self.added.map(|added| mapper.map(added)),
+            causal: self.causal,
+        }
+    }
 }
 
 /// Computes the mask of the tokens from index `past` on. `places` are those of all tokens, cached ones

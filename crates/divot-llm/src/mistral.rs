@@ -7,7 +7,7 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNor
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use divot_nn::ops::{rms_norm, silu};
 use divot_nn::{
-    CheckSizes, SizeError, attention, awake, check_depths, check_divides, check_widths,
+    CheckSizes, SizeError, attention, awake, check_depths, check_divides, check_widths, recompute,
 };
 
 use crate::cache::{KvCache, LayerCache};
@@ -203,26 +203,39 @@ impl Mistral {
         &self,
         embeds: Tensor<3>,
         layout: &Layout,
-        cache: Option<&mut KvCache>,
+        mut cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
         let [batch, tokens, _] = embeds.dims();
         assert_eq!(layout.dims(), [batch, tokens], "the layout of other tokens");
         let device = embeds.device();
-        let mut alone = KvCache::without_memory(self.layers.len());
-        let cache = cache.unwrap_or(&mut alone);
-        let past = cache.len();
+        let past = cache.as_ref().map_or(0, |cache| cache.len());
         let places = layout.places(past);
         let position = |row: &Vec<_>| row.iter().map(|place: &Place| place.position).collect();
         let positions: Vec<Vec<usize>> = places.iter().map(position).collect();
-        cache.push_places(places);
-
-        let mask = attention_mask(cache.places(), past, self.sliding_window, &device);
+        let mask = |places: &[_]| attention_mask(places, past, self.sliding_window, &device);
+        let mask = match &mut cache {
+            Some(cache) => {
+                cache.push_places(places);
+                mask(cache.places())
+            }
+            None => mask(&places),
+        };
         let angles = self.rotary.angles(&positions, &device);
         awake(&device, || {
-            let layers = self.layers.iter().zip(cache.layers_mut());
-            let hidden = layers.fold(embeds, |hidden, (layer, cache)| {
-                layer.forward(hidden, &angles, &mask, cache)
-            });
+            let hidden = match cache {
+                Some(cache) => {
+                    let layers = self.layers.iter().zip(cache.layers_mut());
+                    layers.fold(embeds, |hidden, (layer, cache)| {
+                        layer.forward(hidden, &angles, &mask, cache)
+                    })
+                }
+                None => self.layers.iter().fold(embeds, |hidden, layer| {
+                    let inputs = (hidden, angles.clone(), mask.clone());
+                    recompute(layer, inputs, |layer, (hidden, angles, mask)| {
+                        layer.forward(hidden, &angles, &mask, &mut LayerCache::default())
+                    })
+                }),
+            };
             rms_norm(&self.norm, hidden)
         })
     }

@@ -1,5 +1,6 @@
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use divot_nn::{Inputs, TensorMapper};
 
 /// Rotary positions. The two halves of a head are rotated against each other. The angle increases with the
 /// position and decreases with the index within the half.
@@ -58,9 +59,19 @@ impl Rotary {
 }
 
 /// Cosines and sines of the angles, `[batch or 1, 1, tokens, head_dim / 2]`, in f32.
+#[derive(Debug, Clone)]
 pub(crate) struct Angles {
     cos: Tensor<4>,
     sin: Tensor<4>,
+}
+
+impl Inputs for Angles {
+    fn map<M: TensorMapper>(self, mapper: &mut M) -> Self {
+        Self {
+            cos: mapper.map(self.cos),
+            sin: mapper.map(self.sin),
+        }
+    }
 }
 
 impl Angles {

@@ -80,12 +80,13 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// Dropout, in training only: each element is set to zero with the layer's probability, and those that are kept are
 /// scaled up. What is random comes from the device's generator.
 pub fn dropout<const D: usize>(layer: &Dropout, x: Tensor<D>) -> Tensor<D> {
+    if layer.prob == 0.0 || !layer.training.is_enabled() || !x.device().is_autodiff() {
+        return x;
+    }
+    #[cfg(any(feature = "flex", feature = "wgpu", feature = "cuda"))]
+    crate::recompute::before_drawing(&x.device());
     #[cfg(feature = "flex")]
-    if layer.prob > 0.0
-        && layer.training.is_enabled()
-        && x.device().is_autodiff()
-        && kernels::apply(&x)
-    {
+    if kernels::apply(&x) {
         // A float holds 24 random bits.
         let drawn = Tensor::<1>::random([4], Distribution::Default, &x.device().inner());
         let drawn: Vec<f32> = drawn.into_data().iter().collect();

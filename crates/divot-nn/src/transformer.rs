@@ -4,7 +4,9 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 
 use crate::ops::linear;
-use crate::{Activation, LayerNorm, LayerNormConfig, SelfAttention, SelfAttentionConfig};
+use crate::{
+    Activation, LayerNorm, LayerNormConfig, SelfAttention, SelfAttentionConfig, recompute,
+};
 
 /// Sizes of a [`TransformerBlock`].
 #[derive(Config, Debug)]
@@ -70,8 +72,10 @@ impl TransformerBlock {
     /// Applies the block to `[batch, tokens, width]`. With `causal`, a token sees itself and the tokens
     /// before it.
     pub fn forward(&self, x: Tensor<3>, causal: bool) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.norm1.forward(x), causal);
-        x.clone() + self.mlp.forward(self.norm2.forward(x))
+        recompute(self, x, move |block, x| {
+            let x = x.clone() + block.attn.forward(block.norm1.forward(x), causal);
+            x.clone() + block.mlp.forward(block.norm2.forward(x))
+        })
     }
 }
 

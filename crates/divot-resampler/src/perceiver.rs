@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor};
 use divot_nn::ops::{gelu, linear};
 use divot_nn::{
     CheckSizes, LayerNorm, LayerNormConfig, SizeError, check_depths, check_widths,
-    multi_head_attention,
+    multi_head_attention, recompute,
 };
 
 /// Attention score of a query and the position that it starts at.
@@ -189,9 +189,11 @@ impl PerceiverLayer {
     /// Updates the latents. `inputs`: `[batch, tokens, width]`. `latents` and the result:
     /// `[batch, queries, width]`.
     pub fn forward(&self, inputs: Tensor<3>, latents: Tensor<3>) -> Tensor<3> {
-        let latents = latents.clone() + self.attention(inputs, latents);
-        let hidden = gelu(linear(&self.fc1, self.norm_mlp.forward(latents.clone())));
-        latents + linear(&self.fc2, hidden)
+        recompute(self, (inputs, latents), |layer, (inputs, latents)| {
+            let latents = latents.clone() + layer.attention(inputs, latents);
+            let hidden = layer.norm_mlp.forward(latents.clone());
+            latents + linear(&layer.fc2, gelu(linear(&layer.fc1, hidden)))
+        })
     }
 
     fn attention(&self, inputs: Tensor<3>, latents: Tensor<3>) -> Tensor<3> {

@@ -2,32 +2,37 @@
 
 use std::time::Instant;
 
-use burn::tensor::Device;
-use divot::peak_device_memory;
+use burn::tensor::{DType, Device};
+use divot::device::is_cpu;
+use divot::{available_memory, peak_device_memory};
 
-use crate::error::Result;
-use crate::model::Model;
-use crate::parameters::{Count, bytes, count};
-use crate::recipe::Recipe;
+use crate::error::{Error, Result};
+use crate::parameters::{Count, count, freeze};
+use crate::recipe::{Recipe, Settings};
 use crate::run::{self, RunOptions};
 use crate::trainer::{StepReport, Trainer};
 
-/// What a run would train, on what, and what a step takes.
+/// What a run would train.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Parameters by part.
+    pub parameters: Vec<Count>,
+    /// Memory that the parameters and what learns them take.
+    pub learning: Learning,
+}
+
+/// What a step of a run takes, and on what data.
 #[derive(Debug, Clone)]
 pub struct DryRun {
     /// Sources, and how many samples were found in each.
     pub sources: Vec<(String, usize)>,
-    /// Parameters by part.
-    pub parameters: Vec<Count>,
     /// The first step, which changes no file.
     pub report: StepReport,
     /// Seconds of a step, the reading of its samples not counted.
     pub seconds: f64,
     /// Seconds that reading the samples of a step took.
     pub reading: f64,
-    /// Memory that the parameters and what learns them take, in bytes.
-    pub learning: Learning,
-    /// The most memory that was taken of the device, in bytes, where it tells. What it exceeds `learning` by are
+    /// The most memory that was taken of the device, in bytes, where it tells. What it exceeds [`Plan::learning`] by are
     /// activations, and on the CPU the program and the samples.
     pub memory: Option<u64>,
 }
@@ -46,13 +51,20 @@ pub struct Learning {
 }
 
 impl Learning {
-    fn of(model: &Model, average: bool) -> Self {
-        let (parameters, trained) = bytes(model);
+    fn of(settings: &Settings, parameters: &[Count]) -> Self {
+        let sum =
+            |numbers: fn(&Count) -> usize| parameters.iter().map(numbers).sum::<usize>() as u64;
+        let (all, trained) = (sum(|part| part.all), sum(|part| part.trained));
+        let size = |dtype: DType| dtype.size() as u64;
+        let trained_bytes = trained * size(DType::F32);
         Self {
-            parameters,
-            gradients: trained,
-            moments: 2 * trained,
-            average: if average { trained } else { 0 },
+            parameters: trained_bytes + (all - trained) * size(settings.precision.frozen()),
+            gradients: trained_bytes,
+            moments: 2 * trained_bytes,
+            average: match settings.average {
+                Some(_) => trained_bytes,
+                None => 0,
+            },
         }
     }
 
@@ -60,6 +72,40 @@ impl Learning {
     pub fn sum(&self) -> u64 {
         self.parameters + self.gradients + self.moments + self.average
     }
+}
+
+impl Plan {
+    /// Checks that what is planned fits in the memory of the CPU, without activations. Otherwise the system would end
+    /// the process without a message. The optimiser's moments may be divided among `ranks`.
+    ///
+    /// # Errors
+    /// If it does not fit.
+    pub fn check_memory(&self, device: &Device, ranks: usize) -> Result<()> {
+        let (true, Some(available)) = (is_cpu(device), available_memory()) else {
+            return Ok(());
+        };
+        let moments = self.learning.moments;
+        let needed = self.learning.sum() - moments + moments / ranks.max(1) as u64;
+        match needed <= available {
+            true => Ok(()),
+            false => Err(Error::Memory { needed, available }),
+        }
+    }
+}
+
+/// Counts what a recipe trains, without its weights: no memory is taken for them.
+///
+/// # Errors
+/// If the recipe's objective does not fit its model.
+pub fn plan(recipe: &Recipe, device: &Device) -> Result<Plan> {
+    let objective = recipe.objective()?;
+    let device = device.clone().autodiff();
+    let model = recipe.model.init(&objective.networks(), &device);
+    let parameters = count(&freeze(model, &recipe.settings.frozen));
+    Ok(Plan {
+        learning: Learning::of(&recipe.settings, &parameters),
+        parameters,
+    })
 }
 
 /// Takes two steps of a recipe and measures the second. Nothing is written.
@@ -73,9 +119,8 @@ pub fn dry_run(recipe: &Recipe, device: &Device, options: &RunOptions) -> Result
         .iter()
         .map(|source| (source.name.clone(), source.samples.len()))
         .collect();
+    plan(recipe, device)?.check_memory(device, 1)?;
     let mut trainer = Trainer::new(recipe, device)?;
-    let parameters = count(trainer.model());
-    let learning = Learning::of(trainer.model(), settings.average.is_some());
     let mut loader = run::loader(sources, settings.seed, 0, None, options)?;
     let mut measured = None;
     for step in 0..2 {
@@ -90,11 +135,9 @@ pub fn dry_run(recipe: &Recipe, device: &Device, options: &RunOptions) -> Result
     let (report, seconds, reading) = measured.expect("a loader never ends");
     Ok(DryRun {
         sources: found,
-        parameters,
         report,
         seconds,
         reading,
-        learning,
         memory: peak_device_memory(device),
     })
 }

@@ -6,6 +6,10 @@ use divot::weights::WeightsError;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
 /// What can go wrong in training. Each message is one line that names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -50,6 +54,17 @@ pub enum Error {
         step: usize,
         /// How many there were.
         steps: usize,
+    },
+    /// The model and what trains it do not fit in memory.
+    #[error(
+        "parameters, gradients, the optimiser's moments and the moving average take {} of memory, and {} are free; choose smaller sizes, freeze more, leave `average` out, or train on a device with more memory",
+        gib(*.needed), gib(*.available)
+    )]
+    Memory {
+        /// Bytes that they take.
+        needed: u64,
+        /// Bytes that are free.
+        available: u64,
     },
     /// The processes of a run do not come together.
     #[error("{0}")]

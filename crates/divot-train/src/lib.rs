@@ -21,7 +21,7 @@ mod trainer;
 pub use buckets::RankSettings;
 pub use cache::{CacheOptions, CacheStatus, Cached, cache};
 pub use checkpoint::Start;
-pub use dry_run::{DryRun, Learning, dry_run};
+pub use dry_run::{DryRun, Learning, Plan, dry_run, plan};
 pub use error::{Error, Result};
 pub use export::{Weights, export, export_released};
 pub use model::{Model, ModelConfig, Network};

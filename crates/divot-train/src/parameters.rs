@@ -29,31 +29,40 @@ pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// Counts parameters by the first two names of their paths.
+/// Counts parameters by the first two names of their paths. Initialises none.
 pub fn count<M: Module>(model: &M) -> Vec<Count> {
-    let mut counts = BTreeMap::<String, [usize; 2]>::new();
-    visit(model, |path, (shape, _), trained| {
-        let part: Vec<&str> = path.splitn(3, '.').take(2).collect();
-        let numbers: usize = shape.iter().product();
-        let [all, learned] = counts.entry(part.join(".")).or_default();
-        *all += numbers;
-        *learned += usize::from(trained) * numbers;
-    });
+    #[derive(Default)]
+    struct Counting {
+        path: ParamPath,
+        counts: BTreeMap<String, [usize; 2]>,
+    }
+    impl ModuleVisitor for Counting {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let path = self.path.path();
+            let part: Vec<&str> = path.splitn(3, '.').take(2).collect();
+            // Another value takes over what the parameter will do with its own.
+            let other = Tensor::<D>::zeros([1; D], &param.lazy_device());
+            let trained = param.clone().transform_for_load(other, param.id);
+            let numbers = param.lazy_shape().num_elements();
+            let [all, learned] = self.counts.entry(part.join(".")).or_default();
+            *all += numbers;
+            *learned += usize::from(trained.val().is_require_grad()) * numbers;
+        }
+    }
+    let mut counting = Counting::default();
+    model.visit(&mut counting);
+    let counts = counting.counts.into_iter();
     counts
-        .into_iter()
         .map(|(part, [all, trained])| Count { part, all, trained })
         .collect()
-}
-
-/// Bytes of all parameters, and of those that are trained.
-pub(crate) fn bytes<M: Module>(model: &M) -> (u64, u64) {
-    let (mut all, mut learned) = (0, 0);
-    visit(model, |_, (shape, dtype), trained| {
-        let bytes = (shape.iter().product::<usize>() * dtype.size()) as u64;
-        all += bytes;
-        learned += u64::from(trained) * bytes;
-    });
-    (all, learned)
 }
 
 /// A float parameter that is written to a file.
@@ -63,12 +72,17 @@ pub(crate) type Named = (String, Vec<usize>);
 /// whether the parameter is trained.
 pub(crate) fn named<M: Module>(model: &M, wanted: impl Fn(&str, bool) -> bool) -> Vec<Named> {
     let mut found = Vec::new();
-    visit(model, |path, (shape, _), trained| {
+    visit(model, |path, shape, trained| {
         if wanted(path, trained) {
             found.push((path.to_owned(), shape.to_vec()));
         }
     });
     found
+}
+
+/// Lets the device draw the random weights now, in the order of the fields, and not where they are first used.
+pub(crate) fn draw<M: Module>(model: &M) {
+    visit(model, |_, _, _| {});
 }
 
 /// Paths of all float parameters, which are not initialised by it.
@@ -77,14 +91,14 @@ pub(crate) fn paths<M: Module>(model: &M) -> Vec<String> {
     layout.into_iter().map(|param| param.path).collect()
 }
 
-/// Calls `each` with the path, shape and type of every float parameter, and whether it is trained. Initialises
-/// the parameters.
-fn visit<M: Module>(model: &M, each: impl FnMut(&str, (&[usize], DType), bool)) {
+/// Calls `each` with the path and shape of every float parameter, and whether it is trained. Initialises the
+/// parameters.
+fn visit<M: Module>(model: &M, each: impl FnMut(&str, &[usize], bool)) {
     struct Visitor<F> {
         path: ParamPath,
         each: F,
     }
-    impl<F: FnMut(&str, (&[usize], DType), bool)> ModuleVisitor for Visitor<F> {
+    impl<F: FnMut(&str, &[usize], bool)> ModuleVisitor for Visitor<F> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -96,7 +110,7 @@ fn visit<M: Module>(model: &M, each: impl FnMut(&str, (&[usize], DType), bool)) 
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let value = param.val();
             let trained = value.is_require_grad();
-            (self.each)(&self.path.path(), (&value.dims(), value.dtype()), trained);
+            (self.each)(&self.path.path(), &value.dims(), trained);
         }
     }
     model.visit(&mut Visitor {

@@ -11,6 +11,7 @@ use divot::data::{contact_sheet, encode_png};
 use divot::peak_device_memory;
 
 use crate::checkpoint::{self, Start, State};
+use crate::dry_run::plan;
 use crate::error::{Error, Result};
 use crate::objective::Shown;
 use crate::ranks::Ranks;
@@ -91,6 +92,11 @@ pub fn run(
     ranks.wait();
     check_starts(recipe, folder)?;
     let resumed = resumable(recipe, folder, options)?;
+    let moments_of = match settings.ranks.shard_optimizer {
+        true => ranks.count(),
+        false => 1,
+    };
+    plan(recipe, device)?.check_memory(device, moments_of)?;
     let mut trainer = Trainer::new(recipe, device)?.with_ranks(ranks)?;
     let mut state = State::new(recipe);
     if let Some(checkpoint) = &resumed {

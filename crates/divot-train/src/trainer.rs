@@ -96,10 +96,10 @@ impl Trainer {
             let last = starts.max_by_key(|start| start.part.len());
             last.is_none_or(|start| start.folder.is_none())
         };
+        parameters::draw(&model);
         if is_new("detokenizer.resampler") {
             model = model.with_queries_at_tokens();
         }
-        // The device draws the random weights now, and not where they are first used.
         let model = parameters::cast_frozen(model, frozen);
         let saved = parameters::named(&model, |path, trained| trained || is_new(path));
         if parameters::named(&model, |_, trained| trained).is_empty() {

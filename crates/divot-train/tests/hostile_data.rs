@@ -425,3 +425,65 @@ fn captions_of_a_megabyte_are_cut() {
     }
     assert_eq!(long, [true; 2]);
 }
+
+/// A PNG file with so many pixels of one colour, written row by row.
+fn large_picture(path: &Path, side: u32, colour: [u8; 3]) {
+    let file = std::io::BufWriter::new(fs::File::create(path).expect("a file"));
+    let mut encoder = png::Encoder::new(file, side, side);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header().expect("a header");
+    let mut rows = writer.stream_writer().expect("a stream");
+    let row = colour.repeat(side as usize);
+    for _ in 0..side {
+        rows.write_all(&row).expect("a row");
+    }
+    rows.finish().expect("the last row");
+}
+
+/// Two of them are in memory at a time, of 286 MiB each, and no more.
+#[test]
+fn pictures_of_100_megapixels_are_read() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = folder.path().join("0.png");
+    large_picture(&first, 10_000, [30, 60, 90]);
+    for number in 1..6 {
+        fs::copy(&first, folder.path().join(format!("{number}.png"))).expect("a copy");
+    }
+    let head = format!(
+        "steps = 3\nbatch = 2\nrate.warmup = 1\nobjective.kind = \"autoencoder\"\n\
+         [[data]]\nsource = {{ format = \"videos\", path = {:?} }}\n",
+        folder.path()
+    );
+    let recipe = recipe(&head, &["model.start={}"]).expect("a valid recipe");
+    let data = &recipe.settings.data[0];
+    let reader = recipe.model.tokenizer.clip_reader();
+    let source = MixedSource {
+        name: data.source.name(),
+        samples: Box::new(Source::open(&data.source, &reader).expect("a source")),
+        weight: 1.0,
+        batch: recipe.settings.batch,
+    };
+    let config = LoaderConfig {
+        workers: 2,
+        ..LoaderConfig::default()
+    };
+    // On Linux, this makes the peak what is taken now.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+    let before = peak_memory();
+    let loader = Loader::new(vec![source], config).expect("a loader");
+    for batch in loader.take(recipe.settings.steps) {
+        let samples = batch.expect("a batch").samples;
+        assert_eq!(samples.len(), 2);
+        for sample in samples {
+            let frame = &sample.clips[0].frames()[0];
+            assert!(frame.width < 1000, "{}", frame.width);
+            assert_eq!(frame.pixel(0, 0), [30, 60, 90]);
+        }
+    }
+    if let (Some(before), Some(after)) = (before, peak_memory()) {
+        let more = (after - before) >> 20;
+        println!("{more} MiB");
+        assert!(more < 3 * 286, "{more} MiB");
+    }
+}

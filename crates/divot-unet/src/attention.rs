@@ -3,7 +3,7 @@ use burn::module::{Module, Param};
 use burn::nn::{GroupNorm, GroupNormConfig, Initializer, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use divot_nn::ops::{geglu, group_norm, linear};
-use divot_nn::{LayerNorm, LayerNormConfig, multi_head_attention};
+use divot_nn::{LayerNorm, LayerNormConfig, multi_head_attention, recompute};
 
 use crate::Context;
 
@@ -295,6 +295,10 @@ impl TemporalTransformer {
 
     /// Applies the transformer to `x`, `[batch·frames, height, width, channels]`.
     pub fn forward(&self, x: Tensor<4>, batch: usize) -> Tensor<4> {
+        recompute(self, x, move |transformer, x| transformer.compute(x, batch))
+    }
+
+    fn compute(&self, x: Tensor<4>, batch: usize) -> Tensor<4> {
         let size @ [n, height, width, channels] = x.dims();
         let (frames, positions) = (n / batch, height * width);
         let clip = x.clone().reshape([batch, frames * positions, channels]);

@@ -1,4 +1,5 @@
 use burn::tensor::{DType, Tensor};
+use divot_nn::{Inputs, TensorMapper};
 
 /// The context that the frames of a clip attend to.
 #[derive(Debug, Clone)]
@@ -22,6 +23,18 @@ pub enum Context {
 impl From<Tensor<3>> for Context {
     fn from(tokens: Tensor<3>) -> Self {
         Self::Shared(tokens)
+    }
+}
+
+impl Inputs for Context {
+    fn map<M: TensorMapper>(self, mapper: &mut M) -> Self {
+        match self {
+            Self::Shared(tokens) => Self::Shared(mapper.map(tokens)),
+            Self::PerFrame { text, frames } => Self::PerFrame {
+                text: mapper.map(text),
+                frames: mapper.map(frames),
+            },
+        }
     }
 }
 

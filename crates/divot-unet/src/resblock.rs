@@ -7,6 +7,7 @@ use burn::nn::{
 };
 use burn::tensor::{Device, Tensor};
 use divot_nn::ops::{conv2d_last, dropout, group_norm, linear, temporal_conv};
+use divot_nn::recompute;
 
 pub(crate) fn conv3x3(channels: [usize; 2], device: &Device) -> Conv2d {
     Conv2dConfig::new(channels, [3, 3])
@@ -80,6 +81,12 @@ impl ResBlock {
     /// `x`: `[batch·frames, height, width, channels_in]`. `embedding`: `[batch, embed_dim]` after its SiLU,
     /// one for all frames of a clip. Returns `[batch·frames, height, width, channels_out]`.
     pub fn forward(&self, x: Tensor<4>, embedding: Tensor<2>) -> Tensor<4> {
+        recompute(self, (x, embedding), |block, (x, embedding)| {
+            block.compute(x, embedding)
+        })
+    }
+
+    fn compute(&self, x: Tensor<4>, embedding: Tensor<2>) -> Tensor<4> {
         let batch = embedding.dims()[0];
         let shift = linear(&self.embed, embedding).unsqueeze_dim::<3>(1);
 

@@ -4,7 +4,9 @@ use burn::nn::{GroupNorm, GroupNormConfig, PaddingConfig2d};
 use burn::tensor::{Device, Tensor};
 
 use divot_nn::ops::{conv2d_last, group_norm, silu};
-use divot_nn::{CheckSizes, SizeError, check_depths, check_divides, check_even, check_widths};
+use divot_nn::{
+    CheckSizes, SizeError, check_depths, check_divides, check_even, check_widths, recompute,
+};
 
 use crate::attention::KeysValues;
 use crate::resblock::conv3x3;
@@ -268,9 +270,9 @@ impl Unet {
             .iter()
             .chain(middle)
             .chain(&self.output_blocks);
-        let encode = |block: &UnetBlock| Some(block.spatial.as_ref()?.encode(context));
+        let spatial = blocks.filter_map(|block| block.spatial.as_ref());
         UnetContext {
-            blocks: blocks.map(encode).collect(),
+            blocks: spatial.map(|spatial| spatial.encode(context)).collect(),
             frames: context.frames(),
         }
     }
@@ -296,7 +298,12 @@ impl Unet {
         fs: Option<Tensor<1>>,
     ) -> Tensor<5> {
         let context = context.into().cast(latents.dtype());
-        self.forward_encoded(latents, timesteps, &self.encode_context(&context), fs)
+        let frames = context.frames();
+        self.run(latents, timesteps, frames, fs, |spatial, x| {
+            recompute(spatial, (x, context.clone()), |spatial, (x, context)| {
+                spatial.forward(x, &spatial.encode(&context))
+            })
+        })
     }
 
     /// Like [`forward`](Self::forward), with a context that is already encoded.
@@ -310,8 +317,23 @@ impl Unet {
         context: &UnetContext,
         fs: Option<Tensor<1>>,
     ) -> Tensor<5> {
+        let mut blocks = context.blocks.iter();
+        self.run(latents, timesteps, context.frames, fs, |spatial, x| {
+            spatial.forward(x, blocks.next().expect("one for each transformer"))
+        })
+    }
+
+    /// Runs the network. `spatial` applies a spatial transformer with its part of the context.
+    fn run(
+        &self,
+        latents: Tensor<5>,
+        timesteps: Tensor<1>,
+        context_frames: Option<usize>,
+        fs: Option<Tensor<1>>,
+        mut spatial: impl FnMut(&SpatialTransformer, Tensor<4>) -> Tensor<4>,
+    ) -> Tensor<5> {
         let [batch, channels, frames, height, width] = latents.dims();
-        if let Some(expected) = context.frames {
+        if let Some(expected) = context_frames {
             assert_eq!(expected, frames, "frames of the context and of the latents");
         }
         let fs = fs.unwrap_or_else(|| timesteps.zeros_like() + self.default_fs);
@@ -319,8 +341,6 @@ impl Unet {
         let embedding =
             self.time_embed.forward(timesteps, dtype) + self.fs_embed.forward(fs, dtype);
         let embedding = silu(embedding);
-        let mut context = context.blocks.iter().map(Option::as_deref);
-        let mut next = || context.next().flatten().unwrap_or_default();
 
         // Channels last from here to the end, so no layer has to transpose.
         let x = latents
@@ -330,17 +350,17 @@ impl Unet {
 
         let mut skips = vec![x.clone()];
         for block in &self.input_blocks {
-            x = block.forward(x, embedding.clone(), next());
+            x = block.forward(x, embedding.clone(), &mut spatial);
             skips.push(x.clone());
         }
-        x = self.middle.forward(x, embedding.clone(), next());
+        x = self.middle.forward(x, embedding.clone(), &mut spatial);
         x = self.middle_out.forward(x, embedding.clone());
         for block in &self.output_blocks {
             let skip = skips
                 .pop()
                 .expect("a block up for each output on the way down");
             let x_and_skip = Tensor::cat(vec![x, skip], 3);
-            x = block.forward(x_and_skip, embedding.clone(), next());
+            x = block.forward(x_and_skip, embedding.clone(), &mut spatial);
         }
 
         let x = conv2d_last(&self.conv_out, group_norm(&self.norm_out, x, true));
@@ -353,8 +373,8 @@ impl Unet {
 /// An encoded context, see [`Unet::encode_context`].
 #[derive(Debug, Clone)]
 pub struct UnetContext {
-    /// For each block of the UNet with a spatial transformer: the parts for each block of the transformer.
-    blocks: Vec<Option<Vec<Vec<KeysValues>>>>,
+    /// For each spatial transformer of the UNet: the parts for each block of the transformer.
+    blocks: Vec<Vec<Vec<KeysValues>>>,
     /// Number of frames, if each has its own tokens.
     frames: Option<usize>,
 }
@@ -364,14 +384,14 @@ impl UnetBlock {
         &self,
         mut x: Tensor<4>,
         embedding: Tensor<2>,
-        context: &[Vec<KeysValues>],
+        mut spatial: impl FnMut(&SpatialTransformer, Tensor<4>) -> Tensor<4>,
     ) -> Tensor<4> {
         let batch = embedding.dims()[0];
         if let Some(res) = &self.res {
             x = res.forward(x, embedding);
         }
-        if let Some(spatial) = &self.spatial {
-            x = spatial.forward(x, context);
+        if let Some(transformer) = &self.spatial {
+            x = spatial(transformer, x);
         }
         if let Some(temporal) = &self.temporal {
             x = temporal.forward(x, batch);

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor};
 use divot_nn::ops::{channels_first, channels_last, conv2d_last, group_norm};
 use divot_nn::{
     CheckSizes, SizeError, check_depths, check_divides, check_widths, multi_head_attention,
+    recompute,
 };
 
 use crate::resblock::conv3x3;
@@ -481,22 +482,27 @@ impl VaeResBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let h = conv2d_last(&self.conv1, group_norm(&self.norm1, x.clone(), true));
-        let h = conv2d_last(&self.conv2, group_norm(&self.norm2, h, true));
-        match &self.skip {
-            Some(skip) => conv2d_last(skip, x) + h,
-            None => x + h,
-        }
+        recompute(self, x, |block, x| {
+            let h = conv2d_last(&block.conv1, group_norm(&block.norm1, x.clone(), true));
+            let h = conv2d_last(&block.conv2, group_norm(&block.norm2, h, true));
+            match &block.skip {
+                Some(skip) => conv2d_last(skip, x) + h,
+                None => x + h,
+            }
+        })
     }
 }
 
 impl VaeAttention {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let size @ [batch, height, width, channels] = x.dims();
-        let h = group_norm(&self.norm, x.clone(), false);
-        let [q, k, v] = [&self.q, &self.k, &self.v]
-            .map(|conv| conv2d_last(conv, h.clone()).reshape([batch, height * width, channels]));
-        let h = multi_head_attention(q, k, v, 1, false).reshape(size);
-        x + conv2d_last(&self.proj, h)
+        recompute(self, x, |layer, x| {
+            let size @ [batch, height, width, channels] = x.dims();
+            let h = group_norm(&layer.norm, x.clone(), false);
+            let [q, k, v] = [&layer.q, &layer.k, &layer.v].map(|conv| {
+                conv2d_last(conv, h.clone()).reshape([batch, height * width, channels])
+            });
+            let h = multi_head_attention(q, k, v, 1, false).reshape(size);
+            x + conv2d_last(&layer.proj, h)
+        })
     }
 }

@@ -34,7 +34,7 @@ pub use guidance::{Guidance, GuidanceConfig};
 pub use llm::{
     Answer, Chat, GenerationConfig, OpenLlm, Scene, Story, StoryEnd, StoryPart, Task, VideoLlm,
 };
-pub use memory::{peak_device_memory, peak_memory};
+pub use memory::{available_memory, peak_device_memory, peak_memory};
 pub use pipeline::Pipeline;
 pub use progress::{Progress, Step};
 pub use tokenizer::{Tokenizer, TokenizerConfig};

@@ -28,8 +28,8 @@ pub fn peak_device_memory(device: &Device) -> Option<u64> {
     }
 }
 
-/// Returns the memory in bytes that is available without swapping, if the system reports it.
-pub(crate) fn available_memory() -> Option<u64> {
+/// Returns the memory of this machine in bytes that is available without swapping, if the system reports it (Linux).
+pub fn available_memory() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info
         .lines()

@@ -8,7 +8,7 @@ use clap::Args;
 use divot::device;
 use divot_train::checkpoint::State;
 use divot_train::record::{Printer, line};
-use divot_train::{Event, Ranks, Recipe, RunOptions, dry_run, run};
+use divot_train::{Event, Ranks, Recipe, RunOptions, dry_run, plan, run};
 
 use crate::options;
 use crate::output::{self, Output};
@@ -162,18 +162,13 @@ impl Arguments {
         options: &RunOptions,
         output: &mut Output,
     ) -> Result<()> {
-        let found = dry_run(recipe, device, options)?;
-        output.line("data")?;
-        for (source, samples) in &found.sources {
-            output.line(format!(
-                "  {source}: {}",
-                output::plural(*samples, "sample")
-            ))?;
-        }
+        // First what is known without the weights, which may not fit in memory.
+        let plan = plan(recipe, device)?;
         let millions = |count: usize| format!("{:.2} M", count as f64 / 1e6);
+        let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
         output.line("parameters")?;
         let (mut all, mut trained) = (0, 0);
-        for part in &found.parameters {
+        for part in &plan.parameters {
             all += part.all;
             trained += part.trained;
             output.line(format!(
@@ -188,6 +183,33 @@ impl Arguments {
             millions(all),
             millions(trained)
         ))?;
+        let learning = plan.learning;
+        output.line("memory")?;
+        for (name, bytes) in [
+            ("parameters", learning.parameters),
+            ("gradients", learning.gradients),
+            ("the optimiser's moments", learning.moments),
+            ("moving average", learning.average),
+            ("together", learning.sum()),
+        ] {
+            output.line(format!("  {name}: {}", gib(bytes)))?;
+        }
+        output.set("learning_bytes", learning.sum());
+
+        let found = dry_run(recipe, device, options)?;
+        if let Some(memory) = found.memory {
+            let rest = memory.saturating_sub(learning.sum());
+            output.line(format!("  activations and all else: {}", gib(rest)))?;
+            output.line(format!("  the most at a time: {}", gib(memory)))?;
+            output.set("memory_bytes", memory);
+        }
+        output.line("data")?;
+        for (source, samples) in &found.sources {
+            output.line(format!(
+                "  {source}: {}",
+                output::plural(*samples, "sample")
+            ))?;
+        }
         let steps = recipe.settings.steps;
         output.line(format!(
             "a step: {:.2} s and {:.2} s of waiting for data; {steps} steps in about {:.1} h",
@@ -195,24 +217,6 @@ impl Arguments {
             found.reading,
             steps as f64 * found.seconds / 3600.0
         ))?;
-        let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
-        let learning = found.learning;
-        output.line("memory")?;
-        for (name, bytes) in [
-            ("parameters", learning.parameters),
-            ("gradients", learning.gradients),
-            ("the optimiser's moments", learning.moments),
-            ("moving average", learning.average),
-        ] {
-            output.line(format!("  {name}: {}", gib(bytes)))?;
-        }
-        output.set("learning_bytes", learning.sum());
-        if let Some(memory) = found.memory {
-            let rest = memory.saturating_sub(learning.sum());
-            output.line(format!("  activations and all else: {}", gib(rest)))?;
-            output.line(format!("  the most at a time: {}", gib(memory)))?;
-            output.set("memory_bytes", memory);
-        }
         output.set("parameters", all);
         output.set("trained", trained);
         output.set("seconds_per_step", found.seconds);

@@ -1,4 +1,6 @@
-//! The program, and the fixture's small random model.
+//! The program, and the fixture's small random model. Each test file uses a part of it.
+
+#![allow(dead_code)]
 
 use std::path::Path;
 use std::process::Command;

@@ -155,10 +155,6 @@ pub fn toy(recipe: &Table) -> Vec<String> {
         let first = recipe.get(names.next()?)?;
         names.try_fold(first, |value, name| value.get(name))
     };
-    if value("model.tokenizer.resampler.perceiver") == Some(&Value::Boolean(false)) {
-        // The width of the vision tower.
-        changes.push("model.detokenizer.resampler.input_dim=32".to_owned());
-    }
     if let Some(Value::Table(head)) = value("model.llm.head") {
         let name = head.keys().next().expect("a head has a name");
         changes.retain(|change| !change.starts_with("model.llm.head"));
@@ -177,6 +173,15 @@ pub fn toy(recipe: &Table) -> Vec<String> {
                 .iter()
                 .map(|size| format!("model.llm.head.{name}.{size}")),
         );
+    }
+    if value("model.tokenizer.resampler.perceiver") == Some(&Value::Boolean(false)) {
+        // Four patches of five frames, as wide as the vision tower.
+        let sizes = [
+            "model.detokenizer.resampler.input_dim=32",
+            "model.llm.num_queries=20",
+            "model.llm.head.Gmm.dim=32",
+        ];
+        changes.extend(sizes.map(str::to_owned));
     }
     let kind = value("objective.kind").and_then(Value::as_str);
     if matches!(kind, Some("diffusion" | "adaptation")) {

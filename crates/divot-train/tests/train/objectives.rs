@@ -1,10 +1,13 @@
 //! Every objective learns, and its loss does not depend on how a batch is divided.
 
+use std::ops::ControlFlow;
+
 use crate::common::{recipe, samples};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use divot::data::Clip;
 use divot::data::dataset::{Sample, Text, Turn};
-use divot_train::Trainer;
+use divot_train::{Event, RunOptions, Trainer, plan, run};
 
 const RATE: &str = "rate = { peak = 3e-3, warmup = 0, decay = \"constant\" }";
 
@@ -46,16 +49,22 @@ fn diffusion_learns() {
     assert!(last < first / 2.0, "{first} → {last}");
 }
 
-#[test]
-fn stage_0_learns() {
-    let head = head(
+fn stage0() -> String {
+    head(
         "{ kind = \"stage0\", dropped = 0.2 }",
         "[\"vision\", \"text\", \"detokenizer.vae\", \"detokenizer.resampler\"]",
-    );
-    let start = "model.start={vision=\"random\", text=\"random\", detokenizer=\"random\"}";
-    // As many states as the UNet takes for text.
-    let changes = [start, "model.text.context_length=8"];
-    let [first, last] = learn_from(&head, &changes, &samples(4, 32), 20);
+    )
+}
+
+/// Stage 0 from nothing, with as many states as the UNet takes for text.
+const STAGE0: [&str; 2] = [
+    "model.start={vision=\"random\", text=\"random\", detokenizer=\"random\"}",
+    "model.text.context_length=8",
+];
+
+#[test]
+fn stage_0_learns() {
+    let [first, last] = learn_from(&stage0(), &STAGE0, &samples(4, 32), 20);
     assert!(last < first / 2.0, "{first} → {last}");
 }
 
@@ -199,6 +208,8 @@ fn language(source: &str) -> (String, String) {
     (head, format!("model.text_tokenizer={text:?}"))
 }
 
+const LORA: &str = "model.llm.lora={rank=4, alpha=4.0, dropout=0.0, targets=[\"q_proj\"], \
+                    train_norms=true, train_embeddings=true}";
 const FROZEN: &str = "model.start={tokenizer=\"random\"}";
 
 #[test]
@@ -407,13 +418,19 @@ fn micro_batches_change_nothing() {
 #[test]
 fn micro_batches_at_once_change_no_bit() {
     let batch = samples(5, 32);
-    let [in_order, at_once] = ["at_once=1", "at_once=3"].map(|change| {
-        let recipe = recipe(&diffusion(), &["micro_batch=1", change]).expect("a valid recipe");
-        let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
-        let reports = (0..3).map(|step| trainer.step(step, 0, &batch).expect("a step"));
-        reports.collect::<Vec<_>>()
-    });
-    assert_eq!(in_order, at_once);
+    for checkpointing in [
+        "gradient_checkpointing=false",
+        "gradient_checkpointing=true",
+    ] {
+        let [in_order, at_once] = ["at_once=1", "at_once=3"].map(|change| {
+            let changes = ["micro_batch=1", change, checkpointing];
+            let recipe = recipe(&diffusion(), &changes).expect("a valid recipe");
+            let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+            let reports = (0..3).map(|step| trainer.step(step, 0, &batch).expect("a step"));
+            reports.collect::<Vec<_>>()
+        });
+        assert_eq!(in_order, at_once);
+    }
     // Dropout is drawn by the device, in order.
     let changes = [
         "micro_batch=1",
@@ -430,17 +447,102 @@ fn micro_batches_at_once_change_no_bit() {
 #[test]
 fn gradient_checkpointing_changes_nothing() {
     let batch = samples(2, 32);
-    let [stored, recomputed] = ["false", "true"].map(|checkpointing| {
-        let change = format!("gradient_checkpointing={checkpointing}");
-        let recipe = recipe(&diffusion(), &[&change]).expect("a valid recipe");
-        let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
-        let reports = (0..3).map(|step| trainer.step(step, 0, &batch).expect("a step"));
-        reports.map(|report| report.loss).collect::<Vec<_>>()
-    });
-    for (stored, recomputed) in stored.iter().zip(&recomputed) {
-        assert!(
-            (stored / recomputed - 1.0).abs() < 1e-5,
-            "{stored} {recomputed}"
-        );
+    let (language, text) = language("task = \"generation\"\ninstructions = true");
+    let recipes: [(String, &[&str]); 5] = [
+        (diffusion(), &[]),
+        (stage0(), &STAGE0),
+        (head("{ kind = \"autoencoder\" }", "[]"), &[]),
+        (head("{ kind = \"contrastive\" }", "[]"), &[]),
+        (language, &[FROZEN, &text, LORA]),
+    ];
+    for (head, changes) in recipes {
+        let [stored, recomputed] = ["false", "true"].map(|checkpointing| {
+            let change = format!("gradient_checkpointing={checkpointing}");
+            let changes = [changes, &[change.as_str()]].concat();
+            let recipe = recipe(&head, &changes).expect("a valid recipe");
+            let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+            let reports = (0..3).map(|step| trainer.step(step, 0, &batch).expect("a step"));
+            let numbers = reports.flat_map(|report| [report.loss, report.gradient_norm]);
+            numbers.collect::<Vec<_>>()
+        });
+        for (stored, recomputed) in stored.iter().zip(&recomputed) {
+            assert!(
+                (stored / recomputed - 1.0).abs() < 1e-5,
+                "{stored} {recomputed}: {head}"
+            );
+        }
+    }
+}
+
+/// What is planned without weights is what a model with weights takes.
+#[test]
+fn plans_are_right() {
+    struct Bytes([u64; 2]);
+    impl ModuleVisitor for Bytes {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val();
+            let bytes = (value.shape().num_elements() * value.dtype().size()) as u64;
+            self.0[0] += bytes;
+            self.0[1] += u64::from(value.is_require_grad()) * bytes;
+        }
+    }
+    let (language, text) = language("task = \"comprehension\"");
+    for precision in ["precision=\"f32\"", "precision=\"bf16\""] {
+        for (head, changes) in [
+            (diffusion(), &["average=0.9", precision][..]),
+            (language.clone(), &[FROZEN, &text, LORA, precision]),
+        ] {
+            let recipe = recipe(&head, changes).expect("a valid recipe");
+            let planned = plan(&recipe, &Device::default()).expect("a plan").learning;
+            let trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+            let mut bytes = Bytes([0; 2]);
+            trainer.model().visit(&mut bytes);
+            let Bytes([all, trained]) = bytes;
+            assert_eq!(
+                [planned.parameters, planned.gradients, planned.moments],
+                [all, trained, 2 * trained],
+                "{head}"
+            );
+            let average = trained * u64::from(recipe.settings.average.is_some());
+            assert_eq!(planned.average, average);
+        }
+    }
+}
+
+/// With dropout, what is recomputed draws as often as what is stored, and the loss falls.
+#[test]
+fn dropout_is_learned_from_with_gradient_checkpointing() {
+    let (head, text) = language("task = \"comprehension\"");
+    let dropout = LORA.replace("dropout=0.0", "dropout=0.2");
+    let changes = [
+        FROZEN,
+        &text,
+        &dropout,
+        "gradient_checkpointing=true",
+        "micro_batch=2",
+    ];
+    let [first, last] = learn_from(&head, &changes, &samples(4, 32), 40);
+    assert!(last < first / 2.0, "{first} → {last}");
+}
+
+#[test]
+fn what_does_not_fit_in_memory_is_refused() {
+    let changes = [
+        "model.llm.llm.hidden_size=65536",
+        "model.llm.llm.intermediate_size=65536",
+    ];
+    let (head, text) = language("task = \"comprehension\"");
+    let recipe = recipe(&head, &[&[FROZEN, &text][..], &changes].concat()).expect("a valid recipe");
+    let planned = plan(&recipe, &Device::default()).expect("no memory is needed");
+    let bytes = planned.learning.sum();
+    assert!(bytes > 1 << 39, "{bytes}");
+    // Elsewhere, free memory is not known.
+    if cfg!(target_os = "linux") {
+        let folder = tempfile::tempdir().expect("a folder");
+        let quiet = &mut |_: Event<'_>| ControlFlow::Continue(());
+        let options = RunOptions::default();
+        let error = run(&recipe, folder.path(), &Device::default(), &options, quiet).err();
+        let line = error.expect("too much").to_string();
+        assert!(line.contains("GiB of memory"), "{line}");
     }
 }

@@ -210,6 +210,12 @@ fn load_quantized(
         *slot = weights.quantize(quantization, on_host);
         Ok::<_, Error>(())
     };
+    // First what takes more memory while it is read than afterwards. Then the layers, of which most are only mapped.
+    model.llm.embed_tokens = loading.fill("llm.embed_tokens.", model.llm.embed_tokens, None)?;
+    model.llm.norm = loading.fill("llm.norm.", model.llm.norm, dtype)?;
+    model.input_proj = loading.fill("input_proj.", model.input_proj, matrices)?;
+    model.output_proj = loading.fill("output_proj.", model.output_proj, matrices)?;
+    model.head = loading.fill("head.", model.head, matrices)?;
     for (i, layer) in model.llm.layers.iter_mut().enumerate() {
         let prefix = format!("llm.layers.{i}");
         for (name, slot) in layer.projections_mut() {
@@ -226,11 +232,6 @@ fn load_quantized(
         }
     }
     quantize(&mut loading, "llm.lm_head.", &mut model.llm.lm_head)?;
-    model.llm.embed_tokens = loading.fill("llm.embed_tokens.", model.llm.embed_tokens, None)?;
-    model.llm.norm = loading.fill("llm.norm.", model.llm.norm, dtype)?;
-    model.input_proj = loading.fill("input_proj.", model.input_proj, matrices)?;
-    model.output_proj = loading.fill("output_proj.", model.output_proj, matrices)?;
-    model.head = loading.fill("head.", model.head, matrices)?;
     loading.finish()?;
     Ok(model)
 }
