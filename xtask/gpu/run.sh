@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Measures divot on a machine with a GPU, which needs neither Rust nor a network. It takes a quarter of an hour.
+# Measures divot on a machine with a GPU, which needs neither Rust nor a network. All of it takes about a quarter of an
+# hour, and each of its parts less than ten minutes.
 # Everything runs twice: at first all at the same time, because one thread of each program compiles its kernels, and
-# then one by one. Stage 1 at the released sizes takes 61 GiB, and runs alone.
+# then one by one. Stage 1 at the released sizes takes most of the memory, and runs alone.
 #
 #   xtask/gpu/run.sh pack gpu.tar.xz     on a machine with Rust: builds the programs with CUDA and wgpu, and packs them,
 #                                        with CUDA's other compiler too if CPP=1
 #   tar -xJf gpu.tar.xz && gpu/run.sh    on the machine with the GPU: writes gpu/results
 #
-# DEVICES names the devices (cuda wgpu), LIMIT the seconds of each run (300). PyTorch is measured beside divot if
+# PARTS names what is measured (parity inference training), DEVICES the devices (cuda wgpu), LIMIT the seconds of each run
+# (300). PyTorch is measured beside divot if
 # DIVOT_PYTHON, or python3, has it, with the packages of xtask/fixture/requirements.txt.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -66,27 +68,47 @@ measure() { # NAME COMMAND…: what it prints goes into results/NAME.txt, or res
     [ $status = 0 ] || { failed=1; tail -n 3 "$results/$name.txt"; }
 }
 
-everything() {
-    local device=${DEVICES:-cuda}
-    device=${device%% *}
+device=${DEVICES:-cuda}
+device=${device%% *}
+
+parity() {
+    local on fixture
     for on in ${DEVICES:-cuda wgpu}; do
         for fixture in fixtures/*; do
             measure "parity-$on-${fixture##*/}" ./xtask parity "$fixture" --device "$on"
         done
     done
+    if [ -x ./xtask-cpp ]; then
+        measure "parity-cpp-project" ./xtask-cpp parity fixtures/project --device "$device"
+    fi
+}
+
+inference() {
+    local type work
     for type in bf16 f16; do
         for work in tokenizer unet vae-decode guided-step llm-prompt llm-token; do
             measure "bench-$work-$type" ./xtask bench --only "$work" --dtype "$type" --device "$device" --repeat 10 \
                 "${peer[@]}" --peer-attention fused
         done
     done
-    for work in unet train-stage1 train-mid train-llm; do
-        measure "bench-$work-f32" ./xtask bench --only "$work" --device "$device" --repeat 10 "${peer[@]}"
-    done
+    measure bench-unet-f32 ./xtask bench --only unet --device "$device" --repeat 10 "${peer[@]}"
+    measure profile-unet-bf16 ./xtask bench --profile --only unet --dtype bf16 --device "$device"
     if [ -x ./xtask-cpp ]; then
-        measure "parity-cpp-project" ./xtask-cpp parity fixtures/project --device "$device"
         for work in tokenizer unet; do
             measure "bench-$work-bf16-cpp" ./xtask-cpp bench --only "$work" --dtype bf16 --device "$device" --repeat 10
+        done
+    fi
+}
+
+training() {
+    local work
+    for work in train-stage1 train-mid train-llm; do
+        measure "bench-$work-f32" ./xtask bench --only "$work" --device "$device" --repeat 10 "${peer[@]}"
+    done
+    if [ ${#peer[@]} != 0 ]; then
+        for work in train-stage1 train-llm; do
+            measure "bench-$work-f32-compiled" ./xtask bench --only "$work" --device "$device" --repeat 10 "${peer[@]}" \
+                --peer-compile --peer-attention fused
         done
     fi
     for pid in "${firsts[@]}"; do tail --pid="$pid" -f /dev/null; done
@@ -95,6 +117,11 @@ everything() {
         --set "model.sizes=${SIZES:-divot}" --set 'model.start={"tokenizer.vision" = "random", "detokenizer.vae" = "random"}' \
         --set 'data=[{source = {format = "videos", world = {}}}]' --set batch=1 --set micro_batch=1 \
         --set precision=bf16 --set gradient_checkpointing=true
+}
+
+everything() {
+    local part
+    for part in ${PARTS:-parity inference training}; do "$part"; done
 }
 
 first=yes peer=()

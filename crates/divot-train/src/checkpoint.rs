@@ -50,6 +50,9 @@ pub struct State {
     pub not_finite_in_a_row: usize,
     /// The lowest validation loss, and the step after which it was measured.
     pub best: Option<(f64, usize)>,
+    /// The seed of everything random. 0 in checkpoints of earlier versions, whose recipe says it.
+    #[serde(default)]
+    pub seed: u64,
     /// Where the weights came from that are not in the checkpoint.
     pub start: Vec<Start>,
     /// The recipe, with the settings given beside it, in TOML.

@@ -45,6 +45,18 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
+    /// No sample of a source fits the objective.
+    #[error(
+        "{source_name}: none of the samples of {batches} batches in a row can be learned from ({problem}); look at its texts, or raise `max_length`"
+    )]
+    NothingFits {
+        /// The source.
+        source_name: String,
+        /// How many batches there were.
+        batches: usize,
+        /// What is wrong with one of the last samples.
+        problem: String,
+    },
     /// The loss was not finite too often.
     #[error(
         "the loss or its gradient was not finite in {steps} steps in a row, up to step {step}; lower the learning rate, or look at the data named in the log"

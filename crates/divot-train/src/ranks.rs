@@ -32,6 +32,15 @@ impl Several {
     }
 }
 
+/// How many processes were started together, by the variables that their launcher set.
+fn started(variable: impl Fn(&str) -> Option<String>) -> usize {
+    let number = |name: &str| variable(name)?.parse::<usize>().ok();
+    // `mpirun` of Open MPI; MPICH and its kin; `srun --mpi=pmix`. Slurm's number alone is also there without MPI.
+    let slurm = || variable("PMIX_RANK").and_then(|_| number("SLURM_STEP_NUM_TASKS"));
+    let counts = number("OMPI_COMM_WORLD_SIZE").or_else(|| number("PMI_SIZE"));
+    counts.or_else(slurm).unwrap_or(1)
+}
+
 /// What processes do together. Every one of them calls the same functions in the same order.
 trait Processes {
     fn rank(&self) -> usize;
@@ -53,13 +62,9 @@ impl Ranks {
     /// # Errors
     /// If there are others, and this program was built without the feature `mpi`.
     pub fn start() -> Result<Self> {
-        // Open MPI, and MPICH and its kin.
-        let count = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
-            .into_iter()
-            .find_map(|name| std::env::var(name).ok()?.parse::<usize>().ok());
-        match count {
-            None | Some(0 | 1) => Ok(Self::default()),
-            Some(count) => Self::several(count),
+        match started(|name| std::env::var(name).ok()) {
+            0 | 1 => Ok(Self::default()),
+            count => Self::several(count),
         }
     }
 
@@ -192,3 +197,35 @@ impl fmt::Debug for Ranks {
 
 #[cfg(feature = "mpi")]
 mod mpi;
+
+#[cfg(test)]
+mod tests {
+    use super::started;
+
+    #[test]
+    fn launchers_say_how_many_they_started() {
+        for (variables, count) in [
+            (&[][..], 1),
+            (&[("OMPI_COMM_WORLD_SIZE", "4")], 4),
+            (&[("PMI_SIZE", "3")], 3),
+            (&[("PMIX_RANK", "0"), ("SLURM_STEP_NUM_TASKS", "8")], 8),
+            // `mpirun` within a job of one task.
+            (
+                &[
+                    ("OMPI_COMM_WORLD_SIZE", "4"),
+                    ("PMIX_RANK", "0"),
+                    ("SLURM_STEP_NUM_TASKS", "1"),
+                ],
+                4,
+            ),
+            // A shell of Slurm's, without MPI.
+            (&[("SLURM_STEP_NUM_TASKS", "8")], 1),
+        ] {
+            let variable = |name: &str| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned())
+            };
+            assert_eq!(started(variable), count, "{variables:?}");
+        }
+    }
+}

@@ -21,6 +21,8 @@ use crate::trainer::{StepReport, Trainer};
 
 /// The run ends after so many steps in a row whose loss was not finite.
 const MAX_NOT_FINITE: usize = 20;
+/// The run ends after so many batches in a row of a source of which no sample fits.
+const MAX_FRUITLESS: usize = 10;
 /// Gap between the pictures of a sheet, in pixels.
 const GAP: usize = 2;
 /// Added to the seed for the validation set that is taken of the training data.
@@ -101,6 +103,7 @@ pub fn run(
     let mut state = State::new(recipe);
     if let Some(checkpoint) = &resumed {
         state = State {
+            seed: settings.seed,
             start: recipe.start.clone(),
             recipe: recipe.text.clone(),
             recipe_hash: checkpoint::recipe_hash(&recipe.text),
@@ -120,6 +123,8 @@ pub fn run(
     let mut recorder = ranks.is_first().then(recorder).transpose()?;
 
     let mut logged = (Instant::now(), state.samples);
+    // Batches of each source in a row of which no sample fits.
+    let mut fruitless = vec![0; settings.data.len()];
     let mut steps = || -> Result<()> {
         while state.step < settings.steps {
             let Some(batch) = loader.next() else { break };
@@ -127,7 +132,19 @@ pub fn run(
                 source, samples, ..
             } = batch?;
             let report = trainer.step(state.step, source, &samples)?;
-            state.count(&report, samples.len() * ranks.count());
+            let count = samples.len() * ranks.count();
+            state.count(&report, count);
+            fruitless[source] = match report.left_out == count {
+                true => fruitless[source] + 1,
+                false => 0,
+            };
+            if fruitless[source] == MAX_FRUITLESS {
+                return Err(Error::NothingFits {
+                    source_name: settings.data[source].source.name(),
+                    batches: MAX_FRUITLESS,
+                    problem: report.misfit.unwrap_or_default(),
+                });
+            }
 
             let step = state.step;
             let last = step == settings.steps;
@@ -264,15 +281,20 @@ fn validate(
     if terms.len() > 1 {
         numbers.extend(terms.into_iter().map(named));
     }
-    let shown = set
-        .first()
-        .map(|(source, samples)| trainer.show(*source, samples));
-    let shown = shown.unwrap_or_else(|| Ok(Shown::default()));
-    // What a model makes early on, or after a bad step, may be no numbers.
-    let shown = shown.unwrap_or_else(|error| {
-        let _ = watch(Event::Warning(format!("no samples are shown: {error}")));
-        Shown::default()
-    });
+    let mut shown = Shown::default();
+    for (index, (source, samples)) in set.iter().enumerate() {
+        // One batch of each source.
+        if set[..index].iter().any(|(before, _)| before == source) {
+            continue;
+        }
+        match trainer.show(*source, samples) {
+            Ok(more) => shown.add(more, *source),
+            // What a model makes early on, or after a bad step, may be no numbers.
+            Err(error) => {
+                let _ = watch(Event::Warning(format!("no samples are shown: {error}")));
+            }
+        }
+    }
     numbers.extend(shown.numbers.into_iter().map(named));
     warn(recorder.scalars(state.step, &numbers), watch);
     for (name, text) in &shown.texts {
@@ -446,6 +468,7 @@ impl State {
             not_finite: 0,
             not_finite_in_a_row: 0,
             best: None,
+            seed: recipe.settings.seed,
             start: recipe.start.clone(),
             recipe: recipe.text.clone(),
             recipe_hash: checkpoint::recipe_hash(&recipe.text),

@@ -55,6 +55,8 @@ pub struct StepReport {
     pub rate: f64,
     /// Samples that did not fit the objective and were left out.
     pub left_out: usize,
+    /// Why one of them did not, of those of this rank.
+    pub misfit: Option<String>,
     /// Whether the parameters were changed: only if loss and gradients are finite.
     pub learned: bool,
 }
@@ -81,10 +83,8 @@ impl Trainer {
         let paths = parameters::paths(&model);
         for frozen in &settings.frozen {
             if !paths.iter().any(|path| is_below(path, frozen)) {
-                return Err(Error::Setting {
-                    setting: format!("frozen = [{frozen:?}]"),
-                    problem: "is no part of this recipe's model".to_owned(),
-                });
+                let problem = format!("`{frozen}` is no part of this recipe's model");
+                return Err(recipe.refuse("frozen", problem));
             }
         }
         let frozen = settings.precision.frozen();
@@ -103,18 +103,15 @@ impl Trainer {
         let model = parameters::cast_frozen(model, frozen);
         let saved = parameters::named(&model, |path, trained| trained || is_new(path));
         if parameters::named(&model, |_, trained| trained).is_empty() {
-            return Err(Error::Setting {
-                setting: "frozen".to_owned(),
-                problem: "covers the whole model, and nothing is left to train".to_owned(),
-            });
+            let problem = "`frozen` covers the whole model, and nothing is left to train";
+            return Err(recipe.refuse("frozen", problem.to_owned()));
         }
         cache::check(recipe, &model)?;
         let at_once = settings.at_once;
         if at_once > 1 && recipe.model.has_dropout(&objective.networks()) {
-            return Err(Error::Setting {
-                setting: "at_once".to_owned(),
-                problem: "must be 1 for networks with dropout, which is drawn in order".to_owned(),
-            });
+            let problem = "`at_once` is to be 1 for networks with dropout, which is drawn in order"
+                .to_owned();
+            return Err(recipe.refuse("at_once", problem));
         }
         let average = settings.average;
         Ok(Self {
@@ -229,7 +226,9 @@ impl Trainer {
 
         let prepared = self.prepare(&self.model, step as u64, source, samples)?;
         let counts = self.totals(&prepared);
-        let left_out: usize = prepared.iter().map(|micro| micro.left_out).sum();
+        let mut misfits = prepared.iter().flat_map(|micro| &micro.left_out);
+        let misfit = misfits.next().cloned();
+        let left_out = usize::from(misfit.is_some()) + misfits.count();
         let mut sums = vec![0.0; self.terms.len()];
         let mut gradients = GradientsAccumulator::new();
         let mut rest = prepared.into_iter().filter(Prepared::has_terms);
@@ -285,6 +284,7 @@ impl Trainer {
             gradient_norm,
             rate,
             left_out: left_out[0] as usize,
+            misfit,
             learned,
         })
     }

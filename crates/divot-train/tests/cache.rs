@@ -391,10 +391,6 @@ fn caches_that_are_stale_or_damaged_are_named() {
             "frozen=[\"tokenizer.vision\"]",
             "does not hold `detokenizer.vae`",
         ),
-        (
-            "data.0.source.filter={min_side=3}",
-            "leave out all but `path`",
-        ),
     ] {
         let change = match change.contains("frame_size") {
             true => vec![change, "model.detokenizer.latent_size=[16, 16]"],

@@ -168,6 +168,46 @@ fn train(recipe: &Recipe, folder: &Path) -> State {
     state
 }
 
+/// A run that is stopped, and goes on with another number of workers, ends where one without a stop ended, to the bit.
+fn goes_on(recipe: &Recipe, whole: &Path) {
+    let folder = PathBuf::from(format!("{}-again", whole.display()));
+    let mut options = RunOptions {
+        resume: false,
+        ..RunOptions::default()
+    };
+    for stop in [7, usize::MAX] {
+        let mut steps = 0;
+        let watch = &mut |event: Event<'_>| {
+            steps += usize::from(matches!(event, Event::Step(_)));
+            match steps == stop {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        match run(recipe, &folder, &Device::default(), &options, watch) {
+            Ok(_) => {}
+            Err(divot_train::Error::Stopped) => assert_eq!(steps, stop),
+            Err(error) => panic!("{}: {error}", recipe.name),
+        }
+        options.resume = true;
+        options.workers = 1;
+    }
+    let newest = |folder: &Path| {
+        let newest = checkpoint::newest(folder).expect("readable");
+        newest.expect("a checkpoint").folder().to_owned()
+    };
+    let (whole, again) = (newest(whole), newest(&folder));
+    for file in fs::read_dir(&whole).expect("its folder") {
+        let name = file.expect("a file").file_name();
+        // The state names the time and the recipe's place.
+        if name != "state.json" {
+            let [whole, again] =
+                [&whole, &again].map(|of| fs::read(of.join(&name)).expect("a file"));
+            assert!(whole == again, "{}: {name:?} differs", recipe.name);
+        }
+    }
+}
+
 /// A batch of a recipe's first source.
 fn batch(recipe: &Recipe) -> Vec<Sample> {
     let data = &recipe.settings.data[0];
@@ -232,6 +272,27 @@ fn every_recipe_trains_in_the_order_in_which_they_need_each_other() {
             }
             let folder = Path::new("outputs").join(name);
             train(&recipe, &folder);
+            // One of each objective; stage 1 and the autoencoder are in other tests.
+            if [
+                "vision",
+                "stage0",
+                "pretrain",
+                "story",
+                "tokenizer-caption",
+                "adapt",
+            ]
+            .contains(&name.as_str())
+            {
+                goes_on(&recipe, &folder);
+            }
+            if name == "pretrain" {
+                let lora = "model.llm.lora={rank=4, alpha=4.0, dropout=0.1, targets=[\"q_proj\"], \
+                            train_norms=true, train_embeddings=true}";
+                let recipe = read(path, &changes, &[lora, "gradient_checkpointing=true"]);
+                let folder = Path::new("outputs/pretrain-lora");
+                train(&recipe, folder);
+                goes_on(&recipe, folder);
+            }
 
             let exported = export(
                 &folder,
@@ -507,4 +568,26 @@ fn every_format_is_learned_from() {
     }
     let all = format!("data=[{}]", sources.join(", "));
     train(&read(&path, &changes, &[&all]), Path::new("outputs/all"));
+}
+
+/// A source that gives nothing to learn from ends the run, with the reason.
+#[test]
+fn a_source_of_which_nothing_fits_ends_the_run() {
+    let _alone = alone();
+    let _folder = workplace();
+    let path = Path::new(RECIPES).join("tune-generation.toml");
+    let table: Table = toml::from_str(&fs::read_to_string(&path).expect("a recipe")).expect("TOML");
+    let start = "model.start={tokenizer=\"random\"}";
+    let lengths = ["data.0.max_length=9", "data.1.max_length=9"];
+    let recipe = read(&path, &toy(&table), &[&[start][..], &lengths].concat());
+    let options = RunOptions::default();
+    let quiet = &mut |_: Event<'_>| ControlFlow::Continue(());
+    let folder = Path::new("outputs/nothing");
+    let error = run(&recipe, folder, &Device::default(), &options, quiet).expect_err("it learned");
+    let line = error.to_string();
+    assert!(
+        line.contains("captions.jsonl") && line.contains("in a row"),
+        "{line}"
+    );
+    assert!(line.contains('9') && line.contains("max_length"), "{line}");
 }

@@ -231,8 +231,11 @@ impl SourceConfig {
         self.filter.min_aspect.unwrap_or(released)
     }
 
-    /// Refuses values that make no sense.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Refuses values that make no sense or contradict each other.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are any.
+    pub fn check(&self) -> Result<()> {
         let Filter {
             min_aspect,
             min_seconds,

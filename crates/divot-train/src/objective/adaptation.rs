@@ -63,9 +63,13 @@ impl Objective for Adaptation {
         samples: &[Sample],
         draws: &Draws,
     ) -> Result<Prepared> {
-        let fits = |sample: &&Sample| self.language.fits(source, sample);
-        let used: Vec<Sample> = samples.iter().filter(fits).cloned().collect();
-        let left_out = samples.len() - used.len();
+        let (mut used, mut left_out) = (Vec::new(), Vec::new());
+        for sample in samples {
+            match self.language.misfit(source, sample) {
+                None => used.push(sample.clone()),
+                Some(problem) => left_out.push(problem),
+            }
+        }
         if used.is_empty() {
             return Ok(Prepared {
                 counts: vec![0],
@@ -95,7 +99,7 @@ impl Objective for Adaptation {
     fn show(&self, model: &Model, source: usize, samples: &[Sample]) -> Result<Shown> {
         let fitting = samples
             .iter()
-            .filter(|sample| self.language.fits(source, sample));
+            .filter(|sample| self.language.misfit(source, sample).is_none());
         let fitting: Vec<Sample> = fitting.cloned().collect();
         self.show.clips(model, &fitting, None, |sample| {
             self.draw(model, source, &[sample], &mut Noise::new(0))

@@ -84,7 +84,7 @@ impl Objective for Autoencoder {
         Ok(Prepared {
             // Both are per number of the images; in the paper, both are per image.
             counts: vec![pixels, pixels],
-            left_out: 0,
+            left_out: Vec::new(),
             losses: Box::new(move |model: &Model| {
                 let vae = model.vae();
                 let moments = vae.encode(images.clone().cast(model.dtype));

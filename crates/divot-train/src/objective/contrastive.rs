@@ -98,7 +98,7 @@ impl Objective for Contrastive {
         let count = samples.len();
         Ok(Prepared {
             counts: vec![count],
-            left_out: 0,
+            left_out: Vec::new(),
             losses: Box::new(move |model: &Model| {
                 let scale = model.text().logit_scale.val().exp().clamp_max(MAX_SCALE);
                 let scores = scores(model, images, ids) * scale.unsqueeze::<2>();

@@ -111,7 +111,7 @@ impl Diffusion {
         let (draws, min_snr_gamma) = (*draws, self.min_snr_gamma);
         Prepared {
             counts: counts.into_iter().flatten().collect(),
-            left_out: 0,
+            left_out: Vec::new(),
             losses: Box::new(move |model: &Model| {
                 let tokenizer = model.tokenizer();
                 let (tokens, kl) = match variational {

@@ -57,10 +57,14 @@ pub struct Language {
 }
 
 impl Language {
-    /// Whether a sample has a row that predicts one clip.
-    pub(super) fn fits(&self, source: usize, sample: &Sample) -> bool {
-        let row = self.row(self.tasks[source], sample, &mut Noise::new(0));
-        row.is_ok_and(|row| row.outputs.len() == self.tokens.features.len())
+    /// Why a sample has no row that predicts one clip, if it has none.
+    pub(super) fn misfit(&self, source: usize, sample: &Sample) -> Option<String> {
+        let problem = match self.row(self.tasks[source], sample, &mut Noise::new(0)) {
+            Ok(row) if row.outputs.len() == self.tokens.features.len() => return None,
+            Ok(_) => "its row does not predict one clip".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Some(format!("{}: {problem}", sample.key))
     }
 
     /// The rows of samples, with the features of their clips.
@@ -173,6 +177,7 @@ impl Objective for Language {
         let device = model.llm().llm.norm.gamma.device();
         let mut rows = Vec::new();
         let mut used = Vec::new();
+        let mut left_out = Vec::new();
         for (index, sample) in samples.iter().enumerate() {
             match self.row(self.tasks[source], sample, &mut draws.of(index)) {
                 Ok(row) => {
@@ -180,11 +185,12 @@ impl Objective for Language {
                     used.push(sample);
                 }
                 // A sample that does not fit is left out, as released.
-                Err(LlmError::RowTooLong { .. } | LlmError::Empty(_)) => {}
+                Err(error @ (LlmError::RowTooLong { .. } | LlmError::Empty(_))) => {
+                    left_out.push(format!("{}: {error}", sample.key));
+                }
                 Err(error) => return Err(Error::Model(error.into())),
             }
         }
-        let left_out = samples.len() - rows.len();
         let clips: Vec<usize> = used.iter().map(|sample| sample.clip_count()).collect();
         let seen = match clips.iter().sum() {
             0 => None,
@@ -248,7 +254,7 @@ impl Language {
         let counts = vec![learned.count(), predicted.sum()];
         Prepared {
             counts,
-            left_out: 0,
+            left_out: Vec::new(),
             losses: Box::new(move |model: &Model| {
                 let batch = match clips.iter().sum() {
                     0 => texts(rows),

@@ -47,8 +47,8 @@ pub type Sums = Vec<Tensor<1>>;
 pub struct Prepared {
     /// How many numbers each term sums over. Known before the sums, so that micro-batches average rightly.
     pub counts: Vec<usize>,
-    /// Samples that do not fit the objective and are left out.
-    pub left_out: usize,
+    /// Why samples do not fit the objective and are left out, each with its key.
+    pub left_out: Vec<String>,
     /// Computes the terms' sums. Not called if all samples are left out.
     pub losses: Box<dyn FnOnce(&Model) -> Sums + Send>,
 }
@@ -116,6 +116,24 @@ pub struct Shown {
     pub numbers: Vec<(&'static str, f64)>,
     /// Texts, by name.
     pub texts: Vec<(String, String)>,
+}
+
+impl Shown {
+    /// Adds what was made of samples of another source. Texts of all but the first are named after it, and a number
+    /// that is there stays.
+    pub(crate) fn add(&mut self, more: Self, source: usize) {
+        self.rows.extend(more.rows);
+        for (name, number) in more.numbers {
+            if self.numbers.iter().all(|(known, _)| *known != name) {
+                self.numbers.push((name, number));
+            }
+        }
+        let texts = more.texts.into_iter();
+        self.texts.extend(texts.map(|(name, text)| match source {
+            0 => (name, text),
+            source => (format!("{name}, source {source}"), text),
+        }));
+    }
 }
 
 /// Sources of randomness for the samples of a step: functions of the seed, the step and the sample's place

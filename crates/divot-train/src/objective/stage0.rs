@@ -117,7 +117,7 @@ impl Objective for Stage0 {
         let min_snr_gamma = self.min_snr_gamma;
         Ok(Prepared {
             counts: vec![noisy.count()],
-            left_out: 0,
+            left_out: Vec::new(),
             losses: Box::new(move |model: &Model| {
                 let context = context(model, ids, images, frames);
                 vec![noisy.loss(model, context, min_snr_gamma)]

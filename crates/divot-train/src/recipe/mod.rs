@@ -8,7 +8,7 @@ mod text;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use divot::data::dataset::Format;
 use divot::gmm::SampleOptions;
@@ -45,6 +45,37 @@ pub struct Recipe {
     pub start: Vec<Start>,
     /// Everything else.
     pub settings: Settings,
+    origin: Origin,
+}
+
+/// Where a recipe comes from, for errors.
+#[derive(Debug, Clone)]
+struct Origin {
+    path: PathBuf,
+    text: String,
+    /// The settings that were given beside it.
+    changes: Vec<String>,
+}
+
+impl Origin {
+    /// An error that names the setting which was given last for a key, or the recipe's line.
+    fn refuse(&self, key: &str, problem: String) -> Error {
+        let given = self.changes.iter().rev().find(|change| {
+            let changed = change.split('=').next().unwrap_or_default().trim();
+            is_below(key, changed) || is_below(changed, key)
+        });
+        match given {
+            Some(change) => Error::Setting {
+                setting: change.clone(),
+                problem,
+            },
+            None => Error::Recipe {
+                path: self.path.clone(),
+                line: line(&self.text, offset_of(&self.text, key)),
+                problem,
+            },
+        }
+    }
 }
 
 impl Recipe {
@@ -65,14 +96,10 @@ impl Recipe {
     /// # Errors
     /// Those of [`read`](Self::read), but that the file cannot be read.
     pub fn parse(path: &Path, name: &str, text: &str, changes: &[String]) -> Result<Self> {
-        let at = |offset: usize, problem: String| Error::Recipe {
+        let wrong = |error: toml::de::Error| Error::Recipe {
             path: path.to_path_buf(),
-            line: line(text, offset),
-            problem,
-        };
-        let wrong = |error: toml::de::Error| {
-            let offset = error.span().map_or(0, |span| span.start);
-            at(offset, error.message().replace('\n', " "))
+            line: line(text, error.span().map_or(0, |span| span.start)),
+            problem: error.message().replace('\n', " "),
         };
         let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
         let mut settings: Settings = toml::from_str(text).map_err(wrong)?;
@@ -85,20 +112,12 @@ impl Recipe {
             settings = Settings::deserialize(table.clone())
                 .map_err(|error| wrong(error.message().replace('\n', " ")))?;
         }
-        // A problem is one of the setting that was given last, or of the recipe's line.
-        let refuse = |key: &str, problem: String| {
-            let given = changes.iter().rev().find(|change| {
-                let changed = change.split('=').next().unwrap_or_default().trim();
-                is_below(key, changed) || is_below(changed, key)
-            });
-            match given {
-                Some(change) => Error::Setting {
-                    setting: change.clone(),
-                    problem,
-                },
-                None => at(offset_of(text, key), problem),
-            }
+        let origin = Origin {
+            path: path.to_path_buf(),
+            text: text.to_owned(),
+            changes: changes.to_vec(),
         };
+        let refuse = |key: &str, problem: String| origin.refuse(key, problem);
 
         if let Some((key, wanted)) = settings.problems().into_iter().next() {
             return Err(refuse(key, format!("`{key}` is to be {wanted}")));
@@ -156,13 +175,31 @@ impl Recipe {
                 return Err(refuse("frozen", problem));
             }
         }
+        let ignored = settings.ignored(&table, model.tokenizer.resampler.variational);
+        if let Some((key, problem)) = ignored.into_iter().next() {
+            return Err(refuse(&key, problem));
+        }
+        for (key, data) in settings.sources() {
+            let checked = data.source.check();
+            checked.map_err(|error| refuse(&format!("{key}.source"), error.to_string()))?;
+        }
+        if settings.validation.data.len() > settings.data.len() {
+            let problem = "has more sources than `data`; the first has the task of the first there, and so on";
+            return Err(refuse("validation.data", problem.to_owned()));
+        }
         Ok(Self {
             name: name.to_owned(),
             text: toml::to_string(&table).unwrap_or_default(),
             model,
             start,
             settings,
+            origin,
         })
+    }
+
+    /// An error about a value of the recipe.
+    pub(crate) fn refuse(&self, key: &str, problem: String) -> Error {
+        self.origin.refuse(key, problem)
     }
 
     /// The objective.
@@ -171,10 +208,7 @@ impl Recipe {
     /// If the text tokenizer of a language model is not named, cannot be read, or does not fit the model.
     pub fn objective(&self) -> Result<Box<dyn Objective>> {
         let sized = |checked: Result<(), SizeError>| {
-            checked.map_err(|error| Error::Setting {
-                setting: "model".to_owned(),
-                problem: error.to_string(),
-            })
+            checked.map_err(|error| self.refuse("model", error.to_string()))
         };
         let show = |steps, scale| ShowClips {
             sampling: SamplingConfig::new().with_steps(steps),
@@ -193,10 +227,9 @@ impl Recipe {
                 sized(self.model.check_clips())?;
                 let last = self.model.detokenizer.schedule.timesteps;
                 if let Some([_, end]) = timesteps.filter(|[_, end]| *end > last) {
-                    return Err(Error::Setting {
-                        setting: "objective.timesteps".to_owned(),
-                        problem: format!("ends at {end}, but the schedule has {last} timesteps"),
-                    });
+                    let problem =
+                        format!("`timesteps` ends at {end}, but the schedule has {last} timesteps");
+                    return Err(self.refuse("objective.timesteps", problem));
                 }
                 let variational = self.model.tokenizer.resampler.variational;
                 Box::new(Diffusion {
@@ -264,9 +297,11 @@ impl Recipe {
     }
 
     fn language(&self, text_weight: f64, head_weight: f64) -> Result<Language> {
-        let setting = |problem: String| Error::Setting {
-            setting: "model.text_tokenizer".to_owned(),
-            problem,
+        let setting = |problem: String| {
+            self.refuse(
+                "model.text_tokenizer",
+                format!("`model.text_tokenizer` {problem}"),
+            )
         };
         let path = self.settings.model.text_tokenizer.as_ref();
         let path = path
@@ -289,18 +324,10 @@ impl Recipe {
                 "the tokenizer gives {} tokens of width {}, and the language model takes {} of {}",
                 read[0], read[1], made[0], made[1]
             );
-            let setting = "model".to_owned();
-            return Err(Error::Setting { setting, problem });
+            return Err(self.refuse("model", problem));
         }
         let tokens = SpecialTokens::of(&text, self.model.llm.num_queries);
         let tokens = tokens.map_err(|error| setting(error.to_string()))?;
-        if self.settings.validation.data.len() > self.settings.data.len() {
-            return Err(Error::Setting {
-                setting: "validation.data".to_owned(),
-                problem: "has more sources than `data`; the first has the task of the first there, and so on"
-                    .to_owned(),
-            });
-        }
         let kind = match self.settings.objective {
             ObjectiveSettings::Adaptation { .. } => TaskKind::Generation,
             _ => TaskKind::Comprehension,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
-use divot::data::dataset::SourceConfig;
+use divot::data::dataset::{Format, SourceConfig};
 use divot::device::{is_cpu, name};
 use divot::gmm::SampleOptions;
 use divot::language::TextTokenizer;
@@ -457,6 +457,68 @@ impl Settings {
     /// Samples that are in memory at a time.
     pub fn micro_batch(&self) -> usize {
         self.micro_batch.unwrap_or(self.batch).min(self.batch)
+    }
+
+    /// All sources, by their keys.
+    pub(super) fn sources(&self) -> Vec<(String, &DataSettings)> {
+        let keyed = |key: &str, data: &'_ [DataSettings]| {
+            (0..data.len())
+                .map(|number| format!("{key}.{number}"))
+                .collect::<Vec<_>>()
+        };
+        let keys = [
+            keyed("data", &self.data),
+            keyed("validation.data", &self.validation.data),
+        ];
+        let sources = self.data.iter().chain(&self.validation.data);
+        keys.concat().into_iter().zip(sources).collect()
+    }
+
+    /// Keys of values that nothing would read, and why. `table` is the recipe.
+    pub(super) fn ignored(&self, table: &toml::Table, variational: bool) -> Vec<(String, String)> {
+        let mut ignored = Vec::new();
+        let given = |key: &str| {
+            let mut names = key.split('.');
+            let first = names.next().and_then(|name| table.get(name));
+            names.try_fold(first?, |value, name| match value {
+                toml::Value::Array(items) => items.get(name.parse::<usize>().ok()?),
+                value => value.get(name),
+            })
+        };
+        let objective = &self.objective;
+        let learns_language = matches!(
+            objective,
+            ObjectiveSettings::Language { .. } | ObjectiveSettings::Adaptation { .. }
+        );
+        let needs_text = learns_language
+            || matches!(
+                objective,
+                ObjectiveSettings::Stage0 { .. } | ObjectiveSettings::Contrastive {}
+            );
+        for (key, data) in self.sources() {
+            if needs_text && (data.source.format == Format::Videos || !data.source.text) {
+                let problem = "this objective needs samples with text, and this source has none";
+                ignored.push((format!("{key}.source"), problem.to_owned()));
+            }
+            for name in ["task", "instructions", "max_length"] {
+                let key = format!("{key}.{name}");
+                if !learns_language && given(&key).is_some() {
+                    let problem = format!(
+                        "`{name}` is of rows of a language model, which this objective has not"
+                    );
+                    ignored.push((key, problem));
+                }
+            }
+        }
+        let key = "objective.kl_weight";
+        if matches!(objective, ObjectiveSettings::Diffusion { .. })
+            && !variational
+            && given(key).is_some()
+        {
+            let problem = "`kl_weight` is of a variational tokenizer, which this model has not";
+            ignored.push((key.to_owned(), problem.to_owned()));
+        }
+        ignored
     }
 
     /// Keys of values that are out of range or contradict others, and what would be right.

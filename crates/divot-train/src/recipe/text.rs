@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Puts `key=value` into a table.
@@ -65,19 +66,25 @@ pub(super) fn offset_of(text: &str, key: &str) -> usize {
     let Ok(table) = DeTable::parse(text) else {
         return 0;
     };
-    let mut offset = 0;
-    let mut table = table.get_ref();
-    for name in key.split('.') {
-        let Some((_, value)) = table.iter().find(|(found, _)| found.get_ref() == name) else {
-            break;
+    let mut names = key.split('.');
+    let found = names.next().and_then(|name| within(table.get_ref(), name));
+    let Some(mut value) = found else { return 0 };
+    for name in names {
+        let inner = match value.get_ref() {
+            DeValue::Table(table) => within(table, name),
+            DeValue::Array(items) => name.parse().ok().and_then(|index: usize| items.get(index)),
+            _ => None,
         };
-        offset = value.span().start;
-        match value.get_ref() {
-            DeValue::Table(inner) => table = inner,
-            _ => break,
-        }
+        let Some(inner) = inner else { break };
+        value = inner;
     }
-    offset
+    value.span().start
+}
+
+fn within<'a, 'text>(table: &'a DeTable<'text>, name: &str) -> Option<&'a Spanned<DeValue<'text>>> {
+    let mut entries = table.iter();
+    let found = entries.find(|(found, _)| found.get_ref() == name);
+    found.map(|(_, value)| value)
 }
 
 /// Every value of a text in TOML, by its dotted key.

@@ -94,6 +94,32 @@ fn mistakes_are_named_with_their_line() {
             3,
             "detokenizer.unet",
         ),
+        (
+            (
+                "path = \"clips\"",
+                "path = \"clips\", columns = { video = \"a\", caption = \"b\" }",
+            ),
+            9,
+            "columns",
+        ),
+        (
+            (
+                "path = \"clips\"",
+                "path = \"clips\", filter = { min_seconds = 9.0, max_seconds = 2.0 }",
+            ),
+            9,
+            "max_seconds",
+        ),
+        (("[rate]", "task = \"generation\"\n[rate]"), 11, "`task`"),
+        (
+            (
+                "kind = \"diffusion\"",
+                "kind = \"diffusion\"\nkl_weight = 0.1",
+            ),
+            7,
+            "variational",
+        ),
+        (("\"diffusion\"", "\"contrastive\""), 9, "text"),
         (("steps = 10", "steps = = 10"), 1, ""),
     ];
     for ((from, to), line, what) in cases {
@@ -117,6 +143,10 @@ fn settings_are_named_where_they_are_wrong() {
         ("steps.more=2", "no keys below it"),
         ("model.tokenizer.vision.widht=2", "widht"),
         ("model.sizes=huge", "huge"),
+        (
+            "data.0.source={format=\"cache\", path=\"a\", filter={min_side=3}}",
+            "chosen when it was made",
+        ),
         ("model.llm.head={Regression={dims=16}}", "dims"),
         ("model.llm.head={Gmm={dims=16}}", "dims"),
         ("model.llm.head={Linear={dim=16}}", "Linear"),
