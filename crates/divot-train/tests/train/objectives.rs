@@ -14,7 +14,7 @@ const RATE: &str = "rate = { peak = 3e-3, warmup = 0, decay = \"constant\" }";
 fn head(objective: &str, frozen: &str) -> String {
     format!(
         "steps = 1000\nbatch = 4\nfrozen = {frozen}\n{RATE}\n\
-         objective = {objective}\n[[data]]\nsource = {{ format = \"videos\", path = \"clips\" }}\n"
+         objective = {objective}\n[[data]]\nsource = {{ format = \"captions\", path = \"clips\" }}\n"
     )
 }
 
