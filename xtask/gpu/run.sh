@@ -105,7 +105,7 @@ training() {
     for work in train-stage1 train-mid train-llm; do
         measure "bench-$work-f32" ./xtask bench --only "$work" --device "$device" --repeat 10 "${peer[@]}"
     done
-    if [ ${#peer[@]} != 0 ]; then
+    if [ ${#peers[@]} != 0 ]; then
         for work in train-stage1 train-llm; do
             measure "bench-$work-f32-compiled" ./xtask bench --only "$work" --device "$device" --repeat 10 "${peer[@]}" \
                 --peer-compile --peer-attention fused

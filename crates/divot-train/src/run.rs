@@ -21,8 +21,8 @@ use crate::trainer::{StepReport, Trainer};
 
 /// The run ends after so many steps in a row whose loss was not finite.
 const MAX_NOT_FINITE: usize = 20;
-/// The run ends after so many batches in a row of a source of which no sample fits.
-const MAX_FRUITLESS: usize = 10;
+/// The run ends after so many batches in a row of a source, and so many samples, of which none fits.
+const MAX_FRUITLESS: [usize; 2] = [10, 100];
 /// Gap between the pictures of a sheet, in pixels.
 const GAP: usize = 2;
 /// Added to the seed for the validation set that is taken of the training data.
@@ -123,8 +123,8 @@ pub fn run(
     let mut recorder = ranks.is_first().then(recorder).transpose()?;
 
     let mut logged = (Instant::now(), state.samples);
-    // Batches of each source in a row of which no sample fits.
-    let mut fruitless = vec![0; settings.data.len()];
+    // Batches of each source in a row, and their samples, of which none fits.
+    let mut fruitless = vec![[0; 2]; settings.data.len()];
     let mut steps = || -> Result<()> {
         while state.step < settings.steps {
             let Some(batch) = loader.next() else { break };
@@ -134,14 +134,16 @@ pub fn run(
             let report = trainer.step(state.step, source, &samples)?;
             let count = samples.len() * ranks.count();
             state.count(&report, count);
+            let [batches, samples] = fruitless[source];
             fruitless[source] = match report.left_out == count {
-                true => fruitless[source] + 1,
-                false => 0,
+                true => [batches + 1, samples + count],
+                false => [0; 2],
             };
-            if fruitless[source] == MAX_FRUITLESS {
+            let [batches, samples] = fruitless[source];
+            if batches >= MAX_FRUITLESS[0] && samples >= MAX_FRUITLESS[1] {
                 return Err(Error::NothingFits {
                     source_name: settings.data[source].source.name(),
-                    batches: MAX_FRUITLESS,
+                    batches,
                     problem: report.misfit.unwrap_or_default(),
                 });
             }

@@ -578,8 +578,8 @@ fn a_source_of_which_nothing_fits_ends_the_run() {
     let path = Path::new(RECIPES).join("tune-generation.toml");
     let table: Table = toml::from_str(&fs::read_to_string(&path).expect("a recipe")).expect("TOML");
     let start = "model.start={tokenizer=\"random\"}";
-    let lengths = ["data.0.max_length=9", "data.1.max_length=9"];
-    let recipe = read(&path, &toy(&table), &[&[start][..], &lengths].concat());
+    let short = ["data.0.max_length=9", "data.1.max_length=9", "batch=12"];
+    let recipe = read(&path, &toy(&table), &[&[start][..], &short].concat());
     let options = RunOptions::default();
     let quiet = &mut |_: Event<'_>| ControlFlow::Continue(());
     let folder = Path::new("outputs/nothing");

@@ -62,7 +62,12 @@ impl Origin {
     fn refuse(&self, key: &str, problem: String) -> Error {
         let given = self.changes.iter().rev().find(|change| {
             let changed = change.split('=').next().unwrap_or_default().trim();
-            is_below(key, changed) || is_below(changed, key)
+            // Where files are says nothing about what lies beside it.
+            let place = changed.ends_with(".path")
+                || ["model.start", "model.text_tokenizer"]
+                    .iter()
+                    .any(|place| is_below(changed, place));
+            is_below(key, changed) || (!place && is_below(changed, key))
         });
         match given {
             Some(change) => Error::Setting {
@@ -88,7 +93,23 @@ impl Recipe {
     pub fn read(path: &Path, changes: &[String]) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        Self::parse(path, &name, &text, changes)
+        let recipe = Self::parse(path, &name, &text, changes)?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Checks what a run that was started before may say nevertheless.
+    fn check(&self) -> Result<()> {
+        let variational = self.model.tokenizer.resampler.variational;
+        let ignored = self.settings.ignored(&self.text, variational);
+        if let Some((key, problem)) = ignored.into_iter().next() {
+            return Err(self.refuse(&key, problem));
+        }
+        for (key, data) in self.settings.sources() {
+            let checked = data.source.check();
+            checked.map_err(|error| self.refuse(&format!("{key}.source"), error.to_string()))?;
+        }
+        Ok(())
     }
 
     /// Reads the text of a recipe, which errors call `path`. `changes` are as in [`read`](Self::read).
@@ -174,18 +195,6 @@ impl Recipe {
                 );
                 return Err(refuse("frozen", problem));
             }
-        }
-        let ignored = settings.ignored(&table, model.tokenizer.resampler.variational);
-        if let Some((key, problem)) = ignored.into_iter().next() {
-            return Err(refuse(&key, problem));
-        }
-        for (key, data) in settings.sources() {
-            let checked = data.source.check();
-            checked.map_err(|error| refuse(&format!("{key}.source"), error.to_string()))?;
-        }
-        if settings.validation.data.len() > settings.data.len() {
-            let problem = "has more sources than `data`; the first has the task of the first there, and so on";
-            return Err(refuse("validation.data", problem.to_owned()));
         }
         Ok(Self {
             name: name.to_owned(),
@@ -328,6 +337,10 @@ impl Recipe {
         }
         let tokens = SpecialTokens::of(&text, self.model.llm.num_queries);
         let tokens = tokens.map_err(|error| setting(error.to_string()))?;
+        if self.settings.validation.data.len() > self.settings.data.len() {
+            let problem = "`validation.data` has more sources than `data`; the first has the task of the first there, and so on";
+            return Err(self.refuse("validation.data", problem.to_owned()));
+        }
         let kind = match self.settings.objective {
             ObjectiveSettings::Adaptation { .. } => TaskKind::Generation,
             _ => TaskKind::Comprehension,

@@ -474,9 +474,10 @@ impl Settings {
         keys.concat().into_iter().zip(sources).collect()
     }
 
-    /// Keys of values that nothing would read, and why. `table` is the recipe.
-    pub(super) fn ignored(&self, table: &toml::Table, variational: bool) -> Vec<(String, String)> {
+    /// Keys of values that nothing would read, and why. `text` is the recipe.
+    pub(super) fn ignored(&self, text: &str, variational: bool) -> Vec<(String, String)> {
         let mut ignored = Vec::new();
+        let table: toml::Table = toml::from_str(text).unwrap_or_default();
         let given = |key: &str| {
             let mut names = key.split('.');
             let first = names.next().and_then(|name| table.get(name));
@@ -496,18 +497,37 @@ impl Settings {
                 ObjectiveSettings::Stage0 { .. } | ObjectiveSettings::Contrastive {}
             );
         for (key, data) in self.sources() {
-            if needs_text && (data.source.format == Format::Videos || !data.source.text) {
+            let without_text = [
+                (data.source.format == Format::Videos, "format"),
+                (!data.source.text, "text"),
+            ];
+            for (_, name) in without_text
+                .iter()
+                .filter(|(missing, _)| needs_text && *missing)
+            {
                 let problem = "this objective needs samples with text, and this source has none";
-                ignored.push((format!("{key}.source"), problem.to_owned()));
+                ignored.push((format!("{key}.source.{name}"), problem.to_owned()));
             }
             for name in ["task", "instructions", "max_length"] {
                 let key = format!("{key}.{name}");
-                if !learns_language && given(&key).is_some() {
+                if given(&key).is_none() {
+                    continue;
+                }
+                if !learns_language {
                     let problem = format!(
                         "`{name}` is of rows of a language model, which this objective has not"
                     );
                     ignored.push((key, problem));
+                } else if key.starts_with("validation") {
+                    let problem =
+                        format!("`{name}` is that of the source of this number in `data`");
+                    ignored.push((key, problem));
                 }
+            }
+            let adapts = matches!(objective, ObjectiveSettings::Adaptation { .. });
+            if adapts && data.task == Some(TaskKind::Comprehension) {
+                let problem = "adaptation is to features that are generated; leave `task` out";
+                ignored.push((format!("{key}.task"), problem.to_owned()));
             }
         }
         let key = "objective.kl_weight";
