@@ -93,6 +93,15 @@ impl HeadConfig {
         }
     }
 
+    /// Returns the head for tokens of another width.
+    pub fn with_token_dim(&self, dim: usize) -> Self {
+        match self.clone() {
+            Self::Gmm(config) => Self::Gmm(config.with_dim(dim)),
+            Self::Regression(config) => Self::Regression(config.with_dim(dim)),
+            Self::Denoising(config) => Self::Denoising(config.with_dim(dim)),
+        }
+    }
+
     /// Initialises the head.
     pub fn init(&self, device: &Device) -> Head {
         match self {

@@ -1,6 +1,5 @@
 use std::f64::consts::TAU;
 
-use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::activation::{log_softmax, softmax, softplus};
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -11,15 +10,17 @@ use crate::{Draw, SampleOptions, TokenHead};
 /// The smallest variance, as released.
 const MIN_VARIANCE: f64 = 1e-5;
 
-/// Sizes of a [`Gmm`].
-#[derive(Config, Debug, PartialEq)]
-pub struct GmmConfig {
-    /// Number of components, k. The paper uses 16 (appendix A.2).
-    #[config(default = 16)]
-    pub num_components: usize,
-    /// Width of a token, d.
-    #[config(default = 256)]
-    pub dim: usize,
+divot_nn::config! {
+    /// Sizes of a [`Gmm`].
+    #[derive(PartialEq)]
+    pub struct GmmConfig {
+    }
+    defaults {
+        /// Number of components, k. The paper uses 16 (appendix A.2).
+        pub num_components, with_num_components: usize = 16,
+        /// Width of a token, d.
+        pub dim, with_dim: usize = 256,
+    }
 }
 
 /// The Gaussian mixture head (paper, section 3.2 and figure 4c): 2kd + k parameters per token are a mixture

@@ -1,16 +1,18 @@
-use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
 use divot_nn::{CheckSizes, Loss, Noise, SizeError, check_widths};
 
 use crate::{SampleOptions, TokenHead};
 
-/// Sizes of a [`Regression`].
-#[derive(Config, Debug, PartialEq)]
-pub struct RegressionConfig {
-    /// Width of a token.
-    #[config(default = 256)]
-    pub dim: usize,
+divot_nn::config! {
+    /// Sizes of a [`Regression`].
+    #[derive(PartialEq)]
+    pub struct RegressionConfig {
+    }
+    defaults {
+        /// Width of a token.
+        pub dim, with_dim: usize = 256,
+    }
 }
 
 /// Regression of the tokens with the mean squared error, from the paper's ablation (section 3.2 and figure

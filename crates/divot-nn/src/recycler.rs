@@ -32,6 +32,17 @@ const SLOTS: usize = 1024;
 #[derive(Debug)]
 pub struct Recycler;
 
+impl Recycler {
+    /// Returns the kept memory to the system. This pays after work whose sizes do not come again, such as loading.
+    pub fn release() {
+        let mut kept = kept();
+        while kept.count > 0 {
+            let block = kept.remove(0);
+            free(block);
+        }
+    }
+}
+
 /// Freed blocks, in the order in which they were freed.
 static KEPT: Mutex<Kept> = Mutex::new(Kept {
     blocks: [(0, 0); SLOTS],
@@ -90,6 +101,15 @@ fn large(layout: Layout) -> Option<Layout> {
 
 fn alignment(size: usize) -> usize {
     if size < HUGE { ALIGN } else { PAGE }
+}
+
+/// Frees a block that was kept.
+fn free((address, size): (usize, usize)) {
+    // SAFETY: the block was allocated with this size and alignment, and is no longer kept.
+    unsafe {
+        let layout = Layout::from_size_align_unchecked(size, alignment(size));
+        System.dealloc(address as *mut u8, layout);
+    }
 }
 
 /// Allocates a new block, in large pages if the system supports them. The kernel then maps far fewer pages,
@@ -154,13 +174,9 @@ unsafe impl GlobalAlloc for Recycler {
             if kept.fits(large.size()) {
                 return kept.put(pointer, large.size());
             }
-            let (oldest, size) = kept.remove(0);
+            let oldest = kept.remove(0);
             drop(kept);
-            // SAFETY: the block was allocated with this size and alignment, and is no longer kept.
-            unsafe {
-                let layout = Layout::from_size_align_unchecked(size, alignment(size));
-                System.dealloc(oldest as *mut u8, layout);
-            }
+            free(oldest);
         }
     }
 
@@ -230,5 +246,9 @@ mod tests {
             kept.bytes,
             kept.blocks[..kept.count].iter().map(|b| b.1).sum::<usize>()
         );
+        drop(kept);
+        assert!(self::kept().bytes > 0);
+        Recycler::release();
+        assert_eq!((self::kept().bytes, self::kept().count), (0, 0));
     }
 }

@@ -42,8 +42,6 @@ pub struct State {
     pub step: usize,
     /// Samples that were read.
     pub samples: u64,
-    /// Those of them that did not fit the objective.
-    pub left_out: u64,
     /// Steps that were left out because their loss or gradient was not finite, in all.
     pub not_finite: usize,
     /// Such steps in a row, up to now.

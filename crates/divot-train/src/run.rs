@@ -132,6 +132,9 @@ pub fn run(
                 source, samples, ..
             } = batch?;
             let report = trainer.step(state.step, source, &samples)?;
+            for skip in &report.misfits {
+                loader.leave_out(source, skip);
+            }
             let count = samples.len() * ranks.count();
             state.count(&report, count);
             let [batches, samples] = fruitless[source];
@@ -141,10 +144,13 @@ pub fn run(
             };
             let [batches, samples] = fruitless[source];
             if batches >= MAX_FRUITLESS[0] && samples >= MAX_FRUITLESS[1] {
+                let last = report.misfits.last();
                 return Err(Error::NothingFits {
                     source_name: settings.data[source].source.name(),
                     batches,
-                    problem: report.misfit.unwrap_or_default(),
+                    problem: last
+                        .map(|skip| format!("{}: {}", skip.key, skip.message))
+                        .unwrap_or_default(),
                 });
             }
 
@@ -252,13 +258,9 @@ fn numbers(
         let name = format!("{}{source}: {reason}", record::SKIPPED);
         numbers.push((name, count as f64));
     }
-    for (name, count) in [
-        ("steps not finite", state.not_finite as u64),
-        ("samples that do not fit", state.left_out),
-    ] {
-        if count > 0 {
-            numbers.push((format!("{}{name}", record::SKIPPED), count as f64));
-        }
+    if state.not_finite > 0 {
+        let name = format!("{}steps not finite", record::SKIPPED);
+        numbers.push((name, state.not_finite as f64));
     }
     numbers
 }
@@ -466,7 +468,6 @@ impl State {
         Self {
             step: 0,
             samples: 0,
-            left_out: 0,
             not_finite: 0,
             not_finite_in_a_row: 0,
             best: None,
@@ -481,7 +482,6 @@ impl State {
     fn count(&mut self, report: &StepReport, samples: usize) {
         self.step += 1;
         self.samples += samples as u64;
-        self.left_out += report.left_out as u64;
         match report.learned {
             true => self.not_finite_in_a_row = 0,
             false => {

@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Device;
 use divot::Noise;
-use divot::data::dataset::Sample;
+use divot::data::dataset::{Sample, Skip};
 use divot::device::is_cpu;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -53,10 +53,10 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// The learning rate.
     pub rate: f64,
-    /// Samples that did not fit the objective and were left out.
+    /// How many samples did not fit the objective and were left out.
     pub left_out: usize,
-    /// Why one of them did not, of those of this rank.
-    pub misfit: Option<String>,
+    /// Those of them that this rank had, and why.
+    pub misfits: Vec<Skip>,
     /// Whether the parameters were changed: only if loss and gradients are finite.
     pub learned: bool,
 }
@@ -144,10 +144,9 @@ impl Trainer {
     /// # Errors
     /// If a batch cannot be divided among them.
     pub fn with_ranks(mut self, ranks: &Ranks) -> Result<Self> {
-        let settings = &self.recipe.settings;
-        settings.check_ranks(ranks.count())?;
-        self.buckets =
-            (ranks.count() > 1).then(|| Buckets::new(&self.model, ranks, settings.ranks));
+        self.recipe.check_ranks(ranks.count())?;
+        let settings = self.recipe.settings.ranks;
+        self.buckets = (ranks.count() > 1).then(|| Buckets::new(&self.model, ranks, settings));
         self.ranks = ranks.clone();
         Ok(self)
     }
@@ -226,9 +225,8 @@ impl Trainer {
 
         let prepared = self.prepare(&self.model, step as u64, source, samples)?;
         let counts = self.totals(&prepared);
-        let mut misfits = prepared.iter().flat_map(|micro| &micro.left_out);
-        let misfit = misfits.next().cloned();
-        let left_out = usize::from(misfit.is_some()) + misfits.count();
+        let misfits = prepared.iter().flat_map(|micro| &micro.left_out);
+        let misfits: Vec<Skip> = misfits.cloned().collect();
         let mut sums = vec![0.0; self.terms.len()];
         let mut gradients = GradientsAccumulator::new();
         let mut rest = prepared.into_iter().filter(Prepared::has_terms);
@@ -252,7 +250,7 @@ impl Trainer {
             }
             Some(buckets) => buckets.sum(&self.model, gradients),
         };
-        let mut left_out = [left_out as f64];
+        let mut left_out = [misfits.len() as f64];
         self.ranks.sum(&mut left_out);
         self.ranks.sum(&mut sums);
         let (loss, terms) = self.means(&sums, &counts);
@@ -284,7 +282,7 @@ impl Trainer {
             gradient_norm,
             rate,
             left_out: left_out[0] as usize,
-            misfit,
+            misfits,
             learned,
         })
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::order::Mixture;
 use super::ordered::{MixedSource, OrderedSource, lock};
-use super::sample::{Reason, Sample};
+use super::sample::{Reason, Sample, Skip};
 use super::skipped::Skipped;
 use crate::{Error, Result};
 
@@ -191,6 +191,12 @@ impl Loader {
     /// How long batches were waited for, since this was asked last.
     pub fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
+    }
+
+    /// Counts and names a sample of a source, by its number, that was read and cannot be used.
+    pub fn leave_out(&self, source: usize, skip: &Skip) {
+        let name = &self.shared.sources[source].source.name;
+        lock(&self.shared.skipped).add(name, None, skip);
     }
 
     /// How many broken samples were met, by source and reason. Each is counted once, and so are those that

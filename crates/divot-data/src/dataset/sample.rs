@@ -131,6 +131,8 @@ pub enum Reason {
     NoText,
     /// Its text is too long.
     TooMuchText,
+    /// It has nothing that the objective could learn from.
+    DoesNotFit,
     /// No sample, but a file or folder that was searched for samples, and passed over wholly or from a damage
     /// on.
     PassedOver,
@@ -153,6 +155,7 @@ impl Reason {
             Self::TooLong => "too long",
             Self::NoText => "no text",
             Self::TooMuchText => "too much text",
+            Self::DoesNotFit => "does not fit",
             Self::PassedOver => "file passed over",
             Self::Panicked => "panicked",
         }

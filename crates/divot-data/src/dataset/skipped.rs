@@ -29,8 +29,8 @@ pub(super) struct Skipped {
 #[derive(Serialize, Deserialize)]
 struct Line {
     source: String,
-    /// Number of the sample in its source, from 0. Archives may use a key more than once. None if it is no
-    /// sample, but a file that was passed over.
+    /// Number of the sample in its source, from 0. Archives may use a key more than once. None of a sample that was
+    /// read, and of a file that was passed over.
     index: Option<usize>,
     key: String,
     reason: Reason,

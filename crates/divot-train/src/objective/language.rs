@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
 use divot::Noise;
-use divot::data::dataset::{self, Sample, Text};
+use divot::data::dataset::{self, Reason, Sample, Skip, Text};
 use divot::language::{
     Batch, Context, LlmError, Medium, Prompt, Rules, Sequence, SequenceBuilder, Shown as Clips,
     SpecialTokens, TextSampling, TextTokenizer, Turn,
@@ -58,13 +58,13 @@ pub struct Language {
 
 impl Language {
     /// Why a sample has no row that predicts one clip, if it has none.
-    pub(super) fn misfit(&self, source: usize, sample: &Sample) -> Option<String> {
+    pub(super) fn misfit(&self, source: usize, sample: &Sample) -> Option<Skip> {
         let problem = match self.row(self.tasks[source], sample, &mut Noise::new(0)) {
             Ok(row) if row.outputs.len() == self.tokens.features.len() => return None,
             Ok(_) => "its row does not predict one clip".to_owned(),
             Err(error) => error.to_string(),
         };
-        Some(format!("{}: {problem}", sample.key))
+        Some(misfit(sample, problem))
     }
 
     /// The rows of samples, with the features of their clips.
@@ -186,7 +186,7 @@ impl Objective for Language {
                 }
                 // A sample that does not fit is left out, as released.
                 Err(error @ (LlmError::RowTooLong { .. } | LlmError::Empty(_))) => {
-                    left_out.push(format!("{}: {error}", sample.key));
+                    left_out.push(misfit(sample, error.to_string()));
                 }
                 Err(error) => return Err(Error::Model(error.into())),
             }
@@ -302,6 +302,15 @@ impl Language {
     fn decoded(&self, ids: &[u32]) -> Result<String> {
         let text = self.text.decode(ids, true);
         text.map_err(|error| Error::Model(LlmError::from(error).into()))
+    }
+}
+
+/// A sample that does not fit, and why.
+fn misfit(sample: &Sample, problem: String) -> Skip {
+    Skip {
+        key: sample.key.clone(),
+        reason: Reason::DoesNotFit,
+        message: problem,
     }
 }
 

@@ -13,7 +13,7 @@ mod stored;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use divot::Noise;
 use divot::data::Frame;
-use divot::data::dataset::{Sample, Text};
+use divot::data::dataset::{Sample, Skip, Text};
 use divot::vit::BpeTokenizer;
 
 use crate::error::{Error, Result};
@@ -47,8 +47,8 @@ pub type Sums = Vec<Tensor<1>>;
 pub struct Prepared {
     /// How many numbers each term sums over. Known before the sums, so that micro-batches average rightly.
     pub counts: Vec<usize>,
-    /// Why samples do not fit the objective and are left out, each with its key.
-    pub left_out: Vec<String>,
+    /// The samples that do not fit the objective, and why.
+    pub left_out: Vec<Skip>,
     /// Computes the terms' sums. Not called if all samples are left out.
     pub losses: Box<dyn FnOnce(&Model) -> Sums + Send>,
 }

@@ -175,7 +175,7 @@ impl Recipe {
             .with_changes(&changed)
             .map_err(|(key, problem)| refuse(&key, problem))?;
         let model = match preset {
-            true => settings.model.with_vocabulary(model),
+            true => settings.model.with_derived_sizes(model),
             false => model,
         };
         let start = settings.model.start.iter().map(|(part, folder)| Start {
@@ -204,6 +204,29 @@ impl Recipe {
             settings,
             origin,
         })
+    }
+
+    /// Checks that so many ranks can share the batches.
+    ///
+    /// # Errors
+    /// The first batch that cannot be divided among them; an objective that compares all of a batch.
+    pub(crate) fn check_ranks(&self, ranks: usize) -> Result<()> {
+        let settings = &self.settings;
+        if ranks > 1 && matches!(settings.objective, ObjectiveSettings::Contrastive {}) {
+            let problem = "compares all of a batch, and trains on one rank";
+            return Err(self.refuse("objective.kind", problem.to_owned()));
+        }
+        for (key, data) in settings.sources() {
+            let (key, batch) = match data.batch {
+                Some(batch) => (format!("{key}.batch"), batch),
+                None => ("batch".to_owned(), settings.batch),
+            };
+            if !batch.is_multiple_of(ranks) {
+                let problem = format!("{batch} samples cannot be divided among {ranks} ranks");
+                return Err(self.refuse(&key, problem));
+            }
+        }
+        Ok(())
     }
 
     /// An error about a value of the recipe.

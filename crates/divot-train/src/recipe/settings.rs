@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use burn::tensor::{DType, Device};
 use divot::data::dataset::{Format, SourceConfig};
 use divot::device::{is_cpu, name};
-use divot::gmm::SampleOptions;
+use divot::gmm::{HeadConfig, SampleOptions};
 use divot::language::TextTokenizer;
 use divot::{GuidanceConfig, SamplingConfig};
 use divot_nn::ops::{self, TrainingPrecision};
@@ -150,18 +150,50 @@ pub struct ModelSettings {
 }
 
 impl ModelSettings {
-    /// A language model of as many tokens as its text tokenizer has, unless the recipe says how many.
-    pub(super) fn with_vocabulary(&self, mut model: ModelConfig) -> ModelConfig {
-        let decoder = self.llm.get("llm").and_then(toml::Value::as_table);
-        let said = decoder.is_some_and(|decoder| decoder.contains_key("vocab_size"));
+    /// Sets the sizes that follow from others, unless the recipe says them. The de-tokenizer and the language model take
+    /// as many tokens, of the same width, as the tokenizer gives. A denoising head takes the decoder's width. The decoder
+    /// has the vocabulary of its text tokenizer.
+    pub(super) fn with_derived_sizes(&self, mut model: ModelConfig) -> ModelConfig {
+        let [tokens, width] = model.tokenizer.resampler.output_size();
+        if !says(&self.detokenizer, &["resampler", "input_dim"]) {
+            model.detokenizer.resampler.input_dim = width;
+        }
+        if !says(&self.llm, &["num_queries"]) {
+            model.llm.num_queries = tokens;
+        }
+        let kind = match &model.llm.head {
+            HeadConfig::Gmm(_) => "Gmm",
+            HeadConfig::Regression(_) => "Regression",
+            HeadConfig::Denoising(_) => "Denoising",
+        };
+        if !says(&self.llm, &["head", kind, "dim"]) {
+            model.llm.head = model.llm.head.with_token_dim(width);
+        }
+        if let HeadConfig::Denoising(head) = &mut model.llm.head
+            && !says(&self.llm, &["head", kind, "cond_dim"])
+        {
+            head.cond_dim = model.llm.llm.hidden_size;
+        }
         // One that cannot be read is an error where it is needed.
-        if let (false, Some(path)) = (said, &self.text_tokenizer)
+        if !says(&self.llm, &["llm", "vocab_size"])
+            && let Some(path) = &self.text_tokenizer
             && let Ok(text) = TextTokenizer::open(path)
         {
             model.llm.llm.vocab_size = text.vocab_size();
         }
         model
     }
+}
+
+/// Whether a table has a value at a path of keys.
+fn says(table: &toml::Table, path: &[&str]) -> bool {
+    let (first, rest) = path.split_first().expect("a path is not empty");
+    table
+        .get(*first)
+        .is_some_and(|value| match value.as_table() {
+            Some(table) if !rest.is_empty() => says(table, rest),
+            _ => rest.is_empty(),
+        })
 }
 
 /// A source of samples.
@@ -429,31 +461,6 @@ impl Default for CheckpointSettings {
 }
 
 impl Settings {
-    /// Samples of a step of each source.
-    fn batches(&self) -> impl Iterator<Item = usize> {
-        let batches = self.data.iter().chain(&self.validation.data);
-        batches.map(|data| data.batch.unwrap_or(self.batch))
-    }
-
-    /// Whether so many ranks can share the batches.
-    pub(crate) fn check_ranks(&self, ranks: usize) -> Result<()> {
-        let refused = |setting: &str, problem: String| Error::Setting {
-            setting: setting.to_owned(),
-            problem,
-        };
-        if ranks > 1 && matches!(self.objective, ObjectiveSettings::Contrastive {}) {
-            let problem = "compares all of a batch, and trains on one rank";
-            return Err(refused("objective.kind", problem.to_owned()));
-        }
-        match self.batches().find(|batch| !batch.is_multiple_of(ranks)) {
-            None => Ok(()),
-            Some(batch) => {
-                let problem = format!("{batch} samples cannot be divided among {ranks} ranks");
-                Err(refused("batch", problem))
-            }
-        }
-    }
-
     /// Samples that are in memory at a time.
     pub fn micro_batch(&self) -> usize {
         self.micro_batch.unwrap_or(self.batch).min(self.batch)

@@ -48,7 +48,6 @@ token_dim = 16
 latent_size = [8, 8]
 [model.detokenizer.resampler]
 queries = 12
-input_dim = 16
 width = 32
 output_dim = 32
 depth = 1
@@ -66,8 +65,6 @@ primary_context = 8
 channels = 32
 channel_mult = [1, 1, 1]
 
-[model.llm]
-num_queries = 8
 [model.llm.llm]
 hidden_size = 32
 intermediate_size = 64
@@ -76,7 +73,6 @@ num_attention_heads = 2
 num_key_value_heads = 1
 [model.llm.head.Gmm]
 num_components = 2
-dim = 16
 
 [model.image]
 queries = 32
@@ -159,29 +155,14 @@ pub fn toy(recipe: &Table) -> Vec<String> {
         let name = head.keys().next().expect("a head has a name");
         changes.retain(|change| !change.starts_with("model.llm.head"));
         let sizes: &[&str] = match head[name].get("width") {
-            Some(_) => &[
-                "dim=16",
-                "cond_dim=32",
-                "width=32",
-                "depth=1",
-                "timestep_width=16",
-            ],
-            None => &["dim=16"],
+            Some(_) => &["width=32", "depth=1", "timestep_width=16"],
+            None => &[],
         };
         changes.extend(
             sizes
                 .iter()
                 .map(|size| format!("model.llm.head.{name}.{size}")),
         );
-    }
-    if value("model.tokenizer.resampler.perceiver") == Some(&Value::Boolean(false)) {
-        // Four patches of five frames, as wide as the vision tower.
-        let sizes = [
-            "model.detokenizer.resampler.input_dim=32",
-            "model.llm.num_queries=20",
-            "model.llm.head.Gmm.dim=32",
-        ];
-        changes.extend(sizes.map(str::to_owned));
     }
     let kind = value("objective.kind").and_then(Value::as_str);
     if matches!(kind, Some("diffusion" | "adaptation")) {

@@ -75,11 +75,7 @@ fn ablations_of_the_tokenizer_learn() {
             "model.tokenizer.resampler.variational=true",
             "objective.kl_weight=1e-4",
         ][..],
-        // Five frames of 2 x 2 positions, 32 wide.
-        &[
-            "model.tokenizer.resampler.perceiver=false",
-            "model.detokenizer.resampler.input_dim=32",
-        ],
+        &["model.tokenizer.resampler.perceiver=false"],
         &[
             "model.detokenizer.schedule.prediction=Epsilon",
             "model.detokenizer.schedule.zero_terminal_snr=false",
@@ -356,6 +352,11 @@ fn rows_that_do_not_fit_are_left_out() {
         let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
         let report = trainer.step(0, 0, &batch).expect("a step");
         assert_eq!(report.left_out, left_out);
+        let named = report.misfits.iter().map(|skip| &skip.key);
+        let expected = batch
+            .iter()
+            .filter(|sample| left_out == 4 || sample.text == Text::None);
+        assert!(named.eq(expected.map(|sample| &sample.key)));
         assert_eq!(report.loss == 0.0, left_out == 4, "{report:?}");
     }
 }
@@ -373,8 +374,8 @@ fn sizes_that_do_not_fit_are_refused() {
         ),
         (
             &diffusion(),
-            "model.tokenizer.resampler.token_dim=24",
-            "token_dim",
+            "model.detokenizer.resampler.input_dim=24",
+            "input_dim",
         ),
         (
             &autoencoder,

@@ -1,6 +1,7 @@
 //! Recipes: what is refused, and with which line.
 
 use crate::common::recipe;
+use divot::gmm::HeadConfig;
 use divot_train::Recipe;
 
 const HEAD: &str = r#"steps = 10
@@ -48,6 +49,38 @@ fn a_recipe_is_read() {
     assert_eq!(folders, [None, Some("elsewhere".into())]);
     assert_eq!(recipe.settings.micro_batch(), 4);
     assert_eq!(recipe.model.tokenizer.frame_size, 32);
+}
+
+/// What takes a clip's tokens follows the tokenizer, unless the recipe says otherwise, which then contradicts it.
+#[test]
+fn sizes_that_follow_are_derived() {
+    let sizes = |changes: &[&str]| {
+        let model = recipe(HEAD, changes).expect("valid").model;
+        let width = model.detokenizer.resampler.input_dim;
+        [width, model.llm.num_queries, model.llm.head.token_dim()]
+    };
+    assert_eq!(sizes(&[]), [16, 8, 16]);
+    let tokens =
+        ["tokens=6", "token_dim=24"].map(|size| format!("model.tokenizer.resampler.{size}"));
+    assert_eq!(sizes(&tokens.each_ref().map(String::as_str)), [24, 6, 24]);
+    // Five frames of 2 x 2 positions, 32 wide.
+    let patches = "model.tokenizer.resampler.perceiver=false";
+    assert_eq!(sizes(&[patches]), [32, 20, 32]);
+    assert_eq!(sizes(&[patches, "model.llm.num_queries=8"]), [32, 8, 32]);
+
+    let head = "model.llm.head={Denoising={width=32, depth=1}}";
+    let model = recipe(HEAD, &[head]).expect("valid").model;
+    let HeadConfig::Denoising(head) = model.llm.head else {
+        panic!("another head: {:?}", model.llm.head);
+    };
+    assert_eq!([head.dim, head.cond_dim], [16, model.llm.llm.hidden_size]);
+
+    let said = "model.detokenizer.resampler.input_dim=16";
+    let error = recipe(HEAD, &[patches, said])
+        .expect("each is valid")
+        .objective();
+    let error = error.err().expect("they contradict each other").to_string();
+    assert!(error.contains("input_dim"), "{error}");
 }
 
 #[test]

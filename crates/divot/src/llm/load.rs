@@ -7,6 +7,8 @@ use divot_llm::{
     TextTokenizer,
 };
 
+use divot_nn::Recycler;
+
 use super::VideoLlm;
 use crate::checkpoint::{Checkpoint, Loading, Part, TEXT_TOKENIZER};
 use crate::device;
@@ -216,6 +218,8 @@ fn load_quantized(
     model.input_proj = loading.fill("input_proj.", model.input_proj, matrices)?;
     model.output_proj = loading.fill("output_proj.", model.output_proj, matrices)?;
     model.head = loading.fill("head.", model.head, matrices)?;
+    // What they were restored from is of no size that the layers need.
+    Recycler::release();
     for (i, layer) in model.llm.layers.iter_mut().enumerate() {
         let prefix = format!("llm.layers.{i}");
         for (name, slot) in layer.projections_mut() {
@@ -233,5 +237,6 @@ fn load_quantized(
     }
     quantize(&mut loading, "llm.lm_head.", &mut model.llm.lm_head)?;
     loading.finish()?;
+    Recycler::release();
     Ok(model)
 }
