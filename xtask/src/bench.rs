@@ -65,7 +65,7 @@ pub struct Arguments {
     /// PyTorch's attention: as the released system computes it, or fused
     #[arg(long, value_enum, default_value = "eager", value_name = "KIND")]
     peer_attention: Attention,
-    /// Compile PyTorch's networks with torch.compile, except the language model
+    /// Compile PyTorch's networks with torch.compile; of the language model, only the layers of a training step
     #[arg(long)]
     peer_compile: bool,
     /// Folder that `convert-weights` wrote, for `llm`; without it, a random decoder of 0.2 B is timed
@@ -74,7 +74,7 @@ pub struct Arguments {
     /// Text for the perplexity of `--model`
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Recompute cheap operations in the backward pass of training steps instead of keeping their results
+    /// Keep only the inputs of blocks in training steps, and compute each block again in the backward pass
     #[arg(long)]
     checkpointing: bool,
     /// Show the time of each kernel (on a GPU after that of the warm-up)

@@ -33,12 +33,19 @@ const SLOTS: usize = 1024;
 pub struct Recycler;
 
 impl Recycler {
-    /// Returns the kept memory to the system. This pays after work whose sizes do not come again, such as loading.
+    /// Frees all that is kept, of every thread. This pays after work whose sizes do not come again, such as loading. It
+    /// does nothing in a program with another allocator.
     pub fn release() {
-        let mut kept = kept();
-        while kept.count > 0 {
-            let block = kept.remove(0);
-            free(block);
+        loop {
+            let mut kept = kept();
+            if kept.count == 0 {
+                return;
+            }
+            let last = kept.count - 1;
+            let block = kept.remove(last);
+            drop(kept);
+            // SAFETY: the block was kept, and no longer is.
+            unsafe { free(block) };
         }
     }
 }
@@ -103,9 +110,12 @@ fn alignment(size: usize) -> usize {
     if size < HUGE { ALIGN } else { PAGE }
 }
 
-/// Frees a block that was kept.
-fn free((address, size): (usize, usize)) {
-    // SAFETY: the block was allocated with this size and alignment, and is no longer kept.
+/// Frees a block.
+///
+/// # Safety
+/// It was kept, so that it was allocated with this size and its alignment, and no longer is.
+unsafe fn free((address, size): (usize, usize)) {
+    // SAFETY: as the caller promises.
     unsafe {
         let layout = Layout::from_size_align_unchecked(size, alignment(size));
         System.dealloc(address as *mut u8, layout);
@@ -176,7 +186,8 @@ unsafe impl GlobalAlloc for Recycler {
             }
             let oldest = kept.remove(0);
             drop(kept);
-            free(oldest);
+            // SAFETY: the block was kept, and no longer is.
+            unsafe { free(oldest) };
         }
     }
 

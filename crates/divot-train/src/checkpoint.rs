@@ -34,9 +34,8 @@ const GO_BACK: &str = "remove this checkpoint's folder to go on from the one bef
 /// Key of the optimiser's file under which its step counts are.
 const TIMES: &str = "times";
 
-/// Where a run stands, apart from its tensors.
+/// Where a run stands, apart from its tensors. Fields of other versions are passed over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     /// Steps that are done.
     pub step: usize,

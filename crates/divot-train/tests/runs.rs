@@ -345,9 +345,14 @@ fn the_best_is_kept_between_checkpoints() {
     });
     assert!(exported[0] != exported[1]);
 
-    // A recipe that was changed in a checkpoint is not taken for the one of the run.
+    // A field of another version is passed over.
     let path = first.folder().join("state.json");
     let text = fs::read_to_string(&path).expect("a state");
+    let state = first.state().expect("a state");
+    fs::write(&path, text.replacen('{', "{\"left_out\": 0,", 1)).expect("written");
+    assert_eq!(first.state().expect("it is read"), state);
+
+    // A recipe that was changed in a checkpoint is not taken for the one of the run.
     fs::write(&path, text.replace("batch = 2", "batch = 3")).expect("written");
     let error = first.state().expect_err("it is refused").to_string();
     assert!(error.contains("its recipe is not the one"), "{error}");

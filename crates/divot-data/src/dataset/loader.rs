@@ -193,7 +193,7 @@ impl Loader {
         std::mem::take(&mut self.waited)
     }
 
-    /// Counts and names a sample of a source, by its number, that was read and cannot be used.
+    /// Counts and names a sample that was read, of the source of that number, and cannot be used.
     pub fn leave_out(&self, source: usize, skip: &Skip) {
         let name = &self.shared.sources[source].source.name;
         lock(&self.shared.skipped).add(name, None, skip);

@@ -131,7 +131,7 @@ pub enum Reason {
     NoText,
     /// Its text is too long.
     TooMuchText,
-    /// It has nothing that the objective could learn from.
+    /// It has nothing that the objective could learn from, such as a row that is too long.
     DoesNotFit,
     /// No sample, but a file or folder that was searched for samples, and passed over wholly or from a damage
     /// on.

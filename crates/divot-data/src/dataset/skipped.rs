@@ -29,8 +29,8 @@ pub(super) struct Skipped {
 #[derive(Serialize, Deserialize)]
 struct Line {
     source: String,
-    /// Number of the sample in its source, from 0. Archives may use a key more than once. None of a sample that was
-    /// read, and of a file that was passed over.
+    /// Number of the sample in its source, from 0. Archives may use a key more than once. None of a file that was passed over, and
+    /// of a sample that was read before it was found not to fit.
     index: Option<usize>,
     key: String,
     reason: Reason,
@@ -86,6 +86,10 @@ impl Skipped {
     fn count(&mut self, line: &Line) -> bool {
         let mut hasher = DefaultHasher::new();
         (&line.source, line.index, &line.key).hash(&mut hasher);
+        // Without a number, the message tells apart what has the same key.
+        if line.index.is_none() {
+            line.message.hash(&mut hasher);
+        }
         let new = self.known.insert(hasher.finish());
         if new {
             let kind = (line.source.clone(), line.reason);

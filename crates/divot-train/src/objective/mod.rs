@@ -63,7 +63,8 @@ impl Prepared {
 /// What a stage of training makes smaller.
 ///
 /// All that is random comes from [`Draws`], which know the step and the sample's place in the batch. So a
-/// loss is the same however a run was interrupted, and however its batch is divided.
+/// loss is the same however a run was interrupted, and that of most objectives however its batch is divided: only
+/// adaptation and heads that add noise draw it for a micro-batch.
 pub trait Objective {
     /// The networks that take part.
     fn networks(&self) -> Vec<Network>;

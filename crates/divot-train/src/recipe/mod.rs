@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use divot::checkpoint::Part;
 use divot::data::dataset::Format;
 use divot::gmm::SampleOptions;
 use divot::language::{SpecialTokens, TextTokenizer};
@@ -143,15 +144,12 @@ impl Recipe {
         if let Some((key, wanted)) = settings.problems().into_iter().next() {
             return Err(refuse(key, format!("`{key}` is to be {wanted}")));
         }
-        let sizes = ModelConfig::preset(&settings.model.sizes);
-        let preset = sizes.is_some();
-        let sizes = match sizes {
-            Some(sizes) => sizes,
-            None => {
-                let folder = Path::new(&settings.model.sizes);
-                ModelConfig::of_checkpoint(folder)
-                    .map_err(|error| refuse("model.sizes", error.to_string()))?
-            }
+        let preset = ModelConfig::preset(&settings.model.sizes);
+        let folder = Path::new(&settings.model.sizes);
+        let sizes = match &preset {
+            Some(sizes) => sizes.clone(),
+            None => ModelConfig::of_checkpoint(folder)
+                .map_err(|error| refuse("model.sizes", error.to_string()))?,
         };
         let mut changed = toml::Table::new();
         let ModelSettings {
@@ -174,8 +172,14 @@ impl Recipe {
         let model = sizes
             .with_changes(&changed)
             .map_err(|(key, problem)| refuse(&key, problem))?;
-        let model = match preset {
-            true => settings.model.with_derived_sizes(model),
+        let model = match preset.is_some() {
+            true => settings.model.with_vocabulary(model),
+            false => model,
+        };
+        // Without a tokenizer in the folder, the model's is the released one, of which nothing follows.
+        let has_tokenizer = preset.is_some() || Part::Tokenizer.folder(folder).is_dir();
+        let model = match has_tokenizer {
+            true => settings.model.with_token_sizes(model),
             false => model,
         };
         let start = settings.model.start.iter().map(|(part, folder)| Start {
@@ -213,7 +217,7 @@ impl Recipe {
     pub(crate) fn check_ranks(&self, ranks: usize) -> Result<()> {
         let settings = &self.settings;
         if ranks > 1 && matches!(settings.objective, ObjectiveSettings::Contrastive {}) {
-            let problem = "compares all of a batch, and trains on one rank";
+            let problem = "this objective compares all of a batch, and trains on one rank";
             return Err(self.refuse("objective.kind", problem.to_owned()));
         }
         for (key, data) in settings.sources() {
@@ -242,6 +246,7 @@ impl Recipe {
         let sized = |checked: Result<(), SizeError>| {
             checked.map_err(|error| self.refuse("model", error.to_string()))
         };
+        let released = GuidanceConfig::new().scale;
         let show = |steps, scale| ShowClips {
             sampling: SamplingConfig::new().with_steps(steps),
             guidance: GuidanceConfig::new().with_scale(scale),
@@ -257,6 +262,8 @@ impl Recipe {
                 guidance,
             } => {
                 sized(self.model.check_clips())?;
+                // A UNet that saw no dropped condition cannot be guided.
+                let scale = if dropped > 0.0 { released } else { 1.0 };
                 let last = self.model.detokenizer.schedule.timesteps;
                 if let Some([_, end]) = timesteps.filter(|[_, end]| *end > last) {
                     let problem =
@@ -272,7 +279,7 @@ impl Recipe {
                     },
                     min_snr_gamma,
                     kl_weight: variational.then_some(kl_weight),
-                    show: show(sampling_steps, guidance),
+                    show: show(sampling_steps, guidance.unwrap_or(scale)),
                 })
             }
             ObjectiveSettings::Adaptation {
@@ -291,7 +298,7 @@ impl Recipe {
                         ..NoiseOptions::default()
                     },
                     min_snr_gamma,
-                    show: show(sampling_steps, guidance),
+                    show: show(sampling_steps, guidance.unwrap_or(released)),
                 })
             }
             ObjectiveSettings::Stage0 {

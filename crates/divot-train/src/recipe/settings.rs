@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
+use divot::SamplingConfig;
 use divot::data::dataset::{Format, SourceConfig};
 use divot::device::{is_cpu, name};
 use divot::gmm::{HeadConfig, SampleOptions};
 use divot::language::TextTokenizer;
-use divot::{GuidanceConfig, SamplingConfig};
 use divot_nn::ops::{self, TrainingPrecision};
 use serde::Deserialize;
 
@@ -41,7 +41,7 @@ pub struct Settings {
     pub frozen: Vec<String>,
     /// Decay of the moving average of the parameters; none is kept if absent.
     pub average: Option<f64>,
-    /// Recomputes cheap operations in the backward pass instead of keeping their results.
+    /// Keeps only the inputs of blocks, and computes each block again in the backward pass.
     #[serde(default)]
     pub gradient_checkpointing: bool,
     /// Element type of activations and frozen parameters.
@@ -150,10 +150,9 @@ pub struct ModelSettings {
 }
 
 impl ModelSettings {
-    /// Sets the sizes that follow from others, unless the recipe says them. The de-tokenizer and the language model take
-    /// as many tokens, of the same width, as the tokenizer gives. A denoising head takes the decoder's width. The decoder
-    /// has the vocabulary of its text tokenizer.
-    pub(super) fn with_derived_sizes(&self, mut model: ModelConfig) -> ModelConfig {
+    /// Lets the de-tokenizer and the language model take as many tokens as the tokenizer gives, of the same width, unless
+    /// the recipe says otherwise.
+    pub(super) fn with_token_sizes(&self, mut model: ModelConfig) -> ModelConfig {
         let [tokens, width] = model.tokenizer.resampler.output_size();
         if !says(&self.detokenizer, &["resampler", "input_dim"]) {
             model.detokenizer.resampler.input_dim = width;
@@ -169,11 +168,11 @@ impl ModelSettings {
         if !says(&self.llm, &["head", kind, "dim"]) {
             model.llm.head = model.llm.head.with_token_dim(width);
         }
-        if let HeadConfig::Denoising(head) = &mut model.llm.head
-            && !says(&self.llm, &["head", kind, "cond_dim"])
-        {
-            head.cond_dim = model.llm.llm.hidden_size;
-        }
+        model
+    }
+
+    /// A language model of as many tokens as its text tokenizer has, unless the recipe says how many.
+    pub(super) fn with_vocabulary(&self, mut model: ModelConfig) -> ModelConfig {
         // One that cannot be read is an error where it is needed.
         if !says(&self.llm, &["llm", "vocab_size"])
             && let Some(path) = &self.text_tokenizer
@@ -246,9 +245,9 @@ pub enum ObjectiveSettings {
         /// Sampling steps of the clips that are shown.
         #[serde(default = "fifty")]
         sampling_steps: usize,
-        /// Guidance scale of the clips that are shown.
-        #[serde(default = "released_guidance")]
-        guidance: f64,
+        /// Guidance scale of the clips that are shown; if absent, the released one where conditions are dropped, and
+        /// none where they are not.
+        guidance: Option<f64>,
     },
     /// [`Stage0`](crate::objective::Stage0).
     Stage0 {
@@ -271,9 +270,8 @@ pub enum ObjectiveSettings {
         /// Sampling steps of the clips that are shown.
         #[serde(default = "fifty")]
         sampling_steps: usize,
-        /// Guidance scale of the clips that are shown.
-        #[serde(default = "released_guidance")]
-        guidance: f64,
+        /// Guidance scale of the clips that are shown; the released one if absent.
+        guidance: Option<f64>,
     },
     /// [`Contrastive`](crate::objective::Contrastive).
     Contrastive {},
@@ -302,10 +300,6 @@ pub enum ObjectiveSettings {
 
 fn fifty() -> usize {
     50
-}
-
-fn released_guidance() -> f64 {
-    GuidanceConfig::new().scale
 }
 
 fn released_dropped() -> f64 {
@@ -382,11 +376,8 @@ impl ObjectiveSettings {
                     "objective.sampling_steps",
                     "1 to 1000 steps",
                 );
-                check(
-                    guidance.is_finite(),
-                    "objective.guidance",
-                    "a finite number",
-                );
+                let finite = guidance.is_none_or(f64::is_finite);
+                check(finite, "objective.guidance", "a finite number");
             }
             Self::Stage0 {
                 dropped,

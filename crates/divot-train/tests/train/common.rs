@@ -155,7 +155,7 @@ pub fn toy(recipe: &Table) -> Vec<String> {
         let name = head.keys().next().expect("a head has a name");
         changes.retain(|change| !change.starts_with("model.llm.head"));
         let sizes: &[&str] = match head[name].get("width") {
-            Some(_) => &["width=32", "depth=1", "timestep_width=16"],
+            Some(_) => &["cond_dim=32", "width=32", "depth=1", "timestep_width=16"],
             None => &[],
         };
         changes.extend(

@@ -1,7 +1,10 @@
 //! Recipes: what is refused, and with which line.
 
+use std::path::Path;
+
 use crate::common::recipe;
-use divot::gmm::HeadConfig;
+use burn::config::Config;
+use divot::TokenizerConfig;
 use divot_train::Recipe;
 
 const HEAD: &str = r#"steps = 10
@@ -67,13 +70,29 @@ fn sizes_that_follow_are_derived() {
     let patches = "model.tokenizer.resampler.perceiver=false";
     assert_eq!(sizes(&[patches]), [32, 20, 32]);
     assert_eq!(sizes(&[patches, "model.llm.num_queries=8"]), [32, 8, 32]);
-
     let head = "model.llm.head={Denoising={width=32, depth=1}}";
-    let model = recipe(HEAD, &[head]).expect("valid").model;
-    let HeadConfig::Denoising(head) = model.llm.head else {
-        panic!("another head: {:?}", model.llm.head);
-    };
-    assert_eq!([head.dim, head.cond_dim], [16, model.llm.llm.hidden_size]);
+    assert_eq!(sizes(&[patches, head]), [32, 20, 32]);
+    assert_eq!(sizes(&["model.llm.head={Regression={}}"]), [16, 8, 16]);
+
+    // So do those of a folder that has a tokenizer.
+    let folder = tempfile::tempdir().expect("a folder");
+    let released = TokenizerConfig::divot();
+    let part = folder.path().join("tokenizer");
+    std::fs::create_dir(&part).expect("a folder");
+    released
+        .save(part.join("config.json"))
+        .expect("a configuration");
+    let text = format!(
+        "{HEAD}[model]\nsizes = {:?}\n[model.start]\n\"tokenizer.vision\" = \"random\"\n\
+         \"detokenizer.vae\" = \"random\"\n[model.tokenizer.resampler]\ntoken_dim = 96\n\
+         [model.llm.head.Regression]\n",
+        folder.path()
+    );
+    let model = Recipe::parse(Path::new("a.toml"), "a", &text, &[])
+        .expect("valid")
+        .model;
+    assert_eq!(model.detokenizer.resampler.input_dim, 96);
+    assert_eq!(model.llm.head.token_dim(), 96);
 
     let said = "model.detokenizer.resampler.input_dim=16";
     let error = recipe(HEAD, &[patches, said])
