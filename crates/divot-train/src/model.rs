@@ -223,9 +223,9 @@ impl ModelConfig {
             .with_channel_mult(vec![1, 2])
             .with_num_res_blocks(1)
             .with_patch_size(4);
-        // Four steps from pure noise came nearest to the clips.
+        // Of one to twenty steps from pure noise, two came nearest to the clips without blurring objects away.
         let sampling = SamplingConfig::new()
-            .with_steps(4)
+            .with_steps(2)
             .with_solver(Solver::Ddim { eta: 0.0 })
             .with_spacing(Some(Spacing::UniformTrailing));
         let detokenizer = DetokenizerConfig::new(context, unet, vae, NoiseScheduleConfig::new())
