@@ -260,6 +260,7 @@ mod tests {
         drop(kept);
         assert!(self::kept().bytes > 0);
         Recycler::release();
-        assert_eq!((self::kept().bytes, self::kept().count), (0, 0));
+        let kept = self::kept();
+        assert_eq!((kept.bytes, kept.count), (0, 0));
     }
 }
