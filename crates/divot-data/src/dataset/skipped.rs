@@ -29,8 +29,8 @@ pub(super) struct Skipped {
 #[derive(Serialize, Deserialize)]
 struct Line {
     source: String,
-    /// Number of the sample in its source, from 0. Archives may use a key more than once. None of a file that was passed over, and
-    /// of a sample that was read before it was found not to fit.
+    /// Number of the sample in its source, from 0. Archives may use a key more than once. None of a file that was
+    /// passed over, and of a sample that was read before it was found not to fit.
     index: Option<usize>,
     key: String,
     reason: Reason,

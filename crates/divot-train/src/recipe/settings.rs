@@ -27,7 +27,7 @@ pub struct Settings {
     pub steps: usize,
     /// Samples of a step.
     pub batch: usize,
-    /// Samples that are in memory at a time; their gradients are accumulated. The whole batch if absent.
+    /// Samples that are computed at a time; their gradients are accumulated. The whole batch if absent.
     pub micro_batch: Option<usize>,
     /// Micro-batches that are computed at the same time on a CPU, each on its share of the threads: for networks that
     /// are too small to occupy all threads. Losses and weights stay the same to the bit.
@@ -452,7 +452,7 @@ impl Default for CheckpointSettings {
 }
 
 impl Settings {
-    /// Samples that are in memory at a time.
+    /// Samples that are computed at a time.
     pub fn micro_batch(&self) -> usize {
         self.micro_batch.unwrap_or(self.batch).min(self.batch)
     }

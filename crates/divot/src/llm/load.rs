@@ -6,7 +6,6 @@ use divot_llm::{
     DivotLlm, DivotLlmConfig, LlmError, Projection, Prompt, Quantization, Shown, SpecialTokens,
     TextTokenizer,
 };
-
 use divot_nn::Recycler;
 
 use super::VideoLlm;
