@@ -1,28 +1,31 @@
-//! Handling of Ctrl-C. The first one stops the work at the next step, without incomplete files. The second
-//! one stops the program at once.
+//! Handling of Ctrl-C, and of the signal by which systems end programs (`SIGTERM`). The first one stops the work at the
+//! next step, without incomplete files. The second one stops the program at once.
 
 use std::ops::ControlFlow;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Once};
 
 use anyhow::Result;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag::{register, register_conditional_shutdown};
 
 /// Exit code of an interrupted program.
 pub const EXIT_CODE: u8 = 130;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-static WAITING: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+static WAITING: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// Starts to listen for Ctrl-C.
+/// Starts to listen for the signals.
 pub fn handle() -> Result<()> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());
     ONCE.call_once(|| {
-        result = ctrlc::set_handler(|| {
-            let again = INTERRUPTED.swap(true, Ordering::Relaxed);
-            if again || WAITING.load(Ordering::Relaxed) {
-                std::process::exit(EXIT_CODE.into());
+        result = [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
+            // Called in this order, so that the first signal does not end the program by itself.
+            for flag in [&WAITING, &INTERRUPTED] {
+                register_conditional_shutdown(signal, EXIT_CODE.into(), Arc::clone(flag))?;
             }
+            register(signal, Arc::clone(&INTERRUPTED)).map(drop)
         });
     });
     Ok(result?)

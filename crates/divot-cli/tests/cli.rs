@@ -1442,12 +1442,12 @@ fn pipes_that_close() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_leaves_nothing_behind() {
+fn signals_leave_nothing_behind() {
     use std::time::{Duration, Instant};
 
     let bench = Bench::new();
     let before = bench.names();
-    for arguments in [
+    let commands = [
         &["reconstruct", "--input", "clip.mp4", "--steps", "500"][..],
         &[
             "describe",
@@ -1467,7 +1467,10 @@ fn ctrl_c_leaves_nothing_behind() {
             "--max-new-tokens",
             "6",
         ],
-    ] {
+    ];
+    // Ctrl-C, and what systems end programs with.
+    let signals = ["-INT", "-TERM"].into_iter().cycle();
+    for (arguments, signal) in commands.into_iter().zip(signals) {
         let mut child = bench
             .command(arguments)
             .stdout(Stdio::null())
@@ -1481,7 +1484,7 @@ fn ctrl_c_leaves_nothing_behind() {
             "{arguments:?} is done already"
         );
         let kill = Command::new("kill")
-            .args(["-INT", &child.id().to_string()])
+            .args([signal, &child.id().to_string()])
             .status();
         assert!(kill.unwrap().success());
         let deadline = Instant::now() + Duration::from_secs(60);

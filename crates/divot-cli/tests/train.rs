@@ -98,7 +98,7 @@ fn a_dry_run_measures_and_writes_nothing() {
 
     let printed = studio.works("train", &["--dry-run"]);
     for line in [
-        "  clips: 3 samples",
+        "  clips: 3 samples, a step ",
         "  activations and all else: ",
         "a step: ",
     ] {

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use burn::tensor::{DType, Device};
+use divot::data::dataset::MixedSource;
 use divot::device::is_cpu;
 use divot::{available_memory, peak_device_memory};
 
@@ -24,17 +25,32 @@ pub struct Plan {
 /// What a step of a run takes, and on what data.
 #[derive(Debug, Clone)]
 pub struct DryRun {
-    /// Sources, and how many samples were found in each.
-    pub sources: Vec<(String, usize)>,
-    /// The first step, which changes no file.
-    pub report: StepReport,
-    /// Seconds of a step, the reading of its samples not counted.
+    /// A step with each source.
+    pub sources: Vec<SourceRun>,
+    /// Seconds of a step, the reading of its samples not counted: the mean over sources by their weights.
     pub seconds: f64,
-    /// Seconds that reading the samples of a step took.
+    /// Seconds that a step waited for its samples, as such a mean.
     pub reading: f64,
     /// The most memory that was taken of the device, in bytes, where it tells. What it exceeds [`Plan::learning`] by are
     /// activations, and on the CPU the program and the samples.
     pub memory: Option<u64>,
+}
+
+/// A step with samples of one source.
+#[derive(Debug, Clone)]
+pub struct SourceRun {
+    /// Its name.
+    pub name: String,
+    /// How many samples were found in it.
+    pub samples: usize,
+    /// How many of its files, records and lines were passed over, and why the first was.
+    pub passed_over: (usize, Option<String>),
+    /// The step, which changes no file.
+    pub report: StepReport,
+    /// Seconds of the step, the reading of its samples not counted.
+    pub seconds: f64,
+    /// Seconds that reading its samples took.
+    pub reading: f64,
 }
 
 /// Memory of a model that learns, in bytes, without activations.
@@ -108,36 +124,67 @@ pub fn plan(recipe: &Recipe, device: &Device) -> Result<Plan> {
     })
 }
 
-/// Takes two steps of a recipe and measures the second. Nothing is written.
+/// Takes two steps of a recipe with each source, and measures the second. Nothing is written.
 ///
 /// # Errors
 /// Those of [`run`](crate::run()).
 pub fn dry_run(recipe: &Recipe, device: &Device, options: &RunOptions) -> Result<DryRun> {
     let settings = &recipe.settings;
     let sources = run::sources(recipe, &settings.data, 1)?;
-    let found = sources
-        .iter()
-        .map(|source| (source.name.clone(), source.samples.len()))
-        .collect();
     plan(recipe, device)?.check_memory(device, 1)?;
     let mut trainer = Trainer::new(recipe, device)?;
-    let mut loader = run::loader(sources, settings.seed, 0, None, options)?;
-    let mut measured = None;
-    for step in 0..2 {
-        let started = Instant::now();
-        let Some(batch) = loader.next() else { break };
-        let batch = batch?;
-        let reading = started.elapsed().as_secs_f64();
-        let started = Instant::now();
-        let report = trainer.step(step, batch.source, &batch.samples)?;
-        measured = Some((report, started.elapsed().as_secs_f64(), reading));
+    let mut found = Vec::new();
+    let (mut seconds, mut reading, mut weights) = (0.0, 0.0, 0.0);
+    for (index, source) in sources.into_iter().enumerate() {
+        let weight = source.weight;
+        let step = SourceRun::measure(&mut trainer, index, source, settings.seed, options)?;
+        seconds += weight * step.seconds;
+        reading += weight * step.reading;
+        weights += weight;
+        found.push(step);
     }
-    let (report, seconds, reading) = measured.expect("a loader never ends");
     Ok(DryRun {
         sources: found,
-        report,
-        seconds,
-        reading,
+        seconds: seconds / weights,
+        reading: reading / weights,
         memory: peak_device_memory(device),
     })
+}
+
+impl SourceRun {
+    /// Takes two steps with a source.
+    fn measure(
+        trainer: &mut Trainer,
+        index: usize,
+        source: MixedSource,
+        seed: u64,
+        options: &RunOptions,
+    ) -> Result<Self> {
+        let name = source.name.clone();
+        let samples = source.samples.len();
+        let passed_over = source.samples.passed_over();
+        let first = passed_over.first();
+        let first = first.map(|skip| format!("{}: {}", skip.key, skip.message));
+        let passed_over = (passed_over.len(), first);
+        let mut loader = run::loader(vec![source], seed, 0, None, options)?;
+        let mut measured = None;
+        for step in 0..2 {
+            let started = Instant::now();
+            let Some(batch) = loader.next() else { break };
+            let batch = batch?;
+            let reading = started.elapsed().as_secs_f64();
+            let started = Instant::now();
+            let report = trainer.step(step, index, &batch.samples)?;
+            measured = Some((report, started.elapsed().as_secs_f64(), reading));
+        }
+        let (report, seconds, reading) = measured.expect("a loader never ends");
+        Ok(Self {
+            name,
+            samples,
+            passed_over,
+            report,
+            seconds,
+            reading,
+        })
+    }
 }

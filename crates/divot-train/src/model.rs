@@ -96,6 +96,19 @@ pub enum Network {
     Image,
 }
 
+impl Network {
+    /// All of them.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Tokenizer,
+        Self::Detokenizer,
+        Self::Vision,
+        Self::Text,
+        Self::Vae,
+        Self::Llm,
+        Self::Image,
+    ];
+}
+
 /// Sizes of every network; those that a run does not need are not built.
 #[derive(Config, Debug)]
 pub struct ModelConfig {

@@ -1,10 +1,10 @@
 //! Where a model's first weights come from: runs, and converted models.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use divot::checkpoint::WEIGHTS;
+use divot::checkpoint::{TEXT_TOKENIZER, WEIGHTS};
 use divot::weights::Source;
 
 use crate::checkpoint::{self, Start};
@@ -40,17 +40,7 @@ pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<
             }
         }
     }
-    let paths = parameters::paths(&model);
-    for start in &starts {
-        let named = start.folder.is_some();
-        if named && !paths.iter().any(|path| is_below(path, &start.part)) {
-            return Err(Error::Setting {
-                setting: format!("model.start.{:?}", start.part),
-                problem: "is no part of this recipe's model".to_owned(),
-            });
-        }
-    }
-    for path in paths {
+    for path in parameters::paths(&model) {
         let last = starts.iter().rfind(|start| is_below(&path, &start.part));
         if let Some(folder) = last.and_then(|start| start.folder.as_ref())
             && !filled.contains(&path)
@@ -64,6 +54,20 @@ pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<
         }
     }
     Ok(model)
+}
+
+/// The text tokenizer of the language model that a folder holds: the one that the run's recipe names, or the one beside
+/// the converted model's weights.
+pub(crate) fn text_tokenizer(folder: &Path) -> Option<PathBuf> {
+    if let Ok(Some(newest)) = checkpoint::of(folder) {
+        let recipe: toml::Table = toml::from_str(&newest.state().ok()?.recipe).ok()?;
+        let named = recipe.get("model")?.get("text_tokenizer")?.as_str()?;
+        return Some(named.into());
+    }
+    let parts = PARTS.iter().rev().filter(|(path, ..)| *path == "llm");
+    parts
+        .map(|(_, part, _)| part.folder(folder).join(TEXT_TOKENIZER))
+        .find(|file| file.exists())
 }
 
 /// Returns whether a parameter is one of low-rank adaptation, which begins anew where a folder has none.

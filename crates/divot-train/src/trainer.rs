@@ -14,9 +14,9 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::buckets::Buckets;
 use crate::cache;
-use crate::checkpoint::{self, Checkpoint, Contents, State};
+use crate::checkpoint::{self, Checkpoint, Contents, Start, State};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, Network};
 use crate::objective::{Draws, Objective, Prepared, Shown, Term};
 use crate::optimizer::{Optimizer, gradient_norm};
 use crate::parameters::{self, Average, Named, is_below};
@@ -81,10 +81,19 @@ impl Trainer {
         let model = recipe.model.init(&objective.networks(), &device);
         let model = model.computing_in(dtype);
         let paths = parameters::paths(&model);
-        for frozen in &settings.frozen {
-            if !paths.iter().any(|path| is_below(path, frozen)) {
-                let problem = format!("`{frozen}` is no part of this recipe's model");
-                return Err(recipe.refuse("frozen", problem));
+        let has = |paths: &[String], part: &str| paths.iter().any(|path| is_below(path, part));
+        let refuse = |key: &str, part: &str| {
+            let problem = format!("`{part}` is no part of this recipe's model");
+            recipe.refuse(key, problem)
+        };
+        if let Some(part) = settings.frozen.iter().find(|part| !has(&paths, part)) {
+            return Err(refuse("frozen", part));
+        }
+        for Start { part, folder } in &recipe.start {
+            // What starts anew may be a part of a network that this objective leaves out.
+            let all = || parameters::paths(&recipe.model.init(&Network::ALL, &device));
+            if !has(&paths, part) && (folder.is_some() || !has(&all(), part)) {
+                return Err(refuse(&format!("model.start.{part}"), part));
             }
         }
         let frozen = settings.precision.frozen();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
-use common::{samples, toy};
+use common::{STEPS, samples, toy};
 use divot::data::dataset::{Sample, Samples, Source};
 use divot::data::{write_gif, write_mp4, write_png};
 use divot::language::TextTokenizer;
@@ -280,6 +280,17 @@ fn every_recipe_trains_in_the_order_in_which_they_need_each_other() {
             .contains(&name.as_str())
             {
                 goes_on(&recipe, &folder);
+            }
+            // These make clips for a person to see.
+            let sheet = folder.join(format!("samples/step-{STEPS:08}-samples.png"));
+            let clips = ["stage0", "stage1", "stage2", "adapt", "tune-generation"];
+            if clips.contains(&name.as_str()) {
+                assert!(sheet.exists(), "{name} shows nothing");
+            }
+            if name == "stage1" {
+                let stage0 = "model.start.\"detokenizer.unet\"=\"outputs/stage0\"";
+                let recipe = read(path, &changes, &[stage0]);
+                train(&recipe, Path::new("outputs/stage1-of-stage0"));
             }
             if name == "pretrain" {
                 let lora = "model.llm.lora={rank=4, alpha=4.0, dropout=0.1, targets=[\"q_proj\"], \
@@ -573,9 +584,15 @@ fn a_source_of_which_nothing_fits_ends_the_run() {
     let _folder = workplace();
     let path = Path::new(RECIPES).join("tune-generation.toml");
     let table: Table = toml::from_str(&fs::read_to_string(&path).expect("a recipe")).expect("TOML");
-    let start = "model.start={tokenizer=\"random\"}";
-    let short = ["data.0.max_length=9", "data.1.max_length=9", "batch=12"];
-    let recipe = read(&path, &toy(&table), &[&[start][..], &short].concat());
+    let text = "model.text_tokenizer=\"models/divot/llm-generation/tokenizer.json\"";
+    let changes = [
+        "model.start={tokenizer=\"random\", detokenizer=\"random\"}",
+        text,
+        "data.0.max_length=9",
+        "data.1.max_length=9",
+        "batch=12",
+    ];
+    let recipe = read(&path, &toy(&table), &changes);
     let options = RunOptions::default();
     let quiet = &mut |_: Event<'_>| ControlFlow::Continue(());
     let folder = Path::new("outputs/nothing");

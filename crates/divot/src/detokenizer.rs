@@ -223,6 +223,14 @@ impl Detokenizer {
     ) -> Result<Vec<Frame>> {
         let mut noise = Noise::new(seed);
         let latents = self.sample(tokens, guidance, sampling, &mut noise, on_step)?;
+        self.decode_frames(latents)
+    }
+
+    /// Decodes the latents of one clip, `[1, channels, frames, height, width]`, to frames.
+    ///
+    /// # Errors
+    /// If a value is not finite.
+    pub fn decode_frames(&self, latents: Tensor<5>) -> Result<Vec<Frame>> {
         let video = self.decode(latents).squeeze_dim::<4>(0);
         let video = video.swap_dims(0, 1); // [frames, 3, height, width]
         let shape = video.dims();
@@ -261,18 +269,35 @@ impl Detokenizer {
         noise: &mut Noise,
         on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
     ) -> Result<Tensor<5>> {
-        sampling.check()?;
-        let sampler = sampling.sampler(&self.schedule)?;
-        let device = tokens.device();
-        let [height, width] = self.latent_size;
-        let channels = self.unet.conv_in.weight.dims()[1];
-        let shape = [tokens.dims()[0], channels, sampling.frames, height, width];
-
+        let batch = tokens.dims()[0];
         let mut denoiser = Denoiser::new(&self.unet, self.checked_context(tokens)?, sampling.fs);
         if let Some(guidance) = guidance {
             let context = self.checked_context(guidance.tokens.clone())?;
             denoiser = denoiser.with_guidance(context, guidance.scale, guidance.rescale);
         }
+        self.denoise(&denoiser, batch, sampling, noise, on_step)
+    }
+
+    /// Samples the latents of a batch of clips with any [`Denoiser`] of the UNet, which has its condition.
+    ///
+    /// Returns `[batch, channels, frames, height, width]`.
+    ///
+    /// # Errors
+    /// If an option is out of range; [`Error::Stopped`] if `on_step` stops it.
+    pub fn denoise(
+        &self,
+        denoiser: &Denoiser<'_>,
+        batch: usize,
+        sampling: &SamplingConfig,
+        noise: &mut Noise,
+        on_step: impl FnMut(SamplerStep) -> ControlFlow<()>,
+    ) -> Result<Tensor<5>> {
+        sampling.check()?;
+        let sampler = sampling.sampler(&self.schedule)?;
+        let device = self.unet.conv_in.weight.device();
+        let [height, width] = self.latent_size;
+        let channels = self.unet.conv_in.weight.dims()[1];
+        let shape = [batch, channels, sampling.frames, height, width];
         let start = noise.normal(shape, &device);
         let latents = sampler.sample(
             start,

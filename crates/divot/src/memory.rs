@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use burn::tensor::Device;
 
 use crate::device::is_cpu;
@@ -28,12 +30,66 @@ pub fn peak_device_memory(device: &Device) -> Option<u64> {
     }
 }
 
-/// Returns the memory of this machine in bytes that is available without swapping, if the system reports it (Linux).
+/// Returns the memory in bytes that this process may take without swapping, if the system reports it (Linux): what this
+/// machine has left, or the control group of a container or a job if that is less.
 pub fn available_memory() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info
         .lines()
         .find(|line| line.starts_with("MemAvailable:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let left = group.and_then(|group| left_of_group(Path::new("/sys/fs/cgroup"), group));
+    Some(left.unwrap_or(u64::MAX).min(kib * 1024))
+}
+
+/// What a control group (version 2) and those that it lies in leave, if any has a limit.
+fn left_of_group(root: &Path, group: &str) -> Option<u64> {
+    let left = |folder: &Path| {
+        let read = |name| std::fs::read_to_string(folder.join(name)).ok();
+        let number = |text: &str| text.trim().parse::<u64>().ok();
+        // No limit is the word `max`.
+        let limit = number(&read("memory.max")?)?;
+        let used = number(&read("memory.current")?)?;
+        // Pages of files that can be dropped.
+        let dropped = read("memory.stat").and_then(|stat| {
+            let mut lines = stat.lines();
+            number(lines.find_map(|line| line.strip_prefix("inactive_file "))?)
+        });
+        Some(limit.saturating_sub(used.saturating_sub(dropped.unwrap_or(0))))
+    };
+    let folder = root.join(group);
+    let folders = folder
+        .ancestors()
+        .take_while(|folder| folder.starts_with(root));
+    folders.filter_map(left).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_smallest_group_counts() {
+        let root = tempfile::tempdir().expect("a folder");
+        let job = root.path().join("slurm/job");
+        fs::create_dir_all(&job).expect("a folder");
+        assert_eq!(left_of_group(root.path(), "slurm/job"), None);
+        let write = |folder: &Path, limit: &str, used: u64| {
+            fs::write(folder.join("memory.max"), limit).expect("a file");
+            fs::write(folder.join("memory.current"), format!("{used}\n")).expect("a file");
+        };
+        write(&job, "max\n", 10);
+        assert_eq!(left_of_group(root.path(), "slurm/job"), None);
+        write(&root.path().join("slurm"), "1000\n", 700);
+        assert_eq!(left_of_group(root.path(), "slurm/job"), Some(300));
+        write(&job, "500\n", 400);
+        let stat = "anon 1\ninactive_file 150\n";
+        fs::write(job.join("memory.stat"), stat).expect("a file");
+        assert_eq!(left_of_group(root.path(), "slurm/job"), Some(250));
+        assert_eq!(left_of_group(root.path(), "slurm"), Some(300));
+    }
 }

@@ -56,6 +56,10 @@ pub struct Arguments {
     workers: u16,
 }
 
+/// What is said of a recipe without data for validation.
+const NOT_HELD_OUT: &str =
+    "the validation loss will be of samples that are trained on; `validation.data` is for others";
+
 /// Trains by a recipe, and prints how far it is. Ctrl-C saves a checkpoint and ends the run. Of several ranks, the first
 /// prints.
 ///
@@ -83,6 +87,9 @@ pub fn follow(
         device::name(device),
         folder.display()
     ));
+    if recipe.validates_on_training_data() {
+        printer.note(NOT_HELD_OUT);
+    }
     let state = run(recipe, folder, device, options, &mut |event| {
         match event {
             Event::Resumed(step) => printer.note(&format!("goes on from step {step}")),
@@ -204,19 +211,34 @@ impl Arguments {
             output.set("memory_bytes", memory);
         }
         output.line("data")?;
-        for (source, samples) in &found.sources {
+        for source in &found.sources {
             output.line(format!(
-                "  {source}: {}",
-                output::plural(*samples, "sample")
+                "  {}: {}, a step {:.2} s, {:.2} s of waiting for data",
+                source.name,
+                output::plural(source.samples, "sample"),
+                source.seconds,
+                source.reading
             ))?;
+            if let (count, Some(first)) = &source.passed_over {
+                output.line(format!("    {count} passed over, first {first}"))?;
+            }
+            if let Some(misfit) = source.report.misfits.first() {
+                output.line(format!(
+                    "    {} of the step left out, first {}: {}",
+                    source.report.left_out, misfit.key, misfit.message
+                ))?;
+            }
         }
         let steps = recipe.settings.steps;
         output.line(format!(
             "a step: {:.2} s and {:.2} s of waiting for data; {steps} steps in about {:.1} h",
             found.seconds,
             found.reading,
-            steps as f64 * found.seconds / 3600.0
+            steps as f64 * (found.seconds + found.reading) / 3600.0
         ))?;
+        if recipe.validates_on_training_data() {
+            output.line(NOT_HELD_OUT)?;
+        }
         output.set("parameters", all);
         output.set("trained", trained);
         output.set("seconds_per_step", found.seconds);

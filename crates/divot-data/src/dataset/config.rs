@@ -73,6 +73,8 @@ pub struct WorldConfig {
     pub split: Split,
     /// Share of clips that are textures, from 0 to 1, of videos and captions.
     pub textures: f64,
+    /// Share of scenes, from 0 to 1, whose background is made plain, except those of stories.
+    pub plain: f64,
     /// Samples of an epoch.
     pub count: usize,
 }
@@ -84,6 +86,7 @@ impl Default for WorldConfig {
             seed: 0,
             split: Split::Train,
             textures: 0.0,
+            plain: 0.0,
             count: 1_000_000,
         }
     }
@@ -296,6 +299,9 @@ impl SourceConfig {
         }
         if !(0.0..=1.0).contains(&world.textures) {
             return wrong("`textures` is a share of clips; give 0 to 1");
+        }
+        if !(0.0..=1.0).contains(&world.plain) {
+            return wrong("`plain` is a share of scenes; give 0 to 1");
         }
         let has_textures = matches!(self.format, Format::Videos | Format::Captions);
         if world.textures > 0.0 && !has_textures {

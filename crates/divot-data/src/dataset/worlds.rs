@@ -27,6 +27,7 @@ impl Made {
             seed: settings.seed,
             split: settings.split,
             textures: settings.textures,
+            plain: settings.plain,
             size: reader.transform.size,
             frames: CLIP_FRAMES,
             ..World::default()

@@ -96,6 +96,8 @@ pub struct World {
     pub split: Split,
     /// Share of clips that are textures, from 0 to 1. They have a caption, and no questions.
     pub textures: f64,
+    /// Share of scenes, from 0 to 1, whose background is made plain. In them, objects are most of what there is to learn.
+    pub plain: f64,
     /// Width and height of frames in pixels, 16 to 1024.
     pub size: usize,
     /// Frames of a clip, 2 to 1024.
@@ -111,6 +113,7 @@ impl Default for World {
             seed: 0,
             split: Split::Train,
             textures: 0.0,
+            plain: 0.0,
             size: 64,
             frames: CLIP_FRAMES,
             fps: CLIP_FPS,
@@ -148,6 +151,7 @@ enum Purpose {
     Caption,
     Questions,
     Telling,
+    Plain,
 }
 
 impl World {
@@ -169,6 +173,9 @@ impl World {
         if !(0.0..=1.0).contains(&self.textures) {
             return wrong("`textures` is a share of clips; give 0 to 1");
         }
+        if !(0.0..=1.0).contains(&self.plain) {
+            return wrong("`plain` is a share of scenes; give 0 to 1");
+        }
         Ok(())
     }
 
@@ -183,7 +190,11 @@ impl World {
     /// The scene of a number, whatever share textures have.
     pub fn scene(&self, index: u64) -> Scene {
         let draw = &mut self.draw(Purpose::Scene, index, 0);
-        compose::scene(self.split.combinations(), draw)
+        let mut scene = compose::scene(self.split.combinations(), draw);
+        if self.draw(Purpose::Plain, index, 0).chance(self.plain) {
+            scene.background.pattern = Pattern::Plain;
+        }
+        scene
     }
 
     /// The story of a number. Its scenes are none of [`scene`](Self::scene).

@@ -1,9 +1,7 @@
 //! Adaptation of the de-tokenizer to the features that the language model draws (paper, section 3.3).
 
-use burn::tensor::Tensor;
-use divot::Noise;
 use divot::data::dataset::Sample;
-use divot::gmm::{SampleOptions, TokenHead};
+use divot::gmm::SampleOptions;
 
 use super::diffusion::{NoiseOptions, Noisy, ShowClips};
 use super::stored::Seen;
@@ -25,23 +23,6 @@ pub struct Adaptation {
     pub min_snr_gamma: Option<f64>,
     /// How clips are made for a person to see.
     pub show: ShowClips,
-}
-
-impl Adaptation {
-    /// Features of one clip for each row, `[rows, tokens, width]`.
-    fn draw(
-        &self,
-        model: &Model,
-        source: usize,
-        samples: &[&Sample],
-        noise: &mut Noise,
-    ) -> Result<Tensor<3>> {
-        let batch = self.language.batch(model, source, samples, noise)?;
-        let llm = model.llm();
-        let params = llm.head_params(llm.hidden(&batch, model.dtype), &batch);
-        let params = params.expect("rows of generation predict a clip");
-        Ok(llm.head.sample(params, &self.features, noise).detach())
-    }
 }
 
 impl Objective for Adaptation {
@@ -79,8 +60,11 @@ impl Objective for Adaptation {
         }
         let noisy = Noisy::draw(model, &used, draws, &self.noise)?;
         let rows: Vec<&Sample> = used.iter().collect();
-        let drawn = self.draw(model, source, &rows, &mut draws.other(0))?;
-        let mut tokens = Seen::Tokens(drawn);
+        let noise = &mut draws.other(0);
+        let drawn = self
+            .language
+            .draw(model, source, &rows, &self.features, noise)?;
+        let mut tokens = Seen::Tokens(drawn.detach());
         if noisy.any_dropped {
             tokens = tokens.keep(&noisy.kept, model.tokenizer());
         }
@@ -97,12 +81,7 @@ impl Objective for Adaptation {
     }
 
     fn show(&self, model: &Model, source: usize, samples: &[Sample]) -> Result<Shown> {
-        let fitting = samples
-            .iter()
-            .filter(|sample| self.language.misfit(source, sample).is_none());
-        let fitting: Vec<Sample> = fitting.cloned().collect();
-        self.show.clips(model, &fitting, None, |sample| {
-            self.draw(model, source, &[sample], &mut Noise::new(0))
-        })
+        self.language
+            .show_clips(model, source, samples, &self.show, &self.features)
     }
 }

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use burn::tensor::{DType, Device, Tensor};
 use divot::data::dataset::Sample;
 use divot::data::metrics;
-use divot::unet::{Context, DiffusionBatch, diffusion_loss};
-use divot::{GuidanceConfig, SamplingConfig, Tokenizer};
+use divot::unet::{Context, Denoiser, DiffusionBatch, diffusion_loss};
+use divot::{GuidanceConfig, Noise, SamplingConfig, Tokenizer};
 
 use super::stored::{Clean, Seen, shown, spread};
 use super::{Draws, Objective, Prepared, Shown, Term};
@@ -79,7 +79,7 @@ impl Objective for Diffusion {
     fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
         let tokenizer = model.tokenizer();
         self.show
-            .clips(model, samples, self.noise.frames, |sample| {
+            .tokens(model, samples, self.noise.frames, |sample| {
                 let device = model.detokenizer().unet.conv_in.weight.device();
                 let seen = self.seen(std::slice::from_ref(sample), &device)?;
                 Ok(seen.tokens(tokenizer))
@@ -231,41 +231,76 @@ impl Noisy {
 }
 
 impl ShowClips {
-    /// Decodes the tokens of samples, and compares the clips with what they are of: their frames, or what the
-    /// autoencoder makes of stored latents. Of each clip, so many `frames` are shown, or all.
-    pub(super) fn clips(
+    /// Decodes the tokens of samples, and compares the clips with what they are of. Of each clip, so many `frames` are
+    /// shown, or all.
+    pub(super) fn tokens(
         &self,
         model: &Model,
         samples: &[Sample],
         frames: Option<usize>,
         tokens: impl Fn(&Sample) -> Result<Tensor<3>>,
     ) -> Result<Shown> {
+        self.clips(model, samples, frames, |sample, _| {
+            let tokens = match sample {
+                Some(sample) => tokens(sample)?,
+                None => model.tokenizer().unconditional(),
+            };
+            Ok(model.detokenizer().context(tokens).into())
+        })
+    }
+
+    /// Makes clips by the condition that samples give, and compares them with what the samples are of: their frames, or
+    /// what the autoencoder makes of stored latents. Of each clip, so many `frames` are shown, or all.
+    ///
+    /// `context` gives the UNet's context for a sample's clip of so many frames, and without a sample the unconditional
+    /// one.
+    pub(super) fn clips(
+        &self,
+        model: &Model,
+        samples: &[Sample],
+        frames: Option<usize>,
+        context: impl Fn(Option<&Sample>, usize) -> Result<Context>,
+    ) -> Result<Shown> {
         let detokenizer = model.detokenizer();
-        let guidance = self.guidance.is_on().then(|| {
-            let unconditional = model.tokenizer().unconditional();
-            self.guidance.with_tokens(unconditional)
-        });
         let mut found = Shown::default();
-        let mut psnr = 0.0;
+        let (mut psnr, mut compared) = (0.0, 0);
         let mut name = "psnr";
         for (index, sample) in samples.iter().enumerate() {
-            let (mut given, decoded) = shown(sample, detokenizer)?;
-            if let Some(frames) = frames {
-                given = spread(frames, given.len())
-                    .map(|index| given[index].clone())
-                    .collect();
+            let given = shown(sample, detokenizer)?.map(|(given, decoded)| {
+                name = if decoded { "psnr_decoded" } else { "psnr" };
+                match frames {
+                    Some(frames) => spread(frames, given.len())
+                        .map(|index| given[index].clone())
+                        .collect(),
+                    None => given,
+                }
+            });
+            let mut sampling = self.sampling.clone();
+            if let Some(given) = &given {
+                sampling = sampling.with_frames(given.len());
             }
-            name = if decoded { "psnr_decoded" } else { "psnr" };
-            let sampling = self.sampling.clone().with_frames(given.len());
-            let tokens = tokens(sample)?;
+            let dtype = detokenizer.dtype;
+            let conditional = context(Some(sample), sampling.frames)?.cast(dtype);
+            let mut denoiser = Denoiser::new(&detokenizer.unet, conditional, sampling.fs);
+            if self.guidance.is_on() {
+                let GuidanceConfig { scale, rescale } = self.guidance;
+                let unconditional = context(None, sampling.frames)?.cast(dtype);
+                denoiser = denoiser.with_guidance(unconditional, scale, rescale);
+            }
+            let noise = &mut Noise::new(index as u64);
             let go_on = |_| ControlFlow::Continue(());
-            let guidance = guidance.as_ref();
-            let made = detokenizer.frames(tokens, guidance, &sampling, index as u64, go_on)?;
-            psnr += metrics::mean(&given, &made, metrics::psnr)?;
-            found.rows.extend([given, made]);
+            let latents = detokenizer.denoise(&denoiser, 1, &sampling, noise, go_on)?;
+            let made = detokenizer.decode_frames(latents)?;
+            if let Some(given) = given {
+                psnr += metrics::mean(&given, &made, metrics::psnr)?;
+                compared += 1;
+                found.rows.push(given);
+            }
+            found.rows.push(made);
         }
-        let mean = psnr / samples.len().max(1) as f64;
-        found.numbers.push((name, mean));
+        if compared > 0 {
+            found.numbers.push((name, psnr / f64::from(compared)));
+        }
         Ok(found)
     }
 }

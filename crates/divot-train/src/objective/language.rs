@@ -5,11 +5,13 @@ use std::ops::ControlFlow;
 use burn::tensor::Tensor;
 use divot::Noise;
 use divot::data::dataset::{self, Reason, Sample, Skip, Text};
+use divot::gmm::{SampleOptions, TokenHead};
 use divot::language::{
     Batch, Context, LlmError, Medium, Prompt, Rules, Sequence, SequenceBuilder, Shown as Clips,
     SpecialTokens, TextSampling, TextTokenizer, Turn,
 };
 
+use super::diffusion::ShowClips;
 use super::instructions::{IMAGE_CAPTIONS, IMAGES, VIDEO_CAPTIONS, VIDEOS};
 use super::stored::Seen;
 use super::{Draws, Objective, Prepared, Shown, Term};
@@ -54,9 +56,45 @@ pub struct Language {
     pub text_weight: f64,
     /// What the head's loss counts for.
     pub head_weight: f64,
+    /// How the clips of captions are made for a person to see, if the model has a de-tokenizer for it.
+    pub show: Option<ShowClips>,
 }
 
 impl Language {
+    /// Draws features of the one clip that each row predicts, `[rows, tokens, width]`.
+    pub(super) fn draw(
+        &self,
+        model: &Model,
+        source: usize,
+        samples: &[&Sample],
+        options: &SampleOptions,
+        noise: &mut Noise,
+    ) -> Result<Tensor<3>> {
+        let batch = self.batch(model, source, samples, noise)?;
+        let llm = model.llm();
+        let params = llm.head_params(llm.hidden(&batch, model.dtype), &batch);
+        let params = params.expect("the rows predict a clip");
+        Ok(llm.head.sample(params, options, noise))
+    }
+
+    /// Makes the clips of those samples whose rows predict one.
+    pub(super) fn show_clips(
+        &self,
+        model: &Model,
+        source: usize,
+        samples: &[Sample],
+        show: &ShowClips,
+        options: &SampleOptions,
+    ) -> Result<Shown> {
+        let fitting = samples
+            .iter()
+            .filter(|sample| self.misfit(source, sample).is_none());
+        let fitting: Vec<Sample> = fitting.cloned().collect();
+        show.tokens(model, &fitting, None, |sample| {
+            self.draw(model, source, &[sample], options, &mut Noise::new(0))
+        })
+    }
+
     /// Why a sample has no row that predicts one clip, if it has none.
     pub(super) fn misfit(&self, source: usize, sample: &Sample) -> Option<Skip> {
         let problem = match self.row(self.tasks[source], sample, &mut Noise::new(0)) {
@@ -68,7 +106,7 @@ impl Language {
     }
 
     /// The rows of samples, with the features of their clips.
-    pub(super) fn batch(
+    fn batch(
         &self,
         model: &Model,
         source: usize,
@@ -153,10 +191,14 @@ const SHOWN_TOKENS: usize = 64;
 
 impl Objective for Language {
     fn networks(&self) -> Vec<Network> {
-        match self.reads_clips {
-            true => vec![Network::Tokenizer, Network::Llm],
-            false => vec![Network::Llm],
+        let mut networks = vec![Network::Llm];
+        if self.reads_clips {
+            networks.push(Network::Tokenizer);
         }
+        if self.show.is_some() {
+            networks.push(Network::Detokenizer);
+        }
+        networks
     }
 
     fn terms(&self) -> Vec<Term> {
@@ -206,8 +248,8 @@ impl Objective for Language {
         })
     }
 
-    /// Lets the model continue each row where its learned text begins. Rows whose text is only read show nothing:
-    /// a clip needs a de-tokenizer to be seen.
+    /// Lets the model continue each row where its learned text begins, and make the clips of captions if it has a
+    /// de-tokenizer.
     fn show(&self, model: &Model, source: usize, samples: &[Sample]) -> Result<Shown> {
         let mut shown = Shown::default();
         for sample in samples {
@@ -232,6 +274,12 @@ impl Objective for Language {
                 sample.key.to_string(),
                 format!("given: {given}\nlearned: {expected}\nmade: {made}"),
             ));
+        }
+        if let Some(show) = &self.show {
+            let options = SampleOptions::new();
+            let clips = self.show_clips(model, source, samples, show, &options)?;
+            // A caption has many right clips, so that their distance from one of them tells nothing.
+            shown.rows = clips.rows;
         }
         Ok(shown)
     }

@@ -6,7 +6,8 @@ use divot::data::dataset::Sample;
 use divot::unet::Context;
 use divot::vit::{BpeTokenizer, preprocess};
 
-use super::diffusion::{NoiseOptions, Noisy};
+use super::batch;
+use super::diffusion::{NoiseOptions, Noisy, ShowClips};
 use super::stored::Clean;
 use super::{Draws, Objective, Prepared, Shown, Term, captions, text_ids};
 use crate::error::{Error, Result};
@@ -26,6 +27,8 @@ pub struct Stage0 {
     pub dropped: f64,
     /// γ of the Min-SNR weights, if they are used.
     pub min_snr_gamma: Option<f64>,
+    /// How clips are made for a person to see.
+    pub show: ShowClips,
 }
 
 impl Stage0 {
@@ -35,11 +38,12 @@ impl Stage0 {
     }
 
     /// The objective with CLIP's own text tokenizer.
-    pub fn new(dropped: f64, min_snr_gamma: Option<f64>) -> Self {
+    pub fn new(dropped: f64, min_snr_gamma: Option<f64>, show: ShowClips) -> Self {
         Self {
             text: BpeTokenizer::clip().expect("the vocabulary comes with the crate"),
             dropped,
             min_snr_gamma,
+            show,
         }
     }
 
@@ -125,9 +129,23 @@ impl Objective for Stage0 {
         })
     }
 
-    /// Shows nothing: the images that a clip is made of are no part of the model that is shipped.
-    fn show(&self, _model: &Model, _source: usize, _samples: &[Sample]) -> Result<Shown> {
-        Ok(Shown::default())
+    /// Makes clips of their captions and first frames.
+    fn show(&self, model: &Model, _source: usize, samples: &[Sample]) -> Result<Shown> {
+        let device = model.detokenizer().unet.conv_in.weight.device();
+        self.show.clips(model, samples, None, |sample, frames| {
+            let (text, image) = match sample {
+                Some(sample) => {
+                    let sample = std::slice::from_ref(sample);
+                    let clip = batch::dense(sample, &device)?;
+                    (captions(sample)?[0], clip.narrow(2, 0, 1).squeeze_dim(2))
+                }
+                None => {
+                    let size = model.vision_size();
+                    ("", Tensor::zeros([1, 3, size, size], &device))
+                }
+            };
+            Ok(self.context(model, &[text], image, frames))
+        })
     }
 }
 

@@ -207,22 +207,26 @@ pub(super) fn spread(frames: usize, all: usize) -> impl Iterator<Item = usize> {
 }
 
 /// The clip that a sample is of, to be shown: its frames, or what the autoencoder decodes its latents to. Returns
-/// whether it was decoded, too.
+/// whether it was decoded, too; `None` if there is neither.
 ///
 /// # Errors
-/// If the sample has neither.
-pub(super) fn shown(sample: &Sample, detokenizer: &Detokenizer) -> Result<(Vec<Frame>, bool)> {
+/// If the stored latents have another form.
+pub(super) fn shown(
+    sample: &Sample,
+    detokenizer: &Detokenizer,
+) -> Result<Option<(Vec<Frame>, bool)>> {
     if let Some(clip) = sample.clips.first() {
-        return Ok((clip.frames().to_vec(), false));
+        return Ok(Some((clip.frames().to_vec(), false)));
     }
     let device = detokenizer.unet.conv_in.weight.device();
-    let mean = array::<5>(&[sample], MEAN, true, &device)?;
-    let mean = mean.ok_or_else(|| unfit(sample, "has no clip"))?;
+    let Some(mean) = array::<5>(&[sample], MEAN, true, &device)? else {
+        return Ok(None);
+    };
     let video = detokenizer.decode(mean * detokenizer.vae.scale_factor);
     let video = video.squeeze_dim::<4>(0).swap_dims(0, 1);
     let shape = video.dims();
     let values: Vec<f32> = video.into_data().iter::<f32>().collect();
-    Ok((chw_to_clip(&values, shape)?, true))
+    Ok(Some((chw_to_clip(&values, shape)?, true)))
 }
 
 /// A stored array of samples' clips, or of the `first` clip of each, one after another; `None` if the first sample

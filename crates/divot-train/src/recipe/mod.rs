@@ -11,7 +11,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use divot::checkpoint::Part;
-use divot::data::dataset::Format;
 use divot::gmm::SampleOptions;
 use divot::language::{SpecialTokens, TextTokenizer};
 use divot::{GuidanceConfig, SamplingConfig};
@@ -26,6 +25,7 @@ use crate::objective::{
     Objective, ShowClips, Stage0, TaskKind,
 };
 use crate::parameters::is_below;
+use crate::start;
 use text::{change_table, line, offset_of, values};
 
 pub use settings::{
@@ -63,6 +63,7 @@ impl Origin {
     fn refuse(&self, key: &str, problem: String) -> Error {
         let given = self.changes.iter().rev().find(|change| {
             let changed = change.split('=').next().unwrap_or_default().trim();
+            let changed = &changed.replace(['"', '\''], "");
             // Where files are says nothing about what lies beside it.
             let place = changed.ends_with(".path")
                 || ["model.start", "model.text_tokenizer"]
@@ -133,6 +134,15 @@ impl Recipe {
             change_table(&mut table, change).map_err(wrong)?;
             settings = Settings::deserialize(table.clone())
                 .map_err(|error| wrong(error.message().replace('\n', " ")))?;
+        }
+        // A language model that goes on keeps its tokenizer.
+        if settings.model.text_tokenizer.is_none()
+            && let Some(folder) = settings.model.start.get("llm")
+            && let Some(found) = start::text_tokenizer(folder)
+        {
+            let key = format!("model.text_tokenizer={found:?}");
+            change_table(&mut table, &key).map_err(|problem| Error::run(folder, problem, ""))?;
+            settings.model.text_tokenizer = Some(found);
         }
         let origin = Origin {
             path: path.to_path_buf(),
@@ -247,10 +257,12 @@ impl Recipe {
             checked.map_err(|error| self.refuse("model", error.to_string()))
         };
         let released = GuidanceConfig::new().scale;
-        let show = |steps, scale| ShowClips {
+        let show = |steps, scale: Option<f64>, default| ShowClips {
             sampling: SamplingConfig::new().with_steps(steps),
-            guidance: GuidanceConfig::new().with_scale(scale),
+            guidance: GuidanceConfig::new().with_scale(scale.unwrap_or(default)),
         };
+        // A UNet that saw no dropped condition cannot be guided.
+        let guided = |dropped: f64| if dropped > 0.0 { released } else { 1.0 };
         Ok(match self.settings.objective {
             ObjectiveSettings::Diffusion {
                 dropped,
@@ -262,8 +274,6 @@ impl Recipe {
                 guidance,
             } => {
                 sized(self.model.check_clips())?;
-                // A UNet that saw no dropped condition cannot be guided.
-                let scale = if dropped > 0.0 { released } else { 1.0 };
                 let last = self.model.detokenizer.schedule.timesteps;
                 if let Some([_, end]) = timesteps.filter(|[_, end]| *end > last) {
                     let problem =
@@ -279,7 +289,7 @@ impl Recipe {
                     },
                     min_snr_gamma,
                     kl_weight: variational.then_some(kl_weight),
-                    show: show(sampling_steps, guidance.unwrap_or(scale)),
+                    show: show(sampling_steps, guidance, guided(dropped)),
                 })
             }
             ObjectiveSettings::Adaptation {
@@ -291,22 +301,25 @@ impl Recipe {
             } => {
                 sized(self.model.check_clips())?;
                 Box::new(Adaptation {
-                    language: self.language(0.0, 1.0)?,
+                    language: self.language(0.0, 1.0, None)?,
                     features: SampleOptions::new().with_var_scale(var_scale),
                     noise: NoiseOptions {
                         dropped,
                         ..NoiseOptions::default()
                     },
                     min_snr_gamma,
-                    show: show(sampling_steps, guidance.unwrap_or(released)),
+                    show: show(sampling_steps, guidance, released),
                 })
             }
             ObjectiveSettings::Stage0 {
                 dropped,
                 min_snr_gamma,
+                sampling_steps,
+                guidance,
             } => {
                 sized(self.model.check_stage0())?;
-                let objective = Stage0::new(dropped, min_snr_gamma);
+                let show = show(sampling_steps, guidance, guided(dropped));
+                let objective = Stage0::new(dropped, min_snr_gamma, show);
                 sized(self.model.check_text(objective.vocabulary()))?;
                 Box::new(objective)
             }
@@ -331,11 +344,30 @@ impl Recipe {
             ObjectiveSettings::Language {
                 text_weight,
                 head_weight,
-            } => Box::new(self.language(text_weight, head_weight)?),
+                sampling_steps,
+                guidance,
+            } => {
+                let shows = self.settings.shows_clips();
+                if shows {
+                    sized(self.model.check_clips())?;
+                    let frozen = &self.settings.frozen;
+                    if !frozen.iter().any(|frozen| frozen == "detokenizer") {
+                        let problem = "the de-tokenizer shows what the language model generates, and does not learn; freeze `detokenizer`";
+                        return Err(self.refuse("frozen", problem.to_owned()));
+                    }
+                }
+                let show = shows.then(|| show(sampling_steps, guidance, released));
+                Box::new(self.language(text_weight, head_weight, show)?)
+            }
         })
     }
 
-    fn language(&self, text_weight: f64, head_weight: f64) -> Result<Language> {
+    fn language(
+        &self,
+        text_weight: f64,
+        head_weight: f64,
+        show: Option<ShowClips>,
+    ) -> Result<Language> {
         let setting = |problem: String| {
             self.refuse(
                 "model.text_tokenizer",
@@ -384,14 +416,17 @@ impl Recipe {
             text,
             tokens,
             tasks: tasks.collect(),
-            reads_clips: {
-                let data = &self.settings.data;
-                let mut all = data.iter().chain(&self.settings.validation.data);
-                all.any(|data| data.source.format != Format::Texts)
-            },
+            reads_clips: self.settings.reads_clips(),
             text_weight,
             head_weight,
+            show,
         })
+    }
+
+    /// Whether the validation loss is of samples that are trained on, since the recipe names no others.
+    pub fn validates_on_training_data(&self) -> bool {
+        let validation = &self.settings.validation;
+        validation.every > 0 && validation.data.is_empty()
     }
 
     /// Every value of the recipe, by its dotted key.

@@ -256,6 +256,11 @@ pub enum ObjectiveSettings {
         dropped: f64,
         /// γ of the Min-SNR weights.
         min_snr_gamma: Option<f64>,
+        /// Sampling steps of the clips that are shown.
+        #[serde(default = "fifty")]
+        sampling_steps: usize,
+        /// Guidance scale of the clips that are shown, as in `Diffusion`.
+        guidance: Option<f64>,
     },
     /// [`Adaptation`](crate::objective::Adaptation).
     Adaptation {
@@ -283,6 +288,11 @@ pub enum ObjectiveSettings {
         /// What the head's loss counts for.
         #[serde(default = "one_weight")]
         head_weight: f64,
+        /// Sampling steps of the clips that are shown, if the model starts with a de-tokenizer.
+        #[serde(default = "fifty")]
+        sampling_steps: usize,
+        /// Guidance scale of these clips; the released one if absent.
+        guidance: Option<f64>,
     },
     /// [`Autoencoder`](crate::objective::Autoencoder).
     Autoencoder {
@@ -344,54 +354,70 @@ impl ObjectiveSettings {
                 "[start, end] with start below end",
             );
         }
+        if let Self::Diffusion {
+            sampling_steps,
+            guidance,
+            ..
+        }
+        | Self::Stage0 {
+            sampling_steps,
+            guidance,
+            ..
+        }
+        | Self::Adaptation {
+            sampling_steps,
+            guidance,
+            ..
+        }
+        | Self::Language {
+            sampling_steps,
+            guidance,
+            ..
+        } = self
+        {
+            let sampling = SamplingConfig::new().with_steps(*sampling_steps).check();
+            let steps = "objective.sampling_steps";
+            check(sampling.is_ok(), steps, "1 to 1000 steps");
+            let finite = guidance.is_none_or(f64::is_finite);
+            check(finite, "objective.guidance", "a finite number");
+        }
+        if let Self::Diffusion {
+            dropped,
+            min_snr_gamma,
+            ..
+        }
+        | Self::Stage0 {
+            dropped,
+            min_snr_gamma,
+            ..
+        }
+        | Self::Adaptation {
+            dropped,
+            min_snr_gamma,
+            ..
+        } = self
+        {
+            // Stage 0 drops texts, images, and both, each in this share.
+            let (most, wanted) = match self {
+                Self::Stage0 { .. } => (1.0 / 3.0, "a share from 0 to 1/3"),
+                _ => (1.0, "a share from 0 to 1"),
+            };
+            check((0.0..=most).contains(dropped), "objective.dropped", wanted);
+            let gamma = min_snr_gamma.is_none_or(|gamma| gamma > 0.0);
+            check(gamma, "objective.min_snr_gamma", "a number above 0");
+        }
         match self {
-            Self::Diffusion {
-                dropped,
-                min_snr_gamma,
-                frames: _,
-                timesteps: _,
-                kl_weight: scale,
-                sampling_steps,
-                guidance,
+            Self::Diffusion { kl_weight, .. } => {
+                check(*kl_weight >= 0.0, "objective.kl_weight", "0 or more");
             }
-            | Self::Adaptation {
-                dropped,
-                min_snr_gamma,
-                var_scale: scale,
-                sampling_steps,
-                guidance,
-            } => {
-                let key = match self {
-                    Self::Diffusion { .. } => "objective.kl_weight",
-                    _ => "objective.var_scale",
-                };
-                check(*scale >= 0.0, key, "0 or more");
-                let share = (0.0..=1.0).contains(dropped);
-                check(share, "objective.dropped", "a share from 0 to 1");
-                let gamma = min_snr_gamma.is_none_or(|gamma| gamma > 0.0);
-                check(gamma, "objective.min_snr_gamma", "a number above 0");
-                let sampling = SamplingConfig::new().with_steps(*sampling_steps).check();
-                check(
-                    sampling.is_ok(),
-                    "objective.sampling_steps",
-                    "1 to 1000 steps",
-                );
-                let finite = guidance.is_none_or(f64::is_finite);
-                check(finite, "objective.guidance", "a finite number");
+            Self::Adaptation { var_scale, .. } => {
+                check(*var_scale >= 0.0, "objective.var_scale", "0 or more");
             }
-            Self::Stage0 {
-                dropped,
-                min_snr_gamma,
-            } => {
-                let share = (0.0..=1.0 / 3.0).contains(dropped);
-                check(share, "objective.dropped", "a share from 0 to 1/3");
-                let gamma = min_snr_gamma.is_none_or(|gamma| gamma > 0.0);
-                check(gamma, "objective.min_snr_gamma", "a number above 0");
-            }
-            Self::Contrastive {} => {}
+            Self::Stage0 { .. } | Self::Contrastive {} => {}
             Self::Language {
                 text_weight,
                 head_weight,
+                ..
             } => {
                 check(*text_weight >= 0.0, "objective.text_weight", "0 or more");
                 check(*head_weight >= 0.0, "objective.head_weight", "0 or more");
@@ -457,6 +483,17 @@ impl Settings {
         self.micro_batch.unwrap_or(self.batch).min(self.batch)
     }
 
+    /// Whether a language model is trained beside a de-tokenizer, which shows what it generates.
+    pub(super) fn shows_clips(&self) -> bool {
+        self.model.start.contains_key("detokenizer") && self.reads_clips()
+    }
+
+    /// Whether a source has clips.
+    pub(super) fn reads_clips(&self) -> bool {
+        let mut all = self.data.iter().chain(&self.validation.data);
+        all.any(|data| data.source.format != Format::Texts)
+    }
+
     /// All sources, by their keys.
     pub(super) fn sources(&self) -> Vec<(String, &DataSettings)> {
         let keyed = |key: &str, data: &'_ [DataSettings]| {
@@ -494,6 +531,17 @@ impl Settings {
                 objective,
                 ObjectiveSettings::Stage0 { .. } | ObjectiveSettings::Contrastive {}
             );
+        if matches!(objective, ObjectiveSettings::Language { .. }) && !self.shows_clips() {
+            for name in ["sampling_steps", "guidance"] {
+                let key = format!("objective.{name}");
+                if given(&key).is_some() {
+                    let problem = format!(
+                        "`{name}` is of clips that are shown, for which [model.start] is to name a `detokenizer`"
+                    );
+                    ignored.push((key, problem));
+                }
+            }
+        }
         for (key, data) in self.sources() {
             let without_text = [
                 (data.source.format == Format::Videos, "format"),

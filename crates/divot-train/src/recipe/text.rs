@@ -66,25 +66,44 @@ pub(super) fn offset_of(text: &str, key: &str) -> usize {
     let Ok(table) = DeTable::parse(text) else {
         return 0;
     };
-    let mut names = key.split('.');
-    let found = names.next().and_then(|name| within(table.get_ref(), name));
-    let Some(mut value) = found else { return 0 };
-    for name in names {
+    let Some((mut value, mut rest)) = within(table.get_ref(), key) else {
+        return 0;
+    };
+    while let Some(key) = rest {
         let inner = match value.get_ref() {
-            DeValue::Table(table) => within(table, name),
-            DeValue::Array(items) => name.parse().ok().and_then(|index: usize| items.get(index)),
+            DeValue::Table(table) => within(table, key),
+            DeValue::Array(items) => item(items, key),
             _ => None,
         };
         let Some(inner) = inner else { break };
-        value = inner;
+        (value, rest) = inner;
     }
     value.span().start
 }
 
-fn within<'a, 'text>(table: &'a DeTable<'text>, name: &str) -> Option<&'a Spanned<DeValue<'text>>> {
-    let mut entries = table.iter();
-    let found = entries.find(|(found, _)| found.get_ref() == name);
-    found.map(|(_, value)| value)
+/// A value, and the rest of the key that led to it.
+type Found<'a, 'text> = (&'a Spanned<DeValue<'text>>, Option<&'a str>);
+
+/// The value with the longest name that a dotted key begins with. A name in quotes may have dots.
+fn within<'a, 'text>(table: &'a DeTable<'text>, key: &'a str) -> Option<Found<'a, 'text>> {
+    let found = table.iter().filter_map(|(name, value)| {
+        let rest = key.strip_prefix(name.get_ref().as_ref())?;
+        match rest.strip_prefix('.') {
+            None if !rest.is_empty() => None,
+            rest => Some((value, rest)),
+        }
+    });
+    found.min_by_key(|(_, rest)| rest.map_or(0, str::len))
+}
+
+/// The item whose number a dotted key begins with.
+fn item<'a, 'text>(items: &'a [Spanned<DeValue<'text>>], key: &'a str) -> Option<Found<'a, 'text>> {
+    let (number, rest) = match key.split_once('.') {
+        Some((number, rest)) => (number, Some(rest)),
+        None => (key, None),
+    };
+    let value = items.get(number.parse::<usize>().ok()?)?;
+    Some((value, rest))
 }
 
 /// Every value of a text in TOML, by its dotted key.

@@ -165,7 +165,13 @@ pub fn toy(recipe: &Table) -> Vec<String> {
         );
     }
     let kind = value("objective.kind").and_then(Value::as_str);
-    if matches!(kind, Some("diffusion" | "adaptation")) {
+    let shows = match kind {
+        Some("language") => recipe["model"]
+            .get("start")
+            .is_some_and(|start| start.get("detokenizer").is_some()),
+        kind => matches!(kind, Some("diffusion" | "stage0" | "adaptation")),
+    };
+    if shows {
         changes.push("objective.sampling_steps=2".to_owned());
     }
     if value("micro_batch").is_some() {

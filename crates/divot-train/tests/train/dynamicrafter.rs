@@ -11,7 +11,8 @@ use divot::checkpoint::{Part, WEIGHTS};
 use divot::convert::{Job, ReleasedConfig, convert};
 use divot::unet::Context;
 use divot::weights::{Saver, Source, TensorSpec, write_safetensors};
-use divot_train::objective::Stage0;
+use divot::{GuidanceConfig, SamplingConfig};
+use divot_train::objective::{ShowClips, Stage0};
 use divot_train::{Model, Recipe, Trainer};
 use tempfile::TempDir;
 
@@ -166,7 +167,11 @@ fn the_context_is_that_of_pytorch() {
     let given = io.get("frames").expect("frames").read().expect("frames");
     let frames = Tensor::<4>::from_data(given, &model.vision().class_embedding.device());
     let texts = ["a photo of a cat", ""];
-    let context = Stage0::new(0.05, None).context(model, &texts, frames, 16);
+    let show = ShowClips {
+        sampling: SamplingConfig::new(),
+        guidance: GuidanceConfig::new(),
+    };
+    let context = Stage0::new(0.05, None, show).context(model, &texts, frames, 16);
     let Context::PerFrame { text, frames } = context else {
         panic!("the context is that of single frames");
     };

@@ -1,11 +1,13 @@
 //! Recipes: what is refused, and with which line.
 
+use std::fs;
 use std::path::Path;
 
-use crate::common::recipe;
+use crate::common::{self, recipe};
 use burn::config::Config;
+use burn::tensor::Device;
 use divot::TokenizerConfig;
-use divot_train::Recipe;
+use divot_train::{Recipe, Trainer};
 
 const HEAD: &str = r#"steps = 10
 batch = 4
@@ -172,6 +174,11 @@ fn mistakes_are_named_with_their_line() {
             "variational",
         ),
         (("\"diffusion\"", "\"contrastive\""), 9, "text"),
+        (
+            ("\"diffusion\"", "\"language\"\nguidance = 2.0"),
+            7,
+            "to name a `detokenizer`",
+        ),
         (("steps = 10", "steps = = 10"), 1, ""),
     ];
     for ((from, to), line, what) in cases {
@@ -210,6 +217,31 @@ fn settings_are_named_where_they_are_wrong() {
 }
 
 #[test]
+fn parts_that_a_model_has_not_are_named_with_their_line() {
+    let refusal = |recipe: &Recipe| {
+        let trainer = Trainer::new(recipe, &Device::default());
+        trainer.err().expect("it is to be refused").to_string()
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = common::write(folder.path().join("tiny.toml"), HEAD);
+    let text = fs::read_to_string(&path).expect("the recipe");
+    let text = text.replace(
+        "\"detokenizer.vae\" = \"random\"",
+        "\"detokenizer.vae\" = \"random\"\n\"detokenizer.vea\" = \"random\"",
+    );
+    fs::write(&path, &text).expect("the recipe");
+    let line = text.lines().position(|line| line.contains("vea"));
+    let line = line.expect("it was put there") + 1;
+    let said = refusal(&Recipe::read(&path, &[]).expect("valid by itself"));
+    assert!(said.contains(&format!("tiny.toml:{line}: ")), "{said}");
+    assert!(said.contains("`detokenizer.vea` is no part"), "{said}");
+
+    let change = "model.start.\"tokenizer.vison\"=\"random\"";
+    let said = refusal(&recipe(HEAD, &[change]).expect("valid by itself"));
+    assert!(said.contains(change), "{said}");
+}
+
+#[test]
 fn differences_are_named() {
     let [old, new] = [&[][..], &["rate.peak=0.5", "micro_batch=2"]]
         .map(|changes| recipe(HEAD, changes).expect("valid"));
@@ -243,8 +275,9 @@ fn the_recipes_of_the_examples_are_valid() {
     for path in paths.filter(|path| path.is_file()) {
         let recipe = Recipe::read(&path, &[]);
         let recipe = recipe.unwrap_or_else(|error| panic!("{error}"));
-        // What a language model's text tokenizer is is only known where it is.
-        if recipe.settings.model.text_tokenizer.is_none() {
+        // What a language model's text tokenizer is is only known where it is, or where the model starts from.
+        let model = &recipe.settings.model;
+        if model.text_tokenizer.is_none() && !model.start.contains_key("llm") {
             recipe.objective().expect("sizes that fit the objective");
         }
         count += 1;
