@@ -4,7 +4,9 @@ mod program;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
+#[cfg(unix)]
+use std::time::{Duration, Instant};
 
 use divot::data::{Frame, write_mp4};
 use program::{divot, text};
@@ -33,7 +35,7 @@ impl Studio {
     }
 
     /// Runs a command on the recipe of stage 1, at toy size.
-    fn run(&self, command: &str, more: &[&str]) -> Output {
+    fn command(&self, command: &str, more: &[&str]) -> Command {
         let recipe = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../../examples/recipes/stage1.toml"
@@ -54,7 +56,12 @@ impl Studio {
         ] {
             divot.args(["--set", change]);
         }
-        divot.args(["--device", "cpu"]).args(more).output().unwrap()
+        divot.args(["--device", "cpu"]).args(more);
+        divot
+    }
+
+    fn run(&self, command: &str, more: &[&str]) -> Output {
+        self.command(command, more).output().unwrap()
     }
 
     fn works(&self, command: &str, more: &[&str]) -> String {
@@ -123,6 +130,33 @@ fn a_cache_stands_for_its_source() {
 
     // A second command finds everything made.
     assert_eq!(studio.works("cache", &["--to", "stored"]), printed);
+}
+
+/// What systems end programs with saves a checkpoint.
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_to_end_is_saved() {
+    let studio = Studio::new();
+    let more = ["--set", "steps=1000", "--output", "run"];
+    let mut command = studio.command("train", &more);
+    let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let metrics = studio.path("run").join("metrics.jsonl");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !fs::read_to_string(&metrics).is_ok_and(|text| text.contains("train/loss")) {
+        assert!(Instant::now() < deadline, "no step was taken");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let kill = Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let saved = fs::read_dir(studio.path("run/checkpoints")).unwrap();
+    let saved: Vec<_> = saved.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(saved.len(), 1, "{saved:?}");
+    let last = studio.losses("run").last().unwrap().0;
+    assert!(saved[0].to_string_lossy().ends_with(&format!("{last:08}")));
 }
 
 #[test]

@@ -58,7 +58,8 @@ pub struct SourceRun {
 pub struct Learning {
     /// All parameters, in the types that they are kept in.
     pub parameters: u64,
-    /// A gradient for each trained parameter.
+    /// A gradient for each trained parameter; where micro-batches are accumulated, their sum and one more for each of them
+    /// that is computed at the same time.
     pub gradients: u64,
     /// Two moments of each.
     pub moments: u64,
@@ -67,15 +68,20 @@ pub struct Learning {
 }
 
 impl Learning {
-    fn of(settings: &Settings, parameters: &[Count]) -> Self {
+    fn of(settings: &Settings, parameters: &[Count], device: &Device) -> Self {
         let sum =
             |numbers: fn(&Count) -> usize| parameters.iter().map(numbers).sum::<usize>() as u64;
         let (all, trained) = (sum(|part| part.all), sum(|part| part.trained));
         let size = |dtype: DType| dtype.size() as u64;
         let trained_bytes = trained * size(DType::F32);
+        let gradients = match settings.micro_batch() < settings.batch {
+            true if is_cpu(device) => 1 + settings.at_once,
+            true => 2,
+            false => 1,
+        };
         Self {
-            parameters: trained_bytes + (all - trained) * size(settings.precision.frozen()),
-            gradients: trained_bytes,
+            parameters: trained_bytes + (all - trained) * size(settings.precision.frozen(device)),
+            gradients: gradients as u64 * trained_bytes,
             moments: 2 * trained_bytes,
             average: match settings.average {
                 Some(_) => trained_bytes,
@@ -119,7 +125,7 @@ pub fn plan(recipe: &Recipe, device: &Device) -> Result<Plan> {
     let model = recipe.model.init(&objective.networks(), &device);
     let parameters = count(&freeze(model, &recipe.settings.frozen));
     Ok(Plan {
-        learning: Learning::of(&recipe.settings, &parameters),
+        learning: Learning::of(&recipe.settings, &parameters, &device),
         parameters,
     })
 }

@@ -171,7 +171,12 @@ impl Run {
                     .folder,
             );
         }
-        if let Some(detokenizer) = detokenizer {
+        // A language model's run only looks at clips with it.
+        let shows = matches!(
+            recipe.settings.objective,
+            ObjectiveSettings::Language { .. }
+        );
+        if let Some(detokenizer) = detokenizer.filter(|_| !shows) {
             let config = &recipe.model.detokenizer;
             written.push(checkpoint.save(decoder, config, detokenizer, None)?.folder);
         }

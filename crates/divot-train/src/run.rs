@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use divot::data::dataset::{Batch, Loader, LoaderConfig, MixedSource, Sample, Source};
-use divot::data::{contact_sheet, encode_png};
+use divot::data::sampling::{CLIP_FPS, CLIP_FRAMES};
+use divot::data::{Frame, contact_sheet, encode_png};
 use divot::peak_device_memory;
 
 use crate::checkpoint::{self, Start, State};
@@ -304,12 +305,33 @@ fn validate(
     for (name, text) in &shown.texts {
         warn(recorder.text(state.step, name, text), watch);
     }
+    if shown.rows.iter().any(|row| row.len() > 1) {
+        let clip = side_by_side(&shown.rows)?;
+        let rate = clip.len() as f64 * CLIP_FPS / CLIP_FRAMES as f64;
+        warn(
+            recorder.animation(state.step, "samples", &clip, rate),
+            watch,
+        );
+    }
     if !shown.rows.is_empty() {
         let rows: Vec<&[_]> = shown.rows.iter().map(Vec::as_slice).collect();
         let png = encode_png(&contact_sheet(&rows, GAP)?)?;
         warn(recorder.sheet(state.step, "samples", &png), watch);
     }
     Ok(loss)
+}
+
+/// One clip of many: those of each two rows beside each other, below those of the rows before.
+fn side_by_side(rows: &[Vec<Frame>]) -> Result<Vec<Frame>> {
+    let count = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let frame = |time: usize| {
+        // Shorter clips wait for the longest in their last frame.
+        let frames = rows.iter().filter_map(|row| row.get(time).or(row.last()));
+        let frames: Vec<Frame> = frames.cloned().collect();
+        let pairs: Vec<&[Frame]> = frames.chunks(2).collect();
+        Ok(contact_sheet(&pairs, GAP)?)
+    };
+    (0..count).map(frame).collect()
 }
 
 /// Opens the sources of a recipe, whose batches so many ranks share.

@@ -96,7 +96,7 @@ impl Trainer {
                 return Err(refuse(&format!("model.start.{part}"), part));
             }
         }
-        let frozen = settings.precision.frozen();
+        let frozen = settings.precision.frozen(&device);
         let model = parameters::freeze(model, &settings.frozen);
         let mut model = fill(&recipe.start, model, frozen)?;
         let is_new = |path: &str| {

@@ -283,14 +283,48 @@ fn every_recipe_trains_in_the_order_in_which_they_need_each_other() {
             }
             // These make clips for a person to see.
             let sheet = folder.join(format!("samples/step-{STEPS:08}-samples.png"));
-            let clips = ["stage0", "stage1", "stage2", "adapt", "tune-generation"];
+            let clips = ["stage0", "stage1", "stage2", "adapt"];
             if clips.contains(&name.as_str()) {
                 assert!(sheet.exists(), "{name} shows nothing");
+                assert!(sheet.with_extension("gif").exists(), "{name}");
             }
             if name == "stage1" {
                 let stage0 = "model.start.\"detokenizer.unet\"=\"outputs/stage0\"";
                 let recipe = read(path, &changes, &[stage0]);
                 train(&recipe, Path::new("outputs/stage1-of-stage0"));
+            }
+            if ["story", "tune-generation"].contains(&name.as_str()) {
+                // With a de-tokenizer, what is generated is shown.
+                let changes = [
+                    "frozen=[\"tokenizer\", \"detokenizer\"]",
+                    "model.start.detokenizer=\"outputs/stage2\"",
+                    "objective.sampling_steps=2",
+                ];
+                let shown = PathBuf::from(format!("{}-shown", folder.display()));
+                train(&read(path, &toy(table), &changes), &shown);
+                let sheet = sheet.strip_prefix(&folder).expect("a file of the run");
+                assert!(shown.join(sheet).exists(), "{name} shows nothing");
+                let to = Path::new("models").join(&shown);
+                let parts = export(
+                    &shown,
+                    &to,
+                    Weights::Best,
+                    StoredType::F32,
+                    &Device::default(),
+                );
+                // The de-tokenizer is another run's.
+                assert_eq!(parts.expect("a model").len(), 2, "{name}");
+            }
+            if name == "story" {
+                // An exported model has its text tokenizer beside it.
+                let recipe = read(
+                    path,
+                    &changes,
+                    &["model.start.llm=\"models/tune-generation\""],
+                );
+                let text = recipe.settings.model.text_tokenizer;
+                let text = text.expect("that of the model");
+                assert!(text.starts_with("models/tune-generation"), "{text:?}");
             }
             if name == "pretrain" {
                 let lora = "model.llm.lora={rank=4, alpha=4.0, dropout=0.1, targets=[\"q_proj\"], \
@@ -571,7 +605,10 @@ fn every_format_is_learned_from() {
         let state = train(&recipe, &folder);
         assert_eq!(state.samples, 3 * count, "{}", recipe.name);
         let task = ["comprehension", "generation"][sources.len() % 2];
-        sources.push(format!("{{{source}, task=\"{task}\"}}"));
+        sources.push(match format {
+            "questions" | "story" => format!("{{{source}}}"),
+            _ => format!("{{{source}, task=\"{task}\"}}"),
+        });
     }
     let all = format!("data=[{}]", sources.join(", "));
     train(&read(&path, &changes, &[&all]), Path::new("outputs/all"));

@@ -253,7 +253,7 @@ fn a_batch_that_cannot_be_divided_takes_one_line() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains("6 samples cannot be divided among 4 ranks"),
+        said.contains("tiny.toml:2: 6 samples cannot be divided among 4 ranks"),
         "{said}"
     );
 }

@@ -156,7 +156,8 @@ fn a_stopped_run_goes_on_to_the_bit() {
         fs::read_dir(whole.path().join("samples"))
             .expect("sheets")
             .count(),
-        2
+        4,
+        "a sheet and an animation of each validation"
     );
 }
 

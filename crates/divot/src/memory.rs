@@ -31,7 +31,7 @@ pub fn peak_device_memory(device: &Device) -> Option<u64> {
 }
 
 /// Returns the memory in bytes that this process may take without swapping, if the system reports it (Linux): what this
-/// machine has left, or the control group of a container or a job if that is less.
+/// machine has left, or the control group (version 2) of a container or a job if that is less.
 pub fn available_memory() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info
@@ -52,12 +52,13 @@ fn left_of_group(root: &Path, group: &str) -> Option<u64> {
         // No limit is the word `max`.
         let limit = number(&read("memory.max")?)?;
         let used = number(&read("memory.current")?)?;
-        // Pages of files that can be dropped.
-        let dropped = read("memory.stat").and_then(|stat| {
-            let mut lines = stat.lines();
-            number(lines.find_map(|line| line.strip_prefix("inactive_file "))?)
-        });
-        Some(limit.saturating_sub(used.saturating_sub(dropped.unwrap_or(0))))
+        // What the system keeps of files, and can drop.
+        let stat = read("memory.stat").unwrap_or_default();
+        let lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let kept = ["active_file", "inactive_file", "slab_reclaimable"];
+        let kept = lines.filter(|(name, _)| kept.contains(name));
+        let kept: u64 = kept.filter_map(|(_, bytes)| number(bytes)).sum();
+        Some(limit.saturating_sub(used.saturating_sub(kept)))
     };
     let folder = root.join(group);
     let folders = folder
@@ -87,7 +88,7 @@ mod tests {
         write(&root.path().join("slurm"), "1000\n", 700);
         assert_eq!(left_of_group(root.path(), "slurm/job"), Some(300));
         write(&job, "500\n", 400);
-        let stat = "anon 1\ninactive_file 150\n";
+        let stat = "anon 1\ninactive_file 100\nactive_file 40\nslab_reclaimable 10\n";
         fs::write(job.join("memory.stat"), stat).expect("a file");
         assert_eq!(left_of_group(root.path(), "slurm/job"), Some(250));
         assert_eq!(left_of_group(root.path(), "slurm"), Some(300));

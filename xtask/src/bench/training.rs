@@ -52,7 +52,10 @@ pub fn llm(device: &Device) -> Result<Ready> {
 const CAPTION: &str = "A yellow kite rises over the hill, then falls into the water.";
 
 fn recipe(name: &str, text: &str, changes: &[&str]) -> Result<Recipe> {
-    let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    // The peer computes in it on every device.
+    let f32 = ["precision = \"f32\""];
+    let changes = changes.iter().chain(&f32);
+    let changes: Vec<String> = changes.map(ToString::to_string).collect();
     Ok(Recipe::parse(Path::new(name), name, text, &changes)?)
 }
 

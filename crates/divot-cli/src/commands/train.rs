@@ -17,7 +17,7 @@ use crate::{complain, interrupt, is_saved};
 /// Train a model by a recipe
 ///
 /// Everything is written below one folder: checkpoints, metrics.jsonl, TensorBoard's event files, sheets of
-/// samples, and report.html, a page with all of it. Ctrl-C saves a checkpoint and ends the run.
+/// samples, and report.html, a page with all of it. Ctrl-C saves a checkpoint and ends the run, and so does SIGTERM.
 ///
 /// If `mpirun` or Slurm starts several of it, they train together, each with its part of every batch. This needs a
 /// program that was built with the feature `mpi`.
@@ -58,7 +58,7 @@ pub struct Arguments {
 
 /// What is said of a recipe without data for validation.
 const NOT_HELD_OUT: &str =
-    "the validation loss will be of samples that are trained on; `validation.data` is for others";
+    "the validation loss will be of the training data; `validation.data` is for other samples";
 
 /// Trains by a recipe, and prints how far it is. Ctrl-C saves a checkpoint and ends the run. Of several ranks, the first
 /// prints.

@@ -303,6 +303,9 @@ impl SourceConfig {
         if !(0.0..=1.0).contains(&world.plain) {
             return wrong("`plain` is a share of scenes; give 0 to 1");
         }
+        if world.plain > 0.0 && self.format == Format::Story {
+            return wrong("scenes of stories keep their backgrounds; leave `plain` out");
+        }
         let has_textures = matches!(self.format, Format::Videos | Format::Captions);
         if world.textures > 0.0 && !has_textures {
             return wrong("only videos and captions can be textures; leave `textures` out");

@@ -225,6 +225,14 @@ fn sources_that_make_no_sense_are_refused() {
             "format = \"questions\"\nworld = { textures = 0.5 }",
             "leave `textures` out",
         ),
+        (
+            "format = \"videos\"\nworld = { plain = -0.5 }",
+            "give 0 to 1",
+        ),
+        (
+            "format = \"story\"\nworld = { plain = 0.5 }",
+            "leave `plain` out",
+        ),
         ("format = \"videos\"\nworld = { count = 0 }", "at least 1"),
     ] {
         let config: SourceConfig = toml::from_str(text).unwrap();

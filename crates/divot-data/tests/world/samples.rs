@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use divot_data::world::{Colour, Content, Motion, Object, Shape, Split, World};
+use divot_data::world::{Colour, Content, Motion, Object, Pattern, Shape, Split, World};
 
 use crate::world;
 
@@ -49,6 +49,32 @@ fn the_truth_says_all_that_is_seen() {
         let read: Content = serde_json::from_str(&json).unwrap();
         assert_eq!(read.frames(64, 4), content.frames(64, 4), "{json}");
     }
+}
+
+#[test]
+fn a_share_of_scenes_is_plain() {
+    let all = World {
+        plain: 1.0,
+        ..World::default()
+    };
+    let half = World {
+        plain: 0.5,
+        ..World::default()
+    };
+    let mut plain = 0;
+    for index in 0..200 {
+        let scene = World::default().scene(index);
+        let found = all.scene(index);
+        assert_eq!(found.background.pattern, Pattern::Plain);
+        assert_eq!(
+            [&found.objects, &half.scene(index).objects],
+            [&scene.objects; 2]
+        );
+        assert_eq!(found.camera, scene.camera);
+        plain += usize::from(half.scene(index).background.pattern == Pattern::Plain);
+    }
+    // Half of them, and one in eight of the others.
+    assert!((90..140).contains(&plain), "{plain} of 200");
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn outputs(recipe: &Recipe) -> Result<Vec<Output>> {
         ObjectiveSettings::Stage0 { .. }
         | ObjectiveSettings::Contrastive {}
         | ObjectiveSettings::Autoencoder { .. } => {
-            let problem = "learns from frames, and nothing of it can be computed before training";
+            let problem = "learns from frames, and has no cache; train without one";
             return refused("objective", problem.to_owned());
         }
     };

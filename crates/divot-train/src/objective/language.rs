@@ -61,7 +61,7 @@ pub struct Language {
 }
 
 impl Language {
-    /// Draws features of the one clip that each row predicts, `[rows, tokens, width]`.
+    /// Draws features of the clips that rows predict, `[clips, tokens, width]`.
     pub(super) fn draw(
         &self,
         model: &Model,
@@ -73,11 +73,11 @@ impl Language {
         let batch = self.batch(model, source, samples, noise)?;
         let llm = model.llm();
         let params = llm.head_params(llm.hidden(&batch, model.dtype), &batch);
-        let params = params.expect("the rows predict a clip");
+        let params = params.expect("the rows predict clips");
         Ok(llm.head.sample(params, options, noise))
     }
 
-    /// Makes the clips of those samples whose rows predict one.
+    /// Makes the first clip that the row of each sample predicts, if it predicts any.
     pub(super) fn show_clips(
         &self,
         model: &Model,
@@ -86,12 +86,14 @@ impl Language {
         show: &ShowClips,
         options: &SampleOptions,
     ) -> Result<Shown> {
-        let fitting = samples
-            .iter()
-            .filter(|sample| self.misfit(source, sample).is_none());
-        let fitting: Vec<Sample> = fitting.cloned().collect();
+        let predicts = |sample: &&Sample| {
+            let row = self.row(self.tasks[source], sample, &mut Noise::new(0));
+            row.is_ok_and(|row| !row.outputs.is_empty())
+        };
+        let fitting: Vec<Sample> = samples.iter().filter(predicts).cloned().collect();
         show.tokens(model, &fitting, None, |sample| {
-            self.draw(model, source, &[sample], options, &mut Noise::new(0))
+            let clips = self.draw(model, source, &[sample], options, &mut Noise::new(0))?;
+            Ok(clips.narrow(0, 0, 1))
         })
     }
 
@@ -248,8 +250,8 @@ impl Objective for Language {
         })
     }
 
-    /// Lets the model continue each row where its learned text begins, and make the clips of captions if it has a
-    /// de-tokenizer.
+    /// Lets the model continue each row where its learned text begins, and make the clips of captions, and the
+    /// first ones of stories, if it has a de-tokenizer.
     fn show(&self, model: &Model, source: usize, samples: &[Sample]) -> Result<Shown> {
         let mut shown = Shown::default();
         for sample in samples {
@@ -277,9 +279,12 @@ impl Objective for Language {
         }
         if let Some(show) = &self.show {
             let options = SampleOptions::new();
-            let clips = self.show_clips(model, source, samples, show, &options)?;
-            // A caption has many right clips, so that their distance from one of them tells nothing.
-            shown.rows = clips.rows;
+            match self.show_clips(model, source, samples, show, &options) {
+                // A caption has many right clips, so that their distance from one of them tells nothing.
+                Ok(clips) => shown.rows = clips.rows,
+                // The texts are shown nevertheless.
+                Err(error) => shown.texts.push(("clips".to_owned(), error.to_string())),
+            }
         }
         Ok(shown)
     }

@@ -140,8 +140,10 @@ impl Recipe {
             && let Some(folder) = settings.model.start.get("llm")
             && let Some(found) = start::text_tokenizer(folder)
         {
-            let key = format!("model.text_tokenizer={found:?}");
-            change_table(&mut table, &key).map_err(|problem| Error::run(folder, problem, ""))?;
+            if let Some(model) = table.get_mut("model").and_then(toml::Value::as_table_mut) {
+                let path = found.to_string_lossy().into_owned();
+                model.insert("text_tokenizer".to_owned(), path.into());
+            }
             settings.model.text_tokenizer = Some(found);
         }
         let origin = Origin {
@@ -356,7 +358,14 @@ impl Recipe {
                         return Err(self.refuse("frozen", problem.to_owned()));
                     }
                 }
-                let show = shows.then(|| show(sampling_steps, guidance, released));
+                // The de-tokenizer's own settings, unless the recipe has others.
+                let mut show = ShowClips {
+                    sampling: self.model.detokenizer.sampling.clone(),
+                    guidance: self.model.detokenizer.guidance,
+                };
+                show.sampling.steps = sampling_steps.unwrap_or(show.sampling.steps);
+                show.guidance.scale = guidance.unwrap_or(show.guidance.scale);
+                let show = shows.then_some(show);
                 Box::new(self.language(text_weight, head_weight, show)?)
             }
         })
@@ -375,8 +384,16 @@ impl Recipe {
             )
         };
         let path = self.settings.model.text_tokenizer.as_ref();
-        let path = path
-            .ok_or_else(|| setting("is to name the language model's text tokenizer".to_owned()))?;
+        let path = path.ok_or_else(|| match self.settings.model.start.get("llm") {
+            Some(folder) if folder != Path::new("random") => {
+                let problem = format!(
+                    "{} holds no language model with its text tokenizer; train that part first, or name another folder",
+                    folder.display()
+                );
+                self.refuse("model.start.llm", problem)
+            }
+            _ => setting("is to name the language model's text tokenizer".to_owned()),
+        })?;
         let text = TextTokenizer::open(path).map_err(|error| setting(error.to_string()))?;
         let rows = self.model.llm.llm.vocab_size;
         if text.vocab_size() > rows {

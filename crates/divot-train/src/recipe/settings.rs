@@ -82,8 +82,10 @@ fn ten() -> usize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 32 bits.
+    /// bfloat16 on a GPU that computes in it, else 32 bits.
     #[default]
+    Auto,
+    /// 32 bits.
     F32,
     /// bfloat16. On a CPU, frozen parameters are kept so, and products round both operands to it where the processor
     /// has AVX512-BF16. Everything else is in f32 there.
@@ -91,17 +93,26 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The type of frozen parameters.
-    pub(crate) fn frozen(self) -> DType {
+    /// What a device computes in: 32 bits or bfloat16.
+    pub(crate) fn on(self, device: &Device) -> Self {
         match self {
-            Self::F32 => DType::F32,
+            Self::Auto if !is_cpu(device) && device.supports_dtype(DType::BF16) => Self::Bf16,
+            Self::Auto => Self::F32,
+            precision => precision,
+        }
+    }
+
+    /// The type of frozen parameters.
+    pub(crate) fn frozen(self, device: &Device) -> DType {
+        match self.on(device) {
             Self::Bf16 => DType::BF16,
+            _ => DType::F32,
         }
     }
 
     /// Sets the precision of the CPU's products, which is one for the process, until the result is dropped.
     pub(crate) fn products(self, device: &Device) -> TrainingPrecision {
-        ops::training_in_bf16(self == Self::Bf16 && is_cpu(device))
+        ops::training_in_bf16(self.on(device) == Self::Bf16 && is_cpu(device))
     }
 
     /// The type that a device computes in.
@@ -109,8 +120,8 @@ impl Precision {
     /// # Errors
     /// If the device does not compute in it.
     pub(crate) fn activations(self, device: &Device) -> Result<DType> {
-        match self {
-            Self::F32 => Ok(DType::F32),
+        match self.on(device) {
+            Self::Auto | Self::F32 => Ok(DType::F32),
             Self::Bf16 if is_cpu(device) => Ok(DType::F32),
             Self::Bf16 if device.supports_dtype(DType::BF16) => Ok(DType::BF16),
             Self::Bf16 => Err(Error::Setting {
@@ -288,10 +299,9 @@ pub enum ObjectiveSettings {
         /// What the head's loss counts for.
         #[serde(default = "one_weight")]
         head_weight: f64,
-        /// Sampling steps of the clips that are shown, if the model starts with a de-tokenizer.
-        #[serde(default = "fifty")]
-        sampling_steps: usize,
-        /// Guidance scale of these clips; the released one if absent.
+        /// Sampling steps of the clips that are shown, if the model starts with a de-tokenizer; its own if absent.
+        sampling_steps: Option<usize>,
+        /// Guidance scale of these clips; the de-tokenizer's own if absent.
         guidance: Option<f64>,
     },
     /// [`Autoencoder`](crate::objective::Autoencoder).
@@ -354,6 +364,7 @@ impl ObjectiveSettings {
                 "[start, end] with start below end",
             );
         }
+        let mut shown = (None, None);
         if let Self::Diffusion {
             sampling_steps,
             guidance,
@@ -368,19 +379,24 @@ impl ObjectiveSettings {
             sampling_steps,
             guidance,
             ..
+        } = self
+        {
+            shown = (Some(*sampling_steps), *guidance);
         }
-        | Self::Language {
+        if let Self::Language {
             sampling_steps,
             guidance,
             ..
         } = self
         {
-            let sampling = SamplingConfig::new().with_steps(*sampling_steps).check();
-            let steps = "objective.sampling_steps";
-            check(sampling.is_ok(), steps, "1 to 1000 steps");
-            let finite = guidance.is_none_or(f64::is_finite);
-            check(finite, "objective.guidance", "a finite number");
+            shown = (*sampling_steps, *guidance);
         }
+        let (steps, guidance) = shown;
+        let steps =
+            steps.is_none_or(|steps| SamplingConfig::new().with_steps(steps).check().is_ok());
+        check(steps, "objective.sampling_steps", "1 to 1000 steps");
+        let finite = guidance.is_none_or(f64::is_finite);
+        check(finite, "objective.guidance", "a finite number");
         if let Self::Diffusion {
             dropped,
             min_snr_gamma,
@@ -536,7 +552,7 @@ impl Settings {
                 let key = format!("objective.{name}");
                 if given(&key).is_some() {
                     let problem = format!(
-                        "`{name}` is of clips that are shown, for which [model.start] is to name a `detokenizer`"
+                        "`{name}` is of clips that are shown, for which [model.start] is to name a `detokenizer`, and `data` clips"
                     );
                     ignored.push((key, problem));
                 }
@@ -553,6 +569,27 @@ impl Settings {
             {
                 let problem = "this objective needs samples with text, and this source has none";
                 ignored.push((format!("{key}.source.{name}"), problem.to_owned()));
+            }
+            let reads_first = !matches!(objective, ObjectiveSettings::Language { .. });
+            if reads_first && data.source.max_clips.is_some_and(|most| most > 1) {
+                let problem =
+                    "this objective takes the first clip of a sample; leave `max_clips` out";
+                ignored.push((format!("{key}.source.max_clips"), problem.to_owned()));
+            }
+            let format = match data.source.format {
+                Format::Questions => Some("questions are answered"),
+                Format::Story => Some("stories are told"),
+                Format::Texts => Some("texts are continued"),
+                _ => None,
+            };
+            for (name, says) in [
+                ("task", data.task.is_some()),
+                ("instructions", data.instructions),
+            ] {
+                if let Some(format) = format.filter(|_| learns_language && says) {
+                    let problem = format!("`{name}` is of captions, and {format}; leave it out");
+                    ignored.push((format!("{key}.{name}"), problem));
+                }
             }
             for name in ["task", "instructions", "max_length"] {
                 let key = format!("{key}.{name}");

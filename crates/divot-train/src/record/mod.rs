@@ -28,6 +28,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use divot::data::{Frame, write_gif};
 use serde::{Deserialize, Serialize};
 
 use events::EventWriter;
@@ -339,6 +340,26 @@ impl Recorder {
             .image(step, &format!("samples/{name}"), png, size);
         let event_warning = self.judge(self.events.path().to_owned(), written);
         warning.or(event_warning)
+    }
+
+    /// Writes a clip that was made at an evaluation beside the sheet of this name, as a GIF with `fps` frames per second.
+    ///
+    /// The warning is returned if the file cannot be written.
+    #[must_use = "it is a warning to show"]
+    pub fn animation(
+        &mut self,
+        step: usize,
+        name: &str,
+        frames: &[Frame],
+        fps: f64,
+    ) -> Option<RecordError> {
+        let sheet = Sheet::new(step, name).file();
+        let path = self.folder.join(Sheet::FOLDER).join(sheet);
+        let path = path.with_extension("gif");
+        let written = fs::create_dir_all(self.folder.join(Sheet::FOLDER));
+        let written =
+            written.and_then(|()| write_gif(&path, frames, fps).map_err(io::Error::other));
+        self.judge(path, written)
     }
 
     /// Records a text that was made at an evaluation, such as an answer; `name` says to what. The page shows

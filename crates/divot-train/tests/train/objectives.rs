@@ -506,6 +506,11 @@ fn plans_are_right() {
             );
             let average = trained * u64::from(recipe.settings.average.is_some());
             assert_eq!(planned.average, average);
+            // The sum of micro-batches, and one of each that is computed at the same time.
+            let changes = [changes, &["micro_batch=1", "at_once=2"]].concat();
+            let recipe = crate::common::recipe(&head, &changes).expect("a valid recipe");
+            let accumulated = plan(&recipe, &Device::default()).expect("a plan").learning;
+            assert_eq!(accumulated.gradients, 3 * trained);
         }
     }
 }

@@ -175,6 +175,11 @@ fn mistakes_are_named_with_their_line() {
         ),
         (("\"diffusion\"", "\"contrastive\""), 9, "text"),
         (
+            ("path = \"clips\"", "path = \"clips\", max_clips = 2"),
+            9,
+            "first clip",
+        ),
+        (
             ("\"diffusion\"", "\"language\"\nguidance = 2.0"),
             7,
             "to name a `detokenizer`",
