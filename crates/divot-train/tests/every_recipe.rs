@@ -623,7 +623,7 @@ fn a_source_of_which_nothing_fits_ends_the_run() {
     let table: Table = toml::from_str(&fs::read_to_string(&path).expect("a recipe")).expect("TOML");
     let text = "model.text_tokenizer=\"models/divot/llm-generation/tokenizer.json\"";
     let changes = [
-        "model.start={tokenizer=\"random\", detokenizer=\"random\"}",
+        "model.start={tokenizer=\"random\"}",
         text,
         "data.0.max_length=9",
         "data.1.max_length=9",

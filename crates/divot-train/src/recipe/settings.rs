@@ -570,12 +570,6 @@ impl Settings {
                 let problem = "this objective needs samples with text, and this source has none";
                 ignored.push((format!("{key}.source.{name}"), problem.to_owned()));
             }
-            let reads_first = !matches!(objective, ObjectiveSettings::Language { .. });
-            if reads_first && data.source.max_clips.is_some_and(|most| most > 1) {
-                let problem =
-                    "this objective takes the first clip of a sample; leave `max_clips` out";
-                ignored.push((format!("{key}.source.max_clips"), problem.to_owned()));
-            }
             let format = match data.source.format {
                 Format::Questions => Some("questions are answered"),
                 Format::Story => Some("stories are told"),

@@ -175,9 +175,12 @@ fn mistakes_are_named_with_their_line() {
         ),
         (("\"diffusion\"", "\"contrastive\""), 9, "text"),
         (
-            ("path = \"clips\"", "path = \"clips\", max_clips = 2"),
-            9,
-            "first clip",
+            (
+                "\"diffusion\"\n\n[[data]]\nsource = { format = \"videos\", path = \"clips\" }",
+                "\"language\"\n\n[[data]]\nsource = { format = \"story\", path = \"clips\" }\ntask = \"generation\"",
+            ),
+            10,
+            "stories are told",
         ),
         (
             ("\"diffusion\"", "\"language\"\nguidance = 2.0"),
