@@ -58,8 +58,8 @@ pub struct SourceRun {
 pub struct Learning {
     /// All parameters, in the types that they are kept in.
     pub parameters: u64,
-    /// A gradient for each trained parameter; where micro-batches are accumulated, their sum and one more for each of them
-    /// that is computed at the same time.
+    /// A gradient for each trained parameter and each micro-batch that is computed at the same time, and their sum where
+    /// there are more. Ranks, which share a batch, may have fewer.
     pub gradients: u64,
     /// Two moments of each.
     pub moments: u64,
@@ -74,10 +74,14 @@ impl Learning {
         let (all, trained) = (sum(|part| part.all), sum(|part| part.trained));
         let size = |dtype: DType| dtype.size() as u64;
         let trained_bytes = trained * size(DType::F32);
-        let gradients = match settings.micro_batch() < settings.batch {
-            true if is_cpu(device) => 1 + settings.at_once,
-            true => 2,
-            false => 1,
+        let batches = settings.data.iter();
+        let batches = batches.map(|data| data.batch.unwrap_or(settings.batch));
+        let most = batches.max().unwrap_or(settings.batch);
+        let micro_batches = most.div_ceil(settings.micro_batch());
+        let at_once = if is_cpu(device) { settings.at_once } else { 1 };
+        let gradients = match micro_batches <= at_once {
+            true => micro_batches,
+            false => 1 + at_once,
         };
         Self {
             parameters: trained_bytes + (all - trained) * size(settings.precision.frozen(device)),

@@ -305,7 +305,7 @@ fn validate(
     for (name, text) in &shown.texts {
         warn(recorder.text(state.step, name, text), watch);
     }
-    if shown.rows.iter().any(|row| row.len() > 1) {
+    if shown.clips && shown.rows.iter().any(|row| row.len() > 1) {
         let clip = side_by_side(&shown.rows)?;
         let rate = clip.len() as f64 * CLIP_FPS / CLIP_FRAMES as f64;
         warn(

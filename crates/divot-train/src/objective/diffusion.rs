@@ -262,7 +262,10 @@ impl ShowClips {
         context: impl Fn(Option<&Sample>, usize) -> Result<Context>,
     ) -> Result<Shown> {
         let detokenizer = model.detokenizer();
-        let mut found = Shown::default();
+        let mut found = Shown {
+            clips: true,
+            ..Shown::default()
+        };
         let (mut psnr, mut compared) = (0.0, 0);
         let mut name = "psnr";
         for (index, sample) in samples.iter().enumerate() {

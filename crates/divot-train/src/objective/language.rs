@@ -281,7 +281,7 @@ impl Objective for Language {
             let options = SampleOptions::new();
             match self.show_clips(model, source, samples, show, &options) {
                 // A caption has many right clips, so that their distance from one of them tells nothing.
-                Ok(clips) => shown.rows = clips.rows,
+                Ok(clips) => (shown.rows, shown.clips) = (clips.rows, clips.clips),
                 // The texts are shown nevertheless.
                 Err(error) => shown.texts.push(("clips".to_owned(), error.to_string())),
             }

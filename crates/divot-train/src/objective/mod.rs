@@ -113,6 +113,8 @@ pub type Finish = Box<dyn Fn(Model) -> Model>;
 pub struct Shown {
     /// Rows of a contact sheet: what was given over what was made, sample after sample.
     pub rows: Vec<Vec<Frame>>,
+    /// Whether each row is a clip, and not a frame of each of several samples.
+    pub clips: bool,
     /// Measurements, by name.
     pub numbers: Vec<(&'static str, f64)>,
     /// Texts, by name.
@@ -124,6 +126,7 @@ impl Shown {
     /// that is there stays.
     pub(crate) fn add(&mut self, more: Self, source: usize) {
         self.rows.extend(more.rows);
+        self.clips |= more.clips;
         for (name, number) in more.numbers {
             if self.numbers.iter().all(|(known, _)| *known != name) {
                 self.numbers.push((name, number));

@@ -5,6 +5,7 @@
 //! | `metrics.jsonl` | the numbers, a line for each call of [`Recorder::scalars`]: [`Metrics`] |
 //! | `events.out.tfevents.*` | the same, sheets and texts for TensorBoard |
 //! | `samples/step-*.png` | sheets of samples |
+//! | `samples/step-*.gif` | the clips of a sheet |
 //! | `texts.jsonl` | texts that were made at evaluations |
 //! | `report.html` | all of it on a page that needs nothing else |
 //!
@@ -490,6 +491,8 @@ fn resume_sheets(folder: &Path, kept: impl Fn(usize) -> bool) -> Result<Vec<Shee
         }
         let path = folder.join(&name);
         fs::remove_file(&path).map_err(|error| RecordError::write(&path, error))?;
+        // Most sheets of single frames have none.
+        let _ = fs::remove_file(path.with_extension("gif"));
     }
     sheets.sort();
     Ok(sheets)
