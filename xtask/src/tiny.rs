@@ -46,7 +46,12 @@ enum Stage {
     /// The video tokenizer and the UNet together, on images
     #[value(name = "stage1-images")]
     Images,
-    /// The video tokenizer and the UNet together
+    /// The video tokenizer, its vision tower and the UNet together, mostly on plain backgrounds
+    #[value(name = "stage1-places")]
+    Places,
+    /// CLIP again, until its vision tower tells shapes
+    VisionShapes,
+    /// The video tokenizer and the UNet together, with that tower
     Stage1,
     /// What the frozen networks make of clips with captions
     CacheCaptions,

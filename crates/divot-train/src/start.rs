@@ -66,7 +66,9 @@ pub(crate) fn text_tokenizer(folder: &Path) -> Option<PathBuf> {
     }
     let parts = PARTS.iter().rev().filter(|(path, ..)| *path == "llm");
     parts
-        .map(|(_, part, _)| part.folder(folder).join(TEXT_TOKENIZER))
+        .map(|(_, part, _)| part.folder(folder))
+        .chain([folder.to_owned()])
+        .map(|part| part.join(TEXT_TOKENIZER))
         .find(|file| file.exists())
 }
 
@@ -168,12 +170,15 @@ impl Held {
     }
 }
 
-/// The networks of a converted model. Of several with the same path, only the last one of [`PARTS`] is taken.
+/// The networks of a converted model, or of one of its parts. Of several with the same path, only the last one of
+/// [`PARTS`] is taken.
 fn parts(folder: &Path) -> Result<Vec<Held>> {
     let mut networks: Vec<Held> = Vec::new();
     for (path, part, name) in PARTS {
-        let file = part.folder(folder).join(WEIGHTS);
-        if file.exists() {
+        let alone = folder.ends_with(part.name()).then(|| folder.to_owned());
+        let folders = [part.folder(folder)].into_iter().chain(alone);
+        let mut files = folders.map(|folder| folder.join(WEIGHTS));
+        if let Some(file) = files.find(|file| file.exists()) {
             let source = Source::open(&file)?;
             networks.retain(|held| held.path != path);
             networks.push(Held { source, name, path });

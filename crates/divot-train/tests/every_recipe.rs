@@ -382,6 +382,8 @@ fn the_recipes_of_divot_tiny_fit_together() {
         "vision",
         "stage0",
         "stage1-images",
+        "stage1-places",
+        "vision-shapes",
         "stage1",
         "cache-captions",
         "cache-turns",

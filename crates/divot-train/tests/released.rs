@@ -200,7 +200,7 @@ fn a_language_model_comes_back() {
     }
 }
 
-/// Low-rank adaptation begins on weights that were trained without it, in a run or in a model's folder.
+/// Low-rank adaptation begins on weights that were trained without it, in a run, in a model's folder or in its part's.
 #[test]
 fn low_rank_adaptation_of_a_plain_language_model() {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -225,7 +225,8 @@ fn low_rank_adaptation_of_a_plain_language_model() {
     );
     export(&plain, &model, Weights::Last, StoredType::F32, &device).expect("it is exported");
     let trained = tensors(&model);
-    for (name, start) in [("of-run", &plain), ("of-model", &model)] {
+    let part = Part::Comprehension.folder(&model);
+    for (name, start) in [("of-run", &plain), ("of-model", &model), ("of-part", &part)] {
         let run = data.path().join(name);
         let start = format!("model.start={{tokenizer=\"random\", llm={start:?}}}");
         let lora = "model.llm.lora={rank=2, alpha=2.0, dropout=0.0, train_norms=false, \

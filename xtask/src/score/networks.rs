@@ -97,20 +97,31 @@ impl Scoring {
         clips: impl Iterator<Item = Result<Clip>>,
         count: usize,
     ) -> Result<Tensor<3>> {
+        let tokens = self.tokenized(clips, count, Tokenizer::tokenize)?;
+        Ok(Tensor::cat(tokens, 0))
+    }
+
+    /// What is read off each batch of clips, `[batch, 5, 3, height, width]`, with the tokenizer.
+    pub fn tokenized<T>(
+        &self,
+        clips: impl Iterator<Item = Result<Clip>>,
+        count: usize,
+        read: impl Fn(&Tokenizer, Tensor<5>) -> T,
+    ) -> Result<Vec<T>> {
         let tokenizer = self.tokenizer()?;
         let device = self.pipeline.device();
         let mut progress = self.progress("tokenizer", count);
         let mut clips = clips.peekable();
-        let mut tokens = Vec::new();
+        let mut batches = Vec::new();
         while clips.peek().is_some() {
             let batch = clips.by_ref().take(AT_A_TIME);
             let batch = batch.map(|clip| Ok(clip?.sparse()));
             let batch = batch.collect::<Result<Vec<_>>>()?;
             let count = batch.len();
-            tokens.push(tokenizer.tokenize(stack(batch, device)));
+            batches.push(read(&tokenizer, stack(batch, device)));
             progress.advance(count)?;
         }
-        Ok(Tensor::cat(tokens, 0))
+        Ok(batches)
     }
 }
 

@@ -13,7 +13,7 @@ const NOTE: &str = "\
 A linear map from the tokens of a clip to what is in it, fitted by ridge regression on clips of training with one object, \
 and read off held-out ones: shares of the objects whose colour, shape, size and motion come out largest, and how much of \
 the variance of the place where they begin is explained. It needs no other network, so it tells early in stage 1 what the \
-tokenizer keeps. The last row of a split is what tokens of another clip tell.";
+tokenizer keeps. The first row of a split is what the vision tower's patch tokens tell, averaged over each frame. The last row of a split is what tokens of another clip tell.";
 
 /// Clips that the map is fitted on.
 const TRAINING: usize = 2000;
@@ -51,24 +51,37 @@ pub fn tables(scoring: &Scoring) -> Result<Vec<Table>> {
     for split in SPLITS {
         clips.extend(single(split, per_split, side)?);
     }
-    let tokens = scoring.tokens(clips.iter().map(HeldOut::clip), clips.len())?;
-    let kernel = kernel(tokens);
+    let read = scoring.tokenized(
+        clips.iter().map(HeldOut::clip),
+        clips.len(),
+        |tokenizer, frames| {
+            let patches = tokenizer.patch_tokens(frames);
+            let means: Tensor<3> = patches.clone().mean_dim(2).squeeze_dim(2);
+            [means, tokenizer.resampler.forward(patches)]
+        },
+    )?;
     let targets: Rows = clips.iter().map(|clip| target(&object(clip))).collect();
+    let [seen, told] = [0, 1].map(|which| {
+        let batches = read.iter().map(|both| both[which].clone()).collect();
+        let kernel = kernel(Tensor::cat(batches, 0));
+        let fit = Fit::best(&kernel[..TRAINING], &targets[..TRAINING]);
+        let told = kernel[TRAINING..].iter().map(|row| fit.read(row));
+        told.collect::<Rows>()
+    });
 
-    let fit = Fit::best(&kernel[..TRAINING], &targets[..TRAINING]);
     let mut rows = Vec::new();
     for (split, name) in SPLITS.iter().enumerate() {
-        let first = TRAINING + split * per_split;
-        let range = first..first + per_split;
-        let told: Rows = kernel[range.clone()]
-            .iter()
-            .map(|row| fit.read(row))
-            .collect();
+        let range = split * per_split..(split + 1) * per_split;
+        let [seen, told] = [&seen, &told].map(|all| all[range.clone()].to_vec());
         let mut others = told.clone();
         others.rotate_left(1);
-        for (what, told) in [("**tokens**", told), ("tokens of another clip", others)] {
+        for (what, told) in [
+            ("the vision tower's patches", seen),
+            ("**tokens**", told),
+            ("tokens of another clip", others),
+        ] {
             let mut row = vec![name.name().into(), per_split.into(), what.into()];
-            row.extend(scores(&told, &targets[range.clone()]));
+            row.extend(scores(&told, &targets[TRAINING..][range.clone()]));
             rows.push(row);
         }
     }

@@ -364,34 +364,29 @@ impl ObjectiveSettings {
                 "[start, end] with start below end",
             );
         }
-        let mut shown = (None, None);
-        if let Self::Diffusion {
-            sampling_steps,
-            guidance,
-            ..
-        }
-        | Self::Stage0 {
-            sampling_steps,
-            guidance,
-            ..
-        }
-        | Self::Adaptation {
-            sampling_steps,
-            guidance,
-            ..
-        } = self
-        {
-            shown = (Some(*sampling_steps), *guidance);
-        }
-        if let Self::Language {
-            sampling_steps,
-            guidance,
-            ..
-        } = self
-        {
-            shown = (*sampling_steps, *guidance);
-        }
-        let (steps, guidance) = shown;
+        let (steps, guidance) = match self {
+            Self::Diffusion {
+                sampling_steps,
+                guidance,
+                ..
+            }
+            | Self::Stage0 {
+                sampling_steps,
+                guidance,
+                ..
+            }
+            | Self::Adaptation {
+                sampling_steps,
+                guidance,
+                ..
+            } => (Some(*sampling_steps), *guidance),
+            Self::Language {
+                sampling_steps,
+                guidance,
+                ..
+            } => (*sampling_steps, *guidance),
+            Self::Contrastive {} | Self::Autoencoder { .. } => (None, None),
+        };
         let steps =
             steps.is_none_or(|steps| SamplingConfig::new().with_steps(steps).check().is_ok());
         check(steps, "objective.sampling_steps", "1 to 1000 steps");
