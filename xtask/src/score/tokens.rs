@@ -13,7 +13,8 @@ const NOTE: &str = "\
 A linear map from the tokens of a clip to what is in it, fitted by ridge regression on clips of training with one object, \
 and read off held-out ones: shares of the objects whose colour, shape, size and motion come out largest, and how much of \
 the variance of the place where they begin is explained. It needs no other network, so it tells early in stage 1 what the \
-tokenizer keeps. The first row of a split is what the vision tower's patch tokens tell, averaged over each frame. The last row of a split is what tokens of another clip tell.";
+tokenizer keeps. The first row of a split is what the vision tower's patch tokens tell, averaged over each frame, and the last \
+row what tokens of another clip tell.";
 
 /// Clips that the map is fitted on.
 const TRAINING: usize = 2000;
