@@ -21,7 +21,7 @@ use crate::checkpoint::Start;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::objective::{
-    Adaptation, Autoencoder, Contrastive, Diffusion, Language, LanguageTask, NoiseOptions,
+    Adaptation, Autoencoder, Contrastive, Diffusion, Joint, Language, LanguageTask, NoiseOptions,
     Objective, ShowClips, Stage0, TaskKind,
 };
 use crate::parameters::is_below;
@@ -272,6 +272,7 @@ impl Recipe {
                 frames,
                 timesteps,
                 kl_weight,
+                text_weight,
                 sampling_steps,
                 guidance,
             } => {
@@ -283,7 +284,7 @@ impl Recipe {
                     return Err(self.refuse("objective.timesteps", problem));
                 }
                 let variational = self.model.tokenizer.resampler.variational;
-                Box::new(Diffusion {
+                let diffusion = Diffusion {
                     noise: NoiseOptions {
                         dropped,
                         frames,
@@ -292,7 +293,14 @@ impl Recipe {
                     min_snr_gamma,
                     kl_weight: variational.then_some(kl_weight),
                     show: show(sampling_steps, guidance, guided(dropped)),
-                })
+                };
+                match text_weight {
+                    None => Box::new(diffusion),
+                    Some(weight) => Box::new(Joint {
+                        diffusion,
+                        language: self.language(weight, 0.0, None)?,
+                    }),
+                }
             }
             ObjectiveSettings::Adaptation {
                 dropped,

@@ -253,6 +253,9 @@ pub enum ObjectiveSettings {
         /// Weight of the divergence of a variational tokenizer's tokens.
         #[serde(default = "kl_weight")]
         kl_weight: f64,
+        /// Weight of what a language model loses that reads the clips' tokens ([`Joint`](crate::objective::Joint)); if
+        /// absent, there is none.
+        text_weight: Option<f64>,
         /// Sampling steps of the clips that are shown.
         #[serde(default = "fifty")]
         sampling_steps: usize,
@@ -418,8 +421,14 @@ impl ObjectiveSettings {
             check(gamma, "objective.min_snr_gamma", "a number above 0");
         }
         match self {
-            Self::Diffusion { kl_weight, .. } => {
+            Self::Diffusion {
+                kl_weight,
+                text_weight,
+                ..
+            } => {
                 check(*kl_weight >= 0.0, "objective.kl_weight", "0 or more");
+                let text = text_weight.is_none_or(|weight| weight >= 0.0);
+                check(text, "objective.text_weight", "0 or more");
             }
             Self::Adaptation { var_scale, .. } => {
                 check(*var_scale >= 0.0, "objective.var_scale", "0 or more");
@@ -533,14 +542,24 @@ impl Settings {
             })
         };
         let objective = &self.objective;
-        let learns_language = matches!(
+        let joint = matches!(
             objective,
-            ObjectiveSettings::Language { .. } | ObjectiveSettings::Adaptation { .. }
+            ObjectiveSettings::Diffusion {
+                text_weight: Some(_),
+                ..
+            }
         );
-        let needs_text = learns_language
+        let needs_text = matches!(
+            objective,
+            ObjectiveSettings::Language { .. }
+                | ObjectiveSettings::Adaptation { .. }
+                | ObjectiveSettings::Stage0 { .. }
+                | ObjectiveSettings::Contrastive {}
+        );
+        let learns_language = joint
             || matches!(
                 objective,
-                ObjectiveSettings::Stage0 { .. } | ObjectiveSettings::Contrastive {}
+                ObjectiveSettings::Language { .. } | ObjectiveSettings::Adaptation { .. }
             );
         if matches!(objective, ObjectiveSettings::Language { .. }) && !self.shows_clips() {
             for name in ["sampling_steps", "guidance"] {
@@ -595,6 +614,16 @@ impl Settings {
                         format!("`{name}` is that of the source of this number in `data`");
                     ignored.push((key, problem));
                 }
+            }
+            let generates =
+                data.source.format == Format::Story || data.task == Some(TaskKind::Generation);
+            if joint && generates {
+                let key = match data.task {
+                    Some(_) => format!("{key}.task"),
+                    None => format!("{key}.source.format"),
+                };
+                let problem = "`text_weight` is of a language model that reads clips, and these are predicted";
+                ignored.push((key, problem.to_owned()));
             }
             let adapts = matches!(objective, ObjectiveSettings::Adaptation { .. });
             if adapts && data.task == Some(TaskKind::Comprehension) {

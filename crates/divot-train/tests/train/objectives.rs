@@ -342,6 +342,41 @@ fn a_tokenizer_learns_from_captions_through_a_frozen_language_model() {
     assert!(last < first, "{first} → {last}");
 }
 
+/// A language model that reads the tokens adds its loss, and leaves that of diffusion as it is. Samples without text are
+/// denoised only.
+#[test]
+fn text_is_learned_beside_diffusion() {
+    let (_, tokenizer) = language("");
+    let joint = "objective={kind=\"diffusion\", text_weight=2.0}";
+    let changes = [joint, &tokenizer];
+    let [first, last] = learn_from(&diffusion(), &changes, &samples(4, 32), 20);
+    assert!(last < first / 2.0, "{first} → {last}");
+
+    for (micro, texts) in [("4", 4), ("1", 1), ("2", 0)] {
+        let mut batch = samples(4, 32);
+        for sample in &mut batch[texts..] {
+            sample.text = Text::None;
+        }
+        let micro = format!("micro_batch={micro}");
+        let alone = ["objective={kind=\"diffusion\"}", &micro];
+        let alone = first_loss(&alone, &batch);
+        let recipe = recipe(&diffusion(), &[joint, &tokenizer, &micro]).expect("a valid recipe");
+        let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+        let report = trainer.step(0, 0, &batch).expect("a step");
+        let term = |name| {
+            let mut terms = report.terms.iter();
+            terms
+                .find(|(term, _)| *term == name)
+                .map_or(0.0, |(_, mean)| *mean)
+        };
+        assert_eq!(report.left_out, 0);
+        assert_eq!(term("text") > 1.0, texts > 0, "{report:?}");
+        assert!((term("diffusion") - alone).abs() < 1e-6, "{report:?}");
+        let sum = alone + 2.0 * term("text");
+        assert!((report.loss - sum).abs() < 1e-6, "{report:?}");
+    }
+}
+
 #[test]
 fn rows_that_do_not_fit_are_left_out() {
     let mut batch = samples(4, 32);

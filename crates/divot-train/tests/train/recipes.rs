@@ -173,6 +173,22 @@ fn mistakes_are_named_with_their_line() {
             7,
             "variational",
         ),
+        (
+            (
+                "kind = \"diffusion\"",
+                "kind = \"diffusion\"\ntext_weight = -1",
+            ),
+            7,
+            "0 or more",
+        ),
+        (
+            (
+                "\"diffusion\"\n\n[[data]]\nsource = { format = \"videos\", path = \"clips\" }",
+                "\"diffusion\"\ntext_weight = 1\n\n[[data]]\nsource = { format = \"captions\", path = \"clips\" }\ntask = \"generation\"",
+            ),
+            11,
+            "these are predicted",
+        ),
         (("\"diffusion\"", "\"contrastive\""), 9, "text"),
         (
             (
