@@ -53,14 +53,18 @@ enum Stage {
     VisionShapes,
     /// The video tokenizer and the UNet together, with that tower
     Stage1,
+    /// The decoder, from texts alone, which takes the place of Mistral
+    Language,
+    /// The video tokenizer, by what questions and captions ask for
+    TokenizerQuestions,
+    /// The video tokenizer and the UNet together, while the language model reads the tokens
+    Stage1Joint,
     /// What the frozen networks make of clips with captions
     CacheCaptions,
     /// What the tokenizer makes of clips with questions, and of stories
     CacheTurns,
-    /// The de-tokenizer for guidance
+    /// The de-tokenizer, on whole clips and for guidance
     Stage2,
-    /// The decoder, from texts alone, which takes the place of Mistral
-    Language,
     /// The language model reads and predicts clips
     Pretrain,
     /// It answers questions

@@ -11,7 +11,6 @@ use divot::data::dataset::{Format, Manifest};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::objective::{LOGVAR, MEAN, PATCHES, TOKENS};
-use crate::parameters::is_below;
 use crate::recipe::{DataSettings, ObjectiveSettings, Recipe};
 use fingerprint::fingerprint;
 
@@ -66,12 +65,7 @@ fn outputs(recipe: &Recipe) -> Result<Vec<Output>> {
         let setting = setting.to_owned();
         Err(Error::Setting { setting, problem })
     };
-    let frozen = |part: &str| {
-        let mut frozen = recipe.settings.frozen.iter();
-        frozen.any(|frozen| is_below(part, frozen))
-    };
-    let tokenizer =
-        frozen("tokenizer") || frozen("tokenizer.vision") && frozen("tokenizer.resampler");
+    let tokenizer = recipe.settings.freezes_tokenizer();
     // Tokens that are drawn are drawn anew in each step.
     let drawn = recipe.model.tokenizer.resampler.variational;
     let mut outputs = match recipe.settings.objective {
@@ -90,7 +84,7 @@ fn outputs(recipe: &Recipe) -> Result<Vec<Output>> {
     };
     for output in &outputs {
         let part = output.part();
-        let fixed = frozen(part) || (part == "tokenizer" && tokenizer);
+        let fixed = recipe.settings.freezes(part) || (part == "tokenizer" && tokenizer);
         if !fixed {
             let problem = format!(
                 "does not hold `{part}`, whose outputs change while it is trained; freeze it, or train from frames"

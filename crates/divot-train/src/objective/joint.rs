@@ -1,6 +1,6 @@
 //! Diffusion, and a language model that reads the same tokens.
 
-use divot::data::dataset::{Sample, Text};
+use divot::data::dataset::Sample;
 
 use super::{Diffusion, Draws, Language, Objective, Prepared, Shown, Term};
 use crate::error::Result;
@@ -10,7 +10,8 @@ use crate::model::{Model, Network};
 /// trains tokenizers by either alone (table 6). Diffusion keeps what a clip looks like, and is slow to learn what few
 /// pixels decide; text asks for it, and lets tokens forget the rest.
 ///
-/// Samples without text are denoised only.
+/// Samples without text, or whose text does not fit, are denoised only. Of several clips, the UNet rebuilds the first. Of
+/// a variational tokenizer, the language model reads the means.
 pub struct Joint {
     /// What the UNet loses.
     pub diffusion: Diffusion,
@@ -34,13 +35,16 @@ impl Objective for Joint {
         samples: &[Sample],
         draws: &Draws,
     ) -> Result<Prepared> {
-        let told = samples.iter().filter(|sample| sample.text != Text::None);
-        let told: Vec<Sample> = told.cloned().collect();
         let diffusion = self.diffusion.prepare(model, source, samples, draws)?;
-        let language = self.language.prepare(model, source, &told, draws)?;
+        // Phrases are drawn apart from timesteps.
+        let draws = Draws {
+            seed: !draws.seed,
+            ..*draws
+        };
+        let language = self.language.prepare(model, source, samples, &draws)?;
         Ok(Prepared {
             counts: [&diffusion.counts[..], &language.counts].concat(),
-            left_out: language.left_out.clone(),
+            left_out: diffusion.left_out,
             losses: Box::new(move |model| {
                 let mut sums = (diffusion.losses)(model);
                 let terms = language.counts.len();

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::objective::{PixelError, TaskKind};
 use crate::optimizer::OptimizerConfig;
+use crate::parameters::is_below;
 use crate::schedule::RateConfig;
 
 /// What a recipe says, apart from the model's sizes.
@@ -355,11 +356,19 @@ impl ObjectiveSettings {
             }
         };
         if let Self::Diffusion {
-            frames, timesteps, ..
+            frames,
+            timesteps,
+            text_weight,
+            ..
         } = self
         {
-            let frames = frames.is_none_or(|frames| frames > 0);
-            check(frames, "objective.frames", "at least 1");
+            let positive = frames.is_none_or(|frames| frames > 0);
+            check(positive, "objective.frames", "at least 1");
+            let clips = text_weight.is_none() || *frames != Some(1);
+            let wanted = "more than 1 beside `text_weight`, since a language model reads clips";
+            check(clips, "objective.frames", wanted);
+            let text = text_weight.is_none_or(|weight| weight > 0.0 && weight.is_finite());
+            check(text, "objective.text_weight", "a number above 0");
             let timesteps = timesteps.is_none_or(|[start, end]| start < end);
             check(
                 timesteps,
@@ -421,14 +430,8 @@ impl ObjectiveSettings {
             check(gamma, "objective.min_snr_gamma", "a number above 0");
         }
         match self {
-            Self::Diffusion {
-                kl_weight,
-                text_weight,
-                ..
-            } => {
+            Self::Diffusion { kl_weight, .. } => {
                 check(*kl_weight >= 0.0, "objective.kl_weight", "0 or more");
-                let text = text_weight.is_none_or(|weight| weight >= 0.0);
-                check(text, "objective.text_weight", "0 or more");
             }
             Self::Adaptation { var_scale, .. } => {
                 check(*var_scale >= 0.0, "objective.var_scale", "0 or more");
@@ -508,6 +511,17 @@ impl Settings {
         self.model.start.contains_key("detokenizer") && self.reads_clips()
     }
 
+    /// Whether a part is frozen, by itself or with one around it.
+    pub(crate) fn freezes(&self, part: &str) -> bool {
+        let mut frozen = self.frozen.iter();
+        frozen.any(|frozen| is_below(part, frozen))
+    }
+
+    /// Whether the tokenizer is frozen, as a whole or part by part.
+    pub(crate) fn freezes_tokenizer(&self) -> bool {
+        self.freezes("tokenizer.vision") && self.freezes("tokenizer.resampler")
+    }
+
     /// Whether a source has clips.
     pub(super) fn reads_clips(&self) -> bool {
         let mut all = self.data.iter().chain(&self.validation.data);
@@ -572,7 +586,26 @@ impl Settings {
                 }
             }
         }
+        let has_text =
+            |data: &DataSettings| data.source.format != Format::Videos && data.source.text;
+        if joint {
+            let refused = if self.freezes_tokenizer() {
+                Some("is for a tokenizer that learns, and this one is frozen")
+            } else if !self.data.iter().any(has_text) {
+                Some("needs a source with text in `data`")
+            } else {
+                None
+            };
+            if let Some(problem) = refused {
+                let problem = format!("`text_weight` {problem}");
+                ignored.push(("objective.text_weight".to_owned(), problem));
+            }
+        }
         for (key, data) in self.sources() {
+            if joint && data.source.format == Format::Texts {
+                let problem = "texts have no clips, which this objective rebuilds";
+                ignored.push((format!("{key}.source.format"), problem.to_owned()));
+            }
             let without_text = [
                 (data.source.format == Format::Videos, "format"),
                 (!data.source.text, "text"),
@@ -604,10 +637,14 @@ impl Settings {
                 if given(&key).is_none() {
                     continue;
                 }
-                if !learns_language {
-                    let problem = format!(
-                        "`{name}` is of rows of a language model, which this objective has not"
-                    );
+                let without_rows = match learns_language {
+                    false => Some("which this objective has not"),
+                    true => {
+                        (!has_text(data)).then_some("which need text, and this source has none")
+                    }
+                };
+                if let Some(problem) = without_rows {
+                    let problem = format!("`{name}` is of rows of a language model, {problem}");
                     ignored.push((key, problem));
                 } else if key.starts_with("validation") {
                     let problem =

@@ -176,10 +176,26 @@ fn mistakes_are_named_with_their_line() {
         (
             (
                 "kind = \"diffusion\"",
-                "kind = \"diffusion\"\ntext_weight = -1",
+                "kind = \"diffusion\"\ntext_weight = 0",
             ),
             7,
-            "0 or more",
+            "above 0",
+        ),
+        (
+            (
+                "kind = \"diffusion\"",
+                "kind = \"diffusion\"\nframes = 1\ntext_weight = 1",
+            ),
+            7,
+            "reads clips",
+        ),
+        (
+            (
+                "kind = \"diffusion\"",
+                "kind = \"diffusion\"\ntext_weight = 1",
+            ),
+            7,
+            "a source with text",
         ),
         (
             (
