@@ -58,7 +58,8 @@ enum Stage {
     /// The video tokenizer, by what questions and captions ask for
     TokenizerQuestions,
     /// The video tokenizer and the UNet together, while the language model reads the tokens
-    Stage1Joint,
+    #[value(name = "stage1-joint")]
+    Joint,
     /// What the frozen networks make of clips with captions
     CacheCaptions,
     /// What the tokenizer makes of clips with questions, and of stories
