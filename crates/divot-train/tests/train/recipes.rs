@@ -205,6 +205,30 @@ fn mistakes_are_named_with_their_line() {
             11,
             "these are predicted",
         ),
+        (
+            (
+                "\"tokenizer.vision\", \"detokenizer.vae\"]\n\n[objective]\nkind = \"diffusion\"",
+                "\"tokenizer\", \"detokenizer.vae\"]\n\n[objective]\nkind = \"diffusion\"\ntext_weight = 1",
+            ),
+            7,
+            "a tokenizer that learns",
+        ),
+        (
+            (
+                "\"diffusion\"\n\n[[data]]\nsource = { format = \"videos\", path = \"clips\" }",
+                "\"diffusion\"\ntext_weight = 1\n\n[[data]]\nsource = { format = \"texts\", path = \"clips\" }",
+            ),
+            10,
+            "texts have no clips",
+        ),
+        (
+            (
+                "\"diffusion\"\n\n[[data]]\nsource = { format = \"videos\", path = \"clips\" }",
+                "\"diffusion\"\ntext_weight = 1\n\n[[data]]\nsource = { format = \"captions\", path = \"clips\" }\n\n[[data]]\nsource = { format = \"videos\", path = \"clips\" }\ntask = \"comprehension\"",
+            ),
+            14,
+            "this source has none",
+        ),
         (("\"diffusion\"", "\"contrastive\""), 9, "text"),
         (
             (
