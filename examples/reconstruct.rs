@@ -1,4 +1,4 @@
-//! A clip to 64 tokens and back: `cargo run --release --example reconstruct`.
+//! A clip to tokens and back: `cargo run --release --example reconstruct`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -18,7 +18,8 @@ mod tally;
 mod tokens;
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -39,10 +40,10 @@ use table::Table;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask score-tiny --model models/tiny --sheets sheets --json scores.json
-  cargo xtask score-tiny --model models/tiny --only reconstruction --clips 100 --sampler unipc --guidance 1
-  cargo xtask score-tiny --model models/tiny --only samplers --clips 48 --seeds 1
-  cargo xtask score-tiny --model models/tiny --only real --real videos --sheets sheets
+  cargo xtask score-tiny --model outputs/tiny/model --sheets sheets --json scores.json
+  cargo xtask score-tiny --model outputs/tiny/model --only reconstruction --clips 100 --sampler unipc --guidance 1
+  cargo xtask score-tiny --model outputs/tiny/model --only samplers --clips 48 --seeds 1
+  cargo xtask score-tiny --model outputs/tiny/model --only real --real DIR --sheets sheets
 
 The tables are printed in Markdown. They are a function of the model, the options and the counts; only seconds are not.
 Parts that the model does not have are left out, which is said.")]
@@ -104,6 +105,24 @@ struct Scoring {
 /// Makes the tables.
 pub fn run(arguments: &Arguments) -> Result<()> {
     divot_cli::handle_interrupts()?;
+    let subjects = subjects(arguments)?;
+    let videos = match &arguments.real {
+        Some(folder) => real::videos(folder)?,
+        None => Vec::new(),
+    };
+    if let Some(folder) = &arguments.sheets {
+        fs::create_dir_all(folder).with_context(|| {
+            format!(
+                "{}: no folder can be made there; choose another --sheets",
+                folder.display()
+            )
+        })?;
+        divot_data::check_writable(folder.join("sheet.md"))?;
+    }
+    if let Some(path) = &arguments.json {
+        divot_data::check_writable(path)?;
+    }
+
     let mut output = Output::default();
     let options = &arguments.options;
     let first = options.seed();
@@ -120,28 +139,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         oracle: Oracle::default(),
         printer: Printer::new(),
     };
-    if let Some(folder) = &scoring.sheets {
-        fs::create_dir_all(folder).with_context(|| {
-            format!(
-                "{}: no folder can be made there; choose another --sheets",
-                folder.display()
-            )
-        })?;
-    }
-    if let Some(path) = &arguments.json {
-        divot_data::check_writable(path)?;
-    }
-    let subjects = subjects(arguments)?;
-    let videos = match &arguments.real {
-        Some(folder) => real::videos(folder)?,
-        None => Vec::new(),
-    };
 
     println!("{}", scoring.heading());
     let mut tables = Vec::new();
+    let mut lacks: Vec<String> = Vec::new();
     for subject in subjects {
         if let Some(missing) = scoring.missing(subject) {
             println!("\nLeft out: {}: the model {missing}.", subject.name());
+            if !lacks.contains(&missing) {
+                lacks.push(missing);
+            }
             continue;
         }
         let started = Instant::now();
@@ -169,6 +176,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     scoring.printer.finish();
+    if tables.is_empty() {
+        bail!(
+            "{}: no table can be made: the model {}; name another one with --model, or other tables with --only",
+            scoring.pipeline.name(),
+            lacks.join(" and ")
+        );
+    }
     Ok(())
 }
 
@@ -177,6 +191,12 @@ fn subjects(arguments: &Arguments) -> Result<Vec<Subject>> {
     let real = arguments.real.is_some();
     if arguments.only.contains(&Subject::Real) && !real {
         bail!("--only real needs a folder of videos; name one with --real");
+    }
+    if arguments.only.contains(&Subject::Tokens) && (arguments.clips as usize) < tokens::LEAST {
+        bail!(
+            "--only tokens needs {} clips or more; ask for them with --clips",
+            tokens::LEAST
+        );
     }
     let wanted = |subject: &Subject| match (arguments.only.is_empty(), subject) {
         (false, _) => arguments.only.contains(subject),
@@ -188,18 +208,20 @@ fn subjects(arguments: &Arguments) -> Result<Vec<Subject>> {
     Ok(all.filter(wanted).collect())
 }
 
-fn write_json(path: &std::path::Path, scoring: &Scoring, tables: &[Table]) -> Result<()> {
+fn write_json(path: &Path, scoring: &Scoring, tables: &[Table]) -> Result<()> {
     let tables: Vec<_> = tables.iter().map(Table::json).collect();
     let value = json!({
-        "model": scoring.pipeline.folder(),
+        "model": scoring.pipeline.name(),
         "device": divot::device::name(scoring.pipeline.device()),
         "clips": scoring.clips,
         "seeds": scoring.seeds,
         "sampling": scoring.sampling(),
         "tables": tables,
     });
-    let text = serde_json::to_string_pretty(&value)?;
-    fs::write(path, text + "\n").with_context(|| format!("{}: cannot be written", path.display()))
+    let text = serde_json::to_string_pretty(&value)? + "\n";
+    Ok(divot_data::atomically(path, |file| {
+        file.write_all(text.as_bytes())
+    })?)
 }
 
 impl Subject {
@@ -234,7 +256,6 @@ impl Scoring {
     }
 
     fn heading(&self) -> String {
-        let folder = self.pipeline.folder();
         let seeds = match &self.seeds[..] {
             [one] => format!("seed {one}"),
             seeds => format!("seeds {} to {}", seeds[0], seeds[seeds.len() - 1]),
@@ -242,7 +263,7 @@ impl Scoring {
         format!(
             "# Scores of {}\n\n{}, {seeds}, {}, on {}. Where there are several seeds, a score is their mean ± their \
              standard deviation. Shares are in percent.",
-            folder.display(),
+            self.pipeline.name(),
             plural(self.clips, "clip"),
             self.sampling(),
             divot::device::name(self.pipeline.device()),
@@ -328,5 +349,84 @@ impl Progress<'_> {
             self.shown = Instant::now();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn score(options: &[&str]) -> Result<()> {
+        let all = [&["score-tiny", "--device", "cpu"][..], options].concat();
+        let cli = Cli::try_parse_from(all)?;
+        run(&cli.arguments)
+    }
+
+    #[test]
+    fn the_model_in_the_box_is_scored() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("scores.json");
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/divot-tiny/model");
+        let counts = ["--clips", "4", "--seeds", "1", "--only", "reconstruction"];
+        let files = ["--model", model, "--json", file.to_str().unwrap()];
+        score(&[&counts[..], &files[..]].concat()).unwrap();
+
+        let scores: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(scores["model"], model);
+        assert_eq!(scores["clips"], 4);
+        assert_eq!(scores["seeds"], json!([42]));
+        assert_eq!(scores["tables"][0]["title"], "Reconstruction");
+        let rows = scores["tables"][0]["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), 12);
+        let decibels = |frames: &str| -> Vec<f64> {
+            let rows = rows.iter().filter(|row| row["frames"] == frames);
+            rows.map(|row| row["PSNR dB"]["mean"].as_f64().unwrap())
+                .collect()
+        };
+        let made = decibels("**tokens and back**");
+        let other = decibels("another clip");
+        assert_eq!([made.len(), other.len()], [2, 2]);
+        let mut pairs = made.iter().zip(&other);
+        assert!(
+            pairs.all(|(made, other)| made > other),
+            "{made:?} {other:?}"
+        );
+    }
+
+    /// What is wrong with the options is said before the model is looked for.
+    #[test]
+    fn what_cannot_be_scored_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let below = file.join("below");
+        let below = below.to_str().unwrap();
+        for (options, says) in [
+            (vec!["--only", "real"], "--real"),
+            (vec!["--only", "tokens", "--clips", "3"], "--clips"),
+            (vec!["--sheets", below], "--sheets"),
+            (vec!["--json", below], below),
+        ] {
+            let options = [&["--model", "nowhere"][..], &options[..]].concat();
+            let error = score(&options).unwrap_err();
+            let line = divot::one_line(error.as_ref());
+            assert!(line.contains(says) && !line.contains("nowhere"), "{line}");
+        }
+
+        let empty = tempfile::tempdir().unwrap();
+        let name = empty.path().to_str().unwrap();
+        let error = score(&["--model", name]).unwrap_err().to_string();
+        for says in [name, "has no tokenizer", "has no language model"] {
+            assert!(error.contains(says), "{error}");
+        }
     }
 }

@@ -32,7 +32,7 @@ use output::Output;
 
 /// Divot: video to tokens, tokens to video, and a language model that reads and writes them
 ///
-/// Two seconds of video become 64 continuous tokens. A diffusion model decodes tokens to video. A
+/// Two seconds of video become a few continuous tokens, 64 in the released model. A diffusion model decodes tokens to video. A
 /// language model reads tokens to describe videos, and samples new ones to generate videos.
 #[derive(Parser)]
 #[command(
@@ -40,7 +40,9 @@ use output::Output;
     version,
     verbatim_doc_comment,
     after_help = "\
-Without a model, commands use divot-tiny, a small one of a synthetic world:
+Without a model, commands use divot-tiny, a small one of a synthetic world, and a clip of it:
+  divot reconstruct
+  divot describe
   divot generate \"A large red circle moves to the right.\"
   divot story \"Tell a story about Kiki, a cyan circle.\"
 

@@ -19,8 +19,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::losses::Losses;
 use crate::optimizer::Optimizer;
-use crate::parameters::{self, Average, Named, spec};
+use crate::parameters::{self, Average, Named, is_below, spec};
+use crate::recipe::Precision;
 
 const FOLDER: &str = "checkpoints";
 const WEIGHTS: &str = "weights.safetensors";
@@ -47,6 +49,12 @@ pub struct State {
     pub not_finite_in_a_row: usize,
     /// The lowest validation loss, and the step after which it was measured.
     pub best: Option<(f64, usize)>,
+    /// Losses of the steps since numbers were logged last.
+    #[serde(default)]
+    pub unlogged: Losses,
+    /// What the run computes in, bfloat16 or 32 bits. Absent in checkpoints of earlier versions.
+    #[serde(default)]
+    pub precision: Option<Precision>,
     /// The seed of everything random. 0 in checkpoints of earlier versions, whose recipe says it.
     #[serde(default)]
     pub seed: u64,
@@ -66,6 +74,49 @@ pub struct Start {
     pub part: String,
     /// A run's folder, or that of a converted model; random weights if absent.
     pub folder: Option<PathBuf>,
+    /// Where that run stood when its weights were read. Absent in recipes, of models, and in checkpoints of earlier
+    /// versions.
+    #[serde(default)]
+    pub step: Option<usize>,
+}
+
+impl Start {
+    /// The same, with where its run stands now.
+    ///
+    /// # Errors
+    /// If its folder cannot be read.
+    pub(crate) fn as_it_is(&self) -> Result<Self> {
+        let newest = self.folder.as_deref().map(of).transpose()?.flatten();
+        Ok(Self {
+            step: newest.map(|newest| newest.step),
+            ..self.clone()
+        })
+    }
+}
+
+impl State {
+    /// What is frozen and came from runs that stand elsewhere now. It is not in the checkpoint, and read from them again.
+    ///
+    /// # Errors
+    /// If a run's folder cannot be read.
+    pub(crate) fn moved(&self, frozen: &[String]) -> Result<Vec<String>> {
+        let mut moved = Vec::new();
+        for start in &self.start {
+            let mut frozen = frozen.iter();
+            let held =
+                frozen.any(|frozen| is_below(frozen, &start.part) || is_below(&start.part, frozen));
+            let now = start.as_it_is()?.step;
+            if let (true, Some(folder), Some(before), Some(now)) =
+                (held, &start.folder, start.step, now)
+                && before != now
+            {
+                let Start { part, .. } = start;
+                let folder = folder.display();
+                moved.push(format!("`{part}` is frozen and came from {folder} at step {before}, which is at step {now}"));
+            }
+        }
+        Ok(moved)
+    }
 }
 
 /// The SHA-256 of a recipe's text, in hexadecimal.

@@ -59,7 +59,7 @@ pub struct Learning {
     /// All parameters, in the types that they are kept in.
     pub parameters: u64,
     /// A gradient for each trained parameter and each micro-batch that is computed at the same time, and their sum where
-    /// there are more. Ranks, which share a batch, may have fewer.
+    /// there are more.
     pub gradients: u64,
     /// Two moments of each.
     pub moments: u64,
@@ -68,7 +68,7 @@ pub struct Learning {
 }
 
 impl Learning {
-    fn of(settings: &Settings, parameters: &[Count], device: &Device) -> Self {
+    fn of(settings: &Settings, parameters: &[Count], device: &Device, ranks: usize) -> Self {
         let sum =
             |numbers: fn(&Count) -> usize| parameters.iter().map(numbers).sum::<usize>() as u64;
         let (all, trained) = (sum(|part| part.all), sum(|part| part.trained));
@@ -77,7 +77,7 @@ impl Learning {
         let batches = settings.data.iter();
         let batches = batches.map(|data| data.batch.unwrap_or(settings.batch));
         let most = batches.max().unwrap_or(settings.batch);
-        let micro_batches = most.div_ceil(settings.micro_batch());
+        let micro_batches = most.div_ceil(ranks).div_ceil(settings.micro_batch());
         let at_once = if is_cpu(device) { settings.at_once } else { 1 };
         let gradients = match micro_batches <= at_once {
             true => micro_batches,
@@ -102,16 +102,18 @@ impl Learning {
 
 impl Plan {
     /// Checks that what is planned fits in the memory of the CPU, without activations. Otherwise the system would end
-    /// the process without a message. The optimiser's moments may be divided among `ranks`.
+    /// the process without a message. The optimiser's moments may be divided among ranks, of which so many `processes` share
+    /// the memory.
     ///
     /// # Errors
     /// If it does not fit.
-    pub fn check_memory(&self, device: &Device, ranks: usize) -> Result<()> {
+    pub fn check_memory(&self, device: &Device, moments_of: usize, processes: usize) -> Result<()> {
         let (true, Some(available)) = (is_cpu(device), available_memory()) else {
             return Ok(());
         };
         let moments = self.learning.moments;
-        let needed = self.learning.sum() - moments + moments / ranks.max(1) as u64;
+        let needed = self.learning.sum() - moments + moments / moments_of.max(1) as u64;
+        let needed = needed * processes as u64;
         match needed <= available {
             true => Ok(()),
             false => Err(Error::Memory { needed, available }),
@@ -119,17 +121,17 @@ impl Plan {
     }
 }
 
-/// Counts what a recipe trains, without its weights: no memory is taken for them.
+/// Counts what a recipe trains on so many ranks, without its weights: no memory is taken for them.
 ///
 /// # Errors
 /// If the recipe's objective does not fit its model.
-pub fn plan(recipe: &Recipe, device: &Device) -> Result<Plan> {
+pub fn plan(recipe: &Recipe, device: &Device, ranks: usize) -> Result<Plan> {
     let objective = recipe.objective()?;
     let device = device.clone().autodiff();
     let model = recipe.model.init(&objective.networks(), &device);
     let parameters = count(&freeze(model, &recipe.settings.frozen));
     Ok(Plan {
-        learning: Learning::of(&recipe.settings, &parameters, &device),
+        learning: Learning::of(&recipe.settings, &parameters, &device, ranks),
         parameters,
     })
 }
@@ -141,7 +143,7 @@ pub fn plan(recipe: &Recipe, device: &Device) -> Result<Plan> {
 pub fn dry_run(recipe: &Recipe, device: &Device, options: &RunOptions) -> Result<DryRun> {
     let settings = &recipe.settings;
     let sources = run::sources(recipe, &settings.data, 1)?;
-    plan(recipe, device)?.check_memory(device, 1)?;
+    plan(recipe, device, 1)?.check_memory(device, 1, 1)?;
     let mut trainer = Trainer::new(recipe, device)?;
     let mut found = Vec::new();
     let (mut seconds, mut reading, mut weights) = (0.0, 0.0, 0.0);

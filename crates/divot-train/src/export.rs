@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use divot::Progress;
 use divot::checkpoint::{CONFIG, Checkpoint, Part};
 use divot::convert::{self, Exported};
-use divot::data::dataset::{Format, Manifest, SourceConfig};
+use divot::data::dataset::Format;
 use divot::language::TextTokenizer;
 use divot::weights::StoredType;
 
@@ -15,7 +15,7 @@ use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::objective::TaskKind;
-use crate::recipe::{ObjectiveSettings, Precision, Recipe};
+use crate::recipe::{ObjectiveSettings, Precision, Recipe, Samples};
 use crate::trainer::Trainer;
 
 /// Which of a run's parameters are exported.
@@ -91,6 +91,19 @@ pub fn export_released(
     Ok(convert::export_released(model.path(), to, progress)?)
 }
 
+/// What an export reads anew of a run, and is another than in training: frozen parts that came from runs which went on.
+///
+/// # Errors
+/// If the run's newest checkpoint cannot be read.
+pub fn moved_since(run: &Path) -> Result<Vec<String>> {
+    let Some(newest) = checkpoint::of(run)? else {
+        return Ok(Vec::new());
+    };
+    let state = newest.state()?;
+    let recipe = Recipe::parse(newest.folder(), "", &state.recipe, &[])?;
+    state.moved(&recipe.settings.frozen)
+}
+
 /// What a run trained.
 struct Run {
     folder: PathBuf,
@@ -109,7 +122,7 @@ impl Run {
         let mut recipe = Recipe::parse(newest.folder(), &name, &newest.state()?.recipe, &[])?;
         // Frozen parts are exported as they were before training.
         recipe.settings.precision = Precision::F32;
-        let trainer = Trainer::new(&recipe, device)?.resume(newest)?;
+        let trainer = Trainer::build(&recipe, device)?.resume(newest)?;
         Ok(Self {
             folder: folder.to_path_buf(),
             recipe,
@@ -120,16 +133,20 @@ impl Run {
         })
     }
 
-    /// The parts of a model that its de-tokenizer and its language model are.
-    fn parts(&self) -> Result<[Part; 2]> {
-        let settings = &self.recipe.settings;
-        let detokenizer = match settings.objective {
+    /// The part of a model that its de-tokenizer is.
+    fn decoder(&self) -> Part {
+        match self.recipe.settings.objective {
             ObjectiveSettings::Adaptation { .. } => Part::AdaptedDetokenizer,
             _ => Part::Detokenizer,
-        };
+        }
+    }
+
+    /// The part of a model that its language model is.
+    fn language(&self) -> Result<Part> {
+        let settings = &self.recipe.settings;
         let mut tasks = Vec::new();
         for data in &settings.data {
-            tasks.push(match format(&data.source)? {
+            tasks.push(match Samples::of(&data.source)?.format {
                 Format::Story => Some(TaskKind::Generation),
                 Format::Questions => Some(TaskKind::Comprehension),
                 Format::Texts => None,
@@ -140,17 +157,19 @@ impl Run {
             });
         }
         tasks.dedup();
-        let llm = match tasks[..] {
+        Ok(match tasks[..] {
             [Some(TaskKind::Comprehension)] => Part::Comprehension,
             [Some(TaskKind::Generation)] => Part::Generation,
             _ => Part::Pretrained,
-        };
-        Ok([detokenizer, llm])
+        })
     }
 
     /// Writes the networks.
     fn save(self, mut checkpoint: Checkpoint<'_>) -> Result<Vec<PathBuf>> {
-        let [decoder, language] = self.parts()?;
+        let decoder = self.decoder();
+        // A run without a language model needs none of its caches.
+        let language = self.model.llm.as_ref().map(|_| self.language());
+        let language = language.transpose()?;
         let Self {
             folder,
             recipe,
@@ -180,7 +199,7 @@ impl Run {
             let config = &recipe.model.detokenizer;
             written.push(checkpoint.save(decoder, config, detokenizer, None)?.folder);
         }
-        if let Some(mut llm) = llm {
+        if let Some((mut llm, language)) = llm.zip(language) {
             llm.llm = llm.llm.merge_lora();
             let config = recipe.model.llm.clone().with_lora(None);
             let text = recipe.settings.model.text_tokenizer.as_deref();
@@ -197,16 +216,4 @@ impl Run {
             )),
         }
     }
-}
-
-/// The format of a source; of a cache, that of the source that it was made of.
-fn format(source: &SourceConfig) -> Result<Format> {
-    if source.format != Format::Cache {
-        return Ok(source.format);
-    }
-    let folder = source.path.first().map_or(Path::new(""), |path| path);
-    let manifest = Manifest::read(folder)?;
-    let format = manifest.made_of.get("source.format");
-    let format = format.and_then(|format| serde_json::from_str(format).ok());
-    Ok(format.unwrap_or(source.format))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor, TensorData};
 use divot::weights::{
@@ -119,7 +119,7 @@ fn visit<M: Module>(model: &M, each: impl FnMut(&str, &[usize], bool)) {
     });
 }
 
-/// Takes the parameters at and below the paths `frozen` out of training.
+/// Takes the parameters at and below the paths `frozen` out of training. Their layers drop nothing out.
 pub(crate) fn freeze<M: Module>(model: M, frozen: &[String]) -> M {
     struct Freeze<'a> {
         path: ParamPath,
@@ -139,6 +139,14 @@ pub(crate) fn freeze<M: Module>(model: M, frozen: &[String]) -> M {
             match self.frozen.iter().any(|prefix| is_below(&path, prefix)) {
                 true => param.set_require_grad(false),
                 false => param,
+            }
+        }
+
+        fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
+            let path = self.path.path();
+            match self.frozen.iter().any(|prefix| is_below(&path, prefix)) {
+                true => flag.with_value(false),
+                false => flag,
             }
         }
     }

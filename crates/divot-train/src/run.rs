@@ -14,6 +14,7 @@ use divot::peak_device_memory;
 use crate::checkpoint::{self, Start, State};
 use crate::dry_run::plan;
 use crate::error::{Error, Result};
+use crate::losses::Losses;
 use crate::objective::Shown;
 use crate::ranks::Ranks;
 use crate::recipe::{DataSettings, Recipe};
@@ -94,36 +95,50 @@ pub fn run(
     }
     ranks.wait();
     check_starts(recipe, folder)?;
-    let resumed = resumable(recipe, folder, options)?;
+    let resumed = resumable(recipe, folder, device, options)?;
     let moments_of = match settings.ranks.shard_optimizer {
         true => ranks.count(),
         false => 1,
     };
-    plan(recipe, device)?.check_memory(device, moments_of)?;
+    let [_, processes] = ranks.local();
+    plan(recipe, device, ranks.count())?.check_memory(device, moments_of, processes)?;
     let mut trainer = Trainer::new(recipe, device)?.with_ranks(ranks)?;
-    let mut state = State::new(recipe);
+    let mut state = State::new(recipe, device);
     if let Some(checkpoint) = &resumed {
         state = State {
             seed: settings.seed,
-            start: recipe.start.clone(),
             recipe: recipe.text.clone(),
             recipe_hash: checkpoint::recipe_hash(&recipe.text),
+            precision: Some(settings.precision.on(device)),
             ..checkpoint.state()?
         };
+        // Losses of other objectives and of other samples do not compare.
+        let before = checkpoint.state()?.recipe;
+        let mut changed = recipe.differences(&before).into_iter();
+        let other = |key: &str| key.starts_with("objective") || key.starts_with("validation");
+        if changed.any(|(key, ..)| other(&key)) {
+            state.best = None;
+        }
         trainer = trainer.resume(checkpoint)?;
         let _ = watch(Event::Resumed(state.step));
     }
+    let starts = recipe.start.iter().map(Start::as_it_is);
+    state.start = starts.collect::<Result<_>>()?;
     let log = folder.join(match ranks.rank() {
         0 => "skipped.jsonl".to_owned(),
         rank => format!("skipped-{rank}.jsonl"),
     });
     let data = sources(recipe, &settings.data, ranks.count())?;
+    if state.step == 0 && log.exists() {
+        // Of a try that was ended before its first checkpoint.
+        fs::remove_file(&log).map_err(|error| Error::io(&log, error))?;
+    }
     let mut loader = loader(data, settings.seed, state.step, Some(&log), options)?;
     let validation = validation_set(recipe, options)?;
     let recorder = || Recorder::open(folder, recipe.info(), state.step);
     let mut recorder = ranks.is_first().then(recorder).transpose()?;
 
-    let mut logged = (Instant::now(), state.samples);
+    let mut interval = Interval::new(&state);
     // Batches of each source in a row, and their samples, of which none fits.
     let mut fruitless = vec![[0; 2]; settings.data.len()];
     let mut steps = || -> Result<()> {
@@ -139,7 +154,7 @@ pub fn run(
             let count = samples.len() * ranks.count();
             state.count(&report, count);
             let [batches, samples] = fruitless[source];
-            fruitless[source] = match report.left_out == count {
+            fruitless[source] = match report.losses.is_empty() {
                 true => [batches + 1, samples + count],
                 false => [0; 2],
             };
@@ -160,18 +175,9 @@ pub fn run(
             let due = |every: usize| every > 0 && (last || step.is_multiple_of(every));
             let log = due(settings.log_every);
             if log {
-                let seconds = logged.0.elapsed().as_secs_f64();
-                let samples = state.samples - logged.1;
-                logged = (Instant::now(), state.samples);
-                let numbers = numbers(
-                    &report,
-                    &mut loader,
-                    &state,
-                    device,
-                    ranks,
-                    seconds,
-                    samples,
-                );
+                let mut numbers = interval.numbers(&report, &mut loader, &state, device, ranks);
+                numbers.extend(state.take_unlogged(&report));
+                interval = Interval::new(&state);
                 if let Some(recorder) = &mut recorder {
                     warn(recorder.scalars(step, &numbers), watch);
                 }
@@ -185,8 +191,9 @@ pub fn run(
             }
             if due(settings.validation.every) {
                 let recorder = recorder.as_mut();
-                let loss = validate(&trainer, &validation, &mut state, recorder, watch)?;
-                let _ = watch(Event::Validated(loss));
+                if let Some(loss) = validate(&trainer, &validation, &mut state, recorder, watch)? {
+                    let _ = watch(Event::Validated(loss));
+                }
             }
             let status = recorder.as_ref().filter(|_| log).map(Recorder::status);
             let stop = ranks.any(watch(Event::Step(status)).is_break());
@@ -219,72 +226,87 @@ fn warn(problem: Option<RecordError>, watch: &mut dyn FnMut(Event<'_>) -> Contro
     }
 }
 
-/// The numbers that are logged after a step. `samples` were learned from in the last `seconds`.
-fn numbers(
-    report: &StepReport,
-    loader: &mut Loader,
-    state: &State,
-    device: &Device,
-    ranks: &Ranks,
-    seconds: f64,
+/// When numbers were logged.
+struct Interval {
+    since: Instant,
+    /// How many samples had been read.
     samples: u64,
-) -> Vec<(String, f64)> {
-    let waited = loader.take_waited().as_secs_f64();
-    let mut numbers = vec![
-        (names::LOSS.to_owned(), report.loss),
-        (names::RATE.to_owned(), report.rate),
-        (names::GRADIENT_NORM.to_owned(), report.gradient_norm),
-        (
-            names::SAMPLES_PER_SECOND.to_owned(),
-            samples as f64 / seconds.max(1e-9),
-        ),
-        (
-            names::DATA_WAIT.to_owned(),
-            (waited / seconds.max(1e-9)).min(1.0),
-        ),
-    ];
-    if ranks.count() > 1 {
-        let spent = ranks.take_spent().as_secs_f64();
-        let share = (spent / seconds.max(1e-9)).min(1.0);
-        numbers.push((names::COMMUNICATION.to_owned(), share));
-    }
-    if report.terms.len() > 1 {
-        let terms = report.terms.iter();
-        numbers.extend(terms.map(|(name, mean)| (format!("train/{name}"), *mean)));
-    }
-    if let Some(bytes) = peak_device_memory(device) {
-        numbers.push((names::MEMORY.to_owned(), bytes as f64));
-    }
-    for (source, reason, count) in loader.skipped() {
-        let name = format!("{}{source}: {reason}", record::SKIPPED);
-        numbers.push((name, count as f64));
-    }
-    if state.not_finite > 0 {
-        let name = format!("{}steps not finite", record::SKIPPED);
-        numbers.push((name, state.not_finite as f64));
-    }
-    numbers
 }
 
-/// Measures the loss on the validation set and shows what the model makes of some of it.
+impl Interval {
+    fn new(state: &State) -> Self {
+        Self {
+            since: Instant::now(),
+            samples: state.samples,
+        }
+    }
+
+    /// The numbers that are logged after a step, without the losses.
+    fn numbers(
+        &self,
+        report: &StepReport,
+        loader: &mut Loader,
+        state: &State,
+        device: &Device,
+        ranks: &Ranks,
+    ) -> Vec<(String, f64)> {
+        let seconds = self.since.elapsed().as_secs_f64().max(1e-9);
+        let samples = state.samples - self.samples;
+        let waited = loader.take_waited().as_secs_f64();
+        let mut numbers = vec![
+            (names::RATE.to_owned(), report.rate),
+            (names::GRADIENT_NORM.to_owned(), report.gradient_norm),
+            (
+                names::SAMPLES_PER_SECOND.to_owned(),
+                samples as f64 / seconds,
+            ),
+            (names::DATA_WAIT.to_owned(), (waited / seconds).min(1.0)),
+        ];
+        if ranks.count() > 1 {
+            let spent = ranks.take_spent().as_secs_f64();
+            numbers.push((names::COMMUNICATION.to_owned(), (spent / seconds).min(1.0)));
+        }
+        if let Some(bytes) = peak_device_memory(device) {
+            numbers.push((names::MEMORY.to_owned(), bytes as f64));
+        }
+        for (source, reason, count) in loader.skipped() {
+            let name = format!("{}{source}: {reason}", record::SKIPPED);
+            numbers.push((name, count as f64));
+        }
+        if state.not_finite > 0 {
+            let name = format!("{}steps not finite", record::SKIPPED);
+            numbers.push((name, state.not_finite as f64));
+        }
+        numbers
+    }
+}
+
+/// Measures the loss on the validation set, of which something may fit the objective, and shows what the model makes of
+/// some of it.
 fn validate(
     trainer: &Trainer,
     set: &[(usize, Vec<Sample>)],
     state: &mut State,
     recorder: Option<&mut Recorder>,
     watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-) -> Result<f64> {
-    let (loss, terms) = trainer.validate(set)?;
+) -> Result<Option<f64>> {
+    let losses = trainer.validate(set)?;
+    if losses.is_empty() {
+        let problem = "nothing of the validation set fits the objective, so that no checkpoint is the best one; look at its texts, or raise `max_length`";
+        let _ = watch(Event::Warning(problem.to_owned()));
+        return Ok(None);
+    }
+    let loss = losses.loss();
     if loss.is_finite() && state.best.is_none_or(|(best, _)| loss < best) {
         state.best = Some((loss, state.step));
     }
     let Some(recorder) = recorder else {
-        return Ok(loss);
+        return Ok(Some(loss));
     };
     let mut numbers = vec![(names::VALIDATION_LOSS.to_owned(), loss)];
     let named = |(name, value): (&str, f64)| (format!("{}{name}", record::VALIDATION), value);
-    if terms.len() > 1 {
-        numbers.extend(terms.into_iter().map(named));
+    if losses.has_several() {
+        numbers.extend(losses.terms().map(named));
     }
     let mut shown = Shown::default();
     for (index, (source, samples)) in set.iter().enumerate() {
@@ -300,36 +322,49 @@ fn validate(
             }
         }
     }
-    numbers.extend(shown.numbers.into_iter().map(named));
+    numbers.extend(shown.numbers.iter().copied().map(named));
     warn(recorder.scalars(state.step, &numbers), watch);
     for (name, text) in &shown.texts {
         warn(recorder.text(state.step, name, text), watch);
     }
-    if shown.clips && shown.rows.iter().any(|row| row.len() > 1) {
-        let clip = side_by_side(&shown.rows)?;
-        let rate = clip.len() as f64 * CLIP_FPS / CLIP_FRAMES as f64;
-        warn(
-            recorder.animation(state.step, "samples", &clip, rate),
-            watch,
-        );
+    // Pictures that cannot be made stop no run.
+    if let Err(error) = draw(&shown, state.step, recorder, watch) {
+        let _ = watch(Event::Warning(format!("no samples are shown: {error}")));
     }
-    if !shown.rows.is_empty() {
-        let rows: Vec<&[_]> = shown.rows.iter().map(Vec::as_slice).collect();
-        let png = encode_png(&contact_sheet(&rows, GAP)?)?;
-        warn(recorder.sheet(state.step, "samples", &png), watch);
-    }
-    Ok(loss)
+    Ok(Some(loss))
 }
 
-/// One clip of many: those of each two rows beside each other, below those of the rows before.
-fn side_by_side(rows: &[Vec<Frame>]) -> Result<Vec<Frame>> {
-    let count = rows.iter().map(Vec::len).max().unwrap_or_default();
+/// Draws what the model made: all frames on a sheet, and clips beside each other.
+fn draw(
+    shown: &Shown,
+    step: usize,
+    recorder: &mut Recorder,
+    watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<()> {
+    let rows: Vec<&[Frame]> = shown.samples.iter().flatten().map(Vec::as_slice).collect();
+    if shown.clips && rows.iter().any(|row| row.len() > 1) {
+        let clip = side_by_side(&shown.samples)?;
+        let rate = clip.len() as f64 * CLIP_FPS / CLIP_FRAMES as f64;
+        warn(recorder.animation(step, "samples", &clip, rate), watch);
+    }
+    if !rows.is_empty() {
+        let png = encode_png(&contact_sheet(&rows, GAP)?)?;
+        warn(recorder.sheet(step, "samples", &png), watch);
+    }
+    Ok(())
+}
+
+/// One clip of many: those of each sample beside each other, below those of the samples before.
+fn side_by_side(samples: &[Vec<Vec<Frame>>]) -> Result<Vec<Frame>> {
+    let lengths = samples.iter().flatten().map(Vec::len);
+    let count = lengths.max().unwrap_or_default();
     let frame = |time: usize| {
         // Shorter clips wait for the longest in their last frame.
-        let frames = rows.iter().filter_map(|row| row.get(time).or(row.last()));
-        let frames: Vec<Frame> = frames.cloned().collect();
-        let pairs: Vec<&[Frame]> = frames.chunks(2).collect();
-        Ok(contact_sheet(&pairs, GAP)?)
+        let at = |clip: &Vec<Frame>| clip.get(time).or(clip.last()).cloned();
+        let rows = samples.iter().map(|clips| clips.iter().filter_map(at));
+        let rows: Vec<Vec<Frame>> = rows.map(Iterator::collect).collect();
+        let rows: Vec<&[Frame]> = rows.iter().map(Vec::as_slice).collect();
+        Ok(contact_sheet(&rows, GAP)?)
     };
     (0..count).map(frame).collect()
 }
@@ -387,14 +422,23 @@ fn validation_set(recipe: &Recipe, options: &RunOptions) -> Result<Vec<(usize, V
     let loader = loader(sources, seed, 0, None, options)?;
     let batches = loader.take(settings.validation.batches);
     let batches = batches.map(|batch| batch.map(|batch| (batch.source, batch.samples)));
-    Ok(batches.collect::<Result<_, _>>()?)
+    let mut set: Vec<_> = batches.collect::<Result<_, _>>()?;
+    // One batch at least of each source, however small its weight.
+    let all = self::sources(recipe, data, options.ranks.count())?;
+    for (index, source) in all.into_iter().enumerate() {
+        if set.iter().all(|(drawn, _)| *drawn != index) {
+            let batch = self::loader(vec![source], seed, 0, None, options)?.next();
+            set.push((index, batch.expect("a loader never ends")?.samples));
+        }
+    }
+    Ok(set)
 }
 
 /// Refuses parts that start from the run's own folder: whoever starts from the run would look there for ever.
 fn check_starts(recipe: &Recipe, folder: &Path) -> Result<()> {
     let own = folder.canonicalize();
     let own = own.map_err(|error| Error::io(folder, error))?;
-    for Start { part, folder } in &recipe.start {
+    for Start { part, folder, .. } in &recipe.start {
         if let Some(folder) = folder
             && folder.canonicalize().is_ok_and(|folder| folder == own)
         {
@@ -417,6 +461,7 @@ fn check_starts(recipe: &Recipe, folder: &Path) -> Result<()> {
 fn resumable(
     recipe: &Recipe,
     folder: &Path,
+    device: &Device,
     options: &RunOptions,
 ) -> Result<Option<checkpoint::Checkpoint>> {
     let Some(newest) = checkpoint::newest(folder)? else {
@@ -429,18 +474,28 @@ fn resumable(
             "resume it, or choose another folder",
         ));
     }
-    let changed = recipe.differences(&newest.state()?.recipe);
+    let state = newest.state()?;
+    let changed = recipe.differences(&state.recipe).into_iter();
+    let mut changed: Vec<String> = changed
+        .map(|(key, before, now)| format!("`{key}` was {before} and is {now}"))
+        .collect();
+    let now = recipe.settings.precision.on(device);
+    if changed.is_empty()
+        && let Some(before) = state.precision.filter(|before| *before != now)
+    {
+        let [before, now] = [before, now].map(|precision| format!("{precision:?}").to_lowercase());
+        changed.push(format!(
+            "`precision` was {before}, and this device has {now}"
+        ));
+    }
+    changed.extend(state.moved(&recipe.settings.frozen)?);
     if changed.is_empty() || options.allow_changes {
         return Ok(Some(newest));
     }
-    let changed: Vec<String> = changed
-        .into_iter()
-        .map(|(key, before, now)| format!("`{key}` was {before} and is {now}"))
-        .collect();
     Err(Error::run(
         folder,
-        format!("was trained with another recipe: {}", changed.join(", ")),
-        "resume with the recipe that it was started with, or allow the changes (`--allow-changes`)",
+        format!("was trained otherwise: {}", changed.join(", ")),
+        "resume with what it was started with, or allow the changes (`--allow-changes`)",
     ))
 }
 
@@ -486,15 +541,17 @@ impl Drop for Lock {
 }
 
 impl State {
-    fn new(recipe: &Recipe) -> Self {
+    fn new(recipe: &Recipe, device: &Device) -> Self {
         Self {
             step: 0,
             samples: 0,
             not_finite: 0,
             not_finite_in_a_row: 0,
             best: None,
+            unlogged: Losses::default(),
+            precision: Some(recipe.settings.precision.on(device)),
             seed: recipe.settings.seed,
-            start: recipe.start.clone(),
+            start: Vec::new(),
             recipe: recipe.text.clone(),
             recipe_hash: checkpoint::recipe_hash(&recipe.text),
         }
@@ -505,12 +562,30 @@ impl State {
         self.step += 1;
         self.samples += samples as u64;
         match report.learned {
-            true => self.not_finite_in_a_row = 0,
+            true => {
+                self.not_finite_in_a_row = 0;
+                self.unlogged.add(&report.losses);
+            }
             false => {
                 self.not_finite += 1;
                 self.not_finite_in_a_row += 1;
             }
         }
+    }
+
+    /// The means of the losses since they were logged last. If no step since then changed the parameters, they are those
+    /// of the last one.
+    fn take_unlogged(&mut self, report: &StepReport) -> Vec<(String, f64)> {
+        let losses = match std::mem::take(&mut self.unlogged) {
+            losses if losses.is_empty() => report.losses.clone(),
+            losses => losses,
+        };
+        let mut numbers = vec![(names::LOSS.to_owned(), losses.loss())];
+        if losses.has_several() {
+            let terms = losses.terms();
+            numbers.extend(terms.map(|(name, mean)| (format!("train/{name}"), mean)));
+        }
+        numbers
     }
 }
 

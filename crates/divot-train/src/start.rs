@@ -24,27 +24,32 @@ const MAX_DEPTH: usize = 32;
 /// What it had frozen is found where it started from. Low-rank adaptation begins anew on a folder without it.
 ///
 /// # Errors
-/// If a folder is neither a run's nor a model's, or a parameter is missing there or has another shape.
+/// If a folder is neither a run's nor a model's, a parameter is missing there or has another shape, low-rank adaptation
+/// would be lost, or a frozen parameter starts from nothing.
 pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<Model> {
     let mut starts: Vec<&Start> = starts.iter().collect();
     starts.sort_by_key(|start| start.part.len());
     let mut filled = BTreeSet::new();
+    let paths = parameters::paths(&model);
+    // The start of a path: the one of the longest part around it.
+    let start_of = |path: &str| starts.iter().rfind(|start| is_below(path, &start.part));
     for start in &starts {
         if let Some(folder) = &start.folder {
             let mut found = Vec::new();
             find(&start.part, folder, 0, &mut found)?;
             for (part, held) in &found {
-                let (next, paths) = held.fill(part, model, frozen)?;
+                let own = |path: &str| start_of(path).is_some_and(|owner| owner == start);
+                held.check_adaptation(part, own, &paths, folder)?;
+                let (next, found) = held.fill(part, own, model, frozen)?;
                 model = next;
-                filled.extend(paths);
+                filled.extend(found);
             }
         }
     }
-    for path in parameters::paths(&model) {
-        let last = starts.iter().rfind(|start| is_below(&path, &start.part));
-        if let Some(folder) = last.and_then(|start| start.folder.as_ref())
-            && !filled.contains(&path)
-            && !is_adaptation(&path)
+    for path in &paths {
+        if let Some(folder) = start_of(path).and_then(|start| start.folder.as_ref())
+            && !filled.contains(path)
+            && !is_adaptation(path)
         {
             return Err(Error::run(
                 folder,
@@ -125,17 +130,57 @@ struct Held {
 }
 
 impl Held {
-    /// Fills a part of the model as far as the network has it. Returns the paths that were filled.
-    fn fill(&self, part: &str, model: Model, frozen: DType) -> Result<(Model, Vec<String>)> {
+    /// Fills those paths of a part of the model that are its `own` as far as the network has them. Returns the paths
+    /// that were filled.
+    fn fill(
+        &self,
+        part: &str,
+        own: impl Fn(&str) -> bool,
+        model: Model,
+        frozen: DType,
+    ) -> Result<(Model, Vec<String>)> {
         let Some(root) = self.root(part) else {
             return Ok((model, Vec::new()));
         };
-        let own = |name: &str| {
-            let path = self.path(name)?;
-            let rest = path.strip_prefix(&root)?;
-            is_below(&path, &root).then(|| format!("{part}{rest}"))
+        let name = |name: &str| self.place(part, &root, name).filter(|path| own(path));
+        parameters::load(&self.source, model, name, frozen)
+    }
+
+    /// Refuses low-rank adaptation of a layer that the model has without it, at one of these `paths`. Its base alone is
+    /// not what was trained.
+    fn check_adaptation(
+        &self,
+        part: &str,
+        own: impl Fn(&str) -> bool,
+        paths: &[String],
+        folder: &Path,
+    ) -> Result<()> {
+        let Some(root) = self.root(part) else {
+            return Ok(());
         };
-        parameters::load(&self.source, model, own, frozen)
+        let tensors = self.source.tensors();
+        let places = tensors.filter_map(|tensor| self.place(part, &root, &tensor.name));
+        for path in places.filter(|path| is_adaptation(path) && own(path)) {
+            let layer = path.rsplit_once(".lora_").map_or("", |(layer, _)| layer);
+            let has = |part: &str| paths.iter().any(|path| is_below(path, part));
+            if has(layer) && !has(&path) {
+                return Err(Error::run(
+                    folder,
+                    format!(
+                        "has low-rank adaptation of `{layer}`, and this recipe's model has none"
+                    ),
+                    "export it and start from the export, or give [model.llm.lora] as it was",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The path in the model that a tensor has for `part`, whose own path here is `root`, if it is of that part.
+    fn place(&self, part: &str, root: &str, name: &str) -> Option<String> {
+        let path = self.path(name)?;
+        let rest = path.strip_prefix(root)?;
+        is_below(&path, root).then(|| format!("{part}{rest}"))
     }
 
     /// The path of a tensor in a model, if it is the network's.

@@ -6,7 +6,7 @@ use std::thread;
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use divot::Noise;
 use divot::data::dataset::{Sample, Skip};
 use divot::device::is_cpu;
@@ -16,6 +16,7 @@ use crate::buckets::Buckets;
 use crate::cache;
 use crate::checkpoint::{self, Checkpoint, Contents, Start, State};
 use crate::error::{Error, Result};
+use crate::losses::Losses;
 use crate::model::{Model, Network};
 use crate::objective::{Draws, Objective, Prepared, Shown, Term};
 use crate::optimizer::{Optimizer, gradient_norm};
@@ -45,10 +46,8 @@ pub struct Trainer {
 /// What a step did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
-    /// The loss: the weighted sum of its terms' means.
-    pub loss: f64,
-    /// Mean of each term, by name.
-    pub terms: Vec<(&'static str, f64)>,
+    /// The loss of the batch, and its terms.
+    pub losses: Losses,
     /// Norm of the gradients before they were clipped.
     pub gradient_norm: f64,
     /// The learning rate.
@@ -68,6 +67,13 @@ impl Trainer {
     /// If a folder that weights start from does not fit, a frozen path is none of the model, nothing is trained, or a
     /// cache among the sources was made by other networks.
     pub fn new(recipe: &Recipe, device: &Device) -> Result<Self> {
+        let trainer = Self::build(recipe, device)?;
+        cache::check(recipe, &trainer.model)?;
+        Ok(trainer)
+    }
+
+    /// The same, without a look at the caches.
+    pub(crate) fn build(recipe: &Recipe, device: &Device) -> Result<Self> {
         let settings = &recipe.settings;
         let mut device = device.clone().autodiff();
         if settings.gradient_checkpointing {
@@ -89,12 +95,20 @@ impl Trainer {
         if let Some(part) = settings.frozen.iter().find(|part| !has(&paths, part)) {
             return Err(refuse("frozen", part));
         }
-        for Start { part, folder } in &recipe.start {
+        for Start { part, folder, .. } in &recipe.start {
             // What starts anew may be a part of a network that this objective leaves out.
             let all = || parameters::paths(&recipe.model.init(&Network::ALL, &device));
             if !has(&paths, part) && (folder.is_some() || !has(&all(), part)) {
                 return Err(refuse(&format!("model.start.{part}"), part));
             }
+        }
+        let starts = |path: &String| recipe.start.iter().any(|start| is_below(path, &start.part));
+        let mut held = paths.iter().filter(|path| settings.freezes(path));
+        if let Some(path) = held.find(|path| !starts(path)) {
+            let problem = format!(
+                "`{path}` is frozen and has no weights to start from; name their folder in [model.start], or `random`"
+            );
+            return Err(recipe.refuse("frozen", problem));
         }
         let frozen = settings.precision.frozen(&device);
         let model = parameters::freeze(model, &settings.frozen);
@@ -115,7 +129,6 @@ impl Trainer {
             let problem = "`frozen` covers the whole model, and nothing is left to train";
             return Err(recipe.refuse("frozen", problem.to_owned()));
         }
-        cache::check(recipe, &model)?;
         let at_once = settings.at_once;
         if at_once > 1 && recipe.model.has_dropout(&objective.networks()) {
             let problem = "`at_once` is to be 1 for networks with dropout, which is drawn in order"
@@ -233,7 +246,10 @@ impl Trainer {
         self.device.seed(dropout.to_bits());
 
         let prepared = self.prepare(&self.model, step as u64, source, samples)?;
-        let counts = self.totals(&prepared);
+        let counts = self.counts(&prepared);
+        let weights = self.terms.iter().zip(&counts);
+        let weights = weights.map(|(term, count)| term.weight / count.max(1.0));
+        let weights: Vec<f64> = weights.collect();
         let misfits = prepared.iter().flat_map(|micro| &micro.left_out);
         let misfits: Vec<Skip> = misfits.cloned().collect();
         let mut sums = vec![0.0; self.terms.len()];
@@ -244,10 +260,8 @@ impl Trainer {
             if group.is_empty() {
                 break;
             }
-            for (found_sums, found) in self.backward(group, &counts) {
-                for (sum, more) in sums.iter_mut().zip(found_sums) {
-                    *sum += more;
-                }
+            for (found_sums, found) in self.backward(group, &weights) {
+                add(&mut sums, &found_sums);
                 gradients.accumulate(&self.model, found);
             }
         }
@@ -262,8 +276,8 @@ impl Trainer {
         let mut left_out = [misfits.len() as f64];
         self.ranks.sum(&mut left_out);
         self.ranks.sum(&mut sums);
-        let (loss, terms) = self.means(&sums, &counts);
-        let learned = loss.is_finite() && gradient_norm.is_finite();
+        let losses = Losses::new(&self.terms, &sums, &counts);
+        let learned = losses.loss().is_finite() && gradient_norm.is_finite();
         if learned {
             // Not a clone: parameters that nothing else holds are changed in place.
             let model = std::mem::take(&mut self.model);
@@ -286,8 +300,7 @@ impl Trainer {
             }
         }
         Ok(StepReport {
-            loss,
-            terms,
+            losses,
             gradient_norm,
             rate,
             left_out: left_out[0] as usize,
@@ -297,17 +310,14 @@ impl Trainer {
     }
 
     /// Computes micro-batches at once.
-    fn backward(&self, group: Vec<Prepared>, counts: &[f64]) -> Vec<(Vec<f64>, GradientsParams)> {
-        let weights = self.terms.iter().zip(counts);
-        let weights: Vec<f64> = weights.map(|(term, count)| term.weight / count).collect();
+    fn backward(&self, group: Vec<Prepared>, weights: &[f64]) -> Vec<(Vec<f64>, GradientsParams)> {
         if self.pools.is_empty() {
             let group = group.into_iter();
             return group
-                .map(|micro| backward(&self.model, micro, &weights))
+                .map(|micro| backward(&self.model, micro, weights))
                 .collect();
         }
         thread::scope(|scope| {
-            let weights = &weights;
             let threads: Vec<_> = group
                 .into_iter()
                 .zip(&self.pools)
@@ -328,10 +338,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If the samples do not fit the objective.
-    pub fn validate(
-        &self,
-        batches: &[(usize, Vec<Sample>)],
-    ) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    pub fn validate(&self, batches: &[(usize, Vec<Sample>)]) -> Result<Losses> {
         let _generator = generator();
         let _precision = self.recipe.settings.precision.products(&self.device);
         let model = self.evaluated();
@@ -340,18 +347,13 @@ impl Trainer {
         for (index, (source, samples)) in batches.iter().enumerate() {
             // No step of training has such a number.
             let prepared = self.prepare(&model, u64::MAX - index as u64, *source, samples)?;
-            for (count, more) in counts.iter_mut().zip(self.totals(&prepared)) {
-                *count += more;
-            }
+            add(&mut counts, &self.counts(&prepared));
             for micro in prepared.into_iter().filter(Prepared::has_terms) {
-                let terms = (micro.losses)(&model);
-                for (sum, more) in sums.iter_mut().zip(terms) {
-                    *sum += more.into_scalar::<f64>();
-                }
+                add(&mut sums, &values(&(micro.losses)(&model)));
             }
         }
         self.ranks.sum(&mut sums);
-        Ok(self.means(&sums, &counts))
+        Ok(Losses::new(&self.terms, &sums, &counts))
     }
 
     /// What the model makes of the first samples of a source, as many as the recipe shows.
@@ -363,6 +365,9 @@ impl Trainer {
         let _generator = generator();
         let _precision = settings.precision.products(&self.device);
         let count = settings.validation.shown.min(samples.len());
+        if count == 0 {
+            return Ok(Shown::default());
+        }
         self.objective
             .show(&self.evaluated(), source, &samples[..count])
     }
@@ -404,38 +409,22 @@ impl Trainer {
             .collect()
     }
 
-    /// How many numbers each term sums over in the micro-batches of all ranks; at least 1, so that a term without
-    /// numbers is 0.
-    fn totals(&self, prepared: &[Prepared]) -> Vec<f64> {
+    /// How many numbers each term sums over in the micro-batches of all ranks.
+    fn counts(&self, prepared: &[Prepared]) -> Vec<f64> {
         let term = |term| {
             let counts = prepared.iter().map(|micro: &Prepared| micro.counts[term]);
             counts.sum::<usize>() as f64
         };
-        let mut totals: Vec<f64> = (0..self.terms.len()).map(term).collect();
-        self.ranks.sum(&mut totals);
-        totals.into_iter().map(|count| count.max(1.0)).collect()
-    }
-
-    /// The loss and the means of its terms.
-    fn means(&self, sums: &[f64], counts: &[f64]) -> (f64, Vec<(&'static str, f64)>) {
-        let means = sums.iter().zip(counts).map(|(sum, count)| sum / count);
-        let terms: Vec<(&'static str, f64)> = self
-            .terms
-            .iter()
-            .zip(means)
-            .map(|(term, mean)| (term.name, mean))
-            .collect();
-        let weighted = self.terms.iter().zip(&terms);
-        let loss = weighted.map(|(term, (_, mean))| term.weight * mean).sum();
-        (loss, terms)
+        let mut counts: Vec<f64> = (0..self.terms.len()).map(term).collect();
+        self.ranks.sum(&mut counts);
+        counts
     }
 }
 
 /// The sums of a micro-batch's terms, and the gradients of the weighted terms.
 fn backward(model: &Model, micro: Prepared, weights: &[f64]) -> (Vec<f64>, GradientsParams) {
     let terms = (micro.losses)(model);
-    let sums = terms.iter().map(|sum| sum.clone().into_scalar::<f64>());
-    let sums = sums.collect();
+    let sums = values(&terms);
     let parts = terms.into_iter().zip(weights);
     let loss = parts
         .map(|(sum, weight)| sum * *weight)
@@ -445,6 +434,17 @@ fn backward(model: &Model, micro: Prepared, weights: &[f64]) -> (Vec<f64>, Gradi
         None => GradientsParams::new(),
     };
     (sums, gradients)
+}
+
+fn add(sums: &mut [f64], more: &[f64]) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        *sum += more;
+    }
+}
+
+fn values(sums: &[Tensor<1>]) -> Vec<f64> {
+    let values = sums.iter().map(|sum| sum.clone().into_scalar::<f64>());
+    values.collect()
 }
 
 /// Divides the threads that compute into groups.

@@ -25,7 +25,11 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// Stage 1, or stage 2 with another `frozen`.
 fn diffusion(clips: &Path, changes: &[&str]) -> Recipe {
-    let head = format!(
+    recipe(&head(clips), changes).expect("a valid recipe")
+}
+
+fn head(clips: &Path) -> String {
+    format!(
         r#"steps = 3
 batch = 2
 log_every = 1
@@ -48,8 +52,7 @@ peak = 1e-3
 every = 3
 batches = 1
 "#
-    );
-    recipe(&head, changes).expect("a valid recipe")
+    )
 }
 
 const STAGE_2: [&str; 2] = [
@@ -420,6 +423,26 @@ fn caches_that_are_stale_or_damaged_are_named() {
     fs::remove_file(made[0].folder.join("shard-00001.jsonl")).expect("a shard");
     let error = losses_error(&diffusion(&clips, &[&source]));
     assert!(error.contains("shard-00001.jsonl: is missing"), "{error}");
+}
+
+/// What a cache lacks is named: the tokens of images are of their first frame alone, and videos have no text, which only
+/// the source that was cached tells.
+#[test]
+fn what_a_cache_lacks_is_told() {
+    let _guard = alone();
+    let folder = tempfile::tempdir().expect("a folder");
+    let clips = data(folder.path());
+    let to = folder.path().join("cache");
+    let made = make(&diffusion(&clips, &STAGE_2), &to, &options()).expect("it is made");
+    let source = from(&made[0]);
+    let images = [STAGE_2[0], STAGE_2[1], &source, "objective.frames=1"];
+    let error = losses_error(&diffusion(&clips, &images));
+    assert!(error.contains("this recipe needs patches"), "{error}");
+
+    let joint = ["objective.text_weight=1.0", &source];
+    let refused = recipe(&head(&clips), &joint).expect_err("it is refused");
+    let refused = refused.to_string();
+    assert!(refused.contains("needs a source with text"), "{refused}");
 }
 
 #[test]

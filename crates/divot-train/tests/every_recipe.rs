@@ -224,7 +224,7 @@ fn learn(recipe: &Recipe, steps: usize) {
     let batch = batch(recipe);
     let trainer = Trainer::new(recipe, &Device::default());
     let mut trainer = trainer.unwrap_or_else(|error| panic!("{name}: {error}"));
-    let mut loss = || trainer.step(0, 0, &batch).expect("a step").loss;
+    let mut loss = || trainer.step(0, 0, &batch).expect("a step").losses.loss();
     let first = loss();
     // The likelihood of features is a density, so that a loss may be below 0.
     let half = first - first.abs() / 2.0;

@@ -15,7 +15,7 @@ use divot::checkpoint::{Part, WEIGHTS};
 use divot::convert::{Job, ReleasedConfig, convert};
 use divot::data::write_mp4;
 use divot::weights::{Source, StoredType};
-use divot_train::{Recipe, RunOptions, Weights, export, export_released, run};
+use divot_train::{Recipe, RunOptions, Trainer, Weights, export, export_released, run};
 
 /// First weights are drawn by the device, whose generator all runs of a process share.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -232,6 +232,12 @@ fn low_rank_adaptation_of_a_plain_language_model() {
         let lora = "model.llm.lora={rank=2, alpha=2.0, dropout=0.0, train_norms=false, \
                     train_embeddings=false, targets=[\"q_proj\"]}";
         go(&language(&[&start, lora, "average=0.0"]), &run);
+        // What was adapted is not lost without a word.
+        let start = format!("model.start={{tokenizer=\"random\", llm={run:?}}}");
+        let without = Trainer::new(&language(&[&start]), &device);
+        let text = without.err().expect("it is refused").to_string();
+        assert!(text.contains("low-rank adaptation of `llm.llm."), "{text}");
+
         let merged = data.path().join(format!("{name}-exported"));
         export(&run, &merged, Weights::Last, StoredType::F32, &device).expect("it is exported");
         let merged = tensors(&merged);

@@ -11,10 +11,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use burn::tensor::{DType, Device};
 use common::{recipe, samples};
 use divot::checkpoint::{Checkpoint, WEIGHTS};
-use divot::data::write_mp4;
+use divot::data::{Video, write_mp4};
 use divot::weights::StoredType;
 use divot::{Detokenizer, Tokenizer};
-use divot_train::{Error, Event, Recipe, RunOptions, Trainer, Weights, checkpoint, export, run};
+use divot_train::{
+    Error, Event, Recipe, RunOptions, Trainer, Weights, checkpoint, export, moved_since, run,
+};
 use rayon::ThreadPoolBuilder;
 
 /// A recipe with everything that a checkpoint has to keep: an average, dropped conditions, dropout,
@@ -161,6 +163,152 @@ fn a_stopped_run_goes_on_to_the_bit() {
     );
 }
 
+/// Lines of the log have the means of the steps since the line before, also of a run that was stopped between them.
+#[test]
+fn what_is_logged_is_the_mean_since_the_last_line() {
+    let _alone = alone();
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let folders = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
+    let each = diffusion(data.path(), &["validation.every=0"]);
+    let each = go(&each, folders[0].path(), &options(), usize::MAX);
+    let third = diffusion(data.path(), &["validation.every=0", "log_every=3"]);
+    let whole = go(&third, folders[1].path(), &options(), usize::MAX);
+    assert_eq!(whole.len(), 2);
+    for (mean, losses) in whole.iter().zip(each.chunks(3)) {
+        let expected = losses.iter().sum::<f64>() / 3.0;
+        assert!((mean - expected).abs() < 1e-6, "{mean} {losses:?}");
+    }
+
+    let resume = RunOptions {
+        resume: true,
+        ..options()
+    };
+    let mut parts = Vec::new();
+    for stop in [2, 2, usize::MAX] {
+        let mut steps = 0;
+        let device = Device::default();
+        let _ = run(&third, folders[2].path(), &device, &resume, &mut |event| {
+            if let Event::Step(status) = event {
+                steps += 1;
+                parts.extend(status.and_then(|status| status.loss));
+            }
+            match steps == stop {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+    }
+    assert_eq!(parts, whole);
+}
+
+/// Every source of a validation set is measured and shown, however seldom its batches are.
+#[test]
+fn every_source_is_validated() {
+    let _alone = alone();
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let source = format!(
+        "{{format = \"videos\", path = {:?}, filter = {{min_side = 16}}}}",
+        data.path()
+    );
+    let both = format!(
+        "validation.data=[{{source = {source}, weight = 1000000.0}}, {{source = {source}, weight = 0.000001}}]"
+    );
+    let mut heights = Vec::new();
+    for changes in [&["validation.shown=1"][..], &["validation.shown=1", &both]] {
+        let folder = tempfile::tempdir().expect("a folder");
+        go(
+            &diffusion(data.path(), changes),
+            folder.path(),
+            &options(),
+            3,
+        );
+        let samples = fs::read_dir(folder.path().join("samples")).expect("sheets");
+        let mut files = samples.map(|file| file.expect("a file").path());
+        let sheet = files.find(|file| file.extension().is_some_and(|found| found == "png"));
+        let sheet = Video::open(sheet.expect("a sheet")).expect("a picture");
+        heights.push(sheet.info().height);
+    }
+    // What was given over what was made, of one sample and of two.
+    assert!(heights[1] > heights[0] * 19 / 10, "{heights:?}");
+}
+
+/// What is frozen is not in a checkpoint, and would be read from a run that went on.
+#[test]
+fn a_run_that_others_started_from_may_not_move() {
+    let _alone = alone();
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let [first, second] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    let before = diffusion(data.path(), &["validation.every=0"]);
+    go(&before, first.path(), &options(), 2);
+    let start = format!(
+        "model.start={{tokenizer={:?}, detokenizer={:?}}}",
+        first.path(),
+        first.path()
+    );
+    let after = |frozen| diffusion(data.path(), &["validation.every=0", &start, frozen]);
+    let frozen = after("frozen=[\"tokenizer\", \"detokenizer.vae\"]");
+    go(&frozen, second.path(), &options(), 2);
+    assert_eq!(moved_since(second.path()).expect("readable"), [""; 0]);
+
+    let resume = RunOptions {
+        resume: true,
+        ..options()
+    };
+    go(&before, first.path(), &resume, 2);
+    let result = run(
+        &frozen,
+        second.path(),
+        &Device::default(),
+        &resume,
+        &mut |_| ControlFlow::Continue(()),
+    );
+    let text = result.expect_err("it is refused").to_string();
+    assert!(text.contains("at step 2, which is at step 4"), "{text}");
+    assert_eq!(moved_since(second.path()).expect("readable").len(), 2);
+    let allowed = RunOptions {
+        allow_changes: true,
+        ..resume
+    };
+    go(&frozen, second.path(), &allowed, usize::MAX);
+    assert_eq!(moved_since(second.path()).expect("readable"), [""; 0]);
+}
+
+/// A part that starts at random is none of the folder that the part around it starts from.
+#[test]
+fn what_starts_at_random_is_not_read() {
+    let _alone = alone();
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    let before = tempfile::tempdir().expect("a folder");
+    go(
+        &diffusion(data.path(), &["validation.every=0"]),
+        before.path(),
+        &options(),
+        2,
+    );
+    let model = |inner: &str| {
+        let start = format!("model.start={{tokenizer={:?}{inner}}}", before.path());
+        let recipe = diffusion(data.path(), &["seed=9", &start, "frozen=[\"tokenizer\"]"]);
+        let trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+        let tokenizer = trainer.learned().tokenizer().clone();
+        let vision = tokenizer.vision.class_embedding.val().into_data();
+        (
+            vision,
+            tokenizer.resampler.norm.gamma.val().into_data(),
+            tokenizer.resampler,
+        )
+    };
+    let (vision, norm, resampler) = model("");
+    let (vision_again, norm_again, anew) = model(", \"tokenizer.resampler\"=\"random\"");
+    assert_eq!(vision, vision_again);
+    // New norms are ones, those of the run have learned.
+    assert_ne!(norm, norm_again);
+    assert_eq!(resampler.norm.gamma.dims(), anew.norm.gamma.dims());
+}
+
 #[test]
 fn what_a_kill_leaves_is_passed_over() {
     let _alone = alone();
@@ -260,6 +408,27 @@ fn a_folder_is_not_overwritten_and_a_changed_recipe_is_named() {
         text.contains("`rate.peak` was nothing and is 0.5"),
         "{text}"
     );
+
+    // The recipe leaves the precision to the device, and the run has another one.
+    let newest = checkpoint::newest(folder.path());
+    let state = newest
+        .expect("readable")
+        .expect("there")
+        .folder()
+        .join("state.json");
+    let text = fs::read_to_string(&state).expect("a state");
+    assert!(
+        text.contains("\"precision\":\"f32\"") || text.contains("\"precision\": \"f32\""),
+        "{text}"
+    );
+    let other = text.replace("\"f32\"", "\"bf16\"");
+    fs::write(&state, other).expect("a state");
+    let said = refusal(&recipe, &resume);
+    assert!(
+        said.contains("`precision` was bf16, and this device has f32"),
+        "{said}"
+    );
+    fs::write(&state, text).expect("a state");
 
     let allowed = RunOptions {
         allow_changes: true,

@@ -99,7 +99,8 @@ impl Tokenizer {
     /// Computes the video tokens of clips.
     ///
     /// `frames`: `[batch, 5, 3, height, width]`, RGB in [-1, 1], frames 0, 4, 8, 12 and 15 of a
-    /// clip of 16 at 8 fps. Returns `[batch, 64, 256]`, in f32.
+    /// clip of 16 at 8 fps. Returns `[batch, tokens, width]`, in f32; released: 64 tokens
+    /// of width 256.
     pub fn tokenize(&self, frames: Tensor<5>) -> Tensor<3> {
         self.resampler
             .forward(self.patch_tokens(frames))

@@ -73,7 +73,7 @@ fn steps(recipe: &Recipe, device: &Device, sources: &[Vec<Sample>]) -> Result<Re
                 report.learned && report.left_out == 0,
                 "a step did not learn from all samples"
             );
-            losses += report.loss;
+            losses += report.losses.loss();
             step += 1;
         }
         Ok(losses as f32)

@@ -1,10 +1,10 @@
 //! Contact sheets of what was made, to be looked at.
 
-use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use divot_data::{Frame, contact_sheet, write_png};
+use anyhow::Result;
+use divot_data::{Frame, atomically, contact_sheet, write_png};
 
 /// Clips of a sheet.
 const CLIPS: usize = 8;
@@ -87,11 +87,13 @@ pub fn write(folder: &Path, name: &str, entries: &[Entry]) -> Result<()> {
 /// If it cannot be written.
 pub fn write_text(folder: &Path, name: &str, text: &str) -> Result<()> {
     let path = folder.join(format!("{name}.md"));
-    fs::write(&path, text).with_context(|| format!("{}: cannot be written", path.display()))
+    Ok(atomically(&path, |file| file.write_all(text.as_bytes()))?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -61,7 +61,7 @@ impl Cell {
         };
         let mean = mean(values);
         match deviation(values) {
-            _ if mean.is_nan() => "–".to_owned(),
+            _ if mean.is_nan() || mean == f64::NEG_INFINITY => "–".to_owned(),
             _ if mean.is_infinite() => "∞".to_owned(),
             Some(deviation) => format!("{mean:.digits$} ± {deviation:.digits$}"),
             None => format!("{mean:.digits$}"),
@@ -158,10 +158,16 @@ mod tests {
                     Cell::Score(vec![0.25], 2),
                     Cell::Score(vec![f64::INFINITY], 2),
                 ],
+                vec![
+                    "c".into(),
+                    1.into(),
+                    Cell::Score(vec![f64::NEG_INFINITY], 1),
+                    Cell::Score(vec![f64::NAN], 2),
+                ],
             ],
         };
         let text = "## Title\n\nNote.\n\n| what | clips | share | more |\n| --- | --- | ---: | ---: |\n\
-                    | a | 12 | 2.0 ± 1.0 | – |\n| b | 3 | 0.25 | ∞ |";
+                    | a | 12 | 2.0 ± 1.0 | – |\n| b | 3 | 0.25 | ∞ |\n| c | 1 | – | – |";
         assert_eq!(table.markdown(), text);
         let json = table.json();
         assert_eq!(json["rows"][0]["clips"], 12);

@@ -12,7 +12,7 @@ use divot::pipeline::{Clips, Stage};
 use serde_json::{Value, json};
 
 use crate::interrupt;
-use crate::options::AskOptions;
+use crate::options::{self, AskOptions};
 use crate::output::Output;
 
 /// Ask a language model about a video or an image
@@ -24,14 +24,15 @@ use crate::output::Output;
     verbatim_doc_comment,
     after_help = "\
 Examples:
+  divot describe
   divot describe --input clip.mp4
   divot describe --input clip.mp4 --question \"What is the man holding?\" --dtype q8
   divot describe --input photo.png --chat"
 )]
 pub struct Arguments {
-    /// Video (MP4, GIF, WebP), image, or folder of images
+    /// Video (MP4, GIF, WebP), image, or folder of images [default: a sample of the model, if it has any]
     #[arg(long, value_name = "FILE")]
-    input: PathBuf,
+    input: Option<PathBuf>,
     /// Question to ask
     #[arg(
         long,
@@ -59,13 +60,14 @@ impl Arguments {
             return Err(LlmError::Empty("question").into());
         }
         let config = self.options.generation()?;
-        let video = Video::open(&self.input)?;
+        let pipeline = self.options.pipeline(output)?;
+        let input = options::input(self.input.clone(), &pipeline)?;
+        let video = Video::open(&input)?;
         let clips = match self.image || video.info().frames == 1 {
             true => Clips::Image,
             false => Clips::AtMost(self.clips),
         };
-        let pipeline = self.options.pipeline(output)?;
-        output.set("input", self.input.to_string_lossy());
+        output.set("input", input.to_string_lossy());
         output.set("image", clips == Clips::Image);
         let count = match clips {
             Clips::AtMost(most) => ClipReader::default().count(&video, most)?,

@@ -10,7 +10,7 @@ use crate::output::{self, Output};
 
 /// Generate a video from a caption
 ///
-/// A language model samples 64 tokens, and the de-tokenizer decodes them to 16 frames at 8 fps. Text
+/// A language model samples the tokens of a clip, and the de-tokenizer decodes them to 16 frames at 8 fps. Text
 /// that the model generates before the video is printed on standard output.
 #[derive(Args)]
 #[command(

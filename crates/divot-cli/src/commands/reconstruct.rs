@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use divot::data::Video;
 
-use crate::options::{ClipOutput, DecodeOptions};
+use crate::options::{self, ClipOutput, DecodeOptions};
 use crate::output::{self, Output};
 
 /// Tokenize two seconds of video and decode the tokens
@@ -16,13 +16,14 @@ use crate::output::{self, Output};
 #[command(
     verbatim_doc_comment,
     after_help = "\
-Example:
+Examples:
+  divot reconstruct
   divot reconstruct --input clip.mp4 --output out.mp4"
 )]
 pub struct Arguments {
-    /// Video (MP4, GIF, WebP), image, or folder of images
+    /// Video (MP4, GIF, WebP), image, or folder of images [default: a sample of the model, if it has any]
     #[arg(long, value_name = "FILE")]
-    input: PathBuf,
+    input: Option<PathBuf>,
     #[command(flatten)]
     output: ClipOutput,
     /// Start of the clip in the video, in seconds
@@ -40,9 +41,10 @@ pub struct Arguments {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
-        let files = self.output.files(&[&self.input, self.options.folder()])?;
-        let video = Video::open(&self.input)?;
         let pipeline = self.options.pipeline(output)?;
+        let input = options::input(self.input.clone(), &pipeline)?;
+        let files = self.output.files(&[&input, self.options.folder()])?;
+        let video = Video::open(&input)?;
         let decoding = self.options.decoding(&pipeline, output)?;
         let made = pipeline.reconstruct(&video, self.start, &decoding, &mut |event| {
             output.observe(event)
@@ -52,7 +54,7 @@ impl Arguments {
         files.write(&made.frames, &[&originals, &made.frames])?;
 
         let [_, count, width] = made.tokens.dims();
-        output.set("input", self.input.to_string_lossy());
+        output.set("input", input.to_string_lossy());
         output.set("output", files.clip.to_string_lossy());
         output.set("sheet", files.sheet.to_string_lossy());
         output.set("tokens", [count, width]);

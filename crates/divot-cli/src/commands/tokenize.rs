@@ -8,13 +8,14 @@ use divot::data::{Video, check_output};
 use divot::pipeline::Clips;
 
 use crate::interrupt;
-use crate::options::TokenizeOptions;
+use crate::options::{self, TokenizeOptions};
 use crate::output::{self, Output};
 
 /// Tokenize a video into a file of tokens
 ///
-/// The file is in the safetensors format. It contains `tokens`, [clips, 64, 256], and `unconditional`,
-/// [1, 64, 256], which `divot detokenize` needs for guidance. A clip is two seconds.
+/// The file is in the safetensors format. It contains `tokens`, [clips, tokens, width], and `unconditional`,
+/// [1, tokens, width], which `divot detokenize` needs for guidance. A clip is two seconds. With the released
+/// model, it has 64 tokens of width 256.
 #[derive(Args)]
 #[command(
     verbatim_doc_comment,
@@ -24,9 +25,9 @@ Examples:
   divot tokenize --input film.mp4 --start 95.5 --output scene.safetensors"
 )]
 pub struct Arguments {
-    /// Video (MP4, GIF, WebP), image, or folder of images
+    /// Video (MP4, GIF, WebP), image, or folder of images [default: a sample of the model, if it has any]
     #[arg(long, value_name = "FILE")]
-    input: PathBuf,
+    input: Option<PathBuf>,
     /// File of tokens to write
     #[arg(long, value_name = "FILE", default_value = "tokens.safetensors")]
     output: PathBuf,
@@ -48,15 +49,15 @@ pub struct Arguments {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
-        let inputs = [self.input.as_path(), self.options.folder()];
         check_extension(&self.output)?;
-        check_output(&self.output, &inputs)?;
-        let video = Video::open(&self.input)?;
+        let pipeline = self.options.pipeline(output)?;
+        let input = options::input(self.input.clone(), &pipeline)?;
+        check_output(&self.output, &[input.as_path(), self.options.folder()])?;
+        let video = Video::open(&input)?;
         let clips = match self.start {
             Some(start) => Clips::From(start),
             None => Clips::AtMost(self.clips),
         };
-        let pipeline = self.options.pipeline(output)?;
         // Fail before the weights are loaded if the video has no such clips.
         pipeline.check_clips(&video, clips)?;
         if is_foreign(&self.output) {
@@ -70,7 +71,7 @@ impl Arguments {
         tokens.save(&self.output)?;
 
         let [clips, count, width] = tokens.tokens.dims();
-        output.set("input", self.input.to_string_lossy());
+        output.set("input", input.to_string_lossy());
         output.set("output", self.output.to_string_lossy());
         output.set("clips", clips);
         output.set("tokens", [count, width]);

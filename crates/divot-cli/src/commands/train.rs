@@ -56,10 +56,6 @@ pub struct Arguments {
     workers: u16,
 }
 
-/// What is said of a recipe without data for validation.
-const NOT_HELD_OUT: &str =
-    "the validation loss will be of the training data; `validation.data` is for other samples";
-
 /// Trains by a recipe, and prints how far it is. Ctrl-C saves a checkpoint and ends the run. Of several ranks, the first
 /// prints.
 ///
@@ -87,8 +83,8 @@ pub fn follow(
         device::name(device),
         folder.display()
     ));
-    if recipe.validates_on_training_data() {
-        printer.note(NOT_HELD_OUT);
+    for remark in recipe.remarks() {
+        printer.note(&remark);
     }
     let state = run(recipe, folder, device, options, &mut |event| {
         match event {
@@ -133,6 +129,10 @@ impl Arguments {
             workers: self.workers.into(),
             ranks: ranks.clone(),
         };
+        if self.dry_run && !ranks.is_first() {
+            output.set_json(false);
+            return Ok(());
+        }
         if self.dry_run {
             return self.dry_run(recipe, &device, &options, output);
         }
@@ -170,7 +170,7 @@ impl Arguments {
         output: &mut Output,
     ) -> Result<()> {
         // First what is known without the weights, which may not fit in memory.
-        let plan = plan(recipe, device)?;
+        let plan = plan(recipe, device, 1)?;
         let millions = |count: usize| format!("{:.2} M", count as f64 / 1e6);
         let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
         output.line("parameters")?;
@@ -236,8 +236,8 @@ impl Arguments {
             found.reading,
             steps as f64 * (found.seconds + found.reading) / 3600.0
         ))?;
-        if recipe.validates_on_training_data() {
-            output.line(NOT_HELD_OUT)?;
+        for remark in recipe.remarks() {
+            output.line(remark)?;
         }
         output.set("parameters", all);
         output.set("trained", trained);

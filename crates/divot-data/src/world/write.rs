@@ -21,8 +21,13 @@ pub struct Counts {
     pub stories: u64,
 }
 
-/// The file that is written last.
-const TRUTH: &str = "truth.jsonl";
+/// The files that are written last, in this order.
+const LISTS: [&str; 4] = [
+    "captions.jsonl",
+    "questions.jsonl",
+    "stories.jsonl",
+    "truth.jsonl",
+];
 
 #[derive(Serialize)]
 struct Captioned<'a> {
@@ -74,10 +79,11 @@ pub fn write(
 ) -> Result<ControlFlow<()>> {
     let folder = folder.as_ref();
     world.check()?;
-    if folder.join(TRUTH).exists() {
+    let mut lists = LISTS.iter().map(|list| folder.join(list));
+    if let Some(list) = lists.find(|list| list.exists()) {
         return Err(Error::Argument(format!(
-            "{}: holds a world already; name another folder",
-            folder.display()
+            "{}: is there already, of this world or of other data; name another folder",
+            list.display()
         )));
     }
     for folder in [folder.join("clips"), folder.join("stories")] {
@@ -157,13 +163,8 @@ struct Files {
 
 impl Files {
     fn save(&self, folder: &Path) -> Result<()> {
-        let lists = [
-            ("captions.jsonl", &self.captions),
-            ("questions.jsonl", &self.questions),
-            ("stories.jsonl", &self.stories),
-            (TRUTH, &self.truth),
-        ];
-        for (name, lines) in lists {
+        let lists = [&self.captions, &self.questions, &self.stories, &self.truth];
+        for (name, lines) in LISTS.into_iter().zip(lists) {
             atomically(&folder.join(name), |file| file.write_all(lines.as_bytes()))?;
         }
         Ok(())

@@ -141,6 +141,28 @@ fn writing_can_be_stopped_and_begun_anew() {
 }
 
 #[test]
+fn lists_of_other_data_are_not_overwritten() {
+    for list in [
+        "captions.jsonl",
+        "questions.jsonl",
+        "stories.jsonl",
+        "truth.jsonl",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(list), "mine").unwrap();
+        let refused = write(&world(Split::Train), folder.path(), COUNTS, |_, _| {
+            ControlFlow::Continue(())
+        });
+        let text = refused.unwrap_err().to_string();
+        assert!(
+            text.contains(list) && text.contains("another folder"),
+            "{text}"
+        );
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
+
+#[test]
 fn samples_are_made_without_files() {
     let config = |text: &str| -> SourceConfig { toml::from_str(text).unwrap() };
     let captions =

@@ -84,7 +84,7 @@ impl TextTokenizer {
         Self::parse(Path::new("tokenizer.json"), bytes)
     }
 
-    /// Writes a `tokenizer.json` to `path`, or into `path` if it is a folder.
+    /// Writes a `tokenizer.json` to `path`, or into `path` if it is a folder. The file is whole, or as it was before.
     ///
     /// # Errors
     ///
@@ -99,11 +99,18 @@ impl TextTokenizer {
             .tokenizer
             .to_string(true)
             .map_err(TokenizerError::step)?;
-        std::fs::write(&file, json).map_err(|source| TokenizerError::Io {
-            path: file,
-            action: "write it",
-            remedy: "check that the folder exists and is writable, and that the disk has space",
-            source,
+        let mut partial = file.clone().into_os_string();
+        partial.push(".partial");
+        let written =
+            std::fs::write(&partial, json).and_then(|()| std::fs::rename(&partial, &file));
+        written.map_err(|source| {
+            let _ = std::fs::remove_file(&partial);
+            TokenizerError::Io {
+                path: file,
+                action: "write it",
+                remedy: "check that the folder exists and is writable, and that the disk has space",
+                source,
+            }
         })
     }
 

@@ -70,6 +70,10 @@ fn outputs(recipe: &Recipe) -> Result<Vec<Output>> {
     let drawn = recipe.model.tokenizer.resampler.variational;
     let mut outputs = match recipe.settings.objective {
         ObjectiveSettings::Diffusion { .. } if drawn => vec![Output::Patches, Output::Moments],
+        // The tokens of images are those of a clip's first frame.
+        ObjectiveSettings::Diffusion {
+            frames: Some(1), ..
+        } => vec![Output::Patches, Output::Moments],
         ObjectiveSettings::Diffusion { .. } if tokenizer => vec![Output::Tokens, Output::Moments],
         ObjectiveSettings::Diffusion { .. } => vec![Output::Patches, Output::Moments],
         ObjectiveSettings::Adaptation { .. } => vec![Output::Tokens, Output::Moments],

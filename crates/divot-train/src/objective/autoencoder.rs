@@ -154,7 +154,7 @@ impl Objective for Autoencoder {
         }
         let psnr = metrics::mean(&given, &made, metrics::psnr)?;
         shown.numbers.push(("psnr", psnr));
-        shown.rows = vec![given, made];
+        shown.samples = vec![vec![given, made]];
         Ok(shown)
     }
 }

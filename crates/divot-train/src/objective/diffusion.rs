@@ -297,9 +297,10 @@ impl ShowClips {
             if let Some(given) = given {
                 psnr += metrics::mean(&given, &made, metrics::psnr)?;
                 compared += 1;
-                found.rows.push(given);
+                found.samples.push(vec![given, made]);
+            } else {
+                found.samples.push(vec![made]);
             }
-            found.rows.push(made);
         }
         if compared > 0 {
             found.numbers.push((name, psnr / f64::from(compared)));

@@ -1,6 +1,6 @@
 //! Diffusion, and a language model that reads the same tokens.
 
-use divot::data::dataset::Sample;
+use divot::data::dataset::{Sample, Skip, Text};
 
 use super::{Diffusion, Draws, Language, Objective, Prepared, Shown, Term};
 use crate::error::Result;
@@ -10,7 +10,7 @@ use crate::model::{Model, Network};
 /// trains tokenizers by either alone (table 6). Diffusion keeps what a clip looks like, and is slow to learn what few
 /// pixels decide; text asks for it, and lets tokens forget the rest.
 ///
-/// Samples without text, or whose text does not fit, are denoised only. Of several clips, the UNet rebuilds the first. Of
+/// Samples without text, or whose text does not fit, are denoised only, and the latter are reported. Of several clips, the UNet rebuilds the first. Of
 /// a variational tokenizer, the language model reads the means.
 pub struct Joint {
     /// What the UNet loses.
@@ -42,9 +42,19 @@ impl Objective for Joint {
             ..*draws
         };
         let language = self.language.prepare(model, source, samples, &draws)?;
+        let texts = samples.iter().filter(|sample| sample.text != Text::None);
+        let misfit = texts.filter_map(|sample| {
+            let mut misfits = language.left_out.iter();
+            let skip = misfits.find(|skip| skip.key == sample.key)?.clone();
+            let message = format!(
+                "its clip is denoised, and its text not learned: {}",
+                skip.message
+            );
+            Some(Skip { message, ..skip })
+        });
         Ok(Prepared {
             counts: [&diffusion.counts[..], &language.counts].concat(),
-            left_out: diffusion.left_out,
+            left_out: misfit.collect(),
             losses: Box::new(move |model| {
                 let mut sums = (diffusion.losses)(model);
                 let terms = language.counts.len();

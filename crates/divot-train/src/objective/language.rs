@@ -281,7 +281,7 @@ impl Objective for Language {
             let options = SampleOptions::new();
             match self.show_clips(model, source, samples, show, &options) {
                 // A caption has many right clips, so that their distance from one of them tells nothing.
-                Ok(clips) => (shown.rows, shown.clips) = (clips.rows, clips.clips),
+                Ok(clips) => (shown.samples, shown.clips) = (clips.samples, clips.clips),
                 // The texts are shown nevertheless.
                 Err(error) => shown.texts.push(("clips".to_owned(), error.to_string())),
             }
@@ -379,24 +379,26 @@ fn texts(rows: Vec<Sequence>) -> Batch {
 /// Rows with the features that they read and predict. `clips` says how many each row has.
 fn with_features(rows: Vec<Sequence>, clips: &[usize], features: &Tensor<3>) -> Batch {
     Batch {
-        inputs: select(&rows, clips, features, |row| !row.inputs.is_empty()),
-        targets: select(&rows, clips, features, |row| !row.outputs.is_empty()),
+        inputs: select(&rows, clips, features, |row| &row.inputs),
+        targets: select(&rows, clips, features, |row| &row.outputs),
         sequences: rows,
     }
 }
 
-/// Features of the clips of those rows that are `wanted`, or `None` if there are no such rows.
+/// Features of the clips that rows have at these `places`: of a clip, as many as it has tokens. Of a sample of several
+/// clips, a row may have the first ones only. `None` if no row has any.
 fn select(
     rows: &[Sequence],
     clips: &[usize],
     features: &Tensor<3>,
-    wanted: impl Fn(&Sequence) -> bool,
+    places: impl Fn(&Sequence) -> &[usize],
 ) -> Option<Tensor<3>> {
     let mut found = Vec::new();
     let mut start = 0;
     for (row, &count) in rows.iter().zip(clips) {
-        if wanted(row) {
-            found.push(features.clone().narrow(0, start, count));
+        let had = places(row).len() / features.dims()[1];
+        if had > 0 {
+            found.push(features.clone().narrow(0, start, had));
         }
         start += count;
     }

@@ -113,8 +113,8 @@ pub type Finish = Box<dyn Fn(Model) -> Model>;
 /// What a model made of some samples.
 #[derive(Debug, Default)]
 pub struct Shown {
-    /// Rows of a contact sheet: what was given over what was made, sample after sample.
-    pub rows: Vec<Vec<Frame>>,
+    /// Rows of a contact sheet, of each sample: what was given, if there is such a thing, over what was made.
+    pub samples: Vec<Vec<Vec<Frame>>>,
     /// Whether each row is a clip, and not a frame of each of several samples.
     pub clips: bool,
     /// Measurements, by name.
@@ -127,7 +127,7 @@ impl Shown {
     /// Adds what was made of samples of another source. Texts of all but the first are named after it, and a number
     /// that is there stays.
     pub(crate) fn add(&mut self, more: Self, source: usize) {
-        self.rows.extend(more.rows);
+        self.samples.extend(more.samples);
         self.clips |= more.clips;
         for (name, number) in more.numbers {
             if self.numbers.iter().all(|(known, _)| *known != name) {

@@ -3,6 +3,7 @@
 //! A key that is not known, a value out of range and two values that contradict each other are errors which
 //! name the line.
 
+mod contradictions;
 mod settings;
 mod text;
 
@@ -28,6 +29,7 @@ use crate::parameters::is_below;
 use crate::start;
 use text::{change_table, line, offset_of, values};
 
+pub(crate) use contradictions::Samples;
 pub use settings::{
     CheckpointSettings, DataSettings, ModelSettings, ObjectiveSettings, Precision, Settings,
     ValidationSettings,
@@ -103,8 +105,8 @@ impl Recipe {
     /// Checks what a run that was started before may say nevertheless.
     fn check(&self) -> Result<()> {
         let variational = self.model.tokenizer.resampler.variational;
-        let ignored = self.settings.ignored(&self.text, variational);
-        if let Some((key, problem)) = ignored.into_iter().next() {
+        let problems = self.settings.contradictions(&self.text, variational);
+        if let Some((key, problem)) = problems.into_iter().next() {
             return Err(self.refuse(&key, problem));
         }
         for (key, data) in self.settings.sources() {
@@ -197,6 +199,7 @@ impl Recipe {
         let start = settings.model.start.iter().map(|(part, folder)| Start {
             part: part.clone(),
             folder: (folder != Path::new("random")).then(|| folder.clone()),
+            step: None,
         });
         let start = start.collect();
         for frozen in &settings.frozen {
@@ -243,6 +246,15 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+
+    /// What the recipe allows, and is seldom meant.
+    pub fn remarks(&self) -> Vec<String> {
+        let validation = &self.settings.validation;
+        let held_out = validation.every == 0 || !validation.data.is_empty();
+        let remark = "the validation loss will be of the training data; `validation.data` is for other samples";
+        let remarks = (!held_out).then(|| remark.to_owned()).into_iter();
+        remarks.chain(self.settings.not_frozen()).collect()
     }
 
     /// An error about a value of the recipe.
@@ -446,12 +458,6 @@ impl Recipe {
             head_weight,
             show,
         })
-    }
-
-    /// Whether the validation loss is of samples that are trained on, since the recipe names no others.
-    pub fn validates_on_training_data(&self) -> bool {
-        let validation = &self.settings.validation;
-        validation.every > 0 && validation.data.is_empty()
     }
 
     /// Every value of the recipe, by its dotted key.

@@ -10,7 +10,7 @@ use divot::device::{is_cpu, name};
 use divot::gmm::{HeadConfig, SampleOptions};
 use divot::language::TextTokenizer;
 use divot_nn::ops::{self, TrainingPrecision};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::buckets::RankSettings;
 use crate::error::{Error, Result};
@@ -80,7 +80,7 @@ fn ten() -> usize {
 
 /// The element type of activations and of frozen parameters. Trained parameters, their gradients and averages, the
 /// optimiser's moments and the losses are in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// bfloat16 on a GPU that computes in it, else 32 bits.
@@ -543,142 +543,6 @@ impl Settings {
         keys.concat().into_iter().zip(sources).collect()
     }
 
-    /// Keys of values that nothing would read, and why. `text` is the recipe.
-    pub(super) fn ignored(&self, text: &str, variational: bool) -> Vec<(String, String)> {
-        let mut ignored = Vec::new();
-        let table: toml::Table = toml::from_str(text).unwrap_or_default();
-        let given = |key: &str| {
-            let mut names = key.split('.');
-            let first = names.next().and_then(|name| table.get(name));
-            names.try_fold(first?, |value, name| match value {
-                toml::Value::Array(items) => items.get(name.parse::<usize>().ok()?),
-                value => value.get(name),
-            })
-        };
-        let objective = &self.objective;
-        let joint = matches!(
-            objective,
-            ObjectiveSettings::Diffusion {
-                text_weight: Some(_),
-                ..
-            }
-        );
-        let needs_text = matches!(
-            objective,
-            ObjectiveSettings::Language { .. }
-                | ObjectiveSettings::Adaptation { .. }
-                | ObjectiveSettings::Stage0 { .. }
-                | ObjectiveSettings::Contrastive {}
-        );
-        let learns_language = joint
-            || matches!(
-                objective,
-                ObjectiveSettings::Language { .. } | ObjectiveSettings::Adaptation { .. }
-            );
-        if matches!(objective, ObjectiveSettings::Language { .. }) && !self.shows_clips() {
-            for name in ["sampling_steps", "guidance"] {
-                let key = format!("objective.{name}");
-                if given(&key).is_some() {
-                    let problem = format!(
-                        "`{name}` is of clips that are shown, for which [model.start] is to name a `detokenizer`, and `data` clips"
-                    );
-                    ignored.push((key, problem));
-                }
-            }
-        }
-        let has_text =
-            |data: &DataSettings| data.source.format != Format::Videos && data.source.text;
-        if joint {
-            let refused = if self.freezes_tokenizer() {
-                Some("is for a tokenizer that learns, and this one is frozen")
-            } else if !self.data.iter().any(has_text) {
-                Some("needs a source with text in `data`")
-            } else {
-                None
-            };
-            if let Some(problem) = refused {
-                let problem = format!("`text_weight` {problem}");
-                ignored.push(("objective.text_weight".to_owned(), problem));
-            }
-        }
-        for (key, data) in self.sources() {
-            if joint && data.source.format == Format::Texts {
-                let problem = "texts have no clips, which this objective rebuilds";
-                ignored.push((format!("{key}.source.format"), problem.to_owned()));
-            }
-            let without_text = [
-                (data.source.format == Format::Videos, "format"),
-                (!data.source.text, "text"),
-            ];
-            for (_, name) in without_text
-                .iter()
-                .filter(|(missing, _)| needs_text && *missing)
-            {
-                let problem = "this objective needs samples with text, and this source has none";
-                ignored.push((format!("{key}.source.{name}"), problem.to_owned()));
-            }
-            let format = match data.source.format {
-                Format::Questions => Some("questions are answered"),
-                Format::Story => Some("stories are told"),
-                Format::Texts => Some("texts are continued"),
-                _ => None,
-            };
-            for (name, says) in [
-                ("task", data.task.is_some()),
-                ("instructions", data.instructions),
-            ] {
-                if let Some(format) = format.filter(|_| learns_language && says) {
-                    let problem = format!("`{name}` is of captions, and {format}; leave it out");
-                    ignored.push((format!("{key}.{name}"), problem));
-                }
-            }
-            for name in ["task", "instructions", "max_length"] {
-                let key = format!("{key}.{name}");
-                if given(&key).is_none() {
-                    continue;
-                }
-                let without_rows = match learns_language {
-                    false => Some("which this objective has not"),
-                    true => {
-                        (!has_text(data)).then_some("which need text, and this source has none")
-                    }
-                };
-                if let Some(problem) = without_rows {
-                    let problem = format!("`{name}` is of rows of a language model, {problem}");
-                    ignored.push((key, problem));
-                } else if key.starts_with("validation") {
-                    let problem =
-                        format!("`{name}` is that of the source of this number in `data`");
-                    ignored.push((key, problem));
-                }
-            }
-            let generates =
-                data.source.format == Format::Story || data.task == Some(TaskKind::Generation);
-            if joint && generates {
-                let key = match data.task {
-                    Some(_) => format!("{key}.task"),
-                    None => format!("{key}.source.format"),
-                };
-                let problem = "`text_weight` is of a language model that reads clips, and these are predicted";
-                ignored.push((key, problem.to_owned()));
-            }
-            let adapts = matches!(objective, ObjectiveSettings::Adaptation { .. });
-            if adapts && data.task == Some(TaskKind::Comprehension) {
-                let problem = "adaptation is to features that are generated; leave `task` out";
-                ignored.push((format!("{key}.task"), problem.to_owned()));
-            }
-        }
-        let key = "objective.kl_weight";
-        if matches!(objective, ObjectiveSettings::Diffusion { .. })
-            && !variational
-            && given(key).is_some()
-        {
-            let problem = "`kl_weight` is of a variational tokenizer, which this model has not";
-            ignored.push((key.to_owned(), problem.to_owned()));
-        }
-        ignored
-    }
-
     /// Keys of values that are out of range or contradict others, and what would be right.
     pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
@@ -693,13 +557,28 @@ impl Settings {
         check(divides, "micro_batch", "a divisor of `batch`");
         check(self.at_once > 0, "at_once", "at least 1");
         let together = matches!(self.objective, ObjectiveSettings::Contrastive {});
-        let whole = !together || self.micro_batch() == self.batch;
-        let wanted = "all of `batch`, which this objective compares";
+        let batches = self
+            .data
+            .iter()
+            .map(|data| data.batch.unwrap_or(self.batch));
+        let most = batches.max().unwrap_or(self.batch);
+        let whole = !together || self.micro_batch() == self.batch && most <= self.batch;
+        let wanted =
+            "all of `batch`, which this objective compares, and no source's `batch` larger";
         check(whole, "micro_batch", wanted);
         let average = self.average.is_none_or(|decay| (0.0..1.0).contains(&decay));
         check(average, "average", "from 0 to below 1");
         check(self.log_every > 0, "log_every", "at least 1");
         check(!self.data.is_empty(), "data", "at least one source");
+        let fine = |data: &DataSettings| data.weight > 0.0 && data.weight.is_finite();
+        check(
+            self.data.iter().all(fine),
+            "data",
+            "sources of a `weight` above 0",
+        );
+        let mut sources = self.data.iter().chain(&self.validation.data);
+        let some = sources.all(|data| data.batch != Some(0));
+        check(some, "data", "sources of a `batch` of at least 1");
         let OptimizerConfig {
             betas,
             epsilon,

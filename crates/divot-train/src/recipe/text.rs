@@ -16,30 +16,42 @@ pub(super) fn change_table(table: &mut toml::Table, change: &str) -> Result<(), 
         .ok()
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| value.into());
-    let mut names = names(key)?;
-    let last = names.pop().unwrap_or_default();
-    let mut place = table;
-    let mut names = names.into_iter();
-    while let Some(name) = names.next() {
-        let inner = place
-            .entry(name.clone())
-            .or_insert_with(|| toml::Table::new().into());
-        place = match inner {
-            toml::Value::Table(inner) => inner,
-            // Items of a list have their numbers as keys.
-            toml::Value::Array(items) => {
-                let count = items.len();
-                let number = names.next().and_then(|number| number.parse::<usize>().ok());
-                let item = number.and_then(|number| items.get_mut(number));
-                item.and_then(toml::Value::as_table_mut).ok_or_else(|| {
+    let names = names(key)?;
+    let mut whole = toml::Value::Table(std::mem::take(table));
+    let done = put(&mut whole, "the recipe", &names, value);
+    if let toml::Value::Table(changed) = whole {
+        *table = changed;
+    }
+    done
+}
+
+/// Puts a value where a path of keys leads in `place`, which is called `name`. Tables that are missing are made.
+fn put(
+    place: &mut toml::Value,
+    name: &str,
+    path: &[String],
+    value: toml::Value,
+) -> Result<(), String> {
+    let Some((key, rest)) = path.split_first() else {
+        *place = value;
+        return Ok(());
+    };
+    let inner = match place {
+        toml::Value::Table(table) => table
+            .entry(key.clone())
+            .or_insert_with(|| toml::Table::new().into()),
+        // Items of a list have their numbers as keys.
+        toml::Value::Array(items) => {
+            let count = items.len();
+            let item = key.parse::<usize>().ok();
+            item.and_then(|number| items.get_mut(number))
+                .ok_or_else(|| {
                     format!("`{name}` is a list of {count}; name one of them by its number from 0")
                 })?
-            }
-            _ => return Err(format!("`{name}` has no keys below it")),
-        };
-    }
-    place.insert(last, value);
-    Ok(())
+        }
+        _ => return Err(format!("`{name}` has no keys below it")),
+    };
+    put(inner, key, rest, value)
 }
 
 /// The names of a dotted key, which may be in quotes.

@@ -37,7 +37,7 @@ fn learn_from(head: &str, changes: &[&str], batch: &[Sample], steps: usize) -> [
         .map(|_| {
             let report = trainer.step(0, 0, batch).expect("a step");
             assert!(report.learned);
-            report.loss
+            report.losses.loss()
         })
         .collect();
     [losses[0], losses[steps - 1]]
@@ -93,7 +93,7 @@ fn ablations_of_the_tokenizer_learn() {
 fn first_loss(changes: &[&str], batch: &[Sample]) -> f64 {
     let recipe = recipe(&diffusion(), changes).expect("a valid recipe");
     let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
-    trainer.step(0, 0, batch).expect("a step").loss
+    trainer.step(0, 0, batch).expect("a step").losses.loss()
 }
 
 /// The tokenizer sees frames 0, 4, 8, 12 and 15, or the first alone.
@@ -249,6 +249,19 @@ fn clips_are_learned_from_captions() {
     assert!(last < first / 2.0, "{first} → {last}");
 }
 
+/// A caption is of one clip: of a video that was cut into several, the first is predicted.
+#[test]
+fn the_first_of_several_clips_is_learned_from_a_caption() {
+    let (head, text) = language("task = \"generation\"");
+    let [one, mut several] = [samples(4, 32), samples(4, 32)];
+    for sample in &mut several[1..] {
+        sample.clips.push(one[0].clips[0].clone());
+    }
+    let [[loss, _], [again, _]] =
+        [one, several].map(|batch| learn_from(&head, &[FROZEN, &text], &batch, 1));
+    assert!((loss - again).abs() < 1e-6, "{loss} {again}");
+}
+
 #[test]
 fn ablations_of_the_language_model_learn() {
     let (head, text) = language("task = \"generation\"\ninstructions = true");
@@ -363,18 +376,31 @@ fn text_is_learned_beside_diffusion() {
         let recipe = recipe(&diffusion(), &[joint, &tokenizer, &micro]).expect("a valid recipe");
         let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
         let report = trainer.step(0, 0, &batch).expect("a step");
-        let term = |name| {
-            let mut terms = report.terms.iter();
-            terms
-                .find(|(term, _)| *term == name)
-                .map_or(0.0, |(_, mean)| *mean)
-        };
+        let term = |name| report.losses.term(name).unwrap_or_default();
         assert_eq!(report.left_out, 0);
         assert_eq!(term("text") > 1.0, texts > 0, "{report:?}");
         assert!((term("diffusion") - alone).abs() < 1e-6, "{report:?}");
         let sum = alone + 2.0 * term("text");
-        assert!((report.loss - sum).abs() < 1e-6, "{report:?}");
+        assert!((report.losses.loss() - sum).abs() < 1e-6, "{report:?}");
     }
+}
+
+/// Texts that do not fit beside diffusion are reported. Samples without text are not: they are to be denoised only.
+#[test]
+fn texts_beside_diffusion_that_do_not_fit_are_reported() {
+    let mut batch = samples(4, 32);
+    batch[1].text = Text::None;
+    let (_, tokenizer) = language("");
+    let joint = "objective={kind=\"diffusion\", text_weight=2.0}";
+    let head = diffusion() + "max_length = 8\n";
+    let recipe = recipe(&head, &[joint, &tokenizer]).expect("a valid recipe");
+    let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
+    let report = trainer.step(0, 0, &batch).expect("a step");
+    let named = report.misfits.iter().map(|skip| &skip.key);
+    assert!(named.eq([0, 2, 3].map(|index| &batch[index].key)));
+    assert!(report.misfits[0].message.contains("its clip is denoised"));
+    assert_eq!(report.losses.term("text"), None);
+    assert_eq!(report.losses.term("diffusion"), Some(report.losses.loss()));
 }
 
 #[test]
@@ -392,7 +418,7 @@ fn rows_that_do_not_fit_are_left_out() {
             .iter()
             .filter(|sample| left_out == 4 || sample.text == Text::None);
         assert!(named.eq(expected.map(|sample| &sample.key)));
-        assert_eq!(report.loss == 0.0, left_out == 4, "{report:?}");
+        assert_eq!(report.losses.loss() == 0.0, left_out == 4, "{report:?}");
     }
 }
 
@@ -443,7 +469,10 @@ fn micro_batches_change_nothing() {
     });
     for (whole, halves) in whole.iter().zip(&halves) {
         let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-4;
-        assert!(close(whole.loss, halves.loss), "{whole:?} {halves:?}");
+        assert!(
+            close(whole.losses.loss(), halves.losses.loss()),
+            "{whole:?} {halves:?}"
+        );
         assert!(
             close(whole.gradient_norm, halves.gradient_norm),
             "{whole:?} {halves:?}"
@@ -498,7 +527,7 @@ fn gradient_checkpointing_changes_nothing() {
             let recipe = recipe(&head, &changes).expect("a valid recipe");
             let mut trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
             let reports = (0..3).map(|step| trainer.step(step, 0, &batch).expect("a step"));
-            let numbers = reports.flat_map(|report| [report.loss, report.gradient_norm]);
+            let numbers = reports.flat_map(|report| [report.losses.loss(), report.gradient_norm]);
             numbers.collect::<Vec<_>>()
         });
         for (stored, recomputed) in stored.iter().zip(&recomputed) {
@@ -529,7 +558,9 @@ fn plans_are_right() {
             (language.clone(), &[FROZEN, &text, LORA, precision]),
         ] {
             let recipe = recipe(&head, changes).expect("a valid recipe");
-            let planned = plan(&recipe, &Device::default()).expect("a plan").learning;
+            let planned = plan(&recipe, &Device::default(), 1)
+                .expect("a plan")
+                .learning;
             let trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
             let mut bytes = Bytes([0; 2]);
             trainer.model().visit(&mut bytes);
@@ -544,7 +575,9 @@ fn plans_are_right() {
             // The sum of micro-batches, and one of each that is computed at the same time.
             let changes = [changes, &["micro_batch=1", "at_once=2"]].concat();
             let recipe = crate::common::recipe(&head, &changes).expect("a valid recipe");
-            let accumulated = plan(&recipe, &Device::default()).expect("a plan").learning;
+            let accumulated = plan(&recipe, &Device::default(), 1)
+                .expect("a plan")
+                .learning;
             assert_eq!(accumulated.gradients, 3 * trained);
         }
     }
@@ -574,7 +607,7 @@ fn what_does_not_fit_in_memory_is_refused() {
     ];
     let (head, text) = language("task = \"comprehension\"");
     let recipe = recipe(&head, &[&[FROZEN, &text][..], &changes].concat()).expect("a valid recipe");
-    let planned = plan(&recipe, &Device::default()).expect("no memory is needed");
+    let planned = plan(&recipe, &Device::default(), 1).expect("no memory is needed");
     let bytes = planned.learning.sum();
     assert!(bytes > 1 << 39, "{bytes}");
     // Elsewhere, free memory is not known.

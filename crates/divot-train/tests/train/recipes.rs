@@ -232,6 +232,30 @@ fn mistakes_are_named_with_their_line() {
         (("\"diffusion\"", "\"contrastive\""), 9, "text"),
         (
             (
+                "\"diffusion\"\n\n[[data]]\nsource = { format = \"videos\"",
+                "\"contrastive\"\n\n[[data]]\nsource = { format = \"questions\"",
+            ),
+            9,
+            "needs captions",
+        ),
+        (
+            (
+                "\"diffusion\"\n\n[[data]]\nsource = { format = \"videos\"",
+                "\"autoencoder\"\n\n[[data]]\nsource = { format = \"texts\"",
+            ),
+            9,
+            "texts have no clips",
+        ),
+        (
+            (
+                "\"diffusion\"\n\n[[data]]\nsource = { format = \"videos\"",
+                "\"adaptation\"\n\n[[data]]\nsource = { format = \"questions\"",
+            ),
+            9,
+            "questions are answered",
+        ),
+        (
+            (
                 "\"diffusion\"\n\n[[data]]\nsource = { format = \"videos\", path = \"clips\" }",
                 "\"language\"\n\n[[data]]\nsource = { format = \"story\", path = \"clips\" }\ntask = \"generation\"",
             ),
@@ -263,6 +287,9 @@ fn settings_are_named_where_they_are_wrong() {
         ("steps=none", "string"),
         ("rate.warmup=99", "less than `steps`"),
         ("data.1.weight=2", "a list of 1"),
+        ("data.first={weight=2}", "a list of 1"),
+        ("data.0.weight=0", "`weight` above 0"),
+        ("data.0.batch=0", "`batch` of at least 1"),
         ("steps.more=2", "no keys below it"),
         ("model.tokenizer.vision.widht=2", "widht"),
         ("model.sizes=huge", "huge"),
@@ -278,6 +305,53 @@ fn settings_are_named_where_they_are_wrong() {
         assert!(text.contains(change), "{change}: {text}");
         assert!(text.contains(what), "{change}: {text}");
     }
+}
+
+#[test]
+fn a_source_can_be_replaced_from_outside() {
+    let source = "data.0={source={format=\"videos\", path=\"others\"}, weight=2.5}";
+    let recipe = recipe(HEAD, &[source]).expect("valid");
+    assert_eq!(recipe.settings.data[0].weight, 2.5);
+    assert_eq!(recipe.settings.data[0].source.path, [Path::new("others")]);
+}
+
+/// What compares all of a batch is not given a part of one.
+#[test]
+fn no_batch_of_pairs_is_divided() {
+    let head = HEAD
+        .replace("\"diffusion\"", "\"contrastive\"")
+        .replace("\"videos\"", "\"captions\"")
+        .replace("frozen = [\"tokenizer.vision\", \"detokenizer.vae\"]\n", "");
+    assert!(recipe(&head, &["data.0.batch=2"]).is_ok());
+    let text = refusal(&head, &["data.0.batch=8"]);
+    assert!(
+        text.contains("`micro_batch`") && text.contains("larger"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_is_seldom_meant_is_remarked() {
+    let remarks = |changes: &[&str]| recipe(HEAD, changes).expect("valid").remarks().join("\n");
+    let unlike = remarks(&[]);
+    assert!(
+        unlike.contains("validation.data") && !unlike.contains("not frozen"),
+        "{unlike}"
+    );
+    let open = remarks(&["frozen=[\"tokenizer.vision\"]", "validation.every=0"]);
+    assert!(
+        open.starts_with("`detokenizer.vae` is not frozen"),
+        "{open}"
+    );
+}
+
+#[test]
+fn what_is_frozen_starts_from_something() {
+    let recipe = recipe(HEAD, &["frozen=[\"tokenizer\", \"detokenizer.vae\"]"]).expect("valid");
+    let trainer = Trainer::new(&recipe, &Device::default());
+    let text = trainer.err().expect("it is refused").to_string();
+    assert!(text.contains("`tokenizer.resampler."), "{text}");
+    assert!(text.contains("no weights to start from"), "{text}");
 }
 
 #[test]

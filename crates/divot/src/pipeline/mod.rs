@@ -147,10 +147,12 @@ impl Pipeline {
         })
     }
 
-    /// Returns the first of the sample clips that come with the model, in its folder `clips`.
+    /// Returns the first of the sample clips (MP4) that come with the model, in its folder `clips`.
     pub fn sample_clip(&self) -> Option<PathBuf> {
         let entries = std::fs::read_dir(self.folder.join("clips")).ok()?;
-        entries.filter_map(|entry| Some(entry.ok()?.path())).min()
+        let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_clip = |file: &PathBuf| file.extension().is_some_and(|found| found == "mp4");
+        files.filter(is_clip).min()
     }
 
     /// Returns how the model's tokens are best decoded: what the de-tokenizer's configuration says, or the released
