@@ -201,7 +201,7 @@ impl ModelConfig {
         Self::new(tokenizer, detokenizer, text, llm, image)
     }
 
-    /// A model for clips of 64 x 64 pixels of the synthetic world, which two cores train in an evening. A clip is 32
+    /// A model for clips of 64 x 64 pixels of the synthetic world, which two cores train in a day. A clip is 32
     /// tokens.
     pub fn tiny() -> Self {
         let vision = VisionTowerConfig::new(64, 8, 128, 4, 2, 64);

@@ -17,7 +17,7 @@ pub struct Status {
     pub step: usize,
     /// All steps.
     pub steps: usize,
-    /// Training loss of the last step.
+    /// Mean training loss since it was shown last.
     pub loss: Option<f64>,
     /// Learning rate.
     pub rate: Option<f64>,
