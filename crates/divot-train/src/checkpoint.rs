@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::losses::Losses;
 use crate::optimizer::Optimizer;
-use crate::parameters::{self, Average, Named, is_below, spec};
+use crate::parameters::{self, Average, Named, spec};
 use crate::recipe::Precision;
 
 const FOLDER: &str = "checkpoints";
@@ -37,7 +37,7 @@ const GO_BACK: &str = "remove this checkpoint's folder to go on from the one bef
 const TIMES: &str = "times";
 
 /// Where a run stands, apart from its tensors. Fields of other versions are passed over.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Steps that are done.
     pub step: usize,
@@ -60,6 +60,9 @@ pub struct State {
     pub seed: u64,
     /// Where the weights came from that are not in the checkpoint.
     pub start: Vec<Start>,
+    /// The runs that parameters were read from which are not in the checkpoint, and the steps where they stood.
+    #[serde(default)]
+    pub read: BTreeMap<PathBuf, usize>,
     /// The recipe, with the settings given beside it, in TOML.
     pub recipe: String,
     /// Its SHA-256, in hexadecimal. Empty in checkpoints of earlier versions.
@@ -74,49 +77,6 @@ pub struct Start {
     pub part: String,
     /// A run's folder, or that of a converted model; random weights if absent.
     pub folder: Option<PathBuf>,
-    /// Where that run stood when its weights were read. Absent in recipes, of models, and in checkpoints of earlier
-    /// versions.
-    #[serde(default)]
-    pub step: Option<usize>,
-}
-
-impl Start {
-    /// The same, with where its run stands now.
-    ///
-    /// # Errors
-    /// If its folder cannot be read.
-    pub(crate) fn as_it_is(&self) -> Result<Self> {
-        let newest = self.folder.as_deref().map(of).transpose()?.flatten();
-        Ok(Self {
-            step: newest.map(|newest| newest.step),
-            ..self.clone()
-        })
-    }
-}
-
-impl State {
-    /// What is frozen and came from runs that stand elsewhere now. It is not in the checkpoint, and read from them again.
-    ///
-    /// # Errors
-    /// If a run's folder cannot be read.
-    pub(crate) fn moved(&self, frozen: &[String]) -> Result<Vec<String>> {
-        let mut moved = Vec::new();
-        for start in &self.start {
-            let mut frozen = frozen.iter();
-            let held =
-                frozen.any(|frozen| is_below(frozen, &start.part) || is_below(&start.part, frozen));
-            let now = start.as_it_is()?.step;
-            if let (true, Some(folder), Some(before), Some(now)) =
-                (held, &start.folder, start.step, now)
-                && before != now
-            {
-                let Start { part, .. } = start;
-                let folder = folder.display();
-                moved.push(format!("`{part}` is frozen and came from {folder} at step {before}, which is at step {now}"));
-            }
-        }
-        Ok(moved)
-    }
 }
 
 /// The SHA-256 of a recipe's text, in hexadecimal.

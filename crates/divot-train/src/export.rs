@@ -91,19 +91,6 @@ pub fn export_released(
     Ok(convert::export_released(model.path(), to, progress)?)
 }
 
-/// What an export reads anew of a run, and is another than in training: frozen parts that came from runs which went on.
-///
-/// # Errors
-/// If the run's newest checkpoint cannot be read.
-pub fn moved_since(run: &Path) -> Result<Vec<String>> {
-    let Some(newest) = checkpoint::of(run)? else {
-        return Ok(Vec::new());
-    };
-    let state = newest.state()?;
-    let recipe = Recipe::parse(newest.folder(), "", &state.recipe, &[])?;
-    state.moved(&recipe.settings.frozen)
-}
-
 /// What a run trained.
 struct Run {
     folder: PathBuf,
@@ -122,7 +109,7 @@ impl Run {
         let mut recipe = Recipe::parse(newest.folder(), &name, &newest.state()?.recipe, &[])?;
         // Frozen parts are exported as they were before training.
         recipe.settings.precision = Precision::F32;
-        let trainer = Trainer::build(&recipe, device)?.resume(newest)?;
+        let trainer = Trainer::again(&recipe, device)?.resume(newest)?;
         Ok(Self {
             folder: folder.to_path_buf(),
             recipe,

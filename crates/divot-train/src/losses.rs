@@ -15,9 +15,23 @@ pub struct Losses(Vec<Sum>);
 struct Sum {
     name: String,
     weight: f64,
+    #[serde(with = "bits")]
     sum: f64,
     /// How many numbers it is of.
     count: f64,
+}
+
+/// A number to the bit, which decimal digits of JSON may miss.
+mod bits {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(number.to_bits())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        u64::deserialize(deserializer).map(f64::from_bits)
+    }
 }
 
 impl Sum {

@@ -1,34 +1,30 @@
 //! A run: the loop of training, and what it leaves in its folder.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::Device;
-use divot::data::dataset::{Batch, Loader, LoaderConfig, MixedSource, Sample, Source};
-use divot::data::sampling::{CLIP_FPS, CLIP_FRAMES};
-use divot::data::{Frame, contact_sheet, encode_png};
+use divot::data::dataset::{Batch, Loader, LoaderConfig, MixedSource, Source};
 use divot::peak_device_memory;
 
+use crate::cache;
 use crate::checkpoint::{self, Start, State};
 use crate::dry_run::plan;
 use crate::error::{Error, Result};
-use crate::losses::Losses;
-use crate::objective::Shown;
+use crate::lock::Lock;
+use crate::parameters::is_below;
 use crate::ranks::Ranks;
 use crate::recipe::{DataSettings, Recipe};
 use crate::record::{self, Ending, RecordError, Recorder, RunInfo, Status, names};
 use crate::trainer::{StepReport, Trainer};
+use crate::validation;
 
 /// The run ends after so many steps in a row whose loss was not finite.
 const MAX_NOT_FINITE: usize = 20;
 /// The run ends after so many batches in a row of a source, and so many samples, of which none fits.
 const MAX_FRUITLESS: [usize; 2] = [10, 100];
-/// Gap between the pictures of a sheet, in pixels.
-const GAP: usize = 2;
-/// Added to the seed for the validation set that is taken of the training data.
-const VALIDATION_SEED: u64 = 1 << 32;
 
 /// How a run is started.
 #[derive(Debug, Clone)]
@@ -102,28 +98,33 @@ pub fn run(
     };
     let [_, processes] = ranks.local();
     plan(recipe, device, ranks.count())?.check_memory(device, moments_of, processes)?;
-    let mut trainer = Trainer::new(recipe, device)?.with_ranks(ranks)?;
-    let mut state = State::new(recipe, device);
-    if let Some(checkpoint) = &resumed {
-        state = State {
-            seed: settings.seed,
-            recipe: recipe.text.clone(),
-            recipe_hash: checkpoint::recipe_hash(&recipe.text),
-            precision: Some(settings.precision.on(device)),
-            ..checkpoint.state()?
-        };
-        // Losses of other objectives and of other samples do not compare.
-        let before = checkpoint.state()?.recipe;
-        let mut changed = recipe.differences(&before).into_iter();
-        let other = |key: &str| key.starts_with("objective") || key.starts_with("validation");
-        if changed.any(|(key, ..)| other(&key)) {
-            state.best = None;
+    // Before another process takes its memory.
+    ranks.wait();
+    let (trainer, mut state) = match &resumed {
+        None => (Trainer::new(recipe, device)?, State::default()),
+        Some(checkpoint) => {
+            let trainer = Trainer::again(recipe, device)?;
+            cache::check(recipe, trainer.model())?;
+            let state = checkpoint.state()?;
+            check_read(&trainer, &state, folder, options)?;
+            let _ = watch(Event::Resumed(state.step));
+            (trainer, state)
         }
+    };
+    let mut trainer = trainer.with_ranks(ranks)?;
+    if let Some(checkpoint) = &resumed {
         trainer = trainer.resume(checkpoint)?;
-        let _ = watch(Event::Resumed(state.step));
+        state.best = state.best.filter(|_| compares(recipe, &state.recipe));
     }
-    let starts = recipe.start.iter().map(Start::as_it_is);
-    state.start = starts.collect::<Result<_>>()?;
+    state = State {
+        seed: settings.seed,
+        start: recipe.start.clone(),
+        recipe: recipe.text.clone(),
+        recipe_hash: checkpoint::recipe_hash(&recipe.text),
+        precision: Some(settings.precision.on(device)),
+        read: trainer.read().clone(),
+        ..state
+    };
     let log = folder.join(match ranks.rank() {
         0 => "skipped.jsonl".to_owned(),
         rank => format!("skipped-{rank}.jsonl"),
@@ -134,7 +135,7 @@ pub fn run(
         fs::remove_file(&log).map_err(|error| Error::io(&log, error))?;
     }
     let mut loader = loader(data, settings.seed, state.step, Some(&log), options)?;
-    let validation = validation_set(recipe, options)?;
+    let validation = validation::set(recipe, options)?;
     let recorder = || Recorder::open(folder, recipe.info(), state.step);
     let mut recorder = ranks.is_first().then(recorder).transpose()?;
 
@@ -191,7 +192,9 @@ pub fn run(
             }
             if due(settings.validation.every) {
                 let recorder = recorder.as_mut();
-                if let Some(loss) = validate(&trainer, &validation, &mut state, recorder, watch)? {
+                if let Some(loss) =
+                    validation::measure(&trainer, &validation, &mut state, recorder, watch)?
+                {
                     let _ = watch(Event::Validated(loss));
                 }
             }
@@ -220,7 +223,10 @@ pub fn run(
 }
 
 /// Passes on what went wrong with the record, which stops no run.
-fn warn(problem: Option<RecordError>, watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>) {
+pub(crate) fn warn(
+    problem: Option<RecordError>,
+    watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) {
     if let Some(problem) = problem {
         let _ = watch(Event::Warning(problem.to_string()));
     }
@@ -281,94 +287,6 @@ impl Interval {
     }
 }
 
-/// Measures the loss on the validation set, of which something may fit the objective, and shows what the model makes of
-/// some of it.
-fn validate(
-    trainer: &Trainer,
-    set: &[(usize, Vec<Sample>)],
-    state: &mut State,
-    recorder: Option<&mut Recorder>,
-    watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-) -> Result<Option<f64>> {
-    let losses = trainer.validate(set)?;
-    if losses.is_empty() {
-        let problem = "nothing of the validation set fits the objective, so that no checkpoint is the best one; look at its texts, or raise `max_length`";
-        let _ = watch(Event::Warning(problem.to_owned()));
-        return Ok(None);
-    }
-    let loss = losses.loss();
-    if loss.is_finite() && state.best.is_none_or(|(best, _)| loss < best) {
-        state.best = Some((loss, state.step));
-    }
-    let Some(recorder) = recorder else {
-        return Ok(Some(loss));
-    };
-    let mut numbers = vec![(names::VALIDATION_LOSS.to_owned(), loss)];
-    let named = |(name, value): (&str, f64)| (format!("{}{name}", record::VALIDATION), value);
-    if losses.has_several() {
-        numbers.extend(losses.terms().map(named));
-    }
-    let mut shown = Shown::default();
-    for (index, (source, samples)) in set.iter().enumerate() {
-        // One batch of each source.
-        if set[..index].iter().any(|(before, _)| before == source) {
-            continue;
-        }
-        match trainer.show(*source, samples) {
-            Ok(more) => shown.add(more, *source),
-            // What a model makes early on, or after a bad step, may be no numbers.
-            Err(error) => {
-                let _ = watch(Event::Warning(format!("no samples are shown: {error}")));
-            }
-        }
-    }
-    numbers.extend(shown.numbers.iter().copied().map(named));
-    warn(recorder.scalars(state.step, &numbers), watch);
-    for (name, text) in &shown.texts {
-        warn(recorder.text(state.step, name, text), watch);
-    }
-    // Pictures that cannot be made stop no run.
-    if let Err(error) = draw(&shown, state.step, recorder, watch) {
-        let _ = watch(Event::Warning(format!("no samples are shown: {error}")));
-    }
-    Ok(Some(loss))
-}
-
-/// Draws what the model made: all frames on a sheet, and clips beside each other.
-fn draw(
-    shown: &Shown,
-    step: usize,
-    recorder: &mut Recorder,
-    watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-) -> Result<()> {
-    let rows: Vec<&[Frame]> = shown.samples.iter().flatten().map(Vec::as_slice).collect();
-    if shown.clips && rows.iter().any(|row| row.len() > 1) {
-        let clip = side_by_side(&shown.samples)?;
-        let rate = clip.len() as f64 * CLIP_FPS / CLIP_FRAMES as f64;
-        warn(recorder.animation(step, "samples", &clip, rate), watch);
-    }
-    if !rows.is_empty() {
-        let png = encode_png(&contact_sheet(&rows, GAP)?)?;
-        warn(recorder.sheet(step, "samples", &png), watch);
-    }
-    Ok(())
-}
-
-/// One clip of many: those of each sample beside each other, below those of the samples before.
-fn side_by_side(samples: &[Vec<Vec<Frame>>]) -> Result<Vec<Frame>> {
-    let lengths = samples.iter().flatten().map(Vec::len);
-    let count = lengths.max().unwrap_or_default();
-    let frame = |time: usize| {
-        // Shorter clips wait for the longest in their last frame.
-        let at = |clip: &Vec<Frame>| clip.get(time).or(clip.last()).cloned();
-        let rows = samples.iter().map(|clips| clips.iter().filter_map(at));
-        let rows: Vec<Vec<Frame>> = rows.map(Iterator::collect).collect();
-        let rows: Vec<&[Frame]> = rows.iter().map(Vec::as_slice).collect();
-        Ok(contact_sheet(&rows, GAP)?)
-    };
-    (0..count).map(frame).collect()
-}
-
 /// Opens the sources of a recipe, whose batches so many ranks share.
 pub(crate) fn sources(
     recipe: &Recipe,
@@ -408,37 +326,11 @@ pub(crate) fn loader(
     Ok(Loader::new(sources, config)?)
 }
 
-/// The samples that the model is measured on, with the source of each batch.
-fn validation_set(recipe: &Recipe, options: &RunOptions) -> Result<Vec<(usize, Vec<Sample>)>> {
-    let settings = &recipe.settings;
-    let (data, seed) = match &settings.validation.data[..] {
-        [] => (&settings.data[..], settings.seed ^ VALIDATION_SEED),
-        data => (data, settings.seed),
-    };
-    if settings.validation.every == 0 {
-        return Ok(Vec::new());
-    }
-    let sources = sources(recipe, data, options.ranks.count())?;
-    let loader = loader(sources, seed, 0, None, options)?;
-    let batches = loader.take(settings.validation.batches);
-    let batches = batches.map(|batch| batch.map(|batch| (batch.source, batch.samples)));
-    let mut set: Vec<_> = batches.collect::<Result<_, _>>()?;
-    // One batch at least of each source, however small its weight.
-    let all = self::sources(recipe, data, options.ranks.count())?;
-    for (index, source) in all.into_iter().enumerate() {
-        if set.iter().all(|(drawn, _)| *drawn != index) {
-            let batch = self::loader(vec![source], seed, 0, None, options)?.next();
-            set.push((index, batch.expect("a loader never ends")?.samples));
-        }
-    }
-    Ok(set)
-}
-
 /// Refuses parts that start from the run's own folder: whoever starts from the run would look there for ever.
 fn check_starts(recipe: &Recipe, folder: &Path) -> Result<()> {
     let own = folder.canonicalize();
     let own = own.map_err(|error| Error::io(folder, error))?;
-    for Start { part, folder, .. } in &recipe.start {
+    for Start { part, folder } in &recipe.start {
         if let Some(folder) = folder
             && folder.canonicalize().is_ok_and(|folder| folder == own)
         {
@@ -480,7 +372,9 @@ fn resumable(
         .map(|(key, before, now)| format!("`{key}` was {before} and is {now}"))
         .collect();
     let now = recipe.settings.precision.on(device);
-    if changed.is_empty()
+    if !changed
+        .iter()
+        .any(|change| change.starts_with("`precision`"))
         && let Some(before) = state.precision.filter(|before| *before != now)
     {
         let [before, now] = [before, now].map(|precision| format!("{precision:?}").to_lowercase());
@@ -488,75 +382,58 @@ fn resumable(
             "`precision` was {before}, and this device has {now}"
         ));
     }
-    changed.extend(state.moved(&recipe.settings.frozen)?);
     if changed.is_empty() || options.allow_changes {
         return Ok(Some(newest));
     }
     Err(Error::run(
         folder,
-        format!("was trained otherwise: {}", changed.join(", ")),
+        format!(
+            "something changed since its checkpoint: {}",
+            changed.join(", ")
+        ),
         "resume with what it was started with, or allow the changes (`--allow-changes`)",
     ))
 }
 
-/// Makes sure that no other process works in a folder. A folder in which nothing was written is removed
-/// in the end.
-pub(crate) struct Lock {
-    folder: PathBuf,
-    file: Option<File>,
-}
-
-const LOCK: &str = ".lock";
-
-impl Lock {
-    pub(crate) fn new(folder: &Path) -> Result<Self> {
-        fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-        let path = folder.join(LOCK);
-        let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self {
-                folder: folder.to_path_buf(),
-                file: Some(file),
-            }),
-            Err(TryLockError::WouldBlock) => Err(Error::run(
-                folder,
-                "is in use by another process",
-                "wait for it, or choose another folder",
-            )),
-            Err(TryLockError::Error(error)) => Err(Error::io(&path, error)),
-        }
+/// Refuses runs that frozen parts came from and that went on: their parts are not in the checkpoint.
+fn check_read(trainer: &Trainer, state: &State, folder: &Path, options: &RunOptions) -> Result<()> {
+    let moved = trainer.read().iter().find_map(|(run, now)| {
+        let before = state.read.get(run)?;
+        (before != now).then_some((run, before, now))
+    });
+    match moved {
+        Some((run, before, now)) if !options.allow_changes => Err(Error::run(
+            folder,
+            format!(
+                "has frozen parts of step {before} of {}, which is now at step {now}",
+                run.display()
+            ),
+            "start anew, or allow the change (`--allow-changes`)",
+        )),
+        _ => Ok(()),
     }
 }
 
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Some systems do not remove an open file.
-        self.file = None;
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        if entries.map(|entry| entry.file_name()).eq([LOCK]) {
-            let _ = fs::remove_file(self.folder.join(LOCK));
-            let _ = fs::remove_dir(&self.folder);
-        }
-    }
+/// Whether validation losses of a recipe compare with those of an older one: it has the same objective, and samples.
+fn compares(recipe: &Recipe, older: &str) -> bool {
+    let mut keys = vec![
+        "objective",
+        "validation.batches",
+        "seed",
+        "batch",
+        "model.text_tokenizer",
+    ];
+    keys.push(match recipe.settings.validation.data.is_empty() {
+        true => "data",
+        false => "validation.data",
+    });
+    let changed = recipe.differences(older).into_iter();
+    !changed
+        .into_iter()
+        .any(|(changed, ..)| keys.iter().any(|key| is_below(&changed, key)))
 }
 
 impl State {
-    fn new(recipe: &Recipe, device: &Device) -> Self {
-        Self {
-            step: 0,
-            samples: 0,
-            not_finite: 0,
-            not_finite_in_a_row: 0,
-            best: None,
-            unlogged: Losses::default(),
-            precision: Some(recipe.settings.precision.on(device)),
-            seed: recipe.settings.seed,
-            start: Vec::new(),
-            recipe: recipe.text.clone(),
-            recipe_hash: checkpoint::recipe_hash(&recipe.text),
-        }
-    }
-
     /// Counts a step.
     fn count(&mut self, report: &StepReport, samples: usize) {
         self.step += 1;
@@ -573,13 +450,16 @@ impl State {
         }
     }
 
-    /// The means of the losses since they were logged last. If no step since then changed the parameters, they are those
-    /// of the last one.
+    /// The means of the losses since they were logged last, if there are any. If no step since then changed the
+    /// parameters, they are those of the last one.
     fn take_unlogged(&mut self, report: &StepReport) -> Vec<(String, f64)> {
         let losses = match std::mem::take(&mut self.unlogged) {
             losses if losses.is_empty() => report.losses.clone(),
             losses => losses,
         };
+        if losses.is_empty() {
+            return Vec::new();
+        }
         let mut numbers = vec![(names::LOSS.to_owned(), losses.loss())];
         if losses.has_several() {
             let terms = losses.terms();

@@ -1,6 +1,6 @@
 //! Where a model's first weights come from: runs, and converted models.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
@@ -15,6 +15,17 @@ use crate::parameters::{self, is_below};
 /// How many runs may start from each other.
 const MAX_DEPTH: usize = 32;
 
+/// A model that was filled with the weights that it starts from.
+pub(crate) struct Filled {
+    pub model: Model,
+    /// Of each parameter that was filled, the run that it was read from and the step where that stood; `None` if it was a
+    /// converted model.
+    pub read: BTreeMap<String, Option<(PathBuf, usize)>>,
+    /// Layers whose low-rank adaptation in this folder the model has no place for. Their bases alone are not what was
+    /// trained.
+    pub lost: BTreeMap<String, PathBuf>,
+}
+
 /// Fills a model with the weights that it starts from. Where one part lies within another, the longer path
 /// counts. Parameters that are not trained are kept in the type `frozen`.
 ///
@@ -24,31 +35,37 @@ const MAX_DEPTH: usize = 32;
 /// What it had frozen is found where it started from. Low-rank adaptation begins anew on a folder without it.
 ///
 /// # Errors
-/// If a folder is neither a run's nor a model's, a parameter is missing there or has another shape, low-rank adaptation
-/// would be lost, or a frozen parameter starts from nothing.
-pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<Model> {
+/// If a folder is neither a run's nor a model's, or a parameter is missing there or has another shape.
+pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<Filled> {
     let mut starts: Vec<&Start> = starts.iter().collect();
     starts.sort_by_key(|start| start.part.len());
-    let mut filled = BTreeSet::new();
     let paths = parameters::paths(&model);
     // The start of a path: the one of the longest part around it.
     let start_of = |path: &str| starts.iter().rfind(|start| is_below(path, &start.part));
+    let (mut read, mut lost) = (BTreeMap::new(), BTreeMap::new());
     for start in &starts {
-        if let Some(folder) = &start.folder {
-            let mut found = Vec::new();
-            find(&start.part, folder, 0, &mut found)?;
-            for (part, held) in &found {
-                let own = |path: &str| start_of(path).is_some_and(|owner| owner == start);
-                held.check_adaptation(part, own, &paths, folder)?;
-                let (next, found) = held.fill(part, own, model, frozen)?;
-                model = next;
-                filled.extend(found);
+        let Some(folder) = &start.folder else {
+            continue;
+        };
+        let own = |path: &str| start_of(path).is_some_and(|owner| owner == start);
+        let mut found = Vec::new();
+        find(&start.part, folder, 0, &mut found)?;
+        for (part, held) in &found {
+            let (next, filled) = held.fill(part, own, model, frozen)?;
+            model = next;
+            for path in filled {
+                // What has all of a layer needs no adaptation of it.
+                lost.remove(layer(&path));
+                read.insert(path, held.run.clone());
+            }
+            for layer in held.adapted(part, own, &paths) {
+                lost.insert(layer, held.folder.clone());
             }
         }
     }
     for path in &paths {
         if let Some(folder) = start_of(path).and_then(|start| start.folder.as_ref())
-            && !filled.contains(path)
+            && !read.contains_key(path)
             && !is_adaptation(path)
         {
             return Err(Error::run(
@@ -58,7 +75,12 @@ pub(crate) fn fill(starts: &[Start], mut model: Model, frozen: DType) -> Result<
             ));
         }
     }
-    Ok(model)
+    Ok(Filled { model, read, lost })
+}
+
+/// The path of the layer that a parameter is of.
+fn layer(path: &str) -> &str {
+    path.rsplit_once('.').map_or("", |(layer, _)| layer)
 }
 
 /// The text tokenizer of the language model that a folder holds: the one that the run's recipe names, or the one beside
@@ -110,6 +132,8 @@ fn find(part: &str, folder: &Path, depth: usize, found: &mut Vec<(String, Held)>
             let weights = newest.average().unwrap_or_else(|| newest.weights());
             vec![Held {
                 source: newest.source(&weights)?,
+                folder: folder.to_owned(),
+                run: Some((folder.to_owned(), newest.step)),
                 name: "",
                 path: "",
             }]
@@ -123,6 +147,9 @@ fn find(part: &str, folder: &Path, depth: usize, found: &mut Vec<(String, Held)>
 /// A network that a folder holds.
 struct Held {
     source: Source,
+    folder: PathBuf,
+    /// If the folder is a run's, it, and the step where it stands.
+    run: Option<(PathBuf, usize)>,
     /// What its names have in front in the file. Other tensors of the file are not its own.
     name: &'static str,
     /// What its paths have in front in a model.
@@ -146,34 +173,21 @@ impl Held {
         parameters::load(&self.source, model, name, frozen)
     }
 
-    /// Refuses low-rank adaptation of a layer that the model has without it, at one of these `paths`. Its base alone is
-    /// not what was trained.
-    fn check_adaptation(
-        &self,
-        part: &str,
-        own: impl Fn(&str) -> bool,
-        paths: &[String],
-        folder: &Path,
-    ) -> Result<()> {
+    /// Layers at these `paths` of the model, as far as they are its `own`, that have low-rank adaptation here and none in
+    /// the model.
+    fn adapted(&self, part: &str, own: impl Fn(&str) -> bool, paths: &[String]) -> Vec<String> {
         let Some(root) = self.root(part) else {
-            return Ok(());
+            return Vec::new();
         };
+        let has = |part: &str| paths.iter().any(|path| is_below(path, part));
         let tensors = self.source.tensors();
         let places = tensors.filter_map(|tensor| self.place(part, &root, &tensor.name));
-        for path in places.filter(|path| is_adaptation(path) && own(path)) {
-            let layer = path.rsplit_once(".lora_").map_or("", |(layer, _)| layer);
-            let has = |part: &str| paths.iter().any(|path| is_below(path, part));
-            if has(layer) && !has(&path) {
-                return Err(Error::run(
-                    folder,
-                    format!(
-                        "has low-rank adaptation of `{layer}`, and this recipe's model has none"
-                    ),
-                    "export it and start from the export, or give [model.llm.lora] as it was",
-                ));
-            }
-        }
-        Ok(())
+        let places = places.filter(|path| is_adaptation(path) && own(path));
+        let layers = places.filter_map(|path| {
+            let (layer, _) = path.rsplit_once(".lora_")?;
+            (has(layer) && !has(&path)).then(|| layer.to_owned())
+        });
+        layers.collect()
     }
 
     /// The path in the model that a tensor has for `part`, whose own path here is `root`, if it is of that part.
@@ -226,7 +240,13 @@ fn parts(folder: &Path) -> Result<Vec<Held>> {
         if let Some(file) = files.find(|file| file.exists()) {
             let source = Source::open(&file)?;
             networks.retain(|held| held.path != path);
-            networks.push(Held { source, name, path });
+            networks.push(Held {
+                source,
+                folder: folder.to_owned(),
+                run: None,
+                name,
+                path,
+            });
         }
     }
     match networks.is_empty() {

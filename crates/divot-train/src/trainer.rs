@@ -1,6 +1,7 @@
 //! What learns: the model, its optimiser and its moving average, and one step of them.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -23,7 +24,7 @@ use crate::optimizer::{Optimizer, gradient_norm};
 use crate::parameters::{self, Average, Named, is_below};
 use crate::ranks::Ranks;
 use crate::recipe::Recipe;
-use crate::start::fill;
+use crate::start::{Filled, fill};
 
 /// The model of a run with everything that changes it.
 pub struct Trainer {
@@ -36,6 +37,8 @@ pub struct Trainer {
     average: Option<Average<Model>>,
     /// What checkpoints hold: all but what is frozen and comes from another folder.
     saved: Vec<Named>,
+    /// The runs that parameters were read from which checkpoints do not hold, and the steps where they stand.
+    read: BTreeMap<PathBuf, usize>,
     /// Threads of each of the micro-batches that are computed at once.
     pools: Vec<ThreadPool>,
     ranks: Ranks,
@@ -52,7 +55,7 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// The learning rate.
     pub rate: f64,
-    /// How many samples did not fit the objective and were left out.
+    /// How many samples did not fit the objective and were left out; beside diffusion, those whose text was.
     pub left_out: usize,
     /// Those of them that this rank had, and why.
     pub misfits: Vec<Skip>,
@@ -64,16 +67,38 @@ impl Trainer {
     /// Builds the model of a recipe on a device, with its first weights.
     ///
     /// # Errors
-    /// If a folder that weights start from does not fit, a frozen path is none of the model, nothing is trained, or a
-    /// cache among the sources was made by other networks.
+    /// If a folder that weights start from does not fit or has low-rank adaptation that would be lost, a frozen path is
+    /// none of the model or starts from nothing, nothing is trained, or a cache among the sources was made by other
+    /// networks.
     pub fn new(recipe: &Recipe, device: &Device) -> Result<Self> {
-        let trainer = Self::build(recipe, device)?;
+        let (trainer, lost) = Self::build(recipe, device)?;
+        let paths = parameters::paths(&trainer.model);
+        let starts = |path: &String| recipe.start.iter().any(|start| is_below(path, &start.part));
+        let mut held = paths.iter().filter(|path| recipe.settings.freezes(path));
+        if let Some(path) = held.find(|path| !starts(path)) {
+            let problem = format!(
+                "`{path}` is frozen and has no weights to start from; name their folder in [model.start], or `random`"
+            );
+            return Err(recipe.refuse("frozen", problem));
+        }
+        if let Some((layer, folder)) = lost.first_key_value() {
+            return Err(Error::run(
+                folder,
+                format!("has low-rank adaptation of `{layer}`, and this recipe's model has none"),
+                "export it and start from the export, or give [model.llm.lora] as it was",
+            ));
+        }
         cache::check(recipe, &trainer.model)?;
         Ok(trainer)
     }
 
-    /// The same, without a look at the caches.
-    pub(crate) fn build(recipe: &Recipe, device: &Device) -> Result<Self> {
+    /// The same, for a checkpoint, which has what was lost or started from nothing. Caches are not looked at.
+    pub(crate) fn again(recipe: &Recipe, device: &Device) -> Result<Self> {
+        Ok(Self::build(recipe, device)?.0)
+    }
+
+    /// Builds the model. Also returns layers whose low-rank adaptation it has no place for, with the folders that have it.
+    fn build(recipe: &Recipe, device: &Device) -> Result<(Self, BTreeMap<String, PathBuf>)> {
         let settings = &recipe.settings;
         let mut device = device.clone().autodiff();
         if settings.gradient_checkpointing {
@@ -95,24 +120,20 @@ impl Trainer {
         if let Some(part) = settings.frozen.iter().find(|part| !has(&paths, part)) {
             return Err(refuse("frozen", part));
         }
-        for Start { part, folder, .. } in &recipe.start {
+        for Start { part, folder } in &recipe.start {
             // What starts anew may be a part of a network that this objective leaves out.
             let all = || parameters::paths(&recipe.model.init(&Network::ALL, &device));
             if !has(&paths, part) && (folder.is_some() || !has(&all(), part)) {
                 return Err(refuse(&format!("model.start.{part}"), part));
             }
         }
-        let starts = |path: &String| recipe.start.iter().any(|start| is_below(path, &start.part));
-        let mut held = paths.iter().filter(|path| settings.freezes(path));
-        if let Some(path) = held.find(|path| !starts(path)) {
-            let problem = format!(
-                "`{path}` is frozen and has no weights to start from; name their folder in [model.start], or `random`"
-            );
-            return Err(recipe.refuse("frozen", problem));
-        }
         let frozen = settings.precision.frozen(&device);
         let model = parameters::freeze(model, &settings.frozen);
-        let mut model = fill(&recipe.start, model, frozen)?;
+        let Filled {
+            mut model,
+            read,
+            lost,
+        } = fill(&recipe.start, model, frozen)?;
         let is_new = |path: &str| {
             let starts = recipe.start.iter();
             let starts = starts.filter(|start| is_below(path, &start.part));
@@ -136,7 +157,10 @@ impl Trainer {
             return Err(recipe.refuse("at_once", problem));
         }
         let average = settings.average;
-        Ok(Self {
+        let is_saved = |path: &String| saved.iter().any(|(name, _)| name == path);
+        let read = read.into_iter().filter(|(path, _)| !is_saved(path));
+        let trainer = Self {
+            read: read.filter_map(|(_, run)| run).collect(),
             average: average.map(|decay| Average::new(&model, decay)),
             optimizer: Optimizer::new(&settings.optimizer),
             terms: objective.terms(),
@@ -151,7 +175,13 @@ impl Trainer {
             buckets: None,
             device,
             model,
-        })
+        };
+        Ok((trainer, lost))
+    }
+
+    /// The runs that parameters were read from which a checkpoint does not hold, and the steps where they stand.
+    pub(crate) fn read(&self) -> &BTreeMap<PathBuf, usize> {
+        &self.read
     }
 
     /// Numbers in the moments that this rank's optimiser keeps.

@@ -14,9 +14,7 @@ use divot::checkpoint::{Checkpoint, WEIGHTS};
 use divot::data::{Video, write_mp4};
 use divot::weights::StoredType;
 use divot::{Detokenizer, Tokenizer};
-use divot_train::{
-    Error, Event, Recipe, RunOptions, Trainer, Weights, checkpoint, export, moved_since, run,
-};
+use divot_train::{Error, Event, Recipe, RunOptions, Trainer, Weights, checkpoint, export, run};
 use rayon::ThreadPoolBuilder;
 
 /// A recipe with everything that a checkpoint has to keep: an average, dropped conditions, dropout,
@@ -234,46 +232,82 @@ fn every_source_is_validated() {
     assert!(heights[1] > heights[0] * 19 / 10, "{heights:?}");
 }
 
-/// What is frozen is not in a checkpoint, and would be read from a run that went on.
+/// What is frozen is not in a checkpoint, and would be read from a run that went on, also through another run.
 #[test]
 fn a_run_that_others_started_from_may_not_move() {
     let _alone = alone();
     let data = tempfile::tempdir().expect("a folder");
     clips(data.path());
-    let [first, second] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    let folders = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
+    let [first, second, third] = folders.each_ref().map(|folder| folder.path());
     let before = diffusion(data.path(), &["validation.every=0"]);
-    go(&before, first.path(), &options(), 2);
-    let start = format!(
-        "model.start={{tokenizer={:?}, detokenizer={:?}}}",
-        first.path(),
-        first.path()
-    );
-    let after = |frozen| diffusion(data.path(), &["validation.every=0", &start, frozen]);
-    let frozen = after("frozen=[\"tokenizer\", \"detokenizer.vae\"]");
-    go(&frozen, second.path(), &options(), 2);
-    assert_eq!(moved_since(second.path()).expect("readable"), [""; 0]);
+    let after = |folder: &Path| {
+        let start = format!("model.start={{tokenizer={folder:?}, detokenizer={folder:?}}}");
+        let frozen = "frozen=[\"tokenizer\", \"detokenizer.vae\"]";
+        diffusion(data.path(), &["validation.every=0", &start, frozen])
+    };
+    let [from_first, from_second] = [after(first), after(second)];
+    go(&before, first, &options(), 2);
+    go(&from_first, second, &options(), 2);
+    go(&from_second, third, &options(), 2);
 
     let resume = RunOptions {
         resume: true,
         ..options()
     };
-    go(&before, first.path(), &resume, 2);
-    let result = run(
-        &frozen,
-        second.path(),
-        &Device::default(),
-        &resume,
-        &mut |_| ControlFlow::Continue(()),
-    );
-    let text = result.expect_err("it is refused").to_string();
-    assert!(text.contains("at step 2, which is at step 4"), "{text}");
-    assert_eq!(moved_since(second.path()).expect("readable").len(), 2);
+    // Nothing that is frozen comes from the second.
+    go(&from_first, second, &resume, 2);
+    go(&from_second, third, &resume, 1);
+    go(&before, first, &resume, 2);
+    let device = Device::default();
+    for (recipe, folder) in [(&from_first, second), (&from_second, third)] {
+        let result = run(recipe, folder, &device, &resume, &mut |_| {
+            ControlFlow::Continue(())
+        });
+        let text = result.expect_err("it is refused").to_string();
+        assert!(text.contains("of step 2 of"), "{text}");
+        assert!(text.contains("is now at step 4"), "{text}");
+    }
     let allowed = RunOptions {
         allow_changes: true,
-        ..resume
+        ..resume.clone()
     };
-    go(&frozen, second.path(), &allowed, usize::MAX);
-    assert_eq!(moved_since(second.path()).expect("readable"), [""; 0]);
+    go(&from_first, second, &allowed, 1);
+    go(&from_first, second, &resume, usize::MAX);
+}
+
+/// Validation losses on other samples do not compare, and a change of what is shown is none.
+#[test]
+fn the_best_is_forgotten_where_losses_do_not_compare() {
+    let _alone = alone();
+    let data = tempfile::tempdir().expect("a folder");
+    clips(data.path());
+    for (change, stays) in [
+        ("validation.shown=1", true),
+        ("objective.dropped=0.3", false),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        go(&diffusion(data.path(), &[]), folder.path(), &options(), 3);
+        let allowed = RunOptions {
+            resume: true,
+            allow_changes: true,
+            ..options()
+        };
+        let changes = ["validation.every=6", change];
+        go(
+            &diffusion(data.path(), &changes),
+            folder.path(),
+            &allowed,
+            2,
+        );
+        let newest = checkpoint::newest(folder.path());
+        let state = newest
+            .expect("readable")
+            .expect("there")
+            .state()
+            .expect("a state");
+        assert_eq!(state.best.is_some(), stays, "{change}");
+    }
 }
 
 /// A part that starts at random is none of the folder that the part around it starts from.
@@ -295,18 +329,13 @@ fn what_starts_at_random_is_not_read() {
         let trainer = Trainer::new(&recipe, &Device::default()).expect("a model");
         let tokenizer = trainer.learned().tokenizer().clone();
         let vision = tokenizer.vision.class_embedding.val().into_data();
-        (
-            vision,
-            tokenizer.resampler.norm.gamma.val().into_data(),
-            tokenizer.resampler,
-        )
+        (vision, tokenizer.resampler.norm.gamma.val().into_data())
     };
-    let (vision, norm, resampler) = model("");
-    let (vision_again, norm_again, anew) = model(", \"tokenizer.resampler\"=\"random\"");
+    let (vision, norm) = model("");
+    let (vision_again, norm_again) = model(", \"tokenizer.resampler\"=\"random\"");
     assert_eq!(vision, vision_again);
     // New norms are ones, those of the run have learned.
     assert_ne!(norm, norm_again);
-    assert_eq!(resampler.norm.gamma.dims(), anew.norm.gamma.dims());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use clap::Args;
 use divot::device;
 use divot::pipeline::Event;
 use divot::weights::StoredType;
-use divot_train::{Weights, export, export_released, moved_since};
+use divot_train::{Weights, export, export_released};
 
 use super::convert::stored_type;
 use crate::output::Output;
@@ -64,9 +64,6 @@ impl Arguments {
             true => Weights::Last,
             false => Weights::Best,
         };
-        for moved in moved_since(&self.run)? {
-            output.note(format!("{moved}: the export has it as it is now"));
-        }
         let device = device::select("cpu")?;
         let (key, written) = match self.released {
             false => (

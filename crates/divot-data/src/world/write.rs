@@ -164,8 +164,17 @@ struct Files {
 impl Files {
     fn save(&self, folder: &Path) -> Result<()> {
         let lists = [&self.captions, &self.questions, &self.stories, &self.truth];
+        let mut written = Vec::new();
         for (name, lines) in LISTS.into_iter().zip(lists) {
-            atomically(&folder.join(name), |file| file.write_all(lines.as_bytes()))?;
+            let list = folder.join(name);
+            if let Err(error) = atomically(&list, |file| file.write_all(lines.as_bytes())) {
+                // Of half the lists, a later call would not know whose they are.
+                for list in written {
+                    let _ = fs::remove_file(list);
+                }
+                return Err(error);
+            }
+            written.push(list);
         }
         Ok(())
     }

@@ -18,11 +18,11 @@ use divot::data::dataset::{
 use super::fingerprint::{fingerprint, of_files};
 use super::{FRAME_SIZE, Output, outputs, sources};
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::model::Model;
 use crate::objective::{LOGVAR, MEAN, PATCHES, TOKENS, stack};
 use crate::recipe::Recipe;
 use crate::record::text::{count, duration, number};
-use crate::run::Lock;
 use crate::trainer::Trainer;
 
 /// Samples that each thread reads ahead.

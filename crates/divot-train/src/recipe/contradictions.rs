@@ -154,7 +154,9 @@ impl Settings {
             part => !self.freezes(part),
         });
         held.map(|(part, why)| {
-            format!("`{part}` is not frozen, and this objective teaches it nothing: {why}")
+            format!(
+                "`{part}` is not frozen, and this objective spoils it or teaches it nothing: {why}"
+            )
         })
     }
 

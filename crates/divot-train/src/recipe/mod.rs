@@ -199,7 +199,6 @@ impl Recipe {
         let start = settings.model.start.iter().map(|(part, folder)| Start {
             part: part.clone(),
             folder: (folder != Path::new("random")).then(|| folder.clone()),
-            step: None,
         });
         let start = start.collect();
         for frozen in &settings.frozen {

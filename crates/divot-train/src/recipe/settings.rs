@@ -557,10 +557,8 @@ impl Settings {
         check(divides, "micro_batch", "a divisor of `batch`");
         check(self.at_once > 0, "at_once", "at least 1");
         let together = matches!(self.objective, ObjectiveSettings::Contrastive {});
-        let batches = self
-            .data
-            .iter()
-            .map(|data| data.batch.unwrap_or(self.batch));
+        let sources = self.data.iter().chain(&self.validation.data);
+        let batches = sources.map(|data| data.batch.unwrap_or(self.batch));
         let most = batches.max().unwrap_or(self.batch);
         let whole = !together || self.micro_batch() == self.batch && most <= self.batch;
         let wanted =
