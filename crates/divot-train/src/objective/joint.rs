@@ -10,8 +10,8 @@ use crate::model::{Model, Network};
 /// trains tokenizers by either alone (table 6). Diffusion keeps what a clip looks like, and is slow to learn what few
 /// pixels decide; text asks for it, and lets tokens forget the rest.
 ///
-/// Samples without text, or whose text does not fit, are denoised only, and the latter are reported. Of several clips, the UNet rebuilds the first. Of
-/// a variational tokenizer, the language model reads the means.
+/// Samples without text, or whose text does not fit, are denoised only, and the latter are reported. Of several clips,
+/// the UNet rebuilds the first. Of a variational tokenizer, the language model reads the means.
 pub struct Joint {
     /// What the UNet loses.
     pub diffusion: Diffusion,

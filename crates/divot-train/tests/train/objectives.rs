@@ -355,6 +355,21 @@ fn a_tokenizer_learns_from_captions_through_a_frozen_language_model() {
     assert!(last < first, "{first} → {last}");
 }
 
+#[test]
+fn frozen_networks_drop_nothing_out() {
+    let start = "model.start={\"tokenizer.vision\"=\"random\", detokenizer=\"random\"}";
+    let loss = |rate: &str, frozen: &str| {
+        let dropout = format!("model.detokenizer.unet.dropout={rate}");
+        let frozen = format!("frozen=[\"tokenizer.vision\", \"{frozen}\"]");
+        first_loss(&[start, &dropout, &frozen], &samples(2, 32))
+    };
+    assert_eq!(loss("0.0", "detokenizer"), loss("0.5", "detokenizer"));
+    assert_ne!(
+        loss("0.0", "detokenizer.vae"),
+        loss("0.5", "detokenizer.vae")
+    );
+}
+
 /// A language model that reads the tokens adds its loss, and leaves that of diffusion as it is. Samples without text are
 /// denoised only.
 #[test]
