@@ -28,7 +28,7 @@ struct Arguments {
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
         let pipeline = arguments.options.pipeline(output)?;
-        let input = options::input(arguments.input, &pipeline)?;
+        let input = options::input(arguments.input, &pipeline, output)?;
         let video = Video::open(input)?;
         let clips = match video.info().frames {
             1 => Clips::Image,

@@ -32,7 +32,7 @@ struct Arguments {
 fn main() -> ExitCode {
     divot_cli::program(|arguments: Arguments, output| {
         let pipeline = arguments.options.pipeline(output)?;
-        let input = options::input(arguments.input, &pipeline)?;
+        let input = options::input(arguments.input, &pipeline, output)?;
         let files = arguments.output.files(&[&input])?;
         let video = Video::open(&input)?;
         let decoding = arguments.options.decoding(&pipeline, output)?;

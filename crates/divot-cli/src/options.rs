@@ -299,14 +299,21 @@ pub fn select(name: &str) -> Result<Device> {
     Ok(device)
 }
 
-/// Returns the input that was named, or else the model's own sample clip.
+/// Returns the input that was named, or else the model's own sample clip, and says so.
 ///
 /// # Errors
 /// If there is neither.
-pub fn input(named: Option<PathBuf>, pipeline: &Pipeline) -> Result<PathBuf> {
-    named
-        .or_else(|| pipeline.sample_clip())
-        .context("no input: name one with --input")
+pub fn input(named: Option<PathBuf>, pipeline: &Pipeline, output: &Output) -> Result<PathBuf> {
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    let sample = pipeline.sample_clip();
+    let sample = sample.context("no input: name one with --input")?;
+    let name = sample.file_name().unwrap_or_default().display();
+    output.note(format!(
+        "no input is named: this is {name}, a sample of the model"
+    ));
+    Ok(sample)
 }
 
 /// Where a clip is written.

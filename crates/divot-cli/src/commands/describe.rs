@@ -61,7 +61,7 @@ impl Arguments {
         }
         let config = self.options.generation()?;
         let pipeline = self.options.pipeline(output)?;
-        let input = options::input(self.input.clone(), &pipeline)?;
+        let input = options::input(self.input.clone(), &pipeline, output)?;
         let video = Video::open(&input)?;
         let clips = match self.image || video.info().frames == 1 {
             true => Clips::Image,

@@ -42,7 +42,7 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, output: &mut Output) -> Result<()> {
         let pipeline = self.options.pipeline(output)?;
-        let input = options::input(self.input.clone(), &pipeline)?;
+        let input = options::input(self.input.clone(), &pipeline, output)?;
         let files = self.output.files(&[&input, self.options.folder()])?;
         let video = Video::open(&input)?;
         let decoding = self.options.decoding(&pipeline, output)?;

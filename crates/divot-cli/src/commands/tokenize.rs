@@ -51,7 +51,7 @@ impl Arguments {
     pub fn run(&self, output: &mut Output) -> Result<()> {
         check_extension(&self.output)?;
         let pipeline = self.options.pipeline(output)?;
-        let input = options::input(self.input.clone(), &pipeline)?;
+        let input = options::input(self.input.clone(), &pipeline, output)?;
         check_output(&self.output, &[input.as_path(), self.options.folder()])?;
         let video = Video::open(&input)?;
         let clips = match self.start {
