@@ -14,6 +14,7 @@ pub struct Losses(Vec<Sum>);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Sum {
     name: String,
+    #[serde(with = "bits")]
     weight: f64,
     #[serde(with = "bits")]
     sum: f64,

@@ -114,7 +114,10 @@ pub fn run(
     let mut trainer = trainer.with_ranks(ranks)?;
     if let Some(checkpoint) = &resumed {
         trainer = trainer.resume(checkpoint)?;
-        state.best = state.best.filter(|_| compares(recipe, &state.recipe));
+        let stayed = state.read.is_empty() || state.read == *trainer.read();
+        state.best = state
+            .best
+            .filter(|_| stayed && compares(recipe, &state.recipe));
     }
     state = State {
         seed: settings.seed,
@@ -414,23 +417,22 @@ fn check_read(trainer: &Trainer, state: &State, folder: &Path, options: &RunOpti
     }
 }
 
-/// Whether validation losses of a recipe compare with those of an older one: it has the same objective, and samples.
+/// Settings that validation losses depend on, with those below them.
+const COMPARED: [&str; 8] = [
+    "objective",
+    "validation.data",
+    "validation.batches",
+    "data",
+    "seed",
+    "batch",
+    "model.text_tokenizer",
+    "model.start",
+];
+
+/// Whether validation losses of a recipe compare with those of an older one.
 fn compares(recipe: &Recipe, older: &str) -> bool {
-    let mut keys = vec![
-        "objective",
-        "validation.batches",
-        "seed",
-        "batch",
-        "model.text_tokenizer",
-    ];
-    keys.push(match recipe.settings.validation.data.is_empty() {
-        true => "data",
-        false => "validation.data",
-    });
-    let changed = recipe.differences(older).into_iter();
-    !changed
-        .into_iter()
-        .any(|(changed, ..)| keys.iter().any(|key| is_below(&changed, key)))
+    let mut changed = recipe.differences(older).into_iter();
+    !changed.any(|(changed, ..)| COMPARED.iter().any(|key| is_below(&changed, key)))
 }
 
 impl State {

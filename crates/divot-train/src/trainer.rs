@@ -92,7 +92,8 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// The same, for a checkpoint, which has what was lost or started from nothing. Caches are not looked at.
+    /// The same, for a checkpoint that is read afterwards. Caches are not looked at, nor is what only a new run is refused
+    /// for: it may be in the checkpoint.
     pub(crate) fn again(recipe: &Recipe, device: &Device) -> Result<Self> {
         Ok(Self::build(recipe, device)?.0)
     }

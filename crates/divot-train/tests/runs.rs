@@ -285,6 +285,7 @@ fn the_best_is_forgotten_where_losses_do_not_compare() {
     for (change, stays) in [
         ("validation.shown=1", true),
         ("objective.dropped=0.3", false),
+        ("data.0.source.filter.min_side=17", false),
     ] {
         let folder = tempfile::tempdir().expect("a folder");
         go(&diffusion(data.path(), &[]), folder.path(), &options(), 3);
