@@ -61,22 +61,6 @@ fn main() -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        // Training was stopped, which saved what was done.
-        Err(error)
-            if matches!(
-                error.downcast_ref::<divot_train::Error>(),
-                Some(divot_train::Error::Stopped)
-            ) =>
-        {
-            eprintln!("{error}");
-            ExitCode::from(130)
-        }
-        Err(error) => {
-            eprintln!("error: {}", divot::one_line(error.as_ref()));
-            match divot_cli::interrupted() {
-                true => ExitCode::from(130),
-                false => ExitCode::FAILURE,
-            }
-        }
+        Err(error) => divot_cli::ending(&error),
     }
 }

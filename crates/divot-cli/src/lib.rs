@@ -113,17 +113,19 @@ pub fn program<A: Parser>(run: impl FnOnce(A, &mut Output) -> Result<()>) -> Exi
             complain("stopped; nothing was written");
             ExitCode::from(interrupt::EXIT_CODE)
         }
-        Err(error) if is_saved(&error) => {
-            complain(&error.to_string());
-            ExitCode::from(interrupt::EXIT_CODE)
-        }
-        Err(error) => {
-            complain(&format!("error: {}", divot::one_line(error.as_ref())));
-            match interrupted() {
-                true => ExitCode::from(interrupt::EXIT_CODE),
-                false => ExitCode::FAILURE,
-            }
-        }
+        Err(error) => ending(&error),
+    }
+}
+
+/// Says in one line why a program ends, and returns its exit code.
+pub fn ending(error: &anyhow::Error) -> ExitCode {
+    match is_saved(error) {
+        true => complain(&error.to_string()),
+        false => complain(&format!("error: {}", divot::one_line(error.as_ref()))),
+    }
+    match is_saved(error) || interrupted() {
+        true => ExitCode::from(interrupt::EXIT_CODE),
+        false => ExitCode::FAILURE,
     }
 }
 

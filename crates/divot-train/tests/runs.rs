@@ -71,6 +71,13 @@ fn options() -> RunOptions {
     }
 }
 
+fn resuming() -> RunOptions {
+    RunOptions {
+        resume: true,
+        ..options()
+    }
+}
+
 /// Dropout and first weights are drawn by the device, whose generator all tests of a process share: each holds
 /// this from its first line.
 fn alone() -> MutexGuard<'static, ()> {
@@ -178,10 +185,7 @@ fn what_is_logged_is_the_mean_since_the_last_line() {
         assert!((mean - expected).abs() < 1e-6, "{mean} {losses:?}");
     }
 
-    let resume = RunOptions {
-        resume: true,
-        ..options()
-    };
+    let resume = resuming();
     let mut parts = Vec::new();
     for stop in [2, 2, usize::MAX] {
         let mut steps = 0;
@@ -251,10 +255,7 @@ fn a_run_that_others_started_from_may_not_move() {
     go(&from_first, second, &options(), 2);
     go(&from_second, third, &options(), 2);
 
-    let resume = RunOptions {
-        resume: true,
-        ..options()
-    };
+    let resume = resuming();
     // Nothing that is frozen comes from the second.
     go(&from_first, second, &resume, 2);
     go(&from_second, third, &resume, 1);
@@ -357,10 +358,7 @@ fn what_a_kill_leaves_is_passed_over() {
     text += "{\"step\":4,\"seconds\":1.0,\"train/loss\":9.0}\n{\"step\":5,\"sec";
     fs::write(&metrics, text).expect("metrics");
 
-    let resume = RunOptions {
-        resume: true,
-        ..options()
-    };
+    let resume = resuming();
     go(&recipe, killed.path(), &resume, usize::MAX);
     assert_eq!(weights(killed.path()), weights(whole.path()));
     assert!(!killed.path().join("checkpoints/.partial-abc").exists());
@@ -381,10 +379,7 @@ fn a_run_in_half_precision_goes_on_to_the_bit() {
     let losses = go(&half, folders[1].path(), &options(), usize::MAX);
     assert_ne!(losses, full);
 
-    let resume = RunOptions {
-        resume: true,
-        ..options()
-    };
+    let resume = resuming();
     let mut found = go(&half, folders[2].path(), &resume, 3);
     found.extend(go(&half, folders[2].path(), &resume, usize::MAX));
     assert_eq!(found, losses);
@@ -428,10 +423,7 @@ fn a_folder_is_not_overwritten_and_a_changed_recipe_is_named() {
     let text = refusal(&recipe, &options());
     assert!(text.contains("got to step 2"), "{text}");
 
-    let resume = RunOptions {
-        resume: true,
-        ..options()
-    };
+    let resume = resuming();
     let changed = diffusion(data.path(), &["validation.every=0", "rate.peak=0.5"]);
     let text = refusal(&changed, &resume);
     assert!(

@@ -190,7 +190,7 @@ impl Settings {
             Format::Texts => Some("texts are continued"),
             _ => None,
         };
-        if learns.captions && kind.is_some() && learns.clips && samples.format != Format::Texts {
+        if learns.captions && matches!(samples.format, Format::Questions | Format::Story) {
             refuse("source.format", "this objective needs captions");
         }
         let adaptation = matches!(self.objective, ObjectiveSettings::Adaptation { .. });
